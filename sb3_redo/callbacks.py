@@ -1,0 +1,332 @@
+"""Callbacks that measure and recycle dormant neurons while a model trains."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_redo.agents import (
+    NETWORK_NAMES,
+    agent_of,
+    gradient_steps_of,
+    initial_state,
+    initial_weights_of,
+    whole_batch,
+)
+from sb3_redo.clock import GradientClock
+from sb3_redo.dormancy import DormancyReport, Meter, overlap
+from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, Surgery, recycle
+from sb3_redo.sampling import (
+    Batch,
+    buffer_capacity,
+    has_buffer,
+    sample_batch,
+    stored_observations,
+    torch_generator,
+)
+from sb3_redo.settings import (
+    flag,
+    listed,
+    non_negative_integer,
+    non_negative_number,
+    one_of,
+    optional_integer,
+    positive_integer,
+)
+from sb3_redo.tensorboard import dormancy_values, write_layout, write_point, write_totals
+from sb3_redo.wiring import trace_wiring
+
+
+class DormancyCallback(BaseCallback):
+    """Measures the dormant fraction of every layer while a model trains, and logs it.
+
+    Measures on observations from the replay buffer, first when training is about to begin (gradient step 0) and
+    then after every ``measuring_period`` gradient steps, exactly there also inside a long ``train()`` call.
+    Training is bit for bit what it is without this callback.
+
+    :param dormancy_threshold: a neuron is dormant when its score is at most this (Sokar et al. 2023, definition
+        3.1). The authors used 0.1 throughout but for DQN's default setting, which had 0.025 (dopamine issue 226).
+    :param measuring_period: in gradient steps
+    :param batch_size: observations per measurement
+    :param thresholds: further thresholds at which the pooled fraction is logged
+    :param networks: names of the networks to measure, for instance ``["q_net"]``; all of them if not given
+    :param log_layers: whether to log a curve for every layer
+    :param log_histograms: whether to log a histogram of every layer's scores
+    :param seed: of the observations drawn; the model's own seed if not given
+    :param verbose: 1 prints what can be measured and recycled when training starts
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    def __init__(
+        self,
+        dormancy_threshold: float = 0.1,
+        measuring_period: int = 1000,
+        batch_size: int = 64,
+        thresholds: Sequence[float] = (0.0, 0.025, 0.1),
+        networks: Sequence[str] | None = None,
+        log_layers: bool = True,
+        log_histograms: bool = False,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        self.dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
+        self.measuring_period = positive_integer("measuring_period", measuring_period)
+        self.batch_size = positive_integer("batch_size", batch_size)
+        self.thresholds = tuple(non_negative_number("thresholds", value) for value in listed("thresholds", thresholds))
+        names = None if networks is None else listed("networks", networks)
+        self.networks = names and tuple(one_of("networks", name, NETWORK_NAMES) for name in names)
+        if names == []:
+            raise ValueError("networks must name at least one network, got an empty list; leave it out for all")
+        self.log_layers = flag("log_layers", log_layers)
+        self.log_histograms = flag("log_histograms", log_histograms)
+        self.seed = optional_integer("seed", seed)
+        self.report: DormancyReport | None = None
+        """The latest measurement."""
+        self._clock: GradientClock | None = None
+
+    def _on_training_start(self) -> None:
+        self._stop()
+        _refuse_parallel_training(self.locals.get("callback"))
+        self._agent = agent_of(self.model)
+        self._check_buffer()
+        self._meter = self._make_meter()
+        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
+        learn_call = self.model.start_time
+        self._clock = GradientClock(
+            self._agent.clock,
+            gradient_steps_of(self.model),
+            self._on_gradient_step,
+            is_current=lambda: self.model.start_time == learn_call,
+        )
+        write_layout(self.logger, self._meter.networks, log_layers=self.log_layers)
+
+    def _check_buffer(self) -> None:
+        if not has_buffer(self.model):
+            raise RuntimeError(f"{type(self.model).__name__} has no replay buffer to measure on")
+        capacity = buffer_capacity(self.model)
+        if self.batch_size > capacity:
+            raise RuntimeError(
+                f"batch_size is {self.batch_size}, but the replay buffer never holds more than {capacity} "
+                "observations: choose a smaller batch_size or a larger buffer_size"
+            )
+
+    def _make_meter(self) -> Meter:
+        unknown = [name for name in self.networks or () if name not in self._agent.networks]
+        if unknown:
+            have, name = ", ".join(map(repr, self._agent.networks)), type(self.model).__name__
+            raise RuntimeError(f"networks names {unknown[0]!r}, but the networks of {name} are {have}")
+        batch = whole_batch(self.model, self.model._last_obs)
+        wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
+        networks = {layer.name: self._agent.network_of(layer.name) for layer in wiring}
+        wanted = self.networks or self._agent.networks
+        networks = {layer: network for layer, network in networks.items() if network in wanted}
+        if not networks:
+            raise RuntimeError(f"nothing to measure in {', '.join(wanted)}; the policy's wiring is\n{wiring}")
+        if self.verbose > 0:
+            self.logger.info(str(wiring))
+        return Meter(self.model.policy, wiring, networks)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        training_begins = self.num_timesteps > getattr(self.model, "learning_starts", 0)
+        if self._clock is not None and self._clock.gradient_step == 0 and training_begins and self.report is None:
+            self._on_gradient_step(0)
+
+    def _on_gradient_step(self, gradient_step: int) -> None:
+        if gradient_step % self.measuring_period == 0:
+            report = self._measure(gradient_step)
+            if report is not None:
+                self._log(report, gradient_step)
+
+    def _measure(self, gradient_step: int) -> DormancyReport | None:
+        """Measure on fresh observations, unless there are too few of them or something is not finite."""
+        if stored_observations(self.model) < self.batch_size:
+            return None
+        batch = sample_batch(self.model, self.batch_size, (self._seed, gradient_step))
+        report = self._meter.measure(self._forward, batch, self.dormancy_threshold)
+        if report.not_finite:
+            warnings.warn(
+                f"activations of {', '.join(report.not_finite)} are NaN or infinite at gradient step {gradient_step}: "
+                "this measurement is left out and nothing is recycled",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        self.report = report
+        return report
+
+    def _forward(self, batch: Batch) -> Any:
+        return self._agent.forward(self.model.policy, batch)
+
+    def _log(self, report: DormancyReport, gradient_step: int) -> None:
+        values = dormancy_values(
+            report, self.thresholds, log_layers=self.log_layers, log_histograms=self.log_histograms
+        )
+        values["dormancy/gradient_step"] = gradient_step
+        shared = overlap((layer.dormant for layer in report.layers), self._previous_dormant(report))
+        if shared is not None:
+            values["dormancy/overlap"] = shared
+        self._memory["dormant"] = {layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers}
+        write_point(self.logger, values, self.num_timesteps)
+        write_totals(self.logger, {"dormancy/fraction": values["dormancy/fraction"]})
+
+    @property
+    def _memory(self) -> dict[str, Any]:
+        """What must outlive a save: kept on the model, since SB3 saves its plain attributes and no callback."""
+        memories: dict[str, dict[str, Any]] = self.model.__dict__.setdefault("dormancy_memory", {})
+        settings = f"{type(self).__name__} {self.dormancy_threshold} {self.measuring_period} {self.batch_size}"
+        return memories.setdefault(settings, {"dormant": {}, "recycled_total": 0})
+
+    def _previous_dormant(self, report: DormancyReport) -> Iterator[torch.Tensor]:
+        for layer in report.layers:
+            mask = torch.zeros_like(layer.dormant)
+            mask[self._memory["dormant"].get(layer.name, [])] = True
+            yield mask
+
+    def _on_training_end(self) -> None:
+        # The zoo calls this twice, once even when learn() failed before this callback was ready.
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
+
+
+class ReDoCallback(DormancyCallback):
+    """Recycles dormant neurons while a model trains (ReDo, Sokar et al. 2023), and logs what it does.
+
+    After every ``recycling_period`` gradient steps the neurons that are dormant on a fresh batch get new incoming
+    weights from their layer's initial distribution, their outgoing weights are cleared and the optimizer state of
+    both is renewed. Defaults are the paper's for DQN, ``optimizer_state`` apart.
+
+    :param dormancy_threshold: recycle neurons with a score of at most this; see :class:`DormancyCallback`
+    :param recycling_period: in gradient steps. The authors tuned 1,000 on DQN; for SAC they used 200,000.
+    :param batch_size: observations per measurement
+    :param start: recycle from this gradient step on
+    :param stop: recycle up to, not including, this gradient step; to the end if not given
+    :param outgoing: ``"zero"`` clears outgoing weights (the paper); ``"random"`` redraws them
+    :param optimizer_state: ``"clear"`` zeroes the moments of renewed weights and keeps the optimizer's step (the
+        paper's code); ``"restart"`` also zeroes the step of the whole tensor; ``"match"`` clears the first moment
+        and gives the second one the mean over the layer's live neurons, so that renewed weights move at the pace of
+        the others
+    :param compensate: add what recycled neurons contributed on average to their consumers' biases
+    :param measuring_period: in gradient steps; recycling measures for itself where the two do not coincide
+    :param thresholds: see :class:`DormancyCallback`, as all that follow
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    def __init__(
+        self,
+        dormancy_threshold: float = 0.1,
+        recycling_period: int = 1000,
+        batch_size: int = 64,
+        start: int = 0,
+        stop: int | None = None,
+        outgoing: str = "zero",
+        optimizer_state: str = "match",
+        compensate: bool = False,
+        measuring_period: int = 1000,
+        thresholds: Sequence[float] = (0.0, 0.025, 0.1),
+        networks: Sequence[str] | None = None,
+        log_layers: bool = True,
+        log_histograms: bool = False,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(
+            dormancy_threshold,
+            measuring_period,
+            batch_size,
+            thresholds,
+            networks,
+            log_layers,
+            log_histograms,
+            seed,
+            verbose,
+        )
+        self.recycling_period = positive_integer("recycling_period", recycling_period)
+        self.start = non_negative_integer("start", start)
+        self.stop = optional_integer("stop", stop)
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop must be greater than start, got start={self.start} and stop={self.stop}")
+        self.surgery = Surgery(
+            one_of("outgoing", outgoing, OUTGOING),
+            one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE),
+            flag("compensate", compensate),
+        )
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._initial_weights = initial_weights_of(self.model)
+
+    def _make_meter(self) -> Meter:
+        meter = super()._make_meter()
+        recyclable = [layer for layer in meter.layers if layer.recyclable]
+        if not recyclable:
+            raise RuntimeError("no layer can be recycled:\n" + "\n".join(map(str, meter.layers)))
+        if self.surgery.compensate:
+            for consumer in {name for layer in recyclable for name in layer.consumers}:
+                if self.model.policy.get_submodule(consumer).bias is None:
+                    raise RuntimeError(f"compensate=True adds to the bias of {consumer}, which has none")
+        return meter
+
+    def _on_gradient_step(self, gradient_step: int) -> None:
+        if not self._recycles_at(gradient_step):
+            super()._on_gradient_step(gradient_step)
+            return
+        report = self._measure(gradient_step)
+        if report is None:
+            return
+        if gradient_step % self.measuring_period == 0:
+            self._log(report, gradient_step)
+        self._recycle(report, gradient_step)
+
+    def _recycles_at(self, gradient_step: int) -> bool:
+        """Whether a gradient step is one to recycle after; step 0 is none, nothing has been learned yet."""
+        within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
+        return gradient_step > 0 and within and gradient_step % self.recycling_period == 0
+
+    def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
+        record = recycle(
+            self.model.policy,
+            report,
+            self._agent.optimizers,
+            self._initial_weights,
+            torch_generator((self._seed, gradient_step)),
+            self.surgery,
+            initial_state=initial_state,
+            forward=self._forward,
+        )
+        self._memory["recycled_total"] += record.recycled
+        total = self._memory["recycled_total"]
+        write_point(self.logger, {"redo/recycled": record.recycled, "redo/recycled_total": total}, self.num_timesteps)
+        write_totals(self.logger, {"redo/recycled_total": total})
+
+
+def _callbacks_in(callback: Any) -> Iterator[BaseCallback]:
+    """A callback and all that it holds."""
+    if callback is None:
+        return
+    yield callback
+    children: Iterable[Any] = getattr(callback, "callbacks", ())
+    for child in (*children, getattr(callback, "callback", None)):
+        if isinstance(child, BaseCallback):
+            yield from _callbacks_in(child)
+
+
+def _refuse_parallel_training(callback: Any) -> None:
+    """The zoo's ParallelTrainCallback trains a copy of the model and overwrites this one's weights with the copy's."""
+    for other in _callbacks_in(callback):
+        if type(other).__name__ == "ParallelTrainCallback":
+            raise RuntimeError(
+                "ParallelTrainCallback trains a copy of the model and overwrites the weights of this one: nothing "
+                "recycled here would last, and no gradient step is seen. Remove one of the two callbacks."
+            )

@@ -1,0 +1,47 @@
+"""The gradient-step clock: acts inside ``train()``, right after the step that is due."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+class GradientClock:
+    """Counts an optimizer's steps and calls back after each of them.
+
+    SB3's callbacks never see a gradient step: a ``train()`` call makes any number of them and moves its counter
+    afterwards. So the optimizer is asked.
+
+    :param optimizer: the one whose step ends a gradient step
+    :param gradient_step: gradient steps made before
+    :param on_step: called with the number of the gradient step just made. When it raises, the clock stops first.
+    :param is_current: whether the training that the clock was started for still runs; when not, the clock stops.
+        SB3 tells callbacks nothing when ``learn()`` is left by an exception.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        gradient_step: int,
+        on_step: Callable[[int], None],
+        is_current: Callable[[], bool],
+    ):
+        self.gradient_step = gradient_step
+        self._on_step = on_step
+        self._is_current = is_current
+        self._handle = optimizer.register_step_post_hook(self._tick)
+
+    def _tick(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_current():
+            self.stop()
+            return
+        self.gradient_step += 1
+        try:
+            self._on_step(self.gradient_step)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Take the hook off the optimizer; may be called any number of times."""
+        self._handle.remove()

@@ -1,0 +1,63 @@
+"""The torch functions that matter on a neuron's way, seen while a network runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+_ACTIVATION_NAMES = (
+    "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign tanh sigmoid logsigmoid "
+    "hardtanh hardswish hardsigmoid hardshrink softshrink tanhshrink threshold"
+).split()
+_NON_NEGATIVE_NAMES = ("relu", "relu6", "sigmoid", "softplus", "hardsigmoid")
+_NORMALISATION_NAMES = (
+    "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"
+).split()
+
+
+def _spellings(names: tuple[str, ...] | list[str]) -> frozenset[Callable[..., Any]]:
+    """Every callable that torch offers under these names: function, method, and their in-place forms."""
+    owners = (F, torch, torch.Tensor)
+    wanted = [name + suffix for name in names for suffix in ("", "_")]
+    return frozenset(getattr(owner, name) for owner in owners for name in wanted if hasattr(owner, name))
+
+
+ACTIVATIONS = _spellings(_ACTIVATION_NAMES)
+NON_NEGATIVE = _spellings(_NON_NEGATIVE_NAMES)
+"""Activations whose output needs no absolute value."""
+NORMALISATIONS = _spellings(_NORMALISATION_NAMES)
+
+
+class FunctionWatcher(TorchFunctionMode):
+    """Numbers a forward pass's activation and normalisation calls and lets a subclass act on each.
+
+    The number of a call is its name from one pass to the next. That holds as long as the network
+    makes the same calls every time; whoever relies on it compares the totals.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation_calls = 0
+        self.normalisation_calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in ACTIVATIONS:
+            call = self.activation_calls
+            self.activation_calls += 1
+            return self.on_activation(call, func, func(*args, **kwargs))
+        if func in NORMALISATIONS:
+            call = self.normalisation_calls
+            self.normalisation_calls += 1
+            return self.on_normalisation(call, func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def on_activation(self, call: int, func: Any, output: torch.Tensor) -> torch.Tensor:
+        """Sees the output of activation number ``call``; what it returns takes the output's place."""
+        return output
+
+    def on_normalisation(self, call: int, func: Any, args: Any, kwargs: Any) -> Any:
+        """Stands in for normalisation number ``call``."""
+        return func(*args, **kwargs)

@@ -1,0 +1,112 @@
+"""Fresh weights from the distribution that a layer was first initialised from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Independent entries: ``uniform`` on [first, second) or ``normal`` with mean first and deviation second."""
+
+    kind: str
+    first: float
+    second: float
+
+
+class _FillWatcher(TorchDispatchMode):
+    """Notes for every storage whether the last thing written was one random fill of the whole of it.
+
+    Watched below torch's Python functions, so that ``nn.init``, layer constructors and hand-written initialisers
+    all look the same. Any other write makes the storage's distribution unknown.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fills: dict[int, Fill | None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and func._schema.returns[0].alias_info is None:
+            self.fills[_storage(result)] = None  # a new tensor, perhaps in the memory of one that is gone
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
+                self.fills[_storage(value)] = self._fill(str(func), value, args[1:], kwargs or {})
+        return result
+
+    @staticmethod
+    def _fill(name: str, written: Tensor, settings: Any, kwargs: Any) -> Fill | None:
+        covers = written.numel() * written.element_size() == written.untyped_storage().nbytes()
+        kind = {"aten.uniform_.default": "uniform", "aten.normal_.default": "normal"}.get(name)
+        if kind is None or not covers:
+            return None
+        first, second = (*settings, *(0.0, 1.0)[len(settings) :])[:2]
+        first, second = kwargs.get("from", kwargs.get("mean", first)), kwargs.get("to", kwargs.get("std", second))
+        return Fill(kind, first, second)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class InitialWeights:
+    """Draws weights as a freshly built policy has them.
+
+    Where building fills a weight with independent uniform or normal numbers, rows are drawn from just that; where
+    it does anything else (orthogonal, scaled, copied), the policy is built again and its rows taken. A policy whose
+    untrained weights do not look like a freshly built one's was initialised by hand afterwards: its rows are then
+    drawn, entry by entry, from the weights it began with.
+
+    :param build: builds a fresh policy on the CPU
+    :param untrained: the policy itself, if it has not been trained yet
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], untrained: nn.Module | None = None):
+        self._build = build
+        watcher = _FillWatcher()
+        with torch.random.fork_rng(devices=()), watcher:
+            torch.manual_seed(0)
+            fresh = build()
+        parameters = dict(fresh.named_parameters())
+        self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
+        self._samples: dict[str, Tensor] = {}
+        for name, parameter in untrained.named_parameters() if untrained is not None else ():
+            if parameter.ndim > 1 and name in parameters and not _look_alike(parameter, parameters[name]):
+                self._samples[name] = parameter.detach().cpu().clone().flatten()
+
+    def draw(self, name: str, like: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Fresh values for some rows of a weight.
+
+        :param name: the parameter's path below the policy
+        :param like: the parameter, [neurons, ...]
+        :param rows: long tensor of the rows wanted
+        :param generator: where all randomness comes from, on the CPU
+        :return: [rows, ...], of the parameter's dtype and device
+        """
+        shape = (len(rows), *like.shape[1:])
+        fill = self._fills.get(name)
+        if name in self._samples:
+            sample = self._samples[name]
+            drawn = sample[torch.randint(len(sample), shape, generator=generator)]
+        elif fill is not None:
+            drawn = torch.empty(shape)
+            draw = drawn.uniform_ if fill.kind == "uniform" else drawn.normal_
+            draw(fill.first, fill.second, generator=generator)
+        else:
+            seed = int(torch.randint(2**62, (), generator=generator))
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(seed)
+                drawn = self._build().get_parameter(name).detach()[rows.cpu()]
+        return drawn.to(like)
+
+
+def _look_alike(one: Tensor, other: Tensor) -> bool:
+    """Two-sample Kolmogorov-Smirnov test at p of about 1e-7, so that no chance difference is taken for a real one."""
+    x, y = (tensor.detach().double().cpu().flatten()[:20_000].sort().values for tensor in (one, other))
+    both = torch.cat([x, y])
+    distance = (torch.searchsorted(x, both, right=True) / len(x) - torch.searchsorted(y, both, right=True) / len(y)).abs().max()
+    return bool(distance < 2.9 * ((len(x) + len(y)) / (len(x) * len(y))) ** 0.5)

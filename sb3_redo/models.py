@@ -1,0 +1,83 @@
+"""Measuring and recycling a Stable-Baselines3 model by hand."""
+
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_redo.agents import agent_of, gradient_steps_of, initial_state, initial_weights_of, whole_batch
+from sb3_redo.dormancy import DormancyReport, Meter
+from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, RecyclingRecord, Surgery, recycle
+from sb3_redo.sampling import has_buffer, sample_batch, torch_generator
+from sb3_redo.settings import flag, non_negative_number, one_of, optional_integer, positive_integer
+from sb3_redo.wiring import trace_wiring
+
+
+def measure_dormancy(
+    model: BaseAlgorithm, dormancy_threshold: float = 0.1, batch_size: int = 256, observations: Any = None
+) -> DormancyReport:
+    """Measure which neurons of a model are dormant. Changes nothing, draws from no random stream of the model.
+
+    :param model: any supported model, also a loaded one
+    :param dormancy_threshold: a neuron is dormant when its score is at most this
+    :param batch_size: observations drawn from the replay buffer
+    :param observations: measure on these instead: an array or dictionary of arrays [batch, ...] as the environment
+        gives them; critics then see the policy's own actions
+    :return: the report
+    :raises ValueError: when there are no observations, or fewer than ``batch_size``
+    :raises RuntimeError: when the algorithm is not supported or nothing in the policy can be measured
+    """
+    dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
+    batch_size = positive_integer("batch_size", batch_size)
+    agent = agent_of(model)
+    if observations is not None:
+        batch = whole_batch(model, observations)
+    elif has_buffer(model):
+        batch = sample_batch(model, batch_size, (model.seed or 0, gradient_steps_of(model)))
+    else:
+        raise ValueError(f"this {type(model).__name__} has no replay buffer to sample: pass observations=")
+    wiring = trace_wiring(model.policy, batch, forward=agent.forward)
+    networks = {layer.name: agent.network_of(layer.name) for layer in wiring}
+    meter = Meter(model.policy, wiring, networks)
+    return meter.measure(lambda inputs: agent.forward(model.policy, inputs), batch, dormancy_threshold)
+
+
+def recycle_dormant(
+    model: BaseAlgorithm,
+    report: DormancyReport,
+    outgoing: str = "zero",
+    optimizer_state: str = "match",
+    compensate: bool = False,
+    seed: int | None = None,
+) -> RecyclingRecord:
+    """Recycle the dormant neurons of a report, in place (Sokar et al. 2023, algorithm 1).
+
+    Incoming weights are redrawn from the layer's initial distribution, outgoing ones cleared, biases set to 0, and
+    the optimizer state of all of them renewed. Target networks follow by the algorithm's own synchronisation.
+
+    :param model: the model that was measured
+    :param report: from :func:`measure_dormancy`; layers that cannot be recycled are skipped
+    :param outgoing: ``zero`` or ``random``, see :class:`~sb3_redo.recycling.Surgery`
+    :param optimizer_state: ``clear``, ``restart`` or ``match``
+    :param compensate: keep the mean input of every consumer where it was
+    :param seed: of the fresh weights; the model's own seed if not given
+    :return: which neurons were recycled
+    :raises ValueError: on an unknown choice
+    """
+    surgery = Surgery(
+        one_of("outgoing", outgoing, OUTGOING),
+        one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE),
+        flag("compensate", compensate),
+    )
+    seed = optional_integer("seed", seed)
+    agent = agent_of(model)
+    steps = gradient_steps_of(model)
+    return recycle(
+        model.policy,
+        report,
+        agent.optimizers,
+        initial_weights_of(model),
+        torch_generator(((model.seed or 0) if seed is None else seed, steps)),
+        surgery,
+        initial_state=initial_state,
+        forward=lambda batch: agent.forward(model.policy, batch),
+    )

@@ -1,0 +1,285 @@
+"""One recycling step: redraw incoming weights, clear outgoing ones and the optimizer state of both."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sb3_redo.dormancy import DormancyReport
+from sb3_redo.initial_weights import InitialWeights
+from sb3_redo.probe import evaluating, neuron_axis
+from sb3_redo.wiring import LayerWiring
+
+OUTGOING = ("zero", "random")
+OPTIMIZER_STATE = ("clear", "restart", "match")
+
+# What adaptive optimizers divide by. Everything else of the parameter's shape is a first moment or a momentum.
+_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta")
+
+InitialState = Callable[[Optimizer, str], float]
+"""The value with which an optimizer first fills the state tensor of that name."""
+
+
+def zero_state(optimizer: Optimizer, key: str) -> float:
+    """The initial state of torch's own optimizers."""
+    return float(optimizer.defaults.get("initial_accumulator_value", 0.0)) if key == "sum" else 0.0
+
+
+@dataclass(frozen=True)
+class RecyclingRecord:
+    """What one recycling step did.
+
+    :param neurons: layer name to long tensor of the neurons recycled; layers without any are left out
+    """
+
+    neurons: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def recycled(self) -> int:
+        """How many neurons were recycled."""
+        return sum(len(neurons) for neurons in self.neurons.values())
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """How dormant neurons are recycled.
+
+    :param outgoing: ``zero`` clears outgoing weights (the paper), ``random`` redraws them
+    :param optimizer_state: ``clear`` zeroes both moments and keeps the step (the paper's code), ``restart`` also
+        zeroes the tensor's step, ``match`` clears the first moment and gives the second one the mean over the
+        layer's live neurons
+    :param compensate: add the recycled neurons' mean contribution to their consumers' biases
+    """
+
+    outgoing: str = "zero"
+    optimizer_state: str = "match"
+    compensate: bool = False
+
+
+@dataclass
+class _Edit:
+    """Entries ``index`` along ``axis`` of ``tensor`` become ``values``."""
+
+    tensor: Tensor
+    axis: int
+    index: Tensor
+    values: Tensor | float
+
+    def apply(self) -> None:
+        if isinstance(self.values, Tensor):
+            self.tensor.index_copy_(self.axis, self.index, self.values.to(self.tensor))
+        else:
+            self.tensor.index_fill_(self.axis, self.index, self.values)
+
+
+def recycle(
+    policy: nn.Module,
+    report: DormancyReport,
+    optimizers: Iterable[Optimizer],
+    initial_weights: InitialWeights,
+    generator: torch.Generator,
+    surgery: Surgery,
+    *,
+    initial_state: InitialState = zero_state,
+    forward: Callable[[Any], Any] | None = None,
+) -> RecyclingRecord:
+    """Recycle the dormant neurons of a report (Sokar et al. 2023, algorithm 1), in place.
+
+    First all incoming weights of all dormant neurons are redrawn and their biases set to 0, then all their outgoing
+    weights are cleared, so that a weight between two dormant neurons ends at 0. Changes weights and biases of the
+    policy and the state of the optimizers that hold them, nothing else. Everything is computed before anything is
+    written, so that an error leaves the policy whole.
+
+    :param policy: the policy that was measured
+    :param report: from one measurement; only recyclable layers are touched
+    :param optimizers: all that may hold the policy's parameters; state is matched by parameter identity
+    :param initial_weights: where fresh weights come from
+    :param generator: source of all randomness, on the CPU
+    :param surgery: how to recycle
+    :param initial_state: what an optimizer's state starts at
+    :param forward: runs the policy on the report's batch, needed to compensate
+    :return: which neurons were recycled
+    :raises ValueError: when ``compensate`` meets a consumer without a bias
+    """
+    dormant = {layer.name: layer.dormant.nonzero().flatten() for layer in report.layers if layer.recyclable}
+    dormant = {name: neurons for name, neurons in dormant.items() if len(neurons)}
+    planner = _Planner(policy, list(optimizers), initial_state, surgery.optimizer_state)
+    with torch.no_grad():
+        if surgery.compensate and dormant:
+            assert forward is not None
+            _plan_compensation(planner, report, dormant, forward)
+        for name, neurons in dormant.items():
+            _plan_incoming(planner, name, neurons, initial_weights, generator)
+        for name, neurons in dormant.items():
+            _plan_outgoing(planner, report.wiring[name], neurons, initial_weights, generator, surgery.outgoing)
+        planner.commit()
+    return RecyclingRecord({name: neurons.cpu() for name, neurons in dormant.items()})
+
+
+class _Planner:
+    """Collects edits of weights together with those of their optimizer state, and then makes them all."""
+
+    def __init__(self, policy: nn.Module, optimizers: list[Optimizer], initial_state: InitialState, mode: str):
+        self.policy = policy
+        self.optimizers = optimizers
+        self.initial_state = initial_state
+        self.mode = mode
+        self.edits: list[_Edit] = []
+        self.restarts: list[dict[str, Any]] = []
+
+    def change(
+        self,
+        parameter: Tensor,
+        index: Tensor,
+        values: Tensor | float,
+        live: Tensor,
+        *,
+        axis: int = 0,
+        rows: slice = slice(None),
+    ) -> None:
+        """Plan new values for a parameter and the state that goes with them.
+
+        :param index: the entries along ``axis`` to change, within ``rows`` of the parameter
+        :param live: the entries along ``axis`` that belong to live neurons of the same layer
+        """
+        self.edits.append(_Edit(parameter[rows], axis, index, values))
+        for optimizer in self.optimizers:
+            state = optimizer.state.get(parameter)
+            if not state:
+                continue
+            for key, tensor in state.items():
+                if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
+                    self.edits.append(self._state_edit(optimizer, key, tensor[rows], axis, index, live))
+            if self.mode == "restart" and "step" in state:
+                self.restarts.append(state)
+
+    def _state_edit(
+        self, optimizer: Optimizer, key: str, tensor: Tensor, axis: int, index: Tensor, live: Tensor
+    ) -> _Edit:
+        if self.mode != "match" or key not in _SECOND_MOMENTS or not len(live):
+            return _Edit(tensor, axis, index, self.initial_state(optimizer, key))
+        mean = _mean_along(tensor, axis, live)
+        shape = list(tensor.shape)
+        shape[axis] = len(index)
+        return _Edit(tensor, axis, index, mean.expand(shape))
+
+    def commit(self) -> None:
+        for edit in self.edits:
+            edit.apply()
+        for state in self.restarts:
+            if isinstance(state["step"], Tensor):
+                state["step"].zero_()
+            else:
+                state["step"] = 0
+
+
+def _mean_along(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Mean over some entries along an axis, which stays with size 1.
+
+    A product with a 0/1 vector reads the tensor once, where picking the entries first would copy them.
+    """
+    weights = torch.zeros(tensor.shape[axis], dtype=tensor.dtype, device=tensor.device)
+    weights[index] = 1 / len(index)
+    return torch.tensordot(weights, tensor, dims=([0], [axis])).unsqueeze(axis)
+
+
+def _parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
+    parameter = getattr(policy.get_submodule(layer), name)
+    assert parameter is None or isinstance(parameter, Tensor)
+    return parameter
+
+
+def _plan_incoming(
+    planner: _Planner, name: str, neurons: Tensor, initial_weights: InitialWeights, generator: torch.Generator
+) -> None:
+    weight, bias = (_parameter(planner.policy, name, part) for part in ("weight", "bias"))
+    assert weight is not None
+    is_live = torch.ones(len(weight), dtype=torch.bool, device=neurons.device)
+    is_live[neurons] = False
+    live = is_live.nonzero().flatten()
+    planner.change(weight, neurons, initial_weights.draw(f"{name}.weight", weight, neurons, generator), live)
+    if bias is not None:
+        planner.change(bias, neurons, 0.0, live)
+
+
+def _plan_outgoing(
+    planner: _Planner,
+    layer: LayerWiring,
+    neurons: Tensor,
+    initial_weights: InitialWeights,
+    generator: torch.Generator,
+    outgoing: str,
+) -> None:
+    is_dormant = torch.zeros(layer.neurons, dtype=torch.bool, device=neurons.device)
+    is_dormant[neurons] = True
+    for consumer, positions in layer.consumers.items():
+        weight = _parameter(planner.policy, consumer, "weight")
+        assert weight is not None
+        positions = positions.to(neurons.device)
+        cleared = (positions >= 0) & is_dormant[positions]
+        live = (positions >= 0) & ~is_dormant[positions]
+        if not cleared.any():
+            continue
+        drawn = None
+        if outgoing == "random":
+            every_row = torch.arange(len(weight))
+            drawn = initial_weights.draw(f"{consumer}.weight", weight, every_row, generator)
+        for rows, columns in _groups(planner.policy.get_submodule(consumer), weight):
+            index = cleared[columns].nonzero().flatten()
+            if len(index):
+                values = 0.0 if drawn is None else drawn[rows].index_select(1, index)
+                alive = live[columns].nonzero().flatten()
+                planner.change(weight, index, values, alive, axis=1, rows=rows)
+
+
+def _groups(consumer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:
+    """Rows of a weight and the input positions they read: all and all, but for a grouped convolution."""
+    groups = int(getattr(consumer, "groups", 1))
+    outputs, inputs = len(weight) // groups, weight.shape[1]
+    return [(slice(g * outputs, (g + 1) * outputs), slice(g * inputs, (g + 1) * inputs)) for g in range(groups)]
+
+
+def _plan_compensation(
+    planner: _Planner, report: DormancyReport, dormant: dict[str, Tensor], forward: Callable[[Any], Any]
+) -> None:
+    """Add to each consumer's bias what its dormant inputs contributed on average over the measured batch."""
+    columns: dict[str, Tensor] = {}
+    for name, neurons in dormant.items():
+        for consumer, positions in report.wiring[name].consumers.items():
+            theirs = torch.isin(positions, neurons.cpu()) & (positions >= 0)
+            columns[consumer] = columns[consumer] | theirs if consumer in columns else theirs
+    for consumer in columns:
+        if _parameter(planner.policy, consumer, "bias") is None:
+            raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
+    contributions: dict[str, list[Tensor]] = {consumer: [] for consumer in columns}
+
+    def record(name: str, layer: Any, value: Tensor) -> None:
+        # Averaged over the batch first: a layer is linear in its input, so the mean of its outputs is
+        # the output for the mean. Averaged over space after, since a convolution sees borders differently.
+        mean = value.mean(0, keepdim=True)
+        axis = neuron_axis(layer, mean)
+        shape = [1] * mean.ndim
+        shape[axis] = -1
+        kept = mean * (~columns[name]).to(mean).view(shape)
+        lost = (layer.forward(mean) - layer.forward(kept)).movedim(axis, 0)
+        contributions[name].append(lost.flatten(1).mean(1))
+
+    handles = []
+    try:
+        for consumer in columns:
+            layer = planner.policy.get_submodule(consumer)
+            hook = lambda module, args, name=consumer: record(name, module, args[0])  # noqa: E731
+            handles.append(layer.register_forward_pre_hook(hook))
+        with evaluating(planner.policy):
+            forward(report.batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for consumer, each in contributions.items():
+        bias = _parameter(planner.policy, consumer, "bias")
+        assert bias is not None
+        every = torch.arange(len(bias), device=bias.device)
+        planner.edits.append(_Edit(bias, 0, every, bias + torch.stack(each).mean(0)))

@@ -1,0 +1,67 @@
+"""Checks of what users set, at the moment they set it."""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """:raises TypeError: on anything but an integer; :raises ValueError: below 1"""
+    number = _integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return number
+
+
+def non_negative_integer(name: str, value: Any) -> int:
+    number = _integer(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}")
+    return number
+
+
+def optional_integer(name: str, value: Any) -> int | None:
+    return None if value is None else non_negative_integer(name, value)
+
+
+def _integer(name: str, value: Any) -> int:
+    # A float such as 1e3 is what YAML makes of a period written that way.
+    is_whole = isinstance(value, float) and value.is_integer()
+    if isinstance(value, bool) or not (isinstance(value, int) or is_whole or hasattr(value, "__index__")):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return int(value)
+
+
+def non_negative_number(name: str, value: Any) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        hint = " (PyYAML reads 1e-3 as text: write 0.001 or 1.0e-3)" if isinstance(value, str) else ""
+        raise TypeError(f"{name} must be a number, got {value!r}{hint}")
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """:raises ValueError: naming the choices and the nearest of them"""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if value not in choices:
+        nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+    return value
+
+
+def listed(name: str, value: Any) -> list[Any]:
+    """A list or tuple; a lone text is refused, since it would be read letter by letter."""
+    if isinstance(value, (str, dict)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list, got {value!r}")
+    return list(value)

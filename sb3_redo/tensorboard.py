@@ -1,0 +1,84 @@
+"""Points at the step they were measured, and a TensorBoard layout to look at them."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from stable_baselines3.common.logger import (
+    DISABLED,
+    CSVOutputFormat,
+    HumanOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+)
+
+from sb3_redo.dormancy import DormancyReport
+
+
+def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -> None:
+    """Write values to every file format of a logger now, at their own step.
+
+    ``Logger.record`` keeps only the last value until SB3 dumps its log, which it does per episodes, and stamps it
+    with the dump's step. The console is left out: its table cuts keys to 36 characters and stops the run when two
+    of them coincide.
+
+    :param values: key to number, or to a tensor for a histogram (not in CSV)
+    :param num_timesteps: SB3's own x axis. CSV and JSON rows carry it as ``time/total_timesteps``.
+    """
+    if logger.level == DISABLED:
+        return
+    for output in logger.output_formats:
+        if not isinstance(output, KVWriter) or isinstance(output, HumanOutputFormat):
+            continue
+        row = dict(values)
+        if isinstance(output, CSVOutputFormat):
+            row = {key: value for key, value in row.items() if not isinstance(value, torch.Tensor)}
+        if not isinstance(output, TensorBoardOutputFormat):
+            row["time/total_timesteps"] = num_timesteps
+        output.write(row, {key: ("",) for key in row}, num_timesteps)
+
+
+def write_totals(logger: Logger, values: Mapping[str, float]) -> None:
+    """Show values in the console's next table, and only there."""
+    for key, value in values.items():
+        logger.record(key, value, exclude=("tensorboard", "csv", "json"))
+
+
+def dormancy_values(
+    report: DormancyReport, thresholds: Iterable[float], *, log_layers: bool, log_histograms: bool
+) -> dict[str, Any]:
+    """The contents of a report under their keys."""
+    values: dict[str, Any] = {"dormancy/fraction": report.dormant_fraction}
+    values |= {f"dormancy/{network}": report.network_fraction(network) for network in report.networks}
+    values |= {f"dormancy_thresholds/{threshold}": report.fraction_at(threshold) for threshold in thresholds}
+    if log_layers:
+        values |= {f"dormancy_layers/{layer.name}": layer.dormant_fraction for layer in report.layers}
+    if log_histograms:
+        values |= {f"dormancy_scores/{layer.name}": layer.scores for layer in report.layers}
+    return values
+
+
+def write_layout(logger: Logger, networks: Mapping[str, str], *, log_layers: bool) -> None:
+    """Set up TensorBoard's Custom Scalars tab: all networks in one chart, the layers of each in another.
+
+    :param networks: layer name to network name
+    """
+    names = tuple(dict.fromkeys(networks.values()))
+    charts = {
+        "episode return": ["Multiline", _exactly("rollout/ep_rew_mean")],
+        "dormant fraction": ["Multiline", _exactly("dormancy/fraction", *(f"dormancy/{name}" for name in names))],
+    }
+    for name in names if log_layers else ():
+        layers = (f"dormancy_layers/{layer}" for layer, network in networks.items() if network == name)
+        charts[f"dormant fraction: layers of {name}"] = ["Multiline", _exactly(*layers)]
+    charts["neurons recycled"] = ["Multiline", _exactly("redo/recycled")]
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            output.writer.add_custom_scalars({"dormancy": charts})
+
+
+def _exactly(*keys: str) -> list[str]:
+    """TensorBoard takes the tags of a chart for regular expressions."""
+    return [f"^{re.escape(key)}$" for key in keys]

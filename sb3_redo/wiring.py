@@ -1,0 +1,327 @@
+"""Which neurons a network has, where each one's weights come in and where they go out.
+
+Nothing is guessed from the order of modules: the network is asked. One layer at a time is given chosen
+outputs while all others are frozen, so that only parameter-free operations lie between it and whatever it
+reaches (``probe.py``).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sb3_redo.probe import (
+    MIXED,
+    NOBODY,
+    Choice,
+    Place,
+    Prober,
+    Reading,
+    map_tensors,
+    neuron_axis,
+)
+
+OBSERVATION = "the observation"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor in which a layer's activations can be seen during a forward pass.
+
+    :param kind: ``activation`` (output of an activation call), ``input`` (of a layer) or ``result`` (of a layer)
+    :param name: the layer's name, or the number of the activation call
+    :param call: which call of that name
+    :param neurons: the neuron at each element of one sample, -1 for none, long tensor [...] with axes along
+        which the neuron never changes kept at size 1
+    """
+
+    kind: str
+    name: str
+    call: int
+    neurons: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class LayerWiring:
+    """One measured layer.
+
+    :param name: module path below the traced policy
+    :param neurons: number of outputs (linear) or output channels (convolution)
+    :param recyclable: whether every position its neurons feed is theirs alone, in consumers that may be changed
+    :param reason: why it is not recyclable, else ``None``
+    :param consumers: layer name to long tensor [input positions]: the neuron feeding each column of a linear
+        layer or input channel of a convolution, -1 for none
+    :param exact: whether recycling a dead neuron leaves every output as it was. It does not where a normalisation
+        or a learned offset lies between the neuron and its consumers.
+    :param sites: where the activations are measured
+    """
+
+    name: str
+    neurons: int
+    recyclable: bool
+    reason: str | None
+    consumers: dict[str, Tensor] = field(repr=False)
+    exact: bool
+    sites: tuple[Site, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        how = self.reason or ("yes" if self.exact else "yes, but not exactly: a normalisation or an offset lies on the way")
+        return f"{self.name}: {self.neurons} neurons, feeds {', '.join(self.consumers) or 'nothing'}; recyclable: {how}"
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What can be measured and recycled in a policy, and why not; prints as a table.
+
+    :param layers: the hidden layers, in the order in which they run
+    :param outputs: names of the layers that feed no other layer: neither measured nor recycled
+    :param activation_calls: activation calls in one forward pass, to notice a network that changed
+    """
+
+    layers: tuple[LayerWiring, ...]
+    outputs: tuple[str, ...]
+    activation_calls: int
+
+    def __iter__(self) -> Iterator[LayerWiring]:
+        return iter(self.layers)
+
+    def __getitem__(self, name: str) -> LayerWiring:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(f"no measured layer {name!r}; there are {', '.join(layer.name for layer in self.layers)}")
+
+    def __str__(self) -> str:
+        rows = [("layer", "neurons", "feeds", "recyclable")]
+        for layer in self.layers:
+            how = "yes" if layer.exact else "yes, but not exactly: a normalisation or an offset lies on the way"
+            feeds = ", ".join(layer.consumers) or "nothing"
+            rows.append((layer.name, str(layer.neurons), feeds, f"no: {layer.reason}" if layer.reason else how))
+        rows += [(name, "", "(output)", "no: an output layer is neither measured nor recycled") for name in self.outputs]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows)
+
+    __repr__ = __str__
+
+
+def trace_wiring(
+    policy: nn.Module, observations: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None
+) -> Wiring:
+    """Find the hidden layers of a policy and what each of their neurons feeds, by perturbation.
+
+    Leaves the policy as it was: weights, modes, random streams. Sees ``Linear`` and ``Conv1d/2d/3d`` layers that
+    run in the forward pass; whatever else has parameters counts as an operation that mixes neurons.
+
+    :param policy: any module; layers are named by their path below it
+    :param observations: a batch of what ``forward`` takes, at least one row; two are used
+    :param forward: runs every network of the policy in one pass and returns all outputs. Default: the policy
+        itself, or its ``actor`` and ``critic`` where it has both (the critic at the actor's actions).
+    :return: the wiring
+    :raises RuntimeError: when nothing in the policy can be measured
+
+    >>> policy = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> wiring = trace_wiring(policy, torch.ones(1, 3))
+    >>> wiring.layers[0].consumers["2"].tolist()
+    [0, 1, 2, 3]
+    """
+    inputs = map_tensors(_two_rows, observations)
+    if forward is None:
+        forward, inputs = _whole_policy(policy, inputs)
+    call = forward
+    prober = Prober(policy, lambda: call(policy, inputs))
+    readings = {name: prober.read(name) for name in prober.layers}
+    others = {OBSERVATION: _read_inputs(prober, lambda changed: call(policy, changed), inputs)}
+    feeders = _feeders(prober, {**readings, **others})
+    layers = []
+    outputs = []
+    for name, reading in readings.items():
+        if any(place.kind == "input" for place in reading):
+            layers.append(_layer_wiring(prober, name, reading, feeders))
+        else:
+            outputs.append(name)
+    if not layers:
+        raise RuntimeError(
+            f"nothing to measure in {type(policy).__name__}: it has only output layers, which feed no other "
+            f"layer ({', '.join(outputs)})"
+        )
+    calls = sum(1 for place in prober.run(Choice()) if place.kind == "activation")
+    return Wiring(tuple(layers), tuple(outputs), calls)
+
+
+def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Module, Any], Any], Any]:
+    """How to run a policy that came without a ``forward``, and on what."""
+    actor, critic = getattr(policy, "actor", None), getattr(policy, "critic", None)
+    if not isinstance(actor, nn.Module) or not isinstance(critic, nn.Module):
+        return (lambda module, inputs: module(inputs)), observations
+    # The actions are an input of their own: left in the pass, the critic would be a consumer of the actor's head.
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        actions = actor(observations)
+    return (lambda _, inputs: (actor(inputs[0]), critic(*inputs))), (observations, actions)
+
+
+def _two_rows(tensor: Tensor) -> Tensor:
+    return tensor[:2] if len(tensor) > 1 else torch.cat([tensor, tensor])
+
+
+def _read_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> Reading:
+    """The places that change with the network's own input while every layer is frozen."""
+    before = prober.run(Choice())
+    reading: Reading = {}
+    for attempt in range(2):
+        changed = map_tensors(lambda tensor: _other_values(tensor, attempt), inputs)
+        for place, value in prober.run(Choice(), lambda: forward(changed)).items():
+            moved = (value != before[place]).cpu()
+            if moved.any():
+                known = reading.get(place, torch.full(moved.shape, NOBODY))
+                reading[place] = torch.where(moved, 0, known)
+    return reading
+
+
+def _other_values(tensor: Tensor, attempt: int) -> Tensor:
+    """Values that differ and are still valid: noise on numbers, any byte for a pixel, else values seen before."""
+    generator = torch.Generator().manual_seed(attempt)
+    if tensor.is_floating_point():
+        return tensor + (torch.rand(tensor.shape, generator=generator) + 0.5).to(tensor) * (1 - 2 * attempt)
+    if tensor.dtype == torch.uint8:
+        return torch.randint(0, 256, tensor.shape, generator=generator).to(tensor)
+    return tensor.flip(0) if attempt == 0 or tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
+
+
+Feeders = dict[str, dict[int, set[str]]]
+"""Consumer name to input position to the names of what feeds it."""
+
+
+def _feeders(prober: Prober, readings: dict[str, Reading]) -> Feeders:
+    feeders: Feeders = defaultdict(lambda: defaultdict(set))
+    for source, reading in readings.items():
+        for place, codes in reading.items():
+            if place.kind == "input":
+                by_position = _by_position(prober.layers[place.name], codes)
+                for position in (by_position != NOBODY).any(1).nonzero().flatten().tolist():
+                    feeders[place.name][position].add(source)
+    return feeders
+
+
+def _by_position(layer: nn.Module, codes: Tensor) -> Tensor:
+    """A reading of a layer's input as [input positions, elements of each]."""
+    return codes.movedim(neuron_axis(layer, codes), 0).flatten(1)
+
+
+def _layer_wiring(prober: Prober, name: str, reading: Reading, feeders: Feeders) -> LayerWiring:
+    consumers = _consumers(prober, reading)
+    sites = _sites(prober, name, reading, consumers)
+    reason = _why_not(prober, name, reading, consumers, feeders)
+    return LayerWiring(
+        name=name,
+        neurons=prober.neurons(name),
+        recyclable=reason is None,
+        reason=reason,
+        consumers={consumer: positions.clamp(min=NOBODY) for consumer, positions in consumers.items()},
+        exact=_is_exact(prober, name, reading, sites, consumers),
+        sites=sites,
+    )
+
+
+def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
+    """Layer name to the neuron at each input position over all calls: NOBODY, a number, or MIXED."""
+    consumers: dict[str, Tensor] = {}
+    for place, codes in reading.items():
+        if place.kind != "input":
+            continue
+        elements = _by_position(prober.layers[place.name], codes)
+        lowest = elements.masked_fill(elements == NOBODY, torch.iinfo(torch.long).max).amin(1)
+        highest = elements.amax(1)
+        positions = torch.where((elements == MIXED).any(1) | (lowest != highest), MIXED, highest)
+        positions[(elements == NOBODY).all(1)] = NOBODY
+        known = consumers.get(place.name)
+        if known is not None:
+            agreed = torch.where((known == positions) | (positions == NOBODY), known, MIXED)
+            positions = torch.where(known == NOBODY, positions, agreed)
+        consumers[place.name] = positions
+    return consumers
+
+
+def _why_not(
+    prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], feeders: Feeders
+) -> str | None:
+    """The reason why a layer is measured but not recycled, if there is one."""
+    for consumer, positions in consumers.items():
+        others = sorted({other for p in (positions != NOBODY).nonzero().flatten().tolist() for other in feeders[consumer][p]} - {name})
+        if others:
+            return f"what it feeds into {consumer} is also fed by {', '.join(others)} (a sum, a product or a skip)"
+        if (positions == MIXED).any():
+            return f"input positions of {consumer} depend on several of its neurons"
+    if any(place.kind == "output" for place in reading):
+        return "it also reaches an output of the policy without passing another layer"
+    return _why_not_writable(prober, name, "its") or next(
+        (why for consumer in consumers if (why := _why_not_writable(prober, consumer, f"{consumer}'s"))), None
+    )
+
+
+def _why_not_writable(prober: Prober, name: str, whose: str) -> str | None:
+    layer = prober.layers[name]
+    if parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
+        return f"{whose} weights are computed from other parameters"
+    if not layer.weight.requires_grad:
+        return f"{whose} weights are frozen"
+    holders = [
+        path or "the policy itself"
+        for path, module in prober.module.named_modules()
+        if module is not layer and any(parameter is layer.weight for parameter in module._parameters.values())
+    ]
+    return f"{whose} weights are shared with {', '.join(holders)}" if holders else None
+
+
+def _sites(prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor]) -> tuple[Site, ...]:
+    """Where the layer's activations are seen: at its activation calls, else where they arrive, else where they leave.
+
+    Of several activation calls those count that still follow the layer when the earlier ones are held constant:
+    both halves of a CReLU, but not the second of two activations in a row.
+    """
+    calls = sorted(place.call for place in reading if place.kind == "activation" and (reading[place] >= 0).any())
+    sites = []
+    for call in calls:
+        before = frozenset(int(site.name) for site in sites)
+        place = Place("activation", str(call), call)
+        if not before or place in prober.read(name, before):
+            sites.append(Site("activation", str(call), call, _one_sample(reading[place])))
+    if sites:
+        return tuple(sites)
+    if all((positions != MIXED).all() for positions in consumers.values()):
+        arriving = [(place, codes) for place, codes in reading.items() if place.kind == "input"]
+        return tuple(Site("input", place.name, place.call, _one_sample(codes)) for place, codes in arriving)
+    outputs = prober.calls[name]
+    numbers = torch.arange(prober.neurons(name))
+    shape = [-1] + [1] * (-1 - neuron_axis(prober.layers[name], outputs[0]))
+    return tuple(Site("result", name, call, numbers.view(shape)) for call in range(len(outputs)))
+
+
+def _one_sample(codes: Tensor) -> Tensor:
+    """Codes of the first sample, [...], with every axis along which they stay the same shrunk to size 1."""
+    codes = codes[0].clamp(min=NOBODY)
+    for axis in range(codes.ndim):
+        first = codes.narrow(axis, 0, 1)
+        if torch.equal(codes, first.expand_as(codes)):
+            codes = first
+    return codes
+
+
+def _is_exact(
+    prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...], consumers: dict[str, Tensor]
+) -> bool:
+    """Whether the layer's consumers receive 0 from a neuron whose activation is 0."""
+    if any(place.kind == "normalisation" for place in reading):
+        return False
+    silent = {site.call: reading[Place("activation", site.name, site.call)] for site in sites if site.kind == "activation"}
+    if not silent:
+        return True
+    seen = prober.run(Choice(name, torch.ones(prober.neurons(name)), silent=silent))
+    return all(
+        not (value * (reading[place] != NOBODY).to(value)).any()
+        for place, value in seen.items()
+        if place.kind == "input" and place in reading
+    )
