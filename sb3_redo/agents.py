@@ -1,17 +1,18 @@
 """What Stable-Baselines3 calls things: the networks, optimizers and gradient steps of an algorithm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from torch.optim import Optimizer
 
+from sb3_redo.forward_pass import evaluating
 from sb3_redo.initial_weights import InitialWeights
-from sb3_redo.probe import evaluating
 from sb3_redo.recycling import zero_state
 from sb3_redo.sampling import Batch
 
@@ -75,7 +76,7 @@ def agent_of(model: BaseAlgorithm) -> Agent:
         if algorithm in _AGENTS:
             return _AGENTS[algorithm](model)
     known = ", ".join(algorithm.__name__ for algorithm in _AGENTS)
-    raise RuntimeError(f"{type(model).__name__} is not supported: dormancy is measured for {known} and their subclasses")
+    raise RuntimeError(f"{type(model).__name__} is not supported, only {known} and subclasses of them are")
 
 
 def gradient_steps_of(model: BaseAlgorithm) -> int:
@@ -94,9 +95,7 @@ def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
     """Draws weights as a freshly built policy of this model has them."""
 
     def build() -> BasePolicy:
-        return model.policy_class(
-            model.observation_space, model.action_space, model.lr_schedule, **model.policy_kwargs
-        )
+        return model.policy_class(model.observation_space, model.action_space, model.lr_schedule, **model.policy_kwargs)
 
     return InitialWeights(build, untrained=model.policy if gradient_steps_of(model) == 0 else None)
 
@@ -107,3 +106,24 @@ _INITIAL_STATE = {("RMSpropTFLike", "square_avg"): 1.0}
 def initial_state(optimizer: Optimizer, key: str) -> float:
     """What an optimizer first fills its state with: SB3's ``RMSpropTFLike`` starts at ones."""
     return _INITIAL_STATE.get((type(optimizer).__name__, key), zero_state(optimizer, key))
+
+
+def _callbacks_in(callback: Any) -> Iterator[BaseCallback]:
+    """A callback and all that it holds."""
+    if callback is None:
+        return
+    yield callback
+    children: Iterable[Any] = getattr(callback, "callbacks", ())
+    for child in (*children, getattr(callback, "callback", None)):
+        if isinstance(child, BaseCallback):
+            yield from _callbacks_in(child)
+
+
+def refuse_parallel_training(callback: Any) -> None:
+    """The zoo's ParallelTrainCallback trains a copy of the model and overwrites this one's weights with the copy's."""
+    for other in _callbacks_in(callback):
+        if type(other).__name__ == "ParallelTrainCallback":
+            raise RuntimeError(
+                "ParallelTrainCallback trains a copy of the model and overwrites the weights of this one: nothing "
+                "recycled here would last, and no gradient step is seen. Remove one of the two callbacks."
+            )

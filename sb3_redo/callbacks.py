@@ -1,7 +1,7 @@
 """Callbacks that measure and recycle dormant neurons while a model trains."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from sb3_redo.agents import (
     gradient_steps_of,
     initial_state,
     initial_weights_of,
+    refuse_parallel_training,
     whole_batch,
 )
 from sb3_redo.clock import GradientClock
-from sb3_redo.dormancy import DormancyReport, Meter, overlap
+from sb3_redo.dormancy import DormancyReport, overlap
+from sb3_redo.meter import Meter
 from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, Surgery, recycle
 from sb3_redo.sampling import (
     Batch,
@@ -90,7 +92,7 @@ class DormancyCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._stop()
-        _refuse_parallel_training(self.locals.get("callback"))
+        refuse_parallel_training(self.locals.get("callback"))
         self._agent = agent_of(self.model)
         self._check_buffer()
         self._meter = self._make_meter()
@@ -309,24 +311,3 @@ class ReDoCallback(DormancyCallback):
         total = self._memory["recycled_total"]
         write_point(self.logger, {"redo/recycled": record.recycled, "redo/recycled_total": total}, self.num_timesteps)
         write_totals(self.logger, {"redo/recycled_total": total})
-
-
-def _callbacks_in(callback: Any) -> Iterator[BaseCallback]:
-    """A callback and all that it holds."""
-    if callback is None:
-        return
-    yield callback
-    children: Iterable[Any] = getattr(callback, "callbacks", ())
-    for child in (*children, getattr(callback, "callback", None)):
-        if isinstance(child, BaseCallback):
-            yield from _callbacks_in(child)
-
-
-def _refuse_parallel_training(callback: Any) -> None:
-    """The zoo's ParallelTrainCallback trains a copy of the model and overwrites this one's weights with the copy's."""
-    for other in _callbacks_in(callback):
-        if type(other).__name__ == "ParallelTrainCallback":
-            raise RuntimeError(
-                "ParallelTrainCallback trains a copy of the model and overwrites the weights of this one: nothing "
-                "recycled here would last, and no gradient step is seen. Remove one of the two callbacks."
-            )

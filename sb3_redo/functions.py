@@ -1,25 +1,26 @@
 """The torch functions that matter on a neuron's way, seen while a network runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_ACTIVATION_NAMES = (
-    "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign tanh sigmoid logsigmoid "
-    "hardtanh hardswish hardsigmoid hardshrink softshrink tanhshrink threshold"
-).split()
 _NON_NEGATIVE_NAMES = ("relu", "relu6", "sigmoid", "softplus", "hardsigmoid")
+_ACTIVATION_NAMES = (
+    *_NON_NEGATIVE_NAMES,
+    *("leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "threshold"),
+    *("tanh", "hardtanh", "softsign", "logsigmoid", "hardswish", "hardshrink", "softshrink", "tanhshrink"),
+)
 _NORMALISATION_NAMES = (
-    "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"
-).split()
+    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"),
+)
 
 
-def _spellings(names: tuple[str, ...] | list[str]) -> frozenset[Callable[..., Any]]:
+def _spellings(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
     """Every callable that torch offers under these names: function, method, and their in-place forms."""
-    owners = (F, torch, torch.Tensor)
+    owners = (functional, torch, torch.Tensor)
     wanted = [name + suffix for name in names for suffix in ("", "_")]
     return frozenset(getattr(owner, name) for owner in owners for name in wanted if hasattr(owner, name))
 

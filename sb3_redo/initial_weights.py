@@ -18,7 +18,7 @@ class Fill:
     second: float
 
 
-class _FillWatcher(TorchDispatchMode):
+class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes for every storage whether the last thing written was one random fill of the whole of it.
 
     Watched below torch's Python functions, so that ``nn.init``, layer constructors and hand-written initialisers
@@ -26,7 +26,7 @@ class _FillWatcher(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fills: dict[int, Fill | None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,5 +108,9 @@ def _look_alike(one: Tensor, other: Tensor) -> bool:
     """Two-sample Kolmogorov-Smirnov test at p of about 1e-7, so that no chance difference is taken for a real one."""
     x, y = (tensor.detach().double().cpu().flatten()[:20_000].sort().values for tensor in (one, other))
     both = torch.cat([x, y])
-    distance = (torch.searchsorted(x, both, right=True) / len(x) - torch.searchsorted(y, both, right=True) / len(y)).abs().max()
+    distance = (
+        (torch.searchsorted(x, both, right=True) / len(x) - torch.searchsorted(y, both, right=True) / len(y))
+        .abs()
+        .max()
+    )
     return bool(distance < 2.9 * ((len(x) + len(y)) / (len(x) * len(y))) ** 0.5)

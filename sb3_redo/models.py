@@ -5,7 +5,8 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_redo.agents import agent_of, gradient_steps_of, initial_state, initial_weights_of, whole_batch
-from sb3_redo.dormancy import DormancyReport, Meter
+from sb3_redo.dormancy import DormancyReport
+from sb3_redo.meter import Meter
 from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, RecyclingRecord, Surgery, recycle
 from sb3_redo.sampling import has_buffer, sample_batch, torch_generator
 from sb3_redo.settings import flag, non_negative_number, one_of, optional_integer, positive_integer

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sb3_redo.compensation import mean_contributions
 from sb3_redo.dormancy import DormancyReport
 from sb3_redo.initial_weights import InitialWeights
-from sb3_redo.probe import evaluating, neuron_axis
 from sb3_redo.wiring import LayerWiring
 
 OUTGOING = ("zero", "random")
@@ -129,6 +129,7 @@ class _Planner:
         self.mode = mode
         self.edits: list[_Edit] = []
         self.restarts: list[dict[str, Any]] = []
+        self.device = next(policy.parameters()).device
 
     def change(
         self,
@@ -183,7 +184,8 @@ def _mean_along(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
     """
     weights = torch.zeros(tensor.shape[axis], dtype=tensor.dtype, device=tensor.device)
     weights[index] = 1 / len(index)
-    return torch.tensordot(weights, tensor, dims=([0], [axis])).unsqueeze(axis)
+    mean: Tensor = torch.tensordot(weights, tensor, dims=([0], [axis])).unsqueeze(axis)
+    return mean
 
 
 def _parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
@@ -249,37 +251,14 @@ def _plan_compensation(
     columns: dict[str, Tensor] = {}
     for name, neurons in dormant.items():
         for consumer, positions in report.wiring[name].consumers.items():
-            theirs = torch.isin(positions, neurons.cpu()) & (positions >= 0)
+            theirs = torch.isin(positions, neurons.cpu())
             columns[consumer] = columns[consumer] | theirs if consumer in columns else theirs
-    for consumer in columns:
-        if _parameter(planner.policy, consumer, "bias") is None:
+    biases = {consumer: _parameter(planner.policy, consumer, "bias") for consumer in columns}
+    contributions = mean_contributions(
+        planner.policy, {name: mask.to(planner.device) for name, mask in columns.items()}, forward, report.batch
+    )
+    for consumer, bias in biases.items():
+        if bias is None:
             raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
-    contributions: dict[str, list[Tensor]] = {consumer: [] for consumer in columns}
-
-    def record(name: str, layer: Any, value: Tensor) -> None:
-        # Averaged over the batch first: a layer is linear in its input, so the mean of its outputs is
-        # the output for the mean. Averaged over space after, since a convolution sees borders differently.
-        mean = value.mean(0, keepdim=True)
-        axis = neuron_axis(layer, mean)
-        shape = [1] * mean.ndim
-        shape[axis] = -1
-        kept = mean * (~columns[name]).to(mean).view(shape)
-        lost = (layer.forward(mean) - layer.forward(kept)).movedim(axis, 0)
-        contributions[name].append(lost.flatten(1).mean(1))
-
-    handles = []
-    try:
-        for consumer in columns:
-            layer = planner.policy.get_submodule(consumer)
-            hook = lambda module, args, name=consumer: record(name, module, args[0])  # noqa: E731
-            handles.append(layer.register_forward_pre_hook(hook))
-        with evaluating(planner.policy):
-            forward(report.batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for consumer, each in contributions.items():
-        bias = _parameter(planner.policy, consumer, "bias")
-        assert bias is not None
         every = torch.arange(len(bias), device=bias.device)
-        planner.edits.append(_Edit(bias, 0, every, bias + torch.stack(each).mean(0)))
+        planner.edits.append(_Edit(bias, 0, every, bias + contributions[consumer]))

@@ -26,13 +26,13 @@ def has_buffer(model: BaseAlgorithm) -> bool:
 def buffer_capacity(model: BaseAlgorithm) -> int:
     """How many observations the replay buffer can hold, over all environments."""
     buffer = model.replay_buffer  # type: ignore[attr-defined]
-    return buffer.buffer_size * buffer.n_envs
+    return int(buffer.buffer_size * buffer.n_envs)
 
 
 def stored_observations(model: BaseAlgorithm) -> int:
     """How many observations the replay buffer holds now, over all environments."""
     buffer = model.replay_buffer  # type: ignore[attr-defined]
-    return buffer.size() * buffer.n_envs
+    return int(buffer.size() * buffer.n_envs)
 
 
 def sample_batch(model: BaseAlgorithm, batch_size: int, seed: tuple[int, int]) -> Batch:

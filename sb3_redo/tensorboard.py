@@ -37,7 +37,7 @@ def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -
             row = {key: value for key, value in row.items() if not isinstance(value, torch.Tensor)}
         if not isinstance(output, TensorBoardOutputFormat):
             row["time/total_timesteps"] = num_timesteps
-        output.write(row, {key: ("",) for key in row}, num_timesteps)
+        output.write(row, dict.fromkeys(row, ("",)), num_timesteps)
 
 
 def write_totals(logger: Logger, values: Mapping[str, float]) -> None:

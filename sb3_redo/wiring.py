@@ -8,41 +8,18 @@ reaches (``probe.py``).
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sb3_redo.probe import (
-    MIXED,
-    NOBODY,
-    Choice,
-    Place,
-    Prober,
-    Reading,
-    map_tensors,
-    neuron_axis,
-)
+from sb3_redo.forward_pass import map_tensors
+from sb3_redo.probe import MIXED, NOBODY, Choice, Prober, Reading, neuron_axis
+from sb3_redo.sites import Site, find_sites, is_exact
 
 OBSERVATION = "the observation"
-
-
-@dataclass(frozen=True)
-class Site:
-    """A tensor in which a layer's activations can be seen during a forward pass.
-
-    :param kind: ``activation`` (output of an activation call), ``input`` (of a layer) or ``result`` (of a layer)
-    :param name: the layer's name, or the number of the activation call
-    :param call: which call of that name
-    :param neurons: the neuron at each element of one sample, -1 for none, long tensor [...] with axes along
-        which the neuron never changes kept at size 1
-    """
-
-    kind: str
-    name: str
-    call: int
-    neurons: Tensor = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -68,9 +45,16 @@ class LayerWiring:
     exact: bool
     sites: tuple[Site, ...] = field(repr=False)
 
+    def row(self) -> tuple[str, str, str, str]:
+        """Name, number of neurons, consumers, and whether and how it can be recycled."""
+        if self.reason is not None:
+            how = f"no: {self.reason}"
+        else:
+            how = "yes" if self.exact else "yes, but not exactly: a normalisation or an offset lies on the way"
+        return self.name, str(self.neurons), ", ".join(self.consumers), how
+
     def __str__(self) -> str:
-        how = self.reason or ("yes" if self.exact else "yes, but not exactly: a normalisation or an offset lies on the way")
-        return f"{self.name}: {self.neurons} neurons, feeds {', '.join(self.consumers) or 'nothing'}; recyclable: {how}"
+        return "{}: {} neurons, feeds {}; recyclable: {}".format(*self.row())
 
 
 @dataclass(frozen=True)
@@ -96,14 +80,10 @@ class Wiring:
         raise KeyError(f"no measured layer {name!r}; there are {', '.join(layer.name for layer in self.layers)}")
 
     def __str__(self) -> str:
-        rows = [("layer", "neurons", "feeds", "recyclable")]
-        for layer in self.layers:
-            how = "yes" if layer.exact else "yes, but not exactly: a normalisation or an offset lies on the way"
-            feeds = ", ".join(layer.consumers) or "nothing"
-            rows.append((layer.name, str(layer.neurons), feeds, f"no: {layer.reason}" if layer.reason else how))
-        rows += [(name, "", "(output)", "no: an output layer is neither measured nor recycled") for name in self.outputs]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows)
+        rows = [("layer", "neurons", "feeds", "recyclable"), *(layer.row() for layer in self.layers)]
+        rows += [(name, "", "(output)", "no: output layers are neither measured nor recycled") for name in self.outputs]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
     __repr__ = __str__
 
@@ -134,8 +114,8 @@ def trace_wiring(
     call = forward
     prober = Prober(policy, lambda: call(policy, inputs))
     readings = {name: prober.read(name) for name in prober.layers}
-    others = {OBSERVATION: _read_inputs(prober, lambda changed: call(policy, changed), inputs)}
-    feeders = _feeders(prober, {**readings, **others})
+    observed = _read_inputs(prober, lambda changed: call(policy, changed), inputs)
+    feeders = _feeders(prober, {**readings, OBSERVATION: observed})
     layers = []
     outputs = []
     for name, reading in readings.items():
@@ -172,8 +152,8 @@ def _read_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> 
     before = prober.run(Choice())
     reading: Reading = {}
     for attempt in range(2):
-        changed = map_tensors(lambda tensor: _other_values(tensor, attempt), inputs)
-        for place, value in prober.run(Choice(), lambda: forward(changed)).items():
+        changed = map_tensors(partial(_other_values, attempt=attempt), inputs)
+        for place, value in prober.run(Choice(), partial(forward, changed)).items():
             moved = (value != before[place]).cpu()
             if moved.any():
                 known = reading.get(place, torch.full(moved.shape, NOBODY))
@@ -213,7 +193,7 @@ def _by_position(layer: nn.Module, codes: Tensor) -> Tensor:
 
 def _layer_wiring(prober: Prober, name: str, reading: Reading, feeders: Feeders) -> LayerWiring:
     consumers = _consumers(prober, reading)
-    sites = _sites(prober, name, reading, consumers)
+    sites = find_sites(prober, name, reading, consumers)
     reason = _why_not(prober, name, reading, consumers, feeders)
     return LayerWiring(
         name=name,
@@ -221,7 +201,7 @@ def _layer_wiring(prober: Prober, name: str, reading: Reading, feeders: Feeders)
         recyclable=reason is None,
         reason=reason,
         consumers={consumer: positions.clamp(min=NOBODY) for consumer, positions in consumers.items()},
-        exact=_is_exact(prober, name, reading, sites, consumers),
+        exact=is_exact(prober, name, reading, sites),
         sites=sites,
     )
 
@@ -245,12 +225,11 @@ def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
     return consumers
 
 
-def _why_not(
-    prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], feeders: Feeders
-) -> str | None:
+def _why_not(prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], feeders: Feeders) -> str | None:
     """The reason why a layer is measured but not recycled, if there is one."""
     for consumer, positions in consumers.items():
-        others = sorted({other for p in (positions != NOBODY).nonzero().flatten().tolist() for other in feeders[consumer][p]} - {name})
+        fed = (positions != NOBODY).nonzero().flatten().tolist()
+        others = sorted({other for position in fed for other in feeders[consumer][position]} - {name})
         if others:
             return f"what it feeds into {consumer} is also fed by {', '.join(others)} (a sum, a product or a skip)"
         if (positions == MIXED).any():
@@ -274,54 +253,3 @@ def _why_not_writable(prober: Prober, name: str, whose: str) -> str | None:
         if module is not layer and any(parameter is layer.weight for parameter in module._parameters.values())
     ]
     return f"{whose} weights are shared with {', '.join(holders)}" if holders else None
-
-
-def _sites(prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor]) -> tuple[Site, ...]:
-    """Where the layer's activations are seen: at its activation calls, else where they arrive, else where they leave.
-
-    Of several activation calls those count that still follow the layer when the earlier ones are held constant:
-    both halves of a CReLU, but not the second of two activations in a row.
-    """
-    calls = sorted(place.call for place in reading if place.kind == "activation" and (reading[place] >= 0).any())
-    sites = []
-    for call in calls:
-        before = frozenset(int(site.name) for site in sites)
-        place = Place("activation", str(call), call)
-        if not before or place in prober.read(name, before):
-            sites.append(Site("activation", str(call), call, _one_sample(reading[place])))
-    if sites:
-        return tuple(sites)
-    if all((positions != MIXED).all() for positions in consumers.values()):
-        arriving = [(place, codes) for place, codes in reading.items() if place.kind == "input"]
-        return tuple(Site("input", place.name, place.call, _one_sample(codes)) for place, codes in arriving)
-    outputs = prober.calls[name]
-    numbers = torch.arange(prober.neurons(name))
-    shape = [-1] + [1] * (-1 - neuron_axis(prober.layers[name], outputs[0]))
-    return tuple(Site("result", name, call, numbers.view(shape)) for call in range(len(outputs)))
-
-
-def _one_sample(codes: Tensor) -> Tensor:
-    """Codes of the first sample, [...], with every axis along which they stay the same shrunk to size 1."""
-    codes = codes[0].clamp(min=NOBODY)
-    for axis in range(codes.ndim):
-        first = codes.narrow(axis, 0, 1)
-        if torch.equal(codes, first.expand_as(codes)):
-            codes = first
-    return codes
-
-
-def _is_exact(
-    prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...], consumers: dict[str, Tensor]
-) -> bool:
-    """Whether the layer's consumers receive 0 from a neuron whose activation is 0."""
-    if any(place.kind == "normalisation" for place in reading):
-        return False
-    silent = {site.call: reading[Place("activation", site.name, site.call)] for site in sites if site.kind == "activation"}
-    if not silent:
-        return True
-    seen = prober.run(Choice(name, torch.ones(prober.neurons(name)), silent=silent))
-    return all(
-        not (value * (reading[place] != NOBODY).to(value)).any()
-        for place, value in seen.items()
-        if place.kind == "input" and place in reading
-    )

@@ -1,0 +1,71 @@
+"""Around a forward pass: its nested tensors, and the state of the modules that run in it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in a nest of dictionaries, tuples and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A nest of the same form with ``function`` applied to every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return type(value)((key, map_tensors(function, item)) for key, item in value.items())  # type: ignore[call-arg]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, item) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(function, item) for item in value)
+    return value
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; every submodule's own mode restored afterwards."""
+    training = [child for child in module.modules() if child.training]
+    try:
+        for child in training:
+            child.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """The same torch random numbers inside each time; outside, the streams go on as if nothing had been drawn."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def replaced_forward(layers: Mapping[str, nn.Module], make: Callable[[str, nn.Module], Any]) -> Iterator[None]:
+    """Each layer's ``forward`` replaced by ``make(name, layer)`` inside, whatever happens."""
+    before = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.__dict__["forward"] = make(name, layer)
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.__dict__.pop("forward", None)
+            if before[name] is not None:
+                layer.__dict__["forward"] = before[name]

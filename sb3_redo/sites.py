@@ -1,0 +1,79 @@
+"""Where a layer's activations can be seen during a forward pass."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor in which a layer's activations can be seen during a forward pass.
+
+    :param kind: ``activation`` (output of an activation call), ``input`` (of a layer) or ``result`` (of a layer)
+    :param name: the layer's name, or the number of the activation call
+    :param call: which call of that name
+    :param neurons: the neuron at each element of one sample, -1 for none, long tensor [...] with axes along
+        which the neuron never changes kept at size 1
+    """
+
+    kind: str
+    name: str
+    call: int
+    neurons: Tensor = field(repr=False)
+
+
+def find_sites(prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor]) -> tuple[Site, ...]:
+    """Where the layer's activations are seen: at its activation calls, else where they arrive, else where they leave.
+
+    Of several activation calls those count that still follow the layer when the earlier ones are held constant:
+    both halves of a CReLU, but not the second of two activations in a row.
+    """
+    calls = sorted(place.call for place in reading if place.kind == "activation" and (reading[place] >= 0).any())
+    sites: list[Site] = []
+    for call in calls:
+        before = frozenset(int(site.name) for site in sites)
+        place = Place("activation", str(call), call)
+        if not before or place in prober.read(name, before):
+            sites.append(Site("activation", str(call), call, _one_sample(reading[place])))
+    if sites:
+        return tuple(sites)
+    if all((positions != MIXED).all() for positions in consumers.values()):
+        arriving = [(place, codes) for place, codes in reading.items() if place.kind == "input"]
+        return tuple(Site("input", place.name, place.call, _one_sample(codes)) for place, codes in arriving)
+    outputs = prober.calls[name]
+    numbers = torch.arange(prober.neurons(name))
+    shape = [-1] + [1] * (-1 - neuron_axis(prober.layers[name], outputs[0]))
+    return tuple(Site("result", name, call, numbers.view(shape)) for call in range(len(outputs)))
+
+
+def _one_sample(codes: Tensor) -> Tensor:
+    """Codes of the first sample, [...], with every axis along which they stay the same shrunk to size 1."""
+    codes = codes[0].clamp(min=NOBODY)
+    for axis in range(codes.ndim):
+        first = codes.narrow(axis, 0, 1)
+        if torch.equal(codes, first.expand_as(codes)):
+            codes = first
+    return codes
+
+
+def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...]) -> bool:
+    """Whether recycling a dead neuron of the layer changes no output of the network.
+
+    It does where a normalisation ties it to other neurons, or where the consumers receive something other than 0
+    from a neuron whose activation is 0.
+    """
+    if any(place.kind == "normalisation" for place in reading):
+        return False
+    seen_at = [Place("activation", site.name, site.call) for site in sites if site.kind == "activation"]
+    silent = {place.call: reading[place] for place in seen_at}
+    if not silent:
+        return True
+    seen = prober.run(Choice(name, torch.ones(prober.neurons(name)), silent=silent))
+    return all(
+        not (value * (reading[place] != NOBODY).to(value)).any()
+        for place, value in seen.items()
+        if place.kind == "input" and place in reading
+    )
