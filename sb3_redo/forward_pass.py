@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A nest of the same form with ``function`` applied to every tensor."""
+    """A nest of the same form with ``function`` applied to every tensor; an array becomes a tensor."""
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -48,12 +51,22 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def repeatable() -> Iterator[None]:
-    """The same torch random numbers inside each time; outside, the streams go on as if nothing had been drawn."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's random numbers from a seed inside; outside, the streams go on as if nothing had been drawn.
+
+    Not ``torch.manual_seed``: where CUDA has not started yet, that leaves a note to seed it when it does.
+    """
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        torch.default_generator.manual_seed(seed)
+        if cuda is not None:
+            torch.cuda.manual_seed_all(seed)
         yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
 
 
 @contextmanager

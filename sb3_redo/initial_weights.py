@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sb3_redo.forward_pass import seeded
+
 
 @dataclass(frozen=True)
 class Fill:
@@ -68,8 +70,7 @@ class InitialWeights:
     def __init__(self, build: Callable[[], nn.Module], untrained: nn.Module | None = None):
         self._build = build
         watcher = _FillWatcher()
-        with torch.random.fork_rng(devices=()), watcher:
-            torch.manual_seed(0)
+        with seeded(0), watcher:
             fresh = build()
         parameters = dict(fresh.named_parameters())
         self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
@@ -98,8 +99,7 @@ class InitialWeights:
             draw(fill.first, fill.second, generator=generator)
         else:
             seed = int(torch.randint(2**62, (), generator=generator))
-            with torch.random.fork_rng(devices=()):
-                torch.manual_seed(seed)
+            with seeded(seed):
                 drawn = self._build().get_parameter(name).detach()[rows.cpu()]
         return drawn.to(like)
 

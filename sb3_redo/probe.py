@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import evaluating, repeatable, replaced_forward, tensors_in
+from sb3_redo.forward_pass import replaced_forward, seeded, tensors_in
 from sb3_redo.functions import FunctionWatcher
 
 LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -91,7 +91,9 @@ class _Recorder(FunctionWatcher):
 class Prober:
     """Runs a network with all ``Linear`` and ``Conv`` layers frozen but one, and says what that one reaches.
 
-    :param module: the network; nothing in it changes, its mode is restored
+    Between ``evaluating(module)``; nothing in the network changes and no random stream moves.
+
+    :param module: the network
     :param forward: called without arguments, runs everything that is to be probed in one pass
     :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass
     """
@@ -101,19 +103,20 @@ class Prober:
         self.forward = forward
         layers = {name: child for name, child in module.named_modules() if isinstance(child, LAYER_TYPES)}
         self.calls: dict[str, list[Tensor]] = {}
-        """Layer name to an empty tensor of the output's shape for each call; layers in the order they first run."""
+        """Layer name to its frozen output for each call; layers in the order they first run."""
 
         def recording(name: str, layer: nn.Module) -> Callable[..., Tensor]:
             real = layer.forward
 
             def forward(*args: Any, **kwargs: Any) -> Tensor:
                 output: Tensor = real(*args, **kwargs)
-                self.calls.setdefault(name, []).append(torch.empty_like(output))
+                # Random rather than recorded, since a product with a recorded 0 would hide what it multiplies.
+                self.calls.setdefault(name, []).append(torch.rand_like(output) + 0.5)
                 return output
 
             return forward
 
-        with repeatable(), evaluating(module), replaced_forward(layers, recording):
+        with seeded(0), replaced_forward(layers, recording):
             self.forward()
         self.layers = {name: layers[name] for name in self.calls}
         if not self.layers:
@@ -131,26 +134,23 @@ class Prober:
     def run(self, choice: Choice, forward: Callable[[], Any] | None = None) -> dict[Place, Tensor]:
         """One pass under ``choice``: what was seen at every place."""
         recorder = _Recorder(choice)
-        frozen = torch.Generator().manual_seed(0)
 
         def make(name: str, layer: nn.Module) -> Callable[..., Tensor]:
             calls = iter(enumerate(self.calls[name]))
-            axis = neuron_axis(layer, self.calls[name][0])
 
-            def forward(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                call, like = next(calls)
-                recorder.record("input", name, call, value)
-                if name == choice.layer:
-                    assert choice.values is not None
-                    shape = [1] * like.ndim
-                    shape[axis] = -1
-                    return choice.values.to(like).view(shape).expand_as(like).clone()
-                fixed = (torch.rand(like.shape, generator=frozen) + 0.5) * choice.sign
-                return fixed.to(like)
+            def forward(*args: Any, **kwargs: Any) -> Tensor:
+                call, frozen = next(calls)
+                recorder.record("input", name, call, args[0] if args else kwargs["input"])
+                if name != choice.layer:
+                    return frozen * choice.sign
+                assert choice.values is not None
+                shape = [1] * frozen.ndim
+                shape[neuron_axis(layer, frozen)] = -1
+                return choice.values.to(frozen).view(shape).expand_as(frozen).clone()
 
             return forward
 
-        with repeatable(), evaluating(self.module), replaced_forward(self.layers, make), recorder:
+        with seeded(0), replaced_forward(self.layers, make), recorder:
             outputs = (forward or self.forward)()
         for index, output in enumerate(tensors_in(outputs)):
             recorder.record("output", str(index), index, output)

@@ -1,5 +1,6 @@
 """Where a layer's activations can be seen during a forward pass."""
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import torch
@@ -25,18 +26,23 @@ class Site:
     neurons: Tensor = field(repr=False)
 
 
-def find_sites(prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor]) -> tuple[Site, ...]:
+def find_sites(
+    prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], shared: Set[Place]
+) -> tuple[Site, ...]:
     """Where the layer's activations are seen: at its activation calls, else where they arrive, else where they leave.
 
-    Of several activation calls those count that still follow the layer when the earlier ones are held constant:
-    both halves of a CReLU, but not the second of two activations in a row.
+    Of several activation calls the first counts, and with it those that still follow the layer when the earlier
+    ones are held constant and that follow no other: both halves of a CReLU, but not the second of two activations
+    in a row, nor the one behind a residual sum.
+
+    :param shared: places that more than one layer reaches
     """
     calls = sorted(place.call for place in reading if place.kind == "activation" and (reading[place] >= 0).any())
     sites: list[Site] = []
     for call in calls:
         before = frozenset(int(site.name) for site in sites)
         place = Place("activation", str(call), call)
-        if not before or place in prober.read(name, before):
+        if not before or (place not in shared and place in prober.read(name, before)):
             sites.append(Site("activation", str(call), call, _one_sample(reading[place])))
     if sites:
         return tuple(sites)

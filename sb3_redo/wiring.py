@@ -5,8 +5,8 @@ outputs while all others are frozen, so that only parameter-free operations lie 
 reaches (``probe.py``).
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sb3_redo.forward_pass import map_tensors
-from sb3_redo.probe import MIXED, NOBODY, Choice, Prober, Reading, neuron_axis
+from sb3_redo.forward_pass import evaluating, map_tensors, seeded
+from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
 from sb3_redo.sites import Site, find_sites, is_exact
 
 OBSERVATION = "the observation"
@@ -108,21 +108,28 @@ def trace_wiring(
     >>> wiring.layers[0].consumers["2"].tolist()
     [0, 1, 2, 3]
     """
-    inputs = map_tensors(_two_rows, observations)
+    with evaluating(policy):
+        return _trace(policy, map_tensors(_two_rows, observations), forward)
+
+
+def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Wiring:
     if forward is None:
         forward, inputs = _whole_policy(policy, inputs)
-    call = forward
-    prober = Prober(policy, lambda: call(policy, inputs))
+    prober = Prober(policy, partial(forward, policy, inputs))
+    variants = [partial(forward, policy, variant) for variant in _variants(prober, partial(forward, policy), inputs)]
+    # On values of our own choosing, because a gate that the observation holds shut would be overlooked.
+    prober.forward = variants[-1]
     readings = {name: prober.read(name) for name in prober.layers}
-    observed = _read_inputs(prober, lambda changed: call(policy, changed), inputs)
-    feeders = _feeders(prober, {**readings, OBSERVATION: observed})
-    layers = []
-    outputs = []
-    for name, reading in readings.items():
-        if any(place.kind == "input" for place in reading):
-            layers.append(_layer_wiring(prober, name, reading, feeders))
-        else:
-            outputs.append(name)
+    sources = {**readings, OBSERVATION: _read_inputs(prober, variants)}
+    feeders = _feeders(prober, sources)
+    reached = Counter(place for reading in sources.values() for place in reading)
+    shared = {place for place, count in reached.items() if count > 1}
+    outputs = [name for name, reading in readings.items() if not any(place.kind == "input" for place in reading)]
+    layers = [
+        _layer_wiring(prober, name, reading, feeders, shared)
+        for name, reading in readings.items()
+        if name not in outputs
+    ]
     if not layers:
         raise RuntimeError(
             f"nothing to measure in {type(policy).__name__}: it has only output layers, which feed no other "
@@ -138,7 +145,7 @@ def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Mo
     if not isinstance(actor, nn.Module) or not isinstance(critic, nn.Module):
         return (lambda module, inputs: module(inputs)), observations
     # The actions are an input of their own: left in the pass, the critic would be a consumer of the actor's head.
-    with torch.random.fork_rng(devices=()), torch.no_grad():
+    with seeded(0):
         actions = actor(observations)
     return (lambda _, inputs: (actor(inputs[0]), critic(*inputs))), (observations, actions)
 
@@ -147,28 +154,44 @@ def _two_rows(tensor: Tensor) -> Tensor:
     return tensor[:2] if len(tensor) > 1 else torch.cat([tensor, tensor])
 
 
-def _read_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> Reading:
-    """The places that change with the network's own input while every layer is frozen."""
-    before = prober.run(Choice())
-    reading: Reading = {}
-    for attempt in range(2):
-        changed = map_tensors(partial(_other_values, attempt=attempt), inputs)
-        for place, value in prober.run(Choice(), partial(forward, changed)).items():
-            moved = (value != before[place]).cpu()
-            if moved.any():
-                known = reading.get(place, torch.full(moved.shape, NOBODY))
-                reading[place] = torch.where(moved, 0, known)
-    return reading
+def _variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> list[Any]:
+    """The network's input and two others of the same form, as different as the network bears."""
+    for change in (_noisy, _turned):
+        variants = [inputs, *(map_tensors(partial(change, attempt=attempt), inputs) for attempt in range(2))]
+        try:
+            for variant in variants:
+                prober.run(Choice(), partial(forward, variant))
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            continue  # noise can be no input at all, such as the number of an embedding that does not exist
+        return variants
+    return [inputs]
 
 
-def _other_values(tensor: Tensor, attempt: int) -> Tensor:
-    """Values that differ and are still valid: noise on numbers, any byte for a pixel, else values seen before."""
+def _noisy(tensor: Tensor, attempt: int) -> Tensor:
+    """Noise on numbers, any byte for a pixel, another of the values seen for an integer."""
     generator = torch.Generator().manual_seed(attempt)
     if tensor.is_floating_point():
         return tensor + (torch.rand(tensor.shape, generator=generator) + 0.5).to(tensor) * (1 - 2 * attempt)
     if tensor.dtype == torch.uint8:
         return torch.randint(0, 256, tensor.shape, generator=generator).to(tensor)
+    return _turned(tensor, attempt)
+
+
+def _turned(tensor: Tensor, attempt: int) -> Tensor:
+    """The two rows exchanged, or each value mirrored within the range of those seen."""
     return tensor.flip(0) if attempt == 0 or tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
+
+
+def _read_inputs(prober: Prober, variants: Sequence[Callable[[], Any]]) -> Reading:
+    """The places that change with the network's own input while every layer is frozen."""
+    before, *others = (prober.run(Choice(), variant) for variant in variants)
+    reading: Reading = {}
+    for seen in others:
+        for place, value in seen.items():
+            moved = (value != before[place]).cpu()
+            if moved.any():
+                reading[place] = torch.where(moved, 0, reading.get(place, torch.full(moved.shape, NOBODY)))
+    return reading
 
 
 Feeders = dict[str, dict[int, set[str]]]
@@ -191,9 +214,9 @@ def _by_position(layer: nn.Module, codes: Tensor) -> Tensor:
     return codes.movedim(neuron_axis(layer, codes), 0).flatten(1)
 
 
-def _layer_wiring(prober: Prober, name: str, reading: Reading, feeders: Feeders) -> LayerWiring:
+def _layer_wiring(prober: Prober, name: str, reading: Reading, feeders: Feeders, shared: Set[Place]) -> LayerWiring:
     consumers = _consumers(prober, reading)
-    sites = find_sites(prober, name, reading, consumers)
+    sites = find_sites(prober, name, reading, consumers, shared)
     reason = _why_not(prober, name, reading, consumers, feeders)
     return LayerWiring(
         name=name,

@@ -1,0 +1,483 @@
+"""Tiny awkward networks whose wiring is known because it was written down.
+
+Every network notes its true activations under the names of its layers, so that a test can score them by hand.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+RANGE = {width: list(range(width)) for width in range(1, 100)}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is true of one layer.
+
+    :param consumers: consumer name to the neuron feeding each of its input positions, -1 for none
+    :param reason: text in the reason why it is not recycled, or ``None`` if it is
+    :param exact: whether recycling a dead neuron changes no output
+    """
+
+    consumers: dict[str, list[int]] = field(default_factory=dict)
+    reason: str | None = None
+    exact: bool = True
+
+
+class Awkward(nn.Module):
+    """A network that notes its activations in ``seen``: layer name to tensors [batch, neurons, ...]."""
+
+    known: dict[str, Known]
+    outputs: tuple[str, ...] = ("out",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def note(self, name: str, activation: Tensor) -> Tensor:
+        self.seen.setdefault(name, []).append(activation.detach().clone())
+        return activation
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        return torch.randn(batch, 5, generator=torch.Generator().manual_seed(seed))
+
+
+class Mlp(Awkward):
+    """Two hidden layers. The second is registered before the first, and neither has a bias."""
+
+    known = {"first": Known({"second": RANGE[6]}), "second": Known({"out": RANGE[4]})}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+        self.second = nn.Linear(6, 4, bias=False)
+        self.first = nn.Linear(5, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", F.relu(self.first(x)))
+        x = self.note("second", torch.relu_(self.second(x)))
+        return self.out(x)
+
+
+class SharedActivation(Awkward):
+    """One activation module, in place, for every layer."""
+
+    known = {"first": Known({"second": RANGE[6]}), "second": Known({"out": RANGE[4]})}  # noqa: RUF012
+
+    def __init__(self, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.activation = activation or nn.ReLU(inplace=True)
+        self.first = nn.Linear(5, 6)
+        self.second = nn.Linear(6, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", self.activation(self.first(x)))
+        x = self.note("second", self.activation(self.second(x)))
+        return self.out(x)
+
+
+class Images(Awkward):
+    """Convolution, convolution, flatten, linear: four columns of the linear layer per channel, channels first."""
+
+    known = {  # noqa: RUF012
+        "conv": Known({"deep": RANGE[3]}),
+        "deep": Known({"dense": [channel for channel in range(4) for _ in range(4)]}),
+        "dense": Known({"out": RANGE[6]}),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+        self.deep = nn.Conv2d(3, 4, 2, stride=3)
+        self.dense = nn.Linear(16, 6)
+        self.out = nn.Linear(6, 2)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        return torch.randn(batch, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+    def flatten(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("conv", F.relu(self.conv(x)))
+        x = self.note("deep", F.relu(self.deep(x)))
+        x = self.note("dense", F.relu(self.dense(self.flatten(x))))
+        return self.out(x)
+
+
+class ChannelsLast(Images):
+    """The same, flattened channels last: column c, c + 4, c + 8, ... belong to channel c."""
+
+    known = Images.known | {"deep": Known({"dense": RANGE[4] * 4})}
+
+    def flatten(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).reshape(len(x), -1)
+
+
+class Pooled(Images):
+    """Pooled and flattened before the activation."""
+
+    known = Images.known | {"deep": Known({"dense": [c for c in range(4) for _ in range(4)]})}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("conv", F.relu(self.conv(x)))
+        x = F.max_pool2d(F.avg_pool2d(x, 1), 1)
+        x = F.relu(self.deep(x).flatten(1))
+        self.note("deep", x.view(len(x), 4, 4))
+        return self.out(self.note("dense", F.relu(self.dense(x))))
+
+
+class Grouped(Images):
+    """A depthwise and a grouped convolution."""
+
+    known = {  # noqa: RUF012
+        "conv": Known({"depthwise": RANGE[4]}),
+        "depthwise": Known({"grouped": RANGE[4]}),
+        "grouped": Known({"out": [channel for channel in range(6) for _ in range(16)]}),
+    }
+
+    def __init__(self) -> None:
+        Awkward.__init__(self)
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.depthwise = nn.Conv2d(4, 4, 1, groups=4)
+        self.grouped = nn.Conv2d(4, 6, 1, groups=2)
+        self.out = nn.Linear(96, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("conv", F.relu(self.conv(x)))
+        x = self.note("depthwise", F.relu(self.depthwise(x)))
+        x = self.note("grouped", F.relu(self.grouped(x)))
+        return self.out(x.flatten(1))
+
+
+class TwoHeads(Awkward):
+    """An actor's trunk that feeds a mean and a log standard deviation."""
+
+    known = {"trunk": Known({"mean": RANGE[6], "log_std": RANGE[6]})}  # noqa: RUF012
+    outputs = ("mean", "log_std")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.mean, self.log_std = nn.Linear(5, 6), nn.Linear(6, 2), nn.Linear(6, 2, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.note("trunk", F.relu(self.trunk(x)))
+        return self.mean(x), self.log_std(x).clamp(-20, 2)
+
+
+class TwinCritics(Awkward):
+    """A shared extractor, called by each of two critics, whose inputs are actions, features and an observation."""
+
+    known = {  # noqa: RUF012
+        "extractor": Known({"one": [-1, -1, 0, 1, 2, 3, -1], "two": [-1, -1, 0, 1, 2, 3, -1]}),
+        "one": Known({"head": RANGE[3]}),
+        "two": Known({"last": RANGE[3]}),
+    }
+    outputs = ("head", "last")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extractor = nn.Linear(5, 4)
+        self.one, self.two = nn.Linear(7, 3), nn.Linear(7, 3)
+        self.head, self.last = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return {"obs": torch.randn(batch, 5, generator=generator), "act": torch.randn(batch, 2, generator=generator)}
+
+    def forward(self, x: dict[str, Tensor]) -> list[Tensor]:
+        values = []
+        for name, critic, head in (("one", self.one, self.head), ("two", self.two, self.last)):
+            features = self.note("extractor", F.relu(self.extractor(x["obs"])))
+            hidden = critic(torch.cat([x["act"], features, x["obs"][:, :1]], 1))
+            values.append(head(self.note(name, F.relu(hidden))))
+        return values
+
+
+class Combined(Awkward):
+    """A dictionary observation: image features behind vector features, with an offset."""
+
+    known = {  # noqa: RUF012
+        "conv": Known({"joint": [-1] * 3 + [channel for channel in range(2) for _ in range(4)]}),
+        "vector": Known({"joint": RANGE[3] + [-1] * 8}),
+        "joint": Known({"out": RANGE[5]}),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.vector = nn.Linear(5, 3)
+        self.joint = nn.Linear(11, 5)
+        self.out = nn.Linear(5, 2)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.randint(0, 256, (batch, 1, 4, 4), dtype=torch.uint8, generator=generator)
+        return {"image": image, "vector": torch.randn(batch, 5, generator=generator)}
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        image = self.note("conv", F.relu(self.conv(x["image"].float() / 255)))
+        vector = self.note("vector", self.vector(x["vector"]).relu())
+        joint = self.joint(torch.cat([vector, image.flatten(1)], 1))
+        return self.out(self.note("joint", F.relu(joint)))
+
+
+class Residual(Awkward):
+    """A residual block: the inner layer is recyclable, the stream is not."""
+
+    known = {  # noqa: RUF012
+        "stem": Known({"inner": RANGE[4], "out": RANGE[4]}, reason="also fed by outer"),
+        "inner": Known({"outer": RANGE[4]}),
+        "outer": Known({"out": RANGE[4]}, reason="also fed by stem"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.stem(x)
+        hidden = self.note("inner", F.relu(self.inner(self.note("stem", F.relu(stream)))))
+        return self.out(self.note("outer", F.relu(stream + self.outer(hidden))))
+
+
+class Crelu(Awkward):
+    """A neuron feeds two positions, and counts as active where either half is."""
+
+    known = {"first": Known({"out": RANGE[4] * 2})}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        halves = F.relu(x), F.relu(-x)
+        self.note("first", torch.stack(halves, 2))
+        return self.out(torch.cat(halves, 1))
+
+
+class Gate(Awkward):
+    """A product of two layers: a dormant neuron of one would be brought to life by the other."""
+
+    known = {  # noqa: RUF012
+        "value": Known({"out": RANGE[4]}, reason="also fed by gate"),
+        "gate": Known({"out": RANGE[4]}, reason="also fed by value"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate, self.out = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.note("value", F.relu(self.value(x)))
+        # The gate is shut wherever the other layer's frozen outputs are positive.
+        return self.out(value * self.note("gate", F.relu(-self.gate(x))))
+
+
+class ObservationGate(Awkward):
+    """Features multiplied by an observation that is 0 in the batch used for tracing."""
+
+    known = {"first": Known({"out": RANGE[4]}, reason="also fed by the observation")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        return super().observations(batch, seed) * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.note("first", F.relu(self.first(x))) * x[:, 4:])
+
+
+class Maxout(Awkward):
+    """A position takes the larger of two neurons."""
+
+    known = {"first": Known({"out": [-1] * 3}, reason="several of its neurons")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 6), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", F.relu(self.first(x)))
+        return self.out(torch.maximum(x[:, :3], x[:, 3:]))
+
+
+class Twice(Awkward):
+    """A layer called on two observations side by side; its scores pool both calls."""
+
+    known = {"eye": Known({"out": RANGE[4] * 2})}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye, self.out = nn.Linear(5, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sights = [self.note("eye", F.relu(self.eye(view))) for view in (x, x.flip(1) + 1)]
+        return self.out(torch.cat(sights, 1))
+
+
+class Loop(Awkward):
+    """A layer that feeds itself on its second call, in columns that see the observation on the first."""
+
+    known = {"loop": Known({"loop": RANGE[5], "out": RANGE[5]}, reason="also fed by the observation")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop, self.out = nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = self.note("loop", F.relu(self.loop(x)))
+        return self.out(x)
+
+
+class ToOutput(Awkward):
+    """Features that are also returned, as a linear critic on top of them would see them."""
+
+    known = {"first": Known({"out": RANGE[4]}, reason="reaches an output")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.note("first", F.relu(self.first(x)))
+        return self.out(x), x.sum(1)
+
+
+class Normalised(Awkward):
+    """Layer normalisation before one activation, after another; a learned offset after a third."""
+
+    known = {  # noqa: RUF012
+        "before": Known({"after": RANGE[4]}, exact=False),
+        "after": Known({"shifted": RANGE[4]}, exact=False),
+        "shifted": Known({"out": RANGE[4]}, exact=False),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after, self.shifted = nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.out = nn.Linear(4, 2)
+        self.one, self.two = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.offset = nn.Parameter(torch.full((4,), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("before", F.relu(self.one(self.before(x))))
+        x = self.two(self.note("after", F.relu(self.after(x))))
+        return self.out(self.note("shifted", F.relu(self.shifted(x))) + self.offset)
+
+
+class BatchNormalised(Awkward):
+    """Batch normalisation and dropout, which act in training mode only."""
+
+    known = {"first": Known({"out": RANGE[4]}, exact=False)}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.out = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", F.relu(self.norm(self.first(x))))
+        return self.out(F.dropout(x, 0.5, self.training))
+
+
+class HandNormalised(Awkward):
+    """A normalisation that no list of functions knows."""
+
+    known = {"first": Known({"out": [-1] * 4}, reason="several of its neurons")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", F.relu(self.first(x)))
+        return self.out(x - x.mean(1, keepdim=True))
+
+
+class OwnActivation(Awkward):
+    """An activation that no list of functions knows, seen where it arrives."""
+
+    known = {"first": Known({"out": RANGE[4]})}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.note("first", self.first(x).clamp(min=0) ** 2))
+
+
+class Tied(Awkward):
+    """Two layers with one weight, and a frozen layer that both feed."""
+
+    known = {  # noqa: RUF012
+        "one": Known({"two": RANGE[5]}, reason="shared with two"),
+        "two": Known({"frozen": RANGE[5]}, reason="shared with one"),
+        "frozen": Known({"normed": RANGE[4]}, reason="frozen"),
+        "normed": Known({"out": RANGE[4]}, reason="computed from other parameters"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.frozen = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+        self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
+        self.out = nn.Linear(4, 2)
+        self.two.weight = self.one.weight
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("one", F.relu(self.one(x)))
+        x = self.note("two", F.relu(self.two(x)))
+        x = self.note("frozen", F.relu(self.frozen(x)))
+        return self.out(self.note("normed", F.relu(self.normed(x))))
+
+
+class Dueling(Awkward):
+    """Two heads that are added up: both are output layers."""
+
+    known = {"trunk": Known({"value": RANGE[4], "advantage": RANGE[4]})}  # noqa: RUF012
+    outputs = ("value", "advantage")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.value, self.advantage = nn.Linear(5, 4), nn.Linear(4, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("trunk", F.relu(self.trunk(x)))
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean(1, keepdim=True)
+
+
+def _with_activation(activation: type[nn.Module]) -> Callable[[], Awkward]:
+    return lambda: SharedActivation(activation())
+
+
+NETWORKS: dict[str, Callable[[], Awkward]] = {
+    network.__name__: network
+    for network in (
+        *(Mlp, SharedActivation, Images, ChannelsLast, Pooled, Grouped, TwoHeads, TwinCritics, Combined, Residual),
+        *(Crelu, Gate, ObservationGate, Maxout, Twice, Loop, ToOutput, Normalised, BatchNormalised, HandNormalised),
+        *(OwnActivation, Tied, Dueling),
+    )
+} | {
+    f"SharedActivation with {activation.__name__}": _with_activation(activation)
+    for activation in (nn.Tanh, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardtanh, nn.Softsign)
+}
+
+
+def build(name: str, seed: int = 0) -> Awkward:
+    """One of the networks with weights of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return NETWORKS[name]()
