@@ -24,8 +24,16 @@ def scaled(weight):
         weight.uniform_(-1, 1).mul_(3)
 
 
+def partial(weight):
+    nn.init.zeros_(weight)
+    weight.data[::2].uniform_(5, 6)
+
+
 def replaced(weight):
-    weight.data = torch.randn(weight.shape).abs()
+    """In memory where other random numbers were before."""
+    for _ in range(20):
+        torch.empty(weight.shape).uniform_(7, 8)
+    weight.data = torch.randn(weight.shape)
 
 
 INITIALISERS = {
@@ -40,6 +48,7 @@ INITIALISERS = {
     "sparse": lambda weight: nn.init.sparse_(weight, 0.5),
     "method": lambda weight: weight.data.normal_(0, 0.3),
     "scaled": scaled,
+    "partial": partial,
     "replaced": replaced,
     "custom": custom,
 }

@@ -1,0 +1,131 @@
+"""The cost of one measurement, in time and memory, beside a forward pass of the same networks on the same batch."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from operator import itemgetter
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch.profiler import ProfilerActivity, profile
+
+from sb3_redo import trace_wiring
+from sb3_redo.agents import agent_of, initial_state, initial_weights_of
+from sb3_redo.dormancy import DormancyReport
+from sb3_redo.meter import Meter
+from sb3_redo.recycling import Surgery, recycle
+from sb3_redo.sampling import sample_batch, torch_generator
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure, the range it was seen in, and the bar it should not exceed."""
+
+    subject: str
+    quantity: str
+    value: float
+    low: float
+    high: float
+    bar: float
+    note: str
+
+    def row(self) -> tuple[str, ...]:
+        """The cells of a table."""
+        figures = f"{self.value:.4f}", f"{self.low:.4f} to {self.high:.4f}", f"{self.bar:g}"
+        return self.subject, self.quantity, *figures, "pass" if self.value <= self.bar else "FAIL", self.note
+
+
+def table(lines: list[Line]) -> str:
+    rows = [("subject", "quantity", "value", "range", "bar", "", ""), *(line.row() for line in lines)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+class Rig:
+    """Trained networks and a batch to run them on."""
+
+    def __init__(self, model: OffPolicyAlgorithm, batch_size: int):
+        self.policy, self.agent = model.policy, agent_of(model)
+        self.forward = partial(self.agent.forward, self.policy)
+        self.batch = sample_batch(model, batch_size, (0, 0))
+        wiring = trace_wiring(self.policy, self.batch, forward=self.agent.forward)
+        self.meter = Meter(self.policy, wiring, {layer.name: self.agent.network_of(layer.name) for layer in wiring})
+        self.initial_weights = initial_weights_of(model)
+        states = [state for optimizer in self.agent.optimizers for state in optimizer.state.values()]
+        tensors = [*self.policy.parameters(), *(value for state in states for value in state.values())]
+        self.before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self.recycled: list[int] = []
+
+    def bare(self) -> Any:
+        with torch.no_grad():
+            return self.forward(self.batch)
+
+    def measure(self) -> DormancyReport:
+        return self.meter.measure(self.forward, self.batch, 0.1)
+
+    def measure_and_recycle(self) -> None:
+        """As ``ReDoCallback()`` does it."""
+        generator, report = torch_generator((0, len(self.recycled))), self.measure()
+        found = (report, self.agent.optimizers, self.initial_weights, generator, Surgery())
+        self.recycled.append(recycle(self.policy, *found, initial_state=initial_state).recycled)
+
+    def restore(self, *, training: bool) -> None:
+        """As training left it, in the mode in which a callback meets the policy or in evaluation mode."""
+        with torch.no_grad():
+            for tensor, before in self.before:
+                tensor.copy_(before)
+        self.policy.set_training_mode(training)
+
+    def compare(self, subject: str, call: Callable[[], Any], seconds: float, bar: float) -> Line:
+        """Median time of a call over that of a bare forward pass, in turns; the range is the pairs' middle half."""
+        ours: list[float] = []
+        bare: list[float] = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(bare) < 20:
+            for is_ours in sorted((True, False), reverse=len(bare) % 2 == 0):
+                self.restore(training=is_ours)
+                begin = time.perf_counter()
+                (call if is_ours else self.bare)()
+                (ours if is_ours else bare).append(time.perf_counter() - begin)
+        low, _, high = quantiles([one / other for one, other in zip(ours, bare, strict=True)])
+        note = f"{median(ours) * 1e3:.3f} / {median(bare) * 1e3:.3f} ms, {len(bare)} times"
+        if self.recycled:
+            note += f", {min(self.recycled)} to {max(self.recycled)} neurons recycled"
+        return Line(subject, call.__name__.replace("_", " "), median(ours) / median(bare), low, high, bar, note)
+
+    def memory(self, subject: str) -> Line:
+        """Peak memory of a measurement beyond that of a bare forward pass, in sizes of its largest layer's output."""
+        sizes: list[int] = []
+        layers = [self.policy.get_submodule(layer.name) for layer in self.meter.layers]
+        handles = [layer.register_forward_hook(lambda _, __, out: sizes.append(out.nbytes)) for layer in layers]
+        self.measure()
+        for handle in handles:
+            handle.remove()
+        bare, ours = (peak_bytes(call, self.policy.device) for call in (self.bare, self.measure))
+        extra, device = (ours - bare) / max(sizes), self.policy.device.type
+        note = f"{ours:,} - {bare:,} bytes, largest layer {max(sizes):,}"
+        return Line(subject, f"peak memory, {device}", extra, extra, extra, 1.0, note)
+
+
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes of tensors alive at a time while a call runs, beyond those alive before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    sizes: list[int] = [event["args"]["Bytes"] for event in sorted(events, key=itemgetter("ts"))]
+    return max(accumulate(sizes, initial=0))

@@ -1,0 +1,199 @@
+"""Tiny training runs, a tape of what happens in them, and what they leave behind."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import KVWriter, Logger
+from torch import nn
+
+TINY = {"seed": 0, "learning_starts": 20, "batch_size": 8, "buffer_size": 2000, "device": "cpu"}
+
+
+def dqn(env: Any = "CartPole-v1", policy: str = "MlpPolicy", **settings: Any) -> DQN:
+    return DQN(policy, env, **{**TINY, "train_freq": 4, "gradient_steps": 4, **_eight_neurons(settings)})
+
+
+def sac(env: Any = "Pendulum-v1", policy: str = "MlpPolicy", **settings: Any) -> SAC:
+    return SAC(policy, env, **{**TINY, "train_freq": 1, "gradient_steps": 1, **_eight_neurons(settings)})
+
+
+def _eight_neurons(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**settings, "policy_kwargs": {"net_arch": [8, 8], **settings.get("policy_kwargs", {})}}
+
+
+class Corridor(gym.Env):
+    """Random observations, in episodes of a chosen length."""
+
+    def __init__(self, length: int = 10, observation_space: spaces.Space | None = None):
+        self.length = length
+        self.observation_space = observation_space or spaces.Box(-1.0, 1.0, (3,))
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.observation_space.sample(), float(action), self.steps >= self.length, False, {}
+
+
+class Tape(KVWriter):
+    """Notes optimizer steps and every point that the callbacks write, in order.
+
+    It is a log format like TensorBoard's, so what is on it is what a user gets.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.points: list[tuple[int, dict[str, Any]]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        if "dormancy/gradient_step" in key_values:
+            self.events.append(("measured", key_values["dormancy/gradient_step"]))
+        elif "redo/recycled" in key_values:
+            self.events.append(("recycled", key_values["redo/recycled"]))
+        else:
+            return  # SB3's own dump
+        self.points.append((step, dict(key_values)))
+
+    def close(self) -> None:
+        pass
+
+    def watch(self, model: BaseAlgorithm) -> BaseAlgorithm:
+        """Log to this tape, and note on it the steps of the model's optimizers from now on."""
+        model.set_logger(Logger(None, [self]))
+        for name, optimizer in optimizers_of(model).items():
+            optimizer.register_step_post_hook(lambda *_, name=name: self.events.append((f"{name} step", None)))
+        return model
+
+    def at_gradient_steps(self, event: str, clock: str = "policy.optimizer") -> list[int]:
+        """How many steps the clock's optimizer had made at each of these events."""
+        steps, seen = 0, []
+        for name, _ in self.events:
+            steps += name == f"{clock} step"
+            if name == event:
+                seen.append(steps)
+        return seen
+
+    def values(self, key: str) -> list[Any]:
+        """The values written under a key, in order."""
+        return [values[key] for _, values in self.points if key in values]
+
+
+def optimizers_of(model: Any) -> dict[str, torch.optim.Optimizer]:
+    """All optimizers of a DQN or SAC model by their path."""
+    paths = ("policy.optimizer", "actor.optimizer", "critic.optimizer", "ent_coef_optimizer")
+    found = {}
+    for path in paths:
+        holder: Any = model
+        for name in path.split("."):
+            holder = getattr(holder, name, None)
+        if holder is not None:
+            found[path] = holder
+    return found
+
+
+def hooks_of(model: Any) -> list[str]:
+    """Every hook and every replaced method that is left on a model's modules and optimizers."""
+    left = [
+        f"{path or 'policy'}: {kind}"
+        for path, module in model.policy.named_modules()
+        for kind, hooks in vars(module).items()
+        if (kind.endswith("_hooks") and hooks) or kind == "forward"
+    ]
+    for path, optimizer in optimizers_of(model).items():
+        left += [f"{path}: step hook" for _ in optimizer._optimizer_step_post_hooks]
+    return left
+
+
+def at_gradient_step(clock: torch.optim.Optimizer, step: int, act: Callable[[], Any]) -> None:
+    """Have ``act`` called right after one of an optimizer's steps, before all hooks that are registered later."""
+    made = 0
+
+    def tick(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made == step:
+            act()
+
+    clock.register_step_post_hook(tick)
+
+
+def fingerprint(model: Any) -> dict[str, Any]:
+    """Everything a run leaves behind, by name, as plain values that compare bit for bit."""
+    left = {
+        "weights": model.policy.state_dict(),
+        "gradients": {name: parameter.grad for name, parameter in model.policy.named_parameters()},
+        "modes": {name: module.training for name, module in model.policy.named_modules()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers_of(model).items()},
+        "entropy coefficient": getattr(model, "log_ent_coef", None),
+        "replay buffer": {name: value for name, value in vars(model.replay_buffer).items() if is_content(value)},
+        "environment": model.env.get_attr("np_random"),
+        "normalisation": normalisation_of(model),
+        "counters": (model.num_timesteps, model._n_updates, model._n_calls if isinstance(model, DQN) else None),
+        **random_streams(model),
+    }
+    return {name: _plain(value) for name, value in left.items()}
+
+
+def is_content(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, dict, int, bool))
+
+
+def normalisation_of(model: Any) -> Any:
+    env = model.get_vec_normalize_env()
+    return None if env is None else (env.obs_rms.mean, env.obs_rms.var, env.obs_rms.count, env.ret_rms.mean)
+
+
+def random_streams(model: Any) -> dict[str, Any]:
+    return {
+        "Python's random stream": random.getstate(),
+        "NumPy's random stream": np.random.get_state(),
+        "torch's random stream": torch.get_rng_state(),
+        "action space's random stream": model.action_space.np_random.bit_generator.state,
+    }
+
+
+def restore_random_streams(model: Any, streams: dict[str, Any]) -> None:
+    random.setstate(streams["Python's random stream"])
+    np.random.set_state(streams["NumPy's random stream"])
+    torch.set_rng_state(streams["torch's random stream"])
+    model.action_space.np_random.bit_generator.state = streams["action space's random stream"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().numpy()
+    if isinstance(value, np.random.Generator):
+        value = value.bit_generator.state
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what differs between two fingerprints."""
+    assert one.keys() == other.keys()
+    return [name for name in one if one[name] != other[name]]
+
+
+def kill(layer: nn.Module, neurons: list[int]) -> None:
+    """Give these neurons of a layer a score of 0 and all others about the same positive one."""
+    with torch.no_grad():
+        layer.bias.fill_(1000.0)
+        layer.bias[neurons] = -1000.0

@@ -1,0 +1,260 @@
+"""What TensorBoard, CSV and JSON files show is what was measured, where it was measured."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from runs import Corridor, Tape, at_gradient_step, dqn, kill, sac
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from torch import nn
+
+from sb3_redo import DormancyCallback, ReDoCallback
+
+EVERYTHING = {"scalars": 0, "histograms": 0, "tensors": 0}
+
+# train() runs after 30, 40, 50 and 60 environment steps and makes ten gradient steps each time. A measurement every
+# five of them gives two points at each of these environment steps, and one more before the first gradient step.
+DUE = [(30, 0), (30, 5), (30, 10), (40, 15), (40, 20), (50, 25), (50, 30), (60, 35), (60, 40)]
+
+
+def train(folder, callback=None, *, formats=("tensorboard",), episode=10, log_interval=4, **settings):
+    """A run of 60 environment steps that logs to a folder; what was written is also on the tape returned."""
+    tape = Tape()
+    model = dqn(Corridor(episode), train_freq=10, gradient_steps=10, **settings)
+    logger = configure(str(folder), list(formats))
+    logger.output_formats.append(tape)
+    model.set_logger(logger)
+    model.learn(60, callback=callback or recycling(), log_interval=log_interval)
+    logger.close()
+    return tape
+
+
+def recycling(**settings):
+    return ReDoCallback(0.5, recycling_period=10, measuring_period=5, batch_size=16, **settings)
+
+
+def read(folder):
+    return EventAccumulator(str(folder), size_guidance=EVERYTHING).Reload()
+
+
+def scalars(events, key):
+    return [(event.step, event.value) for event in events.Scalars(key)]
+
+
+def written(tape, key):
+    """What the callback wrote under a key, as (environment step, value), in TensorBoard's precision."""
+    return [(step, pytest.approx(values[key])) for step, values in tape.points if key in values]
+
+
+# Points
+
+
+@pytest.mark.parametrize(
+    ("episode", "log_interval"),
+    [(1000, 4), (10, None), (1, 1), (15, 1)],
+    ids=["no episode ends", "no log interval", "a dump at every step", "a dump at every episode"],
+)
+def test_every_measurement_is_a_point_at_its_own_step_however_often_sb3_dumps(tmp_path, episode, log_interval):
+    tape = train(tmp_path, episode=episode, log_interval=log_interval)
+    events = read(tmp_path)
+    assert scalars(events, "dormancy/gradient_step") == DUE
+    for key in ("dormancy/fraction", "dormancy/q_net", "dormancy_thresholds/0.1", "dormancy_layers/q_net.q_net.0"):
+        assert [step for step, _ in scalars(events, key)] == [step for step, _ in DUE]
+        assert scalars(events, key) == written(tape, key)
+    assert [step for step, _ in scalars(events, "redo/recycled")] == [30, 40, 50, 60]
+    dumps = {step for step, _ in scalars(events, "rollout/ep_rew_mean")} if episode < 60 and log_interval else set()
+    assert len(dumps) == {1000: 0, 10: 0, 1: 60, 15: 4}[episode]
+
+
+def test_the_keys_are_those_of_the_contract(tmp_path):
+    train(tmp_path, recycling(log_histograms=True), log_interval=None)
+    events = read(tmp_path)
+    layers = ("q_net.q_net.0", "q_net.q_net.2")
+    assert set(events.Tags()["scalars"]) == {
+        *("dormancy/fraction", "dormancy/q_net", "dormancy/overlap", "dormancy/gradient_step"),
+        *("dormancy_thresholds/0.0", "dormancy_thresholds/0.025", "dormancy_thresholds/0.1"),
+        *(f"dormancy_layers/{layer}" for layer in layers),
+        *("redo/recycled", "redo/recycled_total"),
+    }
+    assert set(events.Tags()["histograms"]) == {f"dormancy_scores/{layer}" for layer in layers}
+
+
+def test_totals_and_fractions_add_up(tmp_path):
+    train(tmp_path)
+    events = read(tmp_path)
+    recycled = [value for _, value in scalars(events, "redo/recycled")]
+    assert [value for _, value in scalars(events, "redo/recycled_total")] == [
+        sum(recycled[: count + 1]) for count in range(len(recycled))
+    ]
+    assert sum(recycled) > 0
+    both = zip(scalars(events, "dormancy_layers/q_net.q_net.0"), scalars(events, "dormancy_layers/q_net.q_net.2"))
+    assert [(step, (one + two) / 2) for (step, one), (_, two) in both] == scalars(events, "dormancy/q_net")
+
+
+def test_csv_and_json_get_the_same_points(tmp_path):
+    tape = train(tmp_path, formats=("tensorboard", "csv", "json"), episode=7, log_interval=1)
+    points = [{**values, "time/total_timesteps": step} for step, values in tape.points]
+    in_json = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    assert [row for row in in_json if is_ours(row)] == points
+    with open(tmp_path / "progress.csv", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    assert [row for row in rows if is_ours(row)] == points
+    # SB3's own rows are still there, and free of our keys.
+    theirs = [row for row in in_json if not is_ours(row)]
+    assert [row["time/total_timesteps"] for row in theirs] == [7, 14, 21, 28, 35, 42, 49, 56]
+    assert not any(key.startswith(("dormancy", "redo")) for row in theirs for key in row)
+
+
+def is_ours(row):
+    return "dormancy/gradient_step" in row or "redo/recycled" in row
+
+
+def test_histograms_hold_every_neurons_score(tmp_path):
+    train(tmp_path, recycling(log_histograms=True), formats=("tensorboard", "csv", "json"))
+    for layer in ("q_net.q_net.0", "q_net.q_net.2"):
+        histograms = read(tmp_path).Histograms(f"dormancy_scores/{layer}")
+        assert [event.step for event in histograms] == [step for step, _ in DUE]
+        # Scores average 1 over the eight neurons of a layer.
+        assert [event.histogram_value.num for event in histograms] == [8] * len(DUE)
+        assert [event.histogram_value.sum for event in histograms] == pytest.approx([8] * len(DUE))
+    assert "dormancy_scores" not in (tmp_path / "progress.csv").read_text()
+    first = json.loads((tmp_path / "progress.json").read_text().splitlines()[0])
+    assert sum(first["dormancy_scores/q_net.q_net.2"]) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("kept", ["log_layers", "log_histograms"])
+def test_layers_and_histograms_are_logged_only_if_wanted(tmp_path, kept):
+    settings = {"log_layers": False, "log_histograms": False, kept: True}
+    train(tmp_path, recycling(**settings))
+    tags = read(tmp_path).Tags()
+    assert any("dormancy_layers" in tag for tag in tags["scalars"]) == settings["log_layers"]
+    assert any("dormancy_scores" in tag for tag in tags["histograms"]) == settings["log_histograms"]
+
+
+# Worked numbers
+
+
+def test_fractions_and_overlaps_are_those_of_neurons_silenced_by_hand(tmp_path):
+    """At a learning rate of 0 nothing changes but what is silenced here, in one layer of four neurons."""
+    model = dqn(learning_rate=0.0, policy_kwargs={"net_arch": [4]}, tensorboard_log=str(tmp_path))
+    layer = model.q_net.q_net[0]
+    kill(layer, [0, 1])
+    for gradient_step, silent in ((10, [1, 2, 3]), (20, []), (30, [0]), (40, [0, 2])):
+        at_gradient_step(model.policy.optimizer, gradient_step, lambda silent=silent: kill(layer, silent))
+    model.learn(60, callback=DormancyCallback(measuring_period=10, batch_size=16, thresholds=(0.0, 3.9)))
+    events = read(tmp_path / "DQN_1")
+    # Gradient steps 0, 10, 20, 30 and 40 come at these environment steps.
+    assert scalars(events, "dormancy/fraction") == [(24, 0.5), (32, 0.75), (40, 0.0), (52, 0.25), (60, 0.5)]
+    # {0,1} and {1,2,3} share one of two, then one of the two sets is empty twice, then {0} lies in {0,2}.
+    assert scalars(events, "dormancy/overlap") == [(32, 0.5), (60, 1.0)]
+    # Three silent neurons leave all activation to the fourth, whose score is then 4.
+    assert [value for _, value in scalars(events, "dormancy_thresholds/3.9")] == [1.0, 0.75, 1.0, 1.0, 1.0]
+
+
+# Layout
+
+
+@pytest.mark.parametrize("log_layers", [True, False])
+def test_the_layout_puts_networks_on_one_chart_and_layers_on_one_for_each_network(tmp_path, log_layers):
+    model = sac(train_freq=10, gradient_steps=10, tensorboard_log=str(tmp_path))
+    model.learn(220, callback=ReDoCallback(recycling_period=50, batch_size=16, log_layers=log_layers))
+    events = read(tmp_path / "SAC_1")
+    charts = charts_of(events)
+    expected = {
+        "episode return": {"rollout/ep_rew_mean"},
+        "dormant fraction": {"dormancy/fraction", "dormancy/actor", "dormancy/critic"},
+        "neurons recycled": {"redo/recycled"},
+    }
+    if log_layers:
+        expected["dormant fraction: layers of actor"] = {f"dormancy_layers/actor.latent_pi.{i}" for i in (0, 2)}
+        expected["dormant fraction: layers of critic"] = {
+            f"dormancy_layers/critic.qf{critic}.{i}" for critic in (0, 1) for i in (0, 2)
+        }
+    tags = events.Tags()["scalars"]
+    decoys = (
+        [tag.replace(".", "x") for tag in tags if "." in tag]
+        + [f"x{tag}" for tag in tags]
+        + [f"{tag}x" for tag in tags]
+    )
+    shown = {title: {tag for tag in tags + decoys if matches(chart, tag)} for title, chart in charts.items()}
+    assert shown == expected
+    assert list(charts)[:2] == ["episode return", "dormant fraction"]
+
+
+def charts_of(events):
+    (tensor,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(tensor.tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["dormancy"]
+    return {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+
+
+def matches(patterns, tag):
+    """As TensorBoard's custom scalars plugin does it."""
+    return any(re.compile(pattern).match(tag) for pattern in patterns)
+
+
+# Console
+
+
+class LongNames(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=8)
+        self.a_module_whose_name_is_longer_than_a_line_of_the_console = nn.Sequential(
+            nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()
+        )
+
+    def forward(self, observations):
+        return self.a_module_whose_name_is_longer_than_a_line_of_the_console(observations)
+
+
+LONG_NAMES = {"policy_kwargs": {"features_extractor_class": LongNames}}
+
+
+def test_long_layer_names_never_clash_on_the_console(tmp_path, capsys):
+    formats = ("stdout", "log", "tensorboard", "csv")
+    train(tmp_path, formats=formats, episode=1, log_interval=1, **LONG_NAMES)
+    for console in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
+        assert re.search(r"\| dormancy/ +\| +\|\n\|    fraction +\| 0\.\d+", console)
+        assert re.search(r"\| redo/ +\| +\|\n\|    recycled_total +\| \d+", console)
+        assert "a_module" not in console
+    assert len([tag for tag in read(tmp_path).Tags()["scalars"] if "a_module" in tag]) == 2
+
+
+def test_the_console_would_clash_over_the_keys_of_these_layers(tmp_path):
+    logger = configure(str(tmp_path), ["stdout"])
+    for layer in dict(LongNames(Corridor().observation_space).named_modules()):
+        logger.record(f"dormancy_layers/q_net.features_extractor.{layer}", 0.0)
+    with pytest.raises(ValueError, match="truncated to .* that already exists"):
+        logger.dump()
+
+
+# Without TensorBoard
+
+
+def test_a_run_without_any_log_format_measures_and_recycles():
+    model = dqn()
+    callback = recycling()
+    model.learn(60, callback=callback)
+    assert model.logger.output_formats == []
+    assert callback.report.dormant_fraction > 0
+
+
+@pytest.mark.slow
+def test_training_works_where_tensorboard_is_not_installed():
+    script = """
+import sys
+sys.modules["tensorboard"] = None
+from stable_baselines3 import DQN
+from sb3_redo import ReDoCallback
+callback = ReDoCallback(0.5, 10, 16)
+DQN("MlpPolicy", "CartPole-v1", learning_starts=20, policy_kwargs={"net_arch": [8]}, verbose=1).learn(100, callback=callback)
+print("recycled" if callback.report.dormant_fraction > 0 else "nothing dormant")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("recycled\n")
