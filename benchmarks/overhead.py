@@ -7,11 +7,12 @@
 - ``... after the start``: the same without the start of training, which is what a long run tends to.
 - ``learn() with / without``: over pairs of runs, one after the other. Covers also what no hook of ours sees, such as
   TensorBoard's writer thread, and what recycling changes in training itself.
-- ``measure``, ``measure and recycle``: over a forward pass of the same networks on the same batch.
+- ``measure``, ``measure and recycle``: CPU time over that of a forward pass of the same networks on the same batch.
 - ``peak memory``: what a measurement needs beyond that pass, in sizes of its largest layer's output.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -33,17 +34,19 @@ import ale_py
 import gymnasium as gym
 import torch
 import yaml
+from passes import Line, Rig, table
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
-from passes import Line, Rig, table
 from sb3_redo import ReDoCallback
 from sb3_redo.clock import GradientClock
 
 START_HOOKS = ("init_callback", "on_training_start")
 HOOKS = (*START_HOOKS, "on_rollout_start", "update_locals", "on_step", "on_rollout_end", "on_training_end")
+Trained = tuple[OffPolicyAlgorithm, float]
+"""A model and the seconds that its ``learn()`` took."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,18 @@ class Task:
     gradient_steps: int
     bar: float
 
-    def train(self, gradient_steps: int, callback: ReDoCallback | None = None, **changed: Any) -> "Trained":
-        """A model that has learned, logging to TensorBoard, and the seconds that ``learn()`` took."""
+    def train(self, gradient_steps: int, callback: ReDoCallback | None = None, **changed: Any) -> Trained:
+        """Let a new model learn, logging to TensorBoard."""
         settings = {"device": "cpu", "seed": 0, **self.settings, **changed}
         replay_ratio = settings.get("gradient_steps", 1) / settings.get("train_freq", 1)
         with tempfile.TemporaryDirectory() as folder:
             model = self.algorithm(env=self.make_env(), tensorboard_log=folder, **settings)
+            gc.collect()  # the models before, whose buffers would otherwise be freed while this one is timed
             begin = time.perf_counter()
             model.learn(settings["learning_starts"] + round(gradient_steps / replay_ratio), callback=callback)
-            return model, time.perf_counter() - begin
-
-
-Trained = tuple[OffPolicyAlgorithm, float]
+            seconds = time.perf_counter() - begin
+            model.logger.close()  # or its writer thread would outlive the folder
+        return model, seconds
 
 
 def demon_attack() -> VecEnv:
@@ -121,7 +124,9 @@ def stopwatch(callback: ReDoCallback) -> Iterator[dict[bool, float]]:
 def training(task: Task, gradient_steps: int, pairs: int) -> Iterator[Line]:
     """Runs with and without the callback in turns, every second pair the other way round."""
     task.train(1)  # the first run of a process also imports TensorBoard
-    starts, laters, ours, bare = [], [], [], []
+    starts, laters = [], []
+    ours: list[float] = []
+    bare: list[float] = []
     for pair in range(pairs):
         callback = ReDoCallback()
         with stopwatch(callback) as seconds:
@@ -137,7 +142,7 @@ def training(task: Task, gradient_steps: int, pairs: int) -> Iterator[Line]:
     for quantity, values, bar, note in (
         ("share in hooks", shares, task.bar, size),
         ("... after the start", later_shares, task.bar, f"the start takes {median(starts):.3f} s"),
-        ("learn() with / without", ratios, 1 + task.bar, f"{pairs} pairs"),
+        ("learn() with / without", ratios, 1 + task.bar, f"pairs: {pairs}"),
     ):
         yield Line(task.name, quantity, median(values), min(values), max(values), bar, note)
 
@@ -149,10 +154,10 @@ def lines(options: argparse.Namespace) -> Iterator[Line]:
             yield from training(task, steps, options.pairs)
     for name, train in NETWORKS.items():
         if "passes" in options.only:
-            yield from passes(name, train, options.seconds)
+            yield from network(name, train, options.seconds)
 
 
-def passes(name: str, train: Callable[..., Trained], seconds: float) -> Iterator[Line]:
+def network(name: str, train: Callable[..., Trained], seconds: float) -> Iterator[Line]:
     model, _ = train()
     for batch_size in (64, 256):
         rig = Rig(model, batch_size)

@@ -84,20 +84,23 @@ class Rig:
         self.policy.set_training_mode(training)
 
     def compare(self, subject: str, call: Callable[[], Any], seconds: float, bar: float) -> Line:
-        """Median time of a call over that of a bare forward pass, in turns; the range is the pairs' middle half."""
+        """Median time of a call over that of a bare forward pass, in turns; the range is the pairs' middle half.
+
+        Time is that of this thread alone, which other programs on the machine disturb less than they do a clock.
+        """
         ours: list[float] = []
         bare: list[float] = []
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(bare) < 20:
             for is_ours in sorted((True, False), reverse=len(bare) % 2 == 0):
                 self.restore(training=is_ours)
-                begin = time.perf_counter()
+                begin = time.thread_time()
                 (call if is_ours else self.bare)()
-                (ours if is_ours else bare).append(time.perf_counter() - begin)
+                (ours if is_ours else bare).append(time.thread_time() - begin)
         low, _, high = quantiles([one / other for one, other in zip(ours, bare, strict=True)])
         note = f"{median(ours) * 1e3:.3f} / {median(bare) * 1e3:.3f} ms, {len(bare)} times"
         if self.recycled:
-            note += f", {min(self.recycled)} to {max(self.recycled)} neurons recycled"
+            note += f", {'-'.join(map(str, sorted(set(self.recycled))))} neurons recycled"
         return Line(subject, call.__name__.replace("_", " "), median(ours) / median(bare), low, high, bar, note)
 
     def memory(self, subject: str) -> Line:

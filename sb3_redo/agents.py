@@ -92,12 +92,22 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
 
 
 def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
-    """Draws weights as a freshly built policy of this model has them."""
+    """Draws weights as a freshly built policy of this model has them.
+
+    Gives a model whose policy was initialised by hand an attribute ``initial_weight_samples``, which is saved with
+    it: once it has been trained, nothing else tells how it began.
+    """
 
     def build() -> BasePolicy:
         return model.policy_class(model.observation_space, model.action_space, model.lr_schedule, **model.policy_kwargs)
 
-    return InitialWeights(build, untrained=model.policy if gradient_steps_of(model) == 0 else None)
+    known = model.__dict__.get("initial_weight_samples")
+    if known is not None or gradient_steps_of(model) > 0:
+        return InitialWeights(build, samples=known)
+    initial_weights = InitialWeights(build, untrained=model.policy)
+    if initial_weights.samples:
+        model.__dict__["initial_weight_samples"] = initial_weights.samples
+    return initial_weights
 
 
 _INITIAL_STATE = {("RMSpropTFLike", "square_avg"): 1.0}

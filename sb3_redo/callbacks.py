@@ -1,10 +1,9 @@
 """Callbacks that measure and recycle dormant neurons while a model trains."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_redo.agents import (
@@ -18,6 +17,7 @@ from sb3_redo.agents import (
 )
 from sb3_redo.clock import GradientClock
 from sb3_redo.dormancy import DormancyReport, overlap
+from sb3_redo.memory import Memory
 from sb3_redo.meter import Meter
 from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, Surgery, recycle
 from sb3_redo.sampling import (
@@ -62,6 +62,8 @@ class DormancyCallback(BaseCallback):
     :raises ValueError: on a setting out of range or an unknown name
     """
 
+    _recycles = False
+
     def __init__(
         self,
         dormancy_threshold: float = 0.1,
@@ -97,6 +99,8 @@ class DormancyCallback(BaseCallback):
         self._check_buffer()
         self._meter = self._make_meter()
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
+        settings = (type(self).__name__, self.dormancy_threshold, self.measuring_period, self.batch_size)
+        self._memory = Memory(self.model, " ".join(map(str, settings)))
         learn_call = self.model.start_time
         self._clock = GradientClock(
             self._agent.clock,
@@ -104,7 +108,7 @@ class DormancyCallback(BaseCallback):
             self._on_gradient_step,
             is_current=lambda: self.model.start_time == learn_call,
         )
-        write_layout(self.logger, self._meter.networks, log_layers=self.log_layers)
+        write_layout(self.logger, self._meter.networks, log_layers=self.log_layers, recycles=self._recycles)
 
     def _check_buffer(self) -> None:
         if not has_buffer(self.model):
@@ -171,25 +175,12 @@ class DormancyCallback(BaseCallback):
             report, self.thresholds, log_layers=self.log_layers, log_histograms=self.log_histograms
         )
         values["dormancy/gradient_step"] = gradient_step
-        shared = overlap((layer.dormant for layer in report.layers), self._previous_dormant(report))
+        shared = overlap((layer.dormant for layer in report.layers), self._memory.dormant_before(report))
         if shared is not None:
             values["dormancy/overlap"] = shared
-        self._memory["dormant"] = {layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers}
+        self._memory.remember(report)
         write_point(self.logger, values, self.num_timesteps)
         write_totals(self.logger, {"dormancy/fraction": values["dormancy/fraction"]})
-
-    @property
-    def _memory(self) -> dict[str, Any]:
-        """What must outlive a save: kept on the model, since SB3 saves its plain attributes and no callback."""
-        memories: dict[str, dict[str, Any]] = self.model.__dict__.setdefault("dormancy_memory", {})
-        settings = f"{type(self).__name__} {self.dormancy_threshold} {self.measuring_period} {self.batch_size}"
-        return memories.setdefault(settings, {"dormant": {}, "recycled_total": 0})
-
-    def _previous_dormant(self, report: DormancyReport) -> Iterator[torch.Tensor]:
-        for layer in report.layers:
-            mask = torch.zeros_like(layer.dormant)
-            mask[self._memory["dormant"].get(layer.name, [])] = True
-            yield mask
 
     def _on_training_end(self) -> None:
         # The zoo calls this twice, once even when learn() failed before this callback was ready.
@@ -224,6 +215,8 @@ class ReDoCallback(DormancyCallback):
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """
+
+    _recycles = True
 
     def __init__(
         self,
@@ -307,7 +300,6 @@ class ReDoCallback(DormancyCallback):
             initial_state=initial_state,
             forward=self._forward,
         )
-        self._memory["recycled_total"] += record.recycled
-        total = self._memory["recycled_total"]
+        total = self._memory.add_recycled(record.recycled)
         write_point(self.logger, {"redo/recycled": record.recycled, "redo/recycled_total": total}, self.num_timesteps)
         write_totals(self.logger, {"redo/recycled_total": total})

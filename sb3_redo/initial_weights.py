@@ -1,6 +1,6 @@
 """Fresh weights from the distribution that a layer was first initialised from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,19 +65,28 @@ class InitialWeights:
 
     :param build: builds a fresh policy on the CPU
     :param untrained: the policy itself, if it has not been trained yet
+    :param samples: of the weights that a policy initialised by hand began with, if it has: what ``samples`` was then
     """
 
-    def __init__(self, build: Callable[[], nn.Module], untrained: nn.Module | None = None):
+    samples: dict[str, Tensor]
+    """Parameter name to entries of its first values, for those that do not look like a freshly built policy's."""
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        untrained: nn.Module | None = None,
+        samples: Mapping[str, Tensor] | None = None,
+    ):
         self._build = build
         watcher = _FillWatcher()
         with seeded(0), watcher:
             fresh = build()
         parameters = dict(fresh.named_parameters())
         self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
-        self._samples: dict[str, Tensor] = {}
+        self.samples = dict(samples or {})
         for name, parameter in untrained.named_parameters() if untrained is not None else ():
             if parameter.ndim > 1 and name in parameters and not _look_alike(parameter, parameters[name]):
-                self._samples[name] = parameter.detach().cpu().clone().flatten()
+                self.samples[name] = _some_entries(parameter)
 
     def draw(self, name: str, like: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Fresh values for some rows of a weight.
@@ -90,8 +99,8 @@ class InitialWeights:
         """
         shape = (len(rows), *like.shape[1:])
         fill = self._fills.get(name)
-        if name in self._samples:
-            sample = self._samples[name]
+        if name in self.samples:
+            sample = self.samples[name]
             drawn = sample[torch.randint(len(sample), shape, generator=generator)]
         elif fill is not None:
             drawn = torch.empty(shape)
@@ -102,6 +111,12 @@ class InitialWeights:
             with seeded(seed):
                 drawn = self._build().get_parameter(name).detach()[rows.cpu()]
         return drawn.to(like)
+
+
+def _some_entries(tensor: Tensor) -> Tensor:
+    """At most 4,096 entries, picked at random."""
+    picked = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))[:4096]
+    return tensor.detach().cpu().flatten()[picked]
 
 
 def _look_alike(one: Tensor, other: Tensor) -> bool:

@@ -60,10 +60,11 @@ def dormancy_values(
     return values
 
 
-def write_layout(logger: Logger, networks: Mapping[str, str], *, log_layers: bool) -> None:
+def write_layout(logger: Logger, networks: Mapping[str, str], *, log_layers: bool, recycles: bool) -> None:
     """Set up TensorBoard's Custom Scalars tab: all networks in one chart, the layers of each in another.
 
     :param networks: layer name to network name
+    :param recycles: whether neurons are recycled, and not only measured
     """
     names = tuple(dict.fromkeys(networks.values()))
     charts = {
@@ -73,7 +74,8 @@ def write_layout(logger: Logger, networks: Mapping[str, str], *, log_layers: boo
     for name in names if log_layers else ():
         layers = (f"dormancy_layers/{layer}" for layer, network in networks.items() if network == name)
         charts[f"dormant fraction: layers of {name}"] = ["Multiline", _exactly(*layers)]
-    charts["neurons recycled"] = ["Multiline", _exactly("redo/recycled")]
+    if recycles:
+        charts["neurons recycled"] = ["Multiline", _exactly("redo/recycled")]
     for output in logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat):
             output.writer.add_custom_scalars({"dormancy": charts})

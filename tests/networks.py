@@ -50,7 +50,7 @@ class Awkward(nn.Module):
 class Mlp(Awkward):
     """Two hidden layers. The second is registered before the first, and neither has a bias."""
 
-    known = {"first": Known({"second": RANGE[6]}), "second": Known({"out": RANGE[4]})}  # noqa: RUF012
+    known = {"first": Known({"second": RANGE[6]}), "second": Known({"out": RANGE[4]})}
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Mlp(Awkward):
 class SharedActivation(Awkward):
     """One activation module, in place, for every layer."""
 
-    known = {"first": Known({"second": RANGE[6]}), "second": Known({"out": RANGE[4]})}  # noqa: RUF012
+    known = {"first": Known({"second": RANGE[6]}), "second": Known({"out": RANGE[4]})}
 
     def __init__(self, activation: nn.Module | None = None) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class SharedActivation(Awkward):
 class Images(Awkward):
     """Convolution, convolution, flatten, linear: four columns of the linear layer per channel, channels first."""
 
-    known = {  # noqa: RUF012
+    known = {
         "conv": Known({"deep": RANGE[3]}),
         "deep": Known({"dense": [channel for channel in range(4) for _ in range(4)]}),
         "dense": Known({"out": RANGE[6]}),
@@ -136,7 +136,7 @@ class Pooled(Images):
 class Grouped(Images):
     """A depthwise and a grouped convolution."""
 
-    known = {  # noqa: RUF012
+    known = {
         "conv": Known({"depthwise": RANGE[4]}),
         "depthwise": Known({"grouped": RANGE[4]}),
         "grouped": Known({"out": [channel for channel in range(6) for _ in range(16)]}),
@@ -159,7 +159,7 @@ class Grouped(Images):
 class TwoHeads(Awkward):
     """An actor's trunk that feeds a mean and a log standard deviation."""
 
-    known = {"trunk": Known({"mean": RANGE[6], "log_std": RANGE[6]})}  # noqa: RUF012
+    known = {"trunk": Known({"mean": RANGE[6], "log_std": RANGE[6]})}
     outputs = ("mean", "log_std")
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ class TwoHeads(Awkward):
 class TwinCritics(Awkward):
     """A shared extractor, called by each of two critics, whose inputs are actions, features and an observation."""
 
-    known = {  # noqa: RUF012
+    known = {
         "extractor": Known({"one": [-1, -1, 0, 1, 2, 3, -1], "two": [-1, -1, 0, 1, 2, 3, -1]}),
         "one": Known({"head": RANGE[3]}),
         "two": Known({"last": RANGE[3]}),
@@ -203,7 +203,7 @@ class TwinCritics(Awkward):
 class Combined(Awkward):
     """A dictionary observation: image features behind vector features, with an offset."""
 
-    known = {  # noqa: RUF012
+    known = {
         "conv": Known({"joint": [-1] * 3 + [channel for channel in range(2) for _ in range(4)]}),
         "vector": Known({"joint": RANGE[3] + [-1] * 8}),
         "joint": Known({"out": RANGE[5]}),
@@ -231,7 +231,7 @@ class Combined(Awkward):
 class Residual(Awkward):
     """A residual block: the inner layer is recyclable, the stream is not."""
 
-    known = {  # noqa: RUF012
+    known = {
         "stem": Known({"inner": RANGE[4], "out": RANGE[4]}, reason="also fed by outer"),
         "inner": Known({"outer": RANGE[4]}),
         "outer": Known({"out": RANGE[4]}, reason="also fed by stem"),
@@ -251,7 +251,7 @@ class Residual(Awkward):
 class Crelu(Awkward):
     """A neuron feeds two positions, and counts as active where either half is."""
 
-    known = {"first": Known({"out": RANGE[4] * 2})}  # noqa: RUF012
+    known = {"first": Known({"out": RANGE[4] * 2})}
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class Crelu(Awkward):
 class Gate(Awkward):
     """A product of two layers: a dormant neuron of one would be brought to life by the other."""
 
-    known = {  # noqa: RUF012
+    known = {
         "value": Known({"out": RANGE[4]}, reason="also fed by gate"),
         "gate": Known({"out": RANGE[4]}, reason="also fed by value"),
     }
@@ -285,7 +285,7 @@ class Gate(Awkward):
 class ObservationGate(Awkward):
     """Features multiplied by an observation that is 0 in the batch used for tracing."""
 
-    known = {"first": Known({"out": RANGE[4]}, reason="also fed by the observation")}  # noqa: RUF012
+    known = {"first": Known({"out": RANGE[4]}, reason="also fed by the observation")}
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class ObservationGate(Awkward):
 class Maxout(Awkward):
     """A position takes the larger of two neurons."""
 
-    known = {"first": Known({"out": [-1] * 3}, reason="several of its neurons")}  # noqa: RUF012
+    known = {"first": Known({"out": [-1] * 3}, reason="several of its neurons")}
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,7 +315,7 @@ class Maxout(Awkward):
 class Twice(Awkward):
     """A layer called on two observations side by side; its scores pool both calls."""
 
-    known = {"eye": Known({"out": RANGE[4] * 2})}  # noqa: RUF012
+    known = {"eye": Known({"out": RANGE[4] * 2})}
 
     def __init__(self) -> None:
         super().__init__()
@@ -329,7 +329,7 @@ class Twice(Awkward):
 class Loop(Awkward):
     """A layer that feeds itself on its second call, in columns that see the observation on the first."""
 
-    known = {"loop": Known({"loop": RANGE[5], "out": RANGE[5]}, reason="also fed by the observation")}  # noqa: RUF012
+    known = {"loop": Known({"loop": RANGE[5], "out": RANGE[5]}, reason="also fed by the observation")}
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,7 +344,7 @@ class Loop(Awkward):
 class ToOutput(Awkward):
     """Features that are also returned, as a linear critic on top of them would see them."""
 
-    known = {"first": Known({"out": RANGE[4]}, reason="reaches an output")}  # noqa: RUF012
+    known = {"first": Known({"out": RANGE[4]}, reason="reaches an output")}
 
     def __init__(self) -> None:
         super().__init__()
@@ -358,7 +358,7 @@ class ToOutput(Awkward):
 class Normalised(Awkward):
     """Layer normalisation before one activation, after another; a learned offset after a third."""
 
-    known = {  # noqa: RUF012
+    known = {
         "before": Known({"after": RANGE[4]}, exact=False),
         "after": Known({"shifted": RANGE[4]}, exact=False),
         "shifted": Known({"out": RANGE[4]}, exact=False),
@@ -380,7 +380,7 @@ class Normalised(Awkward):
 class BatchNormalised(Awkward):
     """Batch normalisation and dropout, which act in training mode only."""
 
-    known = {"first": Known({"out": RANGE[4]}, exact=False)}  # noqa: RUF012
+    known = {"first": Known({"out": RANGE[4]}, exact=False)}
 
     def __init__(self) -> None:
         super().__init__()
@@ -394,7 +394,7 @@ class BatchNormalised(Awkward):
 class HandNormalised(Awkward):
     """A normalisation that no list of functions knows."""
 
-    known = {"first": Known({"out": [-1] * 4}, reason="several of its neurons")}  # noqa: RUF012
+    known = {"first": Known({"out": [-1] * 4}, reason="several of its neurons")}
 
     def __init__(self) -> None:
         super().__init__()
@@ -408,7 +408,7 @@ class HandNormalised(Awkward):
 class OwnActivation(Awkward):
     """An activation that no list of functions knows, seen where it arrives."""
 
-    known = {"first": Known({"out": RANGE[4]})}  # noqa: RUF012
+    known = {"first": Known({"out": RANGE[4]})}
 
     def __init__(self) -> None:
         super().__init__()
@@ -421,7 +421,7 @@ class OwnActivation(Awkward):
 class Tied(Awkward):
     """Two layers with one weight, and a frozen layer that both feed."""
 
-    known = {  # noqa: RUF012
+    known = {
         "one": Known({"two": RANGE[5]}, reason="shared with two"),
         "two": Known({"frozen": RANGE[5]}, reason="shared with one"),
         "frozen": Known({"normed": RANGE[4]}, reason="frozen"),
@@ -446,7 +446,7 @@ class Tied(Awkward):
 class Dueling(Awkward):
     """Two heads that are added up: both are output layers."""
 
-    known = {"trunk": Known({"value": RANGE[4], "advantage": RANGE[4]})}  # noqa: RUF012
+    known = {"trunk": Known({"value": RANGE[4], "advantage": RANGE[4]})}
     outputs = ("value", "advantage")
 
     def __init__(self) -> None:

@@ -144,7 +144,7 @@ def fingerprint(model: Any) -> dict[str, Any]:
         "counters": (model.num_timesteps, model._n_updates, model._n_calls if isinstance(model, DQN) else None),
         **random_streams(model),
     }
-    return {name: _plain(value) for name, value in left.items()}
+    return {name: plain(value) for name, value in left.items()}
 
 
 def is_content(value: Any) -> bool:
@@ -172,17 +172,20 @@ def restore_random_streams(model: Any, streams: dict[str, Any]) -> None:
     model.action_space.np_random.bit_generator.state = streams["action space's random stream"]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Arrays, tensors and generators in a nest as values that compare bit for bit."""
     if isinstance(value, torch.Tensor):
         value = value.detach().numpy()
     if isinstance(value, np.random.Generator):
         value = value.bit_generator.state
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

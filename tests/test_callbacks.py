@@ -1,22 +1,15 @@
-"""When the callbacks measure, what they refuse at training start, and whom they get along with."""
-
-import re
+"""When the callbacks measure, and whom they get along with."""
 
 import pytest
 import torch
-from rl_zoo3.callbacks import ParallelTrainCallback
 from runs import at_gradient_step, differences, dqn, fingerprint, hooks_of, sac
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import (
     BaseCallback,
-    CallbackList,
     CheckpointCallback,
     EvalCallback,
-    EveryNTimesteps,
 )
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
 
@@ -116,126 +109,6 @@ def test_activations_that_are_not_finite_are_told_of_and_training_goes_on(tape, 
     assert tape.at_gradient_steps("recycled") == [10, 30, 40, 50, 60]
 
 
-# Refused at training start
-
-
-class WithoutBias(BaseFeaturesExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=8)
-        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.ReLU())
-
-    def forward(self, observations):
-        return self.layers(observations)
-
-
-def ppo():
-    return PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu")
-
-
-def two_environments():
-    return dqn(make_vec_env("CartPole-v1", 2), buffer_size=31)
-
-
-def without_bias():
-    return dqn(policy_kwargs={"features_extractor_class": WithoutBias})
-
-
-def without_hidden_layers(build):
-    return build(policy_kwargs={"net_arch": []})
-
-
-REFUSED = {
-    "an algorithm that is not supported": (ppo, {}, "PPO is not supported, only DQN, SAC"),
-    "a batch that the buffer can never hold": (
-        lambda: dqn(buffer_size=63),
-        {},
-        "batch_size is 64, but the replay buffer never holds more than 63 observations",
-    ),
-    "a batch that the buffer of two environments can never hold": (
-        two_environments,
-        {"batch_size": 31},
-        "batch_size is 31, but the replay buffer never holds more than 30 observations",
-    ),
-    "a network that DQN does not have": (
-        dqn,
-        {"networks": ["q_net", "actor"]},
-        "networks names 'actor', but the networks of DQN are 'q_net'",
-    ),
-    "a network that SAC does not have": (
-        sac,
-        {"networks": ["q_net"]},
-        "networks names 'q_net', but the networks of SAC are 'actor', 'critic'",
-    ),
-    "DQN without a hidden layer": (lambda: without_hidden_layers(dqn), {}, r"nothing to measure in .*q_net\.q_net\.0"),
-    "SAC without a hidden layer": (lambda: without_hidden_layers(sac), {}, r"nothing to measure in .*actor\.mu"),
-    "an actor without a hidden layer": (
-        lambda: sac(policy_kwargs={"net_arch": {"pi": [], "qf": [8]}}),
-        {"networks": ["actor"]},
-        r"nothing to measure in actor; the policy's wiring is\n(.*\n)*actor\.mu",
-    ),
-}
-
-
-@pytest.mark.parametrize(("build", "settings", "message"), REFUSED.values(), ids=REFUSED)
-@pytest.mark.parametrize("make", [DormancyCallback, ReDoCallback])
-def test_refused_at_training_start(make, build, settings, message):
-    model = build()
-    with pytest.raises(RuntimeError, match=message):
-        model.learn(80, callback=make(**settings))
-    assert model.num_timesteps == 0
-    assert hooks_of(model) == []
-
-
-def test_compensation_without_a_bias_to_write_to_is_refused_at_training_start():
-    model = without_bias()
-    model.learn(40, callback=ReDoCallback(batch_size=16))
-    with pytest.raises(RuntimeError, match=r"compensate=True .* bias of q_net\.features_extractor\.layers\.2, which"):
-        model.learn(40, callback=ReDoCallback(batch_size=16, compensate=True))
-    assert hooks_of(model) == []
-
-
-class Residual(BaseFeaturesExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=8)
-        self.one, self.two = nn.Linear(4, 8), nn.Linear(4, 8)
-
-    def forward(self, observations):
-        return torch.relu(self.one(observations) + self.two(observations))
-
-
-def test_a_policy_that_can_be_measured_but_not_recycled_is_refused_by_redo_alone():
-    model = dqn(policy_kwargs={"features_extractor_class": Residual, "net_arch": []})
-    callback = DormancyCallback(batch_size=16)
-    model.learn(40, callback=callback)
-    assert [layer.name for layer in callback.report.layers] == [
-        "q_net.features_extractor.one",
-        "q_net.features_extractor.two",
-    ]
-    with pytest.raises(
-        RuntimeError, match=r"no layer can be recycled:\nq_net\.features_extractor\.one: .* also fed by"
-    ):
-        model.learn(40, callback=ReDoCallback(batch_size=16))
-
-
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the zoo's own
-@pytest.mark.parametrize(
-    "arrange",
-    [
-        lambda ours, theirs: [ours, theirs],
-        lambda ours, theirs: [theirs, ours],
-        lambda ours, theirs: CallbackList([CallbackList([theirs]), ours]),
-        lambda ours, theirs: [ours, EveryNTimesteps(10, theirs)],
-    ],
-    ids=["first", "last", "nested", "in EveryNTimesteps"],
-)
-@pytest.mark.parametrize("make", [DormancyCallback, ReDoCallback])
-def test_the_zoos_parallel_training_is_refused(make, arrange):
-    model = sac(train_freq=(1, "episode"))
-    with pytest.raises(RuntimeError, match=r"ParallelTrainCallback trains a copy .* Remove one of the two callbacks"):
-        model.learn(20, callback=arrange(make(), ParallelTrainCallback()))
-    assert hooks_of(model) == []
-
-
 # Neighbours
 
 
@@ -300,8 +173,3 @@ def test_a_subclass_is_measured_as_the_algorithm_it_extends():
     model = OtherDQN("MlpPolicy", "CartPole-v1", learning_starts=20, policy_kwargs={"net_arch": [8]}, device="cpu")
     model.learn(40, callback=callback)
     assert callback.report.networks == ("q_net",)
-
-
-def test_verbose_shows_the_wiring_on_the_console(capsys):
-    dqn(verbose=1).learn(40, callback=ReDoCallback(batch_size=16, verbose=1), log_interval=None)
-    assert re.search(r"\nq_net\.q_net\.2 +8 +q_net\.q_net\.4 +yes\n", capsys.readouterr().out)

@@ -1,9 +1,12 @@
 """A measured run is bit for bit the run without measurements."""
 
+import numpy as np
 import pytest
 from gymnasium import spaces
 from runs import Corridor, differences, dqn, fingerprint, sac
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
@@ -36,6 +39,12 @@ def corridor(observations):
     return Corridor(observation_space=observations)
 
 
+def bit_flipping():
+    env = BitFlippingEnv(n_bits=4)
+    env.np_random = np.random.default_rng(0)
+    return env
+
+
 RUNS = {
     "DQN": lambda: dqn(),
     "DQN, long train() calls": lambda: dqn(learning_starts=100, train_freq=256, gradient_steps=128),
@@ -44,6 +53,7 @@ RUNS = {
     "DQN, batch norm and dropout": lambda: dqn(policy_kwargs=NOISY),
     "DQN, dictionary observations": lambda: dqn(corridor(DICTIONARY), "MultiInputPolicy"),
     "DQN, numbered observations": lambda: dqn(corridor(spaces.Discrete(5))),
+    "DQN, hindsight replay": lambda: dqn(bit_flipping(), "MultiInputPolicy", replay_buffer_class=HerReplayBuffer),
     "DQN, images": lambda: dqn(corridor(IMAGE), "CnnPolicy", gradient_steps=2),
     "SAC": lambda: sac(),
     "SAC, long train() calls": lambda: sac(train_freq=32, gradient_steps=32),
