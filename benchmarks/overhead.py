@@ -12,6 +12,7 @@
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -170,6 +171,18 @@ def network(name: str, train: Callable[..., Trained], seconds: float) -> Iterato
         yield rig.compare(f"{name}, batch {batch_size}", rig.measure_and_recycle, seconds, 1.15)
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep memory that was freed, where it is used at all.
+
+    By default it returns it to the system until larger blocks have been freed. The batches that we measure on are
+    larger than those of training, so training ran up to 10 % faster after a measurement than without one.
+    """
+    with suppress(AttributeError, TypeError):
+        malloc_option = ctypes.CDLL(None).mallopt
+        malloc_option(-1, 2**30)  # M_TRIM_THRESHOLD
+        malloc_option(-3, 2**25)  # M_MMAP_THRESHOLD, the highest there is
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = (*TASKS, "passes")
@@ -183,6 +196,7 @@ def main() -> None:
     options.pairs = options.pairs or (1 if options.quick else 3)
     options.seconds = options.seconds or (2.0 if options.quick else 15.0)
     torch.set_num_threads(1)
+    keep_freed_memory()
     found = []
     for line in lines(options):
         print(line.subject, line.quantity, file=sys.stderr)  # progress, since the table comes at the end

@@ -87,7 +87,7 @@ def gradient_steps_of(model: BaseAlgorithm) -> int:
 def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
     """A batch from observations as the environment gives them (already normalised, if ``VecNormalize`` is used)."""
     tensors, _ = model.policy.obs_to_tensor(observations)
-    with evaluating(model.policy):
+    with evaluating(model.policy.modules()):
         return Batch(tensors, agent_of(model).act(model.policy, tensors))
 
 

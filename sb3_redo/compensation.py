@@ -28,7 +28,7 @@ def mean_contributions(
     def see(name: str, layer: nn.Module, value: Tensor) -> None:
         contributions[name].append(_mean_contribution(layer, value, columns[name]))
 
-    with evaluating(policy), _watched(policy, columns, see):
+    with evaluating(policy.modules()), _watched(policy, columns, see):
         forward(batch)
     return {name: torch.stack(each).mean(0) for name, each in contributions.items()}
 

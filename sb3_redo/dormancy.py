@@ -13,20 +13,27 @@ if TYPE_CHECKING:
     import pandas
 
 
-def dormancy_scores(mean_activations: Tensor) -> Tensor:
+def dormancy_scores(mean_activations: Tensor, layer_of: Tensor | None = None) -> Tensor:
     """Each neuron's mean absolute activation over the mean of its layer (Sokar et al. 2023, eq. 1).
 
     The scores of a layer average 1; the paper's "sum to 1" is a slip (google/dopamine issue 209). A layer without
     any activation has score 0 throughout.
 
-    :param mean_activations: mean \\|h\\| over the batch, and over space for a convolution, [neurons]
+    :param mean_activations: mean \\|h\\| over the batch, and over space for a convolution, [neurons]; a factor that
+        all neurons of a layer share makes no difference
+    :param layer_of: number of each neuron's layer, long tensor [neurons]; without it all are of one layer
     :return: [neurons]
 
     >>> dormancy_scores(torch.tensor([0.0, 1.0, 3.0, 4.0]))
     tensor([0.0000, 0.5000, 1.5000, 2.0000])
     """
-    mean = mean_activations.mean()
-    return mean_activations / torch.where(mean == 0, 1.0, mean)
+    if layer_of is None:
+        layer_of = torch.zeros(len(mean_activations), dtype=torch.long, device=mean_activations.device)
+    # All layers at once: for small networks the number of operations is what a measurement costs.
+    means = mean_activations.new_zeros(int(layer_of[-1]) + 1)
+    means = means.scatter_reduce_(0, layer_of, mean_activations, "mean", include_self=False)
+    # Where the mean is 0 every activation is, and 0 over the smallest number is 0.
+    return mean_activations / means.clamp_(min=torch.finfo(means.dtype).tiny)[layer_of]
 
 
 def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:

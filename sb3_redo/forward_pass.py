@@ -1,6 +1,6 @@
 """Around a forward pass: its nested tensors, and the state of the modules that run in it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,17 +37,20 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; every submodule's own mode restored afterwards."""
-    training = [child for child in module.modules() if child.training]
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; each module's own mode restored afterwards.
+
+    :param modules: all that run, for instance ``policy.modules()``
+    """
+    training = [module for module in modules if module.training]
     try:
-        for child in training:
-            child.training = False
+        for module in training:
+            module.__dict__["training"] = False  # past Module.__setattr__, which takes ten times as long
         with torch.no_grad():
             yield
     finally:
-        for child in training:
-            child.training = True
+        for module in training:
+            module.__dict__["training"] = True
 
 
 @contextmanager

@@ -1,16 +1,17 @@
 """Measuring every layer of a policy in one forward pass."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sb3_redo.dormancy import DormancyReport, LayerDormancy, dormancy_scores
-from sb3_redo.forward_pass import evaluating
-from sb3_redo.functions import NON_NEGATIVE, FunctionWatcher
+from sb3_redo.forward_pass import evaluating, replaced_forward
+from sb3_redo.functions import FunctionWatcher
 from sb3_redo.sites import Site
 from sb3_redo.wiring import LayerWiring, Wiring
 
@@ -28,10 +29,16 @@ class Meter:
         self.wiring = wiring
         self.networks = networks
         self.layers = [layer for layer in wiring if layer.name in networks]
-        self._sites: dict[tuple[str, str, int], list[_SiteTotals]] = defaultdict(list)
-        for layer in self.layers:
+        self._sizes = [layer.neurons for layer in self.layers]
+        self._layer_of = torch.arange(len(self.layers)).repeat_interleave(torch.tensor(self._sizes))
+        self._modules = list(policy.modules())
+        self._sites: Sites = defaultdict(list)
+        for number, layer in enumerate(self.layers):
             for site in layer.sites:
-                self._sites[site.kind, site.name, site.call].append(_SiteTotals(layer, site))
+                self._sites[site.kind, site.name, site.call].append(_LayerSite(number, layer, site))
+        names = {name for kind, name, _ in self._sites if kind != "activation"}
+        self._watched = {name: policy.get_submodule(name) for name in names}
+        self._number_of_sites = sum(map(len, self._sites.values()))
 
     def measure(self, forward: Callable[[Any], Any], batch: Any, dormancy_threshold: float) -> DormancyReport:
         """Run the networks once over a batch, in evaluation mode, and report their dormancy.
@@ -41,96 +48,117 @@ class Meter:
         :param dormancy_threshold: dormant at a score of at most this
         :raises RuntimeError: when the pass made other calls than when it was traced
         """
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, Tensor | float] = {}
-
-        def add(site: "_SiteTotals", value: Tensor, is_non_negative: bool) -> None:
-            name = site.layer.name
-            total, count = site.totals(value, is_non_negative)
-            sums[name] = sums[name] + total if name in sums else total
-            counts[name] = counts.get(name, 0.0) + count
-
-        watcher = _SiteWatcher(self._sites, add)
-        with evaluating(self.policy), _layer_hooks(self.policy, self._sites, add), watcher:
+        totals = _Totals(len(self.layers))
+        watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
+        watcher = _SiteWatcher(self._sites, totals) if watches_functions else None
+        watching = self._watching(totals)
+        with evaluating(self._modules), replaced_forward(self._watched, watching), watcher or nullcontext():
             forward(batch)
-        if watcher.activation_calls != self.wiring.activation_calls or len(sums) < len(self.layers):
+        calls = watcher.activation_calls if watcher else self.wiring.activation_calls
+        if totals.sites_seen != self._number_of_sites or calls != self.wiring.activation_calls:
             raise RuntimeError(
-                f"the forward pass made {watcher.activation_calls} activation calls, and when it was traced "
-                f"{self.wiring.activation_calls}: a network that changes from pass to pass cannot be measured"
+                f"the forward pass made {calls} activation calls and reached {totals.sites_seen} places to measure, "
+                f"but {self.wiring.activation_calls} and {self._number_of_sites} when it was traced: a network that "
+                "changes from pass to pass cannot be measured"
             )
-        measured = (
-            self._layer(layer, sums[layer.name] / counts[layer.name], dormancy_threshold) for layer in self.layers
+        pooled = torch.cat(totals.mean_activations())
+        self._layer_of = self._layer_of.to(pooled.device)
+        scores = dormancy_scores(pooled, self._layer_of)
+        layers = self._layers(scores, scores <= dormancy_threshold)
+        return DormancyReport(layers, dormancy_threshold, self.wiring, batch)
+
+    def _watching(self, totals: "_Totals") -> Callable[[str, nn.Module], Callable[..., Any]]:
+        """Stand-ins for the ``forward`` of the modules that have sites; hooks take longer to put on and take off."""
+
+        def make(name: str, module: nn.Module) -> Callable[..., Any]:
+            calls = count()
+            real = module.forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                call = next(calls)
+                for site in self._sites.get(("input", name, call), ()):
+                    totals.add(site, args[0] if args else kwargs["input"])
+                result = real(*args, **kwargs)
+                for site in self._sites.get(("result", name, call), ()):
+                    totals.add(site, result)
+                return result
+
+            return forward
+
+        return make
+
+    def _layers(self, scores: Tensor, dormant: Tensor) -> tuple[LayerDormancy, ...]:
+        apart = zip(self.layers, torch.split(scores, self._sizes), torch.split(dormant, self._sizes), strict=True)
+        return tuple(
+            LayerDormancy(layer.name, self.networks[layer.name], score, mask, layer.recyclable)
+            for layer, score, mask in apart
         )
-        return DormancyReport(tuple(measured), dormancy_threshold, self.wiring, batch)
-
-    def _layer(self, layer: LayerWiring, mean_activations: Tensor, dormancy_threshold: float) -> LayerDormancy:
-        scores = dormancy_scores(mean_activations)
-        return LayerDormancy(
-            layer.name, self.networks[layer.name], scores, scores <= dormancy_threshold, layer.recyclable
-        )
 
 
-class _SiteTotals:
-    """Sums absolute activations per neuron at one site."""
+class _LayerSite:
+    """One site of a measured layer.
 
-    def __init__(self, layer: LayerWiring, site: Site):
-        self.layer = layer
+    :param number: of the layer, in the meter's order
+    """
+
+    def __init__(self, number: int, layer: LayerWiring, site: Site):
+        self.number = number
+        self.neurons = layer.neurons
+        self.is_non_negative = site.is_non_negative
         self.axes = (0, *(axis + 1 for axis, size in enumerate(site.neurons.shape) if size == 1))
         self.elements = site.neurons.flatten()
         self.is_plain = torch.equal(self.elements, torch.arange(layer.neurons))
         self.seen = (self.elements >= 0).nonzero().flatten()
         self.per_neuron = torch.bincount(self.elements[self.seen], minlength=layer.neurons).float()
 
-    def totals(self, value: Tensor, is_non_negative: bool) -> tuple[Tensor, Tensor | float]:
+    def total(self, value: Tensor) -> tuple[Tensor, Tensor | float]:
         """Sum of \\|h\\| for each neuron, [neurons], and how many values that is: for all, or for each."""
-        magnitude = value if is_non_negative else value.abs()
+        magnitude = value if self.is_non_negative else value.abs()
         # Summed in float32 at least: 25,600 half-precision values of one channel would not fit.
-        sums = magnitude.sum(self.axes, dtype=None if value.dtype == torch.float64 else torch.float32).flatten()
+        is_wide = value.dtype in (torch.float32, torch.float64)
+        sums = magnitude.sum(self.axes) if is_wide else magnitude.sum(self.axes, dtype=torch.float32)
+        sums = sums if sums.ndim == 1 else sums.flatten()
         each = value.numel() / len(sums)
         if self.is_plain:
             return sums, each
         owners, seen = self.elements[self.seen].to(sums.device), self.seen.to(sums.device)
-        total = sums.new_zeros(self.layer.neurons).index_add_(0, owners, sums[seen])
-        return total, self.per_neuron.to(sums) * each
+        return sums.new_zeros(self.neurons).index_add_(0, owners, sums[seen]), self.per_neuron.to(sums) * each
 
 
-Add = Callable[[_SiteTotals, Tensor, bool], None]
-Sites = dict[tuple[str, str, int], list[_SiteTotals]]
+class _Totals:
+    """Adds up activations as they are computed, before an in-place operation can overwrite them."""
+
+    def __init__(self, layers: int):
+        self.sums: list[Tensor | None] = [None] * layers
+        self.counts: list[Tensor | float] = [0.0] * layers
+        self.sites_seen = 0
+
+    def add(self, site: _LayerSite, value: Tensor) -> None:
+        total, number = site.total(value)
+        before = self.sums[site.number]
+        self.sums[site.number] = total if before is None else before + total
+        self.counts[site.number] = self.counts[site.number] + number
+        self.sites_seen += 1
+
+    def mean_activations(self) -> list[Tensor]:
+        """For each layer, up to a factor that all its neurons share."""
+        sums = [total for total in self.sums if total is not None]
+        pairs = zip(sums, self.counts, strict=True)
+        return [total / number if isinstance(number, Tensor) else total for total, number in pairs]
+
+
+Sites = dict[tuple[str, str, int], list[_LayerSite]]
 
 
 class _SiteWatcher(FunctionWatcher):
-    """Adds up activations as they are computed, before an in-place operation can overwrite them."""
+    """Sees the sites that are the output of an activation call."""
 
-    def __init__(self, sites: Sites, add: Add):
+    def __init__(self, sites: Sites, totals: _Totals):
         super().__init__()
         self.sites = sites
-        self.add = add
+        self.totals = totals
 
     def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
         for site in self.sites.get(("activation", str(call), call), ()):
-            self.add(site, output, func in NON_NEGATIVE)
+            self.totals.add(site, output)
         return output
-
-
-@contextmanager
-def _layer_hooks(policy: nn.Module, sites: Sites, add: Add) -> Iterator[None]:
-    """Hooks for the sites that are a layer's input or result, removed whatever happens."""
-    calls: dict[tuple[str, str], int] = defaultdict(int)
-
-    def see(kind: str, name: str, value: Tensor) -> None:
-        for site in sites.get((kind, name, calls[kind, name]), ()):
-            add(site, value, False)
-        calls[kind, name] += 1
-
-    handles = []
-    try:
-        for kind, name in {(kind, name) for kind, name, _ in sites if kind != "activation"}:
-            layer = policy.get_submodule(name)
-            if kind == "input":
-                handles.append(layer.register_forward_pre_hook(lambda _, args, name=name: see("input", name, args[0])))
-            else:
-                handles.append(layer.register_forward_hook(lambda _, __, out, name=name: see("result", name, out)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

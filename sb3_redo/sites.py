@@ -1,20 +1,20 @@
 """Where a layer's activations can be seen during a forward pass."""
 
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
+from sb3_redo.probe import MIXED, NOBODY, ActivationCall, Choice, Place, Prober, Reading, neuron_axis
 
 
 @dataclass(frozen=True)
 class Site:
     """A tensor in which a layer's activations can be seen during a forward pass.
 
-    :param kind: ``activation`` (output of an activation call), ``input`` (of a layer) or ``result`` (of a layer)
-    :param name: the layer's name, or the number of the activation call
+    :param kind: ``activation`` (output of an activation call), ``input`` or ``result`` (of a module)
+    :param name: the module's path, or the number of the activation call
     :param call: which call of that name
     :param neurons: the neuron at each element of one sample, -1 for none, long tensor [...] with axes along
         which the neuron never changes kept at size 1
@@ -24,6 +24,7 @@ class Site:
     name: str
     call: int
     neurons: Tensor = field(repr=False)
+    is_non_negative: bool = False
 
 
 def find_sites(
@@ -83,3 +84,18 @@ def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...
         for place, value in seen.items()
         if place.kind == "input" and place in reading
     )
+
+
+def at_modules(prober: Prober, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """The same sites, seen as a module's result where a module makes the activation call.
+
+    A hook on a few modules costs less than watching every function of a pass.
+    """
+    calls = prober.activation_calls()
+    return tuple(_at_module(site, calls[site.call]) if site.kind == "activation" else site for site in sites)
+
+
+def _at_module(site: Site, call: ActivationCall) -> Site:
+    if call.module is None:
+        return replace(site, is_non_negative=call.is_non_negative)
+    return replace(site, kind="result", name=call.module, call=call.module_call, is_non_negative=call.is_non_negative)

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from sb3_redo.forward_pass import evaluating, map_tensors, seeded
 from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
-from sb3_redo.sites import Site, find_sites, is_exact
+from sb3_redo.sites import Site, at_modules, find_sites, is_exact
 
 OBSERVATION = "the observation"
 
@@ -108,7 +108,7 @@ def trace_wiring(
     >>> wiring.layers[0].consumers["2"].tolist()
     [0, 1, 2, 3]
     """
-    with evaluating(policy):
+    with evaluating(policy.modules()):
         return _trace(policy, map_tensors(_two_rows, observations), forward)
 
 
@@ -135,8 +135,7 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
             f"nothing to measure in {type(policy).__name__}: it has only output layers, which feed no other "
             f"layer ({', '.join(outputs)})"
         )
-    calls = sum(1 for place in prober.run(Choice()) if place.kind == "activation")
-    return Wiring(tuple(layers), tuple(outputs), calls)
+    return Wiring(tuple(layers), tuple(outputs), len(prober.activation_calls()))
 
 
 def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Module, Any], Any], Any]:
@@ -225,7 +224,7 @@ def _layer_wiring(prober: Prober, name: str, reading: Reading, feeders: Feeders,
         reason=reason,
         consumers={consumer: positions.clamp(min=NOBODY) for consumer, positions in consumers.items()},
         exact=is_exact(prober, name, reading, sites),
-        sites=sites,
+        sites=at_modules(prober, sites),
     )
 
 

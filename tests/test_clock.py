@@ -7,6 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
 
 import sb3_redo.callbacks
 from sb3_redo import DormancyCallback, ReDoCallback
@@ -94,7 +95,12 @@ def test_recycling_keeps_to_its_window_while_measuring_goes_on(tape, window, due
 # Hooks
 
 
-@pytest.mark.parametrize("build", [dqn, sac])
+def without_activations(**settings):
+    """A model whose layers are measured through hooks, since no activation call shows their neurons."""
+    return dqn(policy_kwargs={"activation_fn": nn.Identity, **settings})
+
+
+@pytest.mark.parametrize("build", [dqn, sac, without_activations])
 def test_no_hook_is_left_when_training_ends(build):
     model = build()
     model.learn(60, callback=recycling(5))
@@ -150,7 +156,8 @@ class FailsOnSixteen(FlattenExtractor):
 
 def test_an_exception_in_the_forward_pass_leaves_no_hook_and_the_modes_as_they_were():
     # Training is under way when the buffer first holds 16 observations.
-    model = dqn(policy_kwargs={"features_extractor_class": FailsOnSixteen}, learning_starts=8)
+    model = without_activations(features_extractor_class=FailsOnSixteen)
+    model.learning_starts = 8
     with pytest.raises(BrokenError):
         model.learn(80, callback=DormancyCallback(measuring_period=8, batch_size=16))
     assert hooks_of(model) == []

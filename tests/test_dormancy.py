@@ -34,6 +34,13 @@ def test_worked_scores():
     assert dormancy_scores(torch.tensor([0.0, 1.0, 3.0, 4.0])).tolist() == [0.0, 0.5, 1.5, 2.0]
 
 
+def test_layers_are_scored_apart():
+    values = torch.tensor([0.0, 1.0, 3.0, 4.0, 5.0, float("nan"), 0.0, 0.0])
+    scores = dormancy_scores(values, torch.tensor([0, 0, 1, 1, 1, 2, 3, 3]))
+    expected = torch.tensor([0.0, 2.0, 0.75, 1.0, 1.25, float("nan"), 0.0, 0.0])
+    torch.testing.assert_close(scores, expected, equal_nan=True)
+
+
 def test_a_wholly_dead_layer_scores_zero_and_is_all_dormant():
     scores = dormancy_scores(torch.zeros(3))
     assert scores.tolist() == [0.0, 0.0, 0.0]
@@ -156,7 +163,7 @@ def test_a_network_that_changes_from_pass_to_pass_is_refused():
     network = networks.build("Mlp")
     wiring = trace_wiring(network, network.observations(2))
     meter = Meter(network, wiring, {"first": "net"})
-    with pytest.raises(RuntimeError, match=r"made 3 activation calls, and when it was traced 2"):
+    with pytest.raises(RuntimeError, match=r"made 3 activation calls and reached 1 places.*but 2 and 1 when it was traced"):
         meter.measure(lambda x: torch.relu(network(x)), network.observations(2), 0.1)
 
 

@@ -179,12 +179,8 @@ def test_the_layout_puts_networks_on_one_chart_and_layers_on_one_for_each_networ
             f"dormancy_layers/critic.qf{critic}.{i}" for critic in (0, 1) for i in (0, 2)
         }
     tags = events.Tags()["scalars"]
-    decoys = (
-        [tag.replace(".", "x") for tag in tags if "." in tag]
-        + [f"x{tag}" for tag in tags]
-        + [f"{tag}x" for tag in tags]
-    )
-    shown = {title: {tag for tag in tags + decoys if matches(chart, tag)} for title, chart in charts.items()}
+    decoys = {f"x{tag}" for tag in tags} | {f"{tag}x" for tag in tags} | {tag.replace(".", "x") for tag in tags}
+    shown = {title: {tag for tag in {*tags, *decoys} if matches(chart, tag)} for title, chart in charts.items()}
     assert shown == expected
     assert list(charts)[:2] == ["episode return", "dormant fraction"]
 
