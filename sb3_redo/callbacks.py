@@ -76,7 +76,7 @@ class DormancyCallback(BaseCallback):
         seed: int | None = None,
         verbose: int = 0,
     ):
-        super().__init__(verbose)
+        super().__init__(non_negative_integer("verbose", verbose))
         self.dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
         self.measuring_period = positive_integer("measuring_period", measuring_period)
         self.batch_size = positive_integer("batch_size", batch_size)
@@ -98,9 +98,10 @@ class DormancyCallback(BaseCallback):
         self._agent = agent_of(self.model)
         self._check_buffer()
         self._meter = self._make_meter()
-        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
+        self._prepare()
         settings = (type(self).__name__, self.dormancy_threshold, self.measuring_period, self.batch_size)
         self._memory = Memory(self.model, " ".join(map(str, settings)))
+        write_layout(self.logger, self._meter.networks, log_layers=self.log_layers, recycles=self._recycles)
         learn_call = self.model.start_time
         self._clock = GradientClock(
             self._agent.clock,
@@ -108,7 +109,11 @@ class DormancyCallback(BaseCallback):
             self._on_gradient_step,
             is_current=lambda: self.model.start_time == learn_call,
         )
-        write_layout(self.logger, self._meter.networks, log_layers=self.log_layers, recycles=self._recycles)
+
+    def _prepare(self) -> None:
+        """Everything that the first gradient step will need."""
+        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
+        self._is_waiting = gradient_steps_of(self.model) == 0
 
     def _check_buffer(self) -> None:
         if not has_buffer(self.model):
@@ -140,9 +145,14 @@ class DormancyCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        training_begins = self.num_timesteps > getattr(self.model, "learning_starts", 0)
-        if self._clock is not None and self._clock.gradient_step == 0 and training_begins and self.report is None:
-            self._on_gradient_step(0)
+        training_begins = self.model.num_timesteps > getattr(self.model, "learning_starts", 0)
+        if self._clock is not None and self._is_waiting and training_begins:
+            self._is_waiting = False
+            try:
+                self._on_gradient_step(0)
+            except BaseException:
+                self._stop()
+                raise
 
     def _on_gradient_step(self, gradient_step: int) -> None:
         if gradient_step % self.measuring_period == 0:
@@ -179,7 +189,7 @@ class DormancyCallback(BaseCallback):
         if shared is not None:
             values["dormancy/overlap"] = shared
         self._memory.remember(report)
-        write_point(self.logger, values, self.num_timesteps)
+        write_point(self.logger, values, self.model.num_timesteps)
         write_totals(self.logger, {"dormancy/fraction": values["dormancy/fraction"]})
 
     def _on_training_end(self) -> None:
@@ -258,8 +268,8 @@ class ReDoCallback(DormancyCallback):
             flag("compensate", compensate),
         )
 
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
+    def _prepare(self) -> None:
+        super()._prepare()
         self._initial_weights = initial_weights_of(self.model)
 
     def _make_meter(self) -> Meter:
@@ -301,5 +311,7 @@ class ReDoCallback(DormancyCallback):
             forward=self._forward,
         )
         total = self._memory.add_recycled(record.recycled)
-        write_point(self.logger, {"redo/recycled": record.recycled, "redo/recycled_total": total}, self.num_timesteps)
+        write_point(
+            self.logger, {"redo/recycled": record.recycled, "redo/recycled_total": total}, self.model.num_timesteps
+        )
         write_totals(self.logger, {"redo/recycled_total": total})

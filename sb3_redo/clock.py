@@ -29,11 +29,17 @@ class GradientClock:
         self.gradient_step = gradient_step
         self._on_step = on_step
         self._is_current = is_current
+        for hook in list(optimizer._optimizer_step_post_hooks.values()):
+            clock = getattr(hook, "__self__", None)
+            if isinstance(clock, GradientClock) and not clock._is_current():
+                clock.stop()
         self._handle = optimizer.register_step_post_hook(self._tick)
 
     def _tick(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._is_current():
-            self.stop()
+            # Torch is going through its hooks: only the last of them can leave, the others wait for their turn.
+            if next(reversed(optimizer._optimizer_step_post_hooks)) == self._handle.id:
+                self.stop()
             return
         self.gradient_step += 1
         try:

@@ -32,8 +32,7 @@ def dormancy_scores(mean_activations: Tensor, layer_of: Tensor | None = None) ->
     # All layers at once: for small networks the number of operations is what a measurement costs.
     means = mean_activations.new_zeros(int(layer_of[-1]) + 1)
     means = means.scatter_reduce_(0, layer_of, mean_activations, "mean", include_self=False)
-    # Where the mean is 0 every activation is, and 0 over the smallest number is 0.
-    return mean_activations / means.clamp_(min=torch.finfo(means.dtype).tiny)[layer_of]
+    return mean_activations / means.masked_fill_(means == 0, 1.0)[layer_of]
 
 
 def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:
