@@ -57,7 +57,7 @@ class DormancyCallback(BaseCallback):
     :param log_layers: whether to log a curve for every layer
     :param log_histograms: whether to log a histogram of every layer's scores
     :param seed: of the observations drawn; the model's own seed if not given
-    :param verbose: 1 prints what can be measured and recycled when training starts
+    :param verbose: 1 writes the policy's wiring to the model's log when training starts
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """

@@ -52,12 +52,12 @@ def _watched(
     """Shows every input of the named layers, without a trace afterwards."""
     handles = []
 
-    def watch(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda layer, args: see(name, layer, args[0])
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda layer, args, kwargs: see(name, layer, args[0] if args else kwargs["input"])
 
     try:
         for name in names:
-            handles.append(policy.get_submodule(name).register_forward_pre_hook(watch(name)))
+            handles.append(policy.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True))
         yield
     finally:
         for handle in handles:

@@ -1,6 +1,6 @@
 """Dormancy scores, dormant neurons and their overlap (Sokar et al. 2023, section 3)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-def dormancy_scores(mean_activations: Tensor, layer_of: Tensor | None = None) -> Tensor:
+def dormancy_scores(mean_activations: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """Each neuron's mean absolute activation over the mean of its layer (Sokar et al. 2023, eq. 1).
 
     The scores of a layer average 1; the paper's "sum to 1" is a slip (google/dopamine issue 209). A layer without
@@ -21,18 +21,16 @@ def dormancy_scores(mean_activations: Tensor, layer_of: Tensor | None = None) ->
 
     :param mean_activations: mean \\|h\\| over the batch, and over space for a convolution, [neurons]; a factor that
         all neurons of a layer share makes no difference
-    :param layer_of: number of each neuron's layer, long tensor [neurons]; without it all are of one layer
+    :param sizes: how many neurons each layer has, one layer after the other; without it all are of one layer
     :return: [neurons]
 
     >>> dormancy_scores(torch.tensor([0.0, 1.0, 3.0, 4.0]))
     tensor([0.0000, 0.5000, 1.5000, 2.0000])
     """
-    if layer_of is None:
-        layer_of = torch.zeros(len(mean_activations), dtype=torch.long, device=mean_activations.device)
-    # All layers at once: for small networks the number of operations is what a measurement costs.
-    means = mean_activations.new_zeros(int(layer_of[-1]) + 1)
-    means = means.scatter_reduce_(0, layer_of, mean_activations, "mean", include_self=False)
-    return mean_activations / means.masked_fill_(means == 0, 1.0)[layer_of]
+    # Together where that is possible: for small networks the number of operations is what a measurement costs.
+    layers = torch.split(mean_activations, list(sizes or [len(mean_activations)]))
+    means = torch.cat([layer.mean().expand(len(layer)) for layer in layers])
+    return mean_activations / means.masked_fill_(means == 0, 1.0)
 
 
 def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:

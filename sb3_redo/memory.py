@@ -18,22 +18,21 @@ class Memory:
     """
 
     def __init__(self, model: BaseAlgorithm, owner: str):
-        memories: dict[str, dict[str, Any]] = model.__dict__.setdefault("dormancy_memory", {})
-        self._entries = memories.setdefault(owner, {"dormant": {}, "recycled_total": 0})
+        self._memories: dict[str, Any] = model.__dict__.setdefault("dormancy_memory", {"recycled_total": 0})
+        self._dormant: dict[str, list[int]] = self._memories.setdefault(owner, {})
 
     def dormant_before(self, report: DormancyReport) -> Iterator[Tensor]:
         """For each layer of a report the bool mask of what was dormant in the one before, [neurons]."""
         for layer in report.layers:
             mask = torch.zeros_like(layer.dormant)
-            mask[self._entries["dormant"].get(layer.name, [])] = True
+            mask[self._dormant.get(layer.name, [])] = True
             yield mask
 
     def remember(self, report: DormancyReport) -> None:
         """Keep what is dormant in a report for the next comparison."""
-        dormant = {layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers}
-        self._entries["dormant"] = dormant
+        self._dormant.update({layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers})
 
     def add_recycled(self, recycled: int) -> int:
         """Count neurons as recycled; returns how many there were in all."""
-        self._entries["recycled_total"] += recycled
-        return int(self._entries["recycled_total"])
+        self._memories["recycled_total"] += recycled
+        return int(self._memories["recycled_total"])

@@ -30,7 +30,6 @@ class Meter:
         self.networks = networks
         self.layers = [layer for layer in wiring if layer.name in networks]
         self._sizes = [layer.neurons for layer in self.layers]
-        self._layer_of = torch.arange(len(self.layers)).repeat_interleave(torch.tensor(self._sizes))
         self._modules = list(policy.modules())
         self._sites: Sites = defaultdict(list)
         for number, layer in enumerate(self.layers):
@@ -62,8 +61,7 @@ class Meter:
                 "changes from pass to pass cannot be measured"
             )
         pooled = torch.cat(totals.mean_activations())
-        self._layer_of = self._layer_of.to(pooled.device)
-        scores = dormancy_scores(pooled, self._layer_of)
+        scores = dormancy_scores(pooled, self._sizes)
         layers = self._layers(scores, scores <= dormancy_threshold)
         return DormancyReport(layers, dormancy_threshold, self.wiring, batch)
 
@@ -105,7 +103,7 @@ class _LayerSite:
         self.number = number
         self.neurons = layer.neurons
         self.is_non_negative = site.is_non_negative
-        self.axes = (0, *(axis + 1 for axis, size in enumerate(site.neurons.shape) if size == 1))
+        self.space = tuple(axis + 1 for axis, size in enumerate(site.neurons.shape) if size == 1)
         self.elements = site.neurons.flatten()
         self.is_plain = torch.equal(self.elements, torch.arange(layer.neurons))
         self.seen = (self.elements >= 0).nonzero().flatten()
@@ -115,8 +113,10 @@ class _LayerSite:
         """Sum of \\|h\\| for each neuron, [neurons], and how many values that is: for all, or for each."""
         magnitude = value if self.is_non_negative else value.abs()
         # Summed in float32 at least: 25,600 half-precision values of one channel would not fit.
-        is_wide = value.dtype in (torch.float32, torch.float64)
-        sums = magnitude.sum(self.axes) if is_wide else magnitude.sum(self.axes, dtype=torch.float32)
+        if value.dtype not in (torch.float32, torch.float64):
+            magnitude = magnitude.float()
+        # Space first: that reads memory in order, and over both at once takes up to four times as long.
+        sums = (magnitude.sum(self.space) if self.space else magnitude).sum(0)
         sums = sums if sums.ndim == 1 else sums.flatten()
         each = value.numel() / len(sums)
         if self.is_plain:

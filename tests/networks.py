@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 RANGE = {width: list(range(width)) for width in range(1, 100)}
@@ -59,7 +59,7 @@ class Mlp(Awkward):
         self.first = nn.Linear(5, 6, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("first", F.relu(self.first(x)))
+        x = self.note("first", functional.relu(self.first(x)))
         x = self.note("second", torch.relu_(self.second(x)))
         return self.out(x)
 
@@ -105,9 +105,9 @@ class Images(Awkward):
         return x.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("conv", F.relu(self.conv(x)))
-        x = self.note("deep", F.relu(self.deep(x)))
-        x = self.note("dense", F.relu(self.dense(self.flatten(x))))
+        x = self.note("conv", functional.relu(self.conv(x)))
+        x = self.note("deep", functional.relu(self.deep(x)))
+        x = self.note("dense", functional.relu(self.dense(self.flatten(x))))
         return self.out(x)
 
 
@@ -126,11 +126,11 @@ class Pooled(Images):
     known = Images.known | {"deep": Known({"dense": [c for c in range(4) for _ in range(4)]})}
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("conv", F.relu(self.conv(x)))
-        x = F.max_pool2d(F.avg_pool2d(x, 1), 1)
-        x = F.relu(self.deep(x).flatten(1))
+        x = self.note("conv", functional.relu(self.conv(x)))
+        x = functional.max_pool2d(functional.avg_pool2d(x, 1), 1)
+        x = functional.relu(self.deep(x).flatten(1))
         self.note("deep", x.view(len(x), 4, 4))
-        return self.out(self.note("dense", F.relu(self.dense(x))))
+        return self.out(self.note("dense", functional.relu(self.dense(x))))
 
 
 class Grouped(Images):
@@ -150,9 +150,9 @@ class Grouped(Images):
         self.out = nn.Linear(96, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("conv", F.relu(self.conv(x)))
-        x = self.note("depthwise", F.relu(self.depthwise(x)))
-        x = self.note("grouped", F.relu(self.grouped(x)))
+        x = self.note("conv", functional.relu(self.conv(x)))
+        x = self.note("depthwise", functional.relu(self.depthwise(x)))
+        x = self.note("grouped", functional.relu(self.grouped(x)))
         return self.out(x.flatten(1))
 
 
@@ -167,7 +167,7 @@ class TwoHeads(Awkward):
         self.trunk, self.mean, self.log_std = nn.Linear(5, 6), nn.Linear(6, 2), nn.Linear(6, 2, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.note("trunk", F.relu(self.trunk(x)))
+        x = self.note("trunk", functional.relu(self.trunk(x)))
         return self.mean(x), self.log_std(x).clamp(-20, 2)
 
 
@@ -194,9 +194,9 @@ class TwinCritics(Awkward):
     def forward(self, x: dict[str, Tensor]) -> list[Tensor]:
         values = []
         for name, critic, head in (("one", self.one, self.head), ("two", self.two, self.last)):
-            features = self.note("extractor", F.relu(self.extractor(x["obs"])))
+            features = self.note("extractor", functional.relu(self.extractor(x["obs"])))
             hidden = critic(torch.cat([x["act"], features, x["obs"][:, :1]], 1))
-            values.append(head(self.note(name, F.relu(hidden))))
+            values.append(head(self.note(name, functional.relu(hidden))))
         return values
 
 
@@ -222,10 +222,10 @@ class Combined(Awkward):
         return {"image": image, "vector": torch.randn(batch, 5, generator=generator)}
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
-        image = self.note("conv", F.relu(self.conv(x["image"].float() / 255)))
+        image = self.note("conv", functional.relu(self.conv(x["image"].float() / 255)))
         vector = self.note("vector", self.vector(x["vector"]).relu())
         joint = self.joint(torch.cat([vector, image.flatten(1)], 1))
-        return self.out(self.note("joint", F.relu(joint)))
+        return self.out(self.note("joint", functional.relu(joint)))
 
 
 class Residual(Awkward):
@@ -244,8 +244,8 @@ class Residual(Awkward):
 
     def forward(self, x: Tensor) -> Tensor:
         stream = self.stem(x)
-        hidden = self.note("inner", F.relu(self.inner(self.note("stem", F.relu(stream)))))
-        return self.out(self.note("outer", F.relu(stream + self.outer(hidden))))
+        hidden = self.note("inner", functional.relu(self.inner(self.note("stem", functional.relu(stream)))))
+        return self.out(self.note("outer", functional.relu(stream + self.outer(hidden))))
 
 
 class Crelu(Awkward):
@@ -259,7 +259,7 @@ class Crelu(Awkward):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        halves = F.relu(x), F.relu(-x)
+        halves = functional.relu(x), functional.relu(-x)
         self.note("first", torch.stack(halves, 2))
         return self.out(torch.cat(halves, 1))
 
@@ -277,9 +277,9 @@ class Gate(Awkward):
         self.value, self.gate, self.out = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        value = self.note("value", F.relu(self.value(x)))
+        value = self.note("value", functional.relu(self.value(x)))
         # The gate is shut wherever the other layer's frozen outputs are positive.
-        return self.out(value * self.note("gate", F.relu(-self.gate(x))))
+        return self.out(value * self.note("gate", functional.relu(-self.gate(x))))
 
 
 class ObservationGate(Awkward):
@@ -295,7 +295,7 @@ class ObservationGate(Awkward):
         return super().observations(batch, seed) * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.note("first", F.relu(self.first(x))) * x[:, 4:])
+        return self.out(self.note("first", functional.relu(self.first(x))) * x[:, 4:])
 
 
 class Maxout(Awkward):
@@ -308,7 +308,7 @@ class Maxout(Awkward):
         self.first, self.out = nn.Linear(5, 6), nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("first", F.relu(self.first(x)))
+        x = self.note("first", functional.relu(self.first(x)))
         return self.out(torch.maximum(x[:, :3], x[:, 3:]))
 
 
@@ -322,7 +322,7 @@ class Twice(Awkward):
         self.eye, self.out = nn.Linear(5, 4), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        sights = [self.note("eye", F.relu(self.eye(view))) for view in (x, x.flip(1) + 1)]
+        sights = [self.note("eye", functional.relu(self.eye(view))) for view in (x, x.flip(1) + 1)]
         return self.out(torch.cat(sights, 1))
 
 
@@ -337,7 +337,7 @@ class Loop(Awkward):
 
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(2):
-            x = self.note("loop", F.relu(self.loop(x)))
+            x = self.note("loop", functional.relu(self.loop(x)))
         return self.out(x)
 
 
@@ -351,7 +351,7 @@ class ToOutput(Awkward):
         self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.note("first", F.relu(self.first(x)))
+        x = self.note("first", functional.relu(self.first(x)))
         return self.out(x), x.sum(1)
 
 
@@ -372,9 +372,9 @@ class Normalised(Awkward):
         self.offset = nn.Parameter(torch.full((4,), 0.3))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("before", F.relu(self.one(self.before(x))))
-        x = self.two(self.note("after", F.relu(self.after(x))))
-        return self.out(self.note("shifted", F.relu(self.shifted(x))) + self.offset)
+        x = self.note("before", functional.relu(self.one(self.before(x))))
+        x = self.two(self.note("after", functional.relu(self.after(x))))
+        return self.out(self.note("shifted", functional.relu(self.shifted(x))) + self.offset)
 
 
 class BatchNormalised(Awkward):
@@ -387,8 +387,8 @@ class BatchNormalised(Awkward):
         self.first, self.norm, self.out = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("first", F.relu(self.norm(self.first(x))))
-        return self.out(F.dropout(x, 0.5, self.training))
+        x = self.note("first", functional.relu(self.norm(self.first(x))))
+        return self.out(functional.dropout(x, 0.5, self.training))
 
 
 class HandNormalised(Awkward):
@@ -401,7 +401,7 @@ class HandNormalised(Awkward):
         self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("first", F.relu(self.first(x)))
+        x = self.note("first", functional.relu(self.first(x)))
         return self.out(x - x.mean(1, keepdim=True))
 
 
@@ -437,10 +437,10 @@ class Tied(Awkward):
         self.frozen.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("one", F.relu(self.one(x)))
-        x = self.note("two", F.relu(self.two(x)))
-        x = self.note("frozen", F.relu(self.frozen(x)))
-        return self.out(self.note("normed", F.relu(self.normed(x))))
+        x = self.note("one", functional.relu(self.one(x)))
+        x = self.note("two", functional.relu(self.two(x)))
+        x = self.note("frozen", functional.relu(self.frozen(x)))
+        return self.out(self.note("normed", functional.relu(self.normed(x))))
 
 
 class Dueling(Awkward):
@@ -454,7 +454,7 @@ class Dueling(Awkward):
         self.trunk, self.value, self.advantage = nn.Linear(5, 4), nn.Linear(4, 1), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("trunk", F.relu(self.trunk(x)))
+        x = self.note("trunk", functional.relu(self.trunk(x)))
         advantage = self.advantage(x)
         return self.value(x) + advantage - advantage.mean(1, keepdim=True)
 

@@ -36,7 +36,7 @@ def test_worked_scores():
 
 def test_layers_are_scored_apart():
     values = torch.tensor([0.0, 1.0, 3.0, 4.0, 5.0, float("nan"), 0.0, 0.0])
-    scores = dormancy_scores(values, torch.tensor([0, 0, 1, 1, 1, 2, 3, 3]))
+    scores = dormancy_scores(values, [2, 3, 1, 2])
     expected = torch.tensor([0.0, 2.0, 0.75, 1.0, 1.25, float("nan"), 0.0, 0.0])
     torch.testing.assert_close(scores, expected, equal_nan=True)
 
@@ -47,7 +47,7 @@ def test_a_wholly_dead_layer_scores_zero_and_is_all_dormant():
     assert (scores <= 0.0).all()
 
 
-positive = st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=30)
+positive = st.lists(st.floats(0, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=30)
 
 
 @given(positive)
@@ -163,7 +163,7 @@ def test_a_network_that_changes_from_pass_to_pass_is_refused():
     network = networks.build("Mlp")
     wiring = trace_wiring(network, network.observations(2))
     meter = Meter(network, wiring, {"first": "net"})
-    with pytest.raises(RuntimeError, match=r"made 3 activation calls and reached 1 places.*but 2 and 1 when it was traced"):
+    with pytest.raises(RuntimeError, match=r"made 3 activation calls and reached 1 places.*but 2 and 1 when"):
         meter.measure(lambda x: torch.relu(network(x)), network.observations(2), 0.1)
 
 

@@ -48,9 +48,12 @@ def test_importing_moves_no_random_stream_and_sets_no_filter():
     script = """
 import random, warnings
 import numpy, torch, stable_baselines3, rl_zoo3.callbacks
-before = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist(), list(warnings.filters)
+def state():
+    streams = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+    return streams, list(warnings.filters)
+before = state()
 import sb3_redo
-assert before == (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist(), list(warnings.filters))
+assert before == state()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -267,6 +267,13 @@ def test_missing_state_is_tolerated_and_every_optimizer_is_looked_at():
     assert not fresh.state
 
 
+def test_state_that_overflowed_is_cleared_all_the_same():
+    network, optimizer, _, report = prepared("Mlp")
+    optimizer.state[network.second.weight]["exp_avg"][:, 0] = float("inf")
+    recycled(network, report, [optimizer])
+    assert not optimizer.state[network.second.weight]["exp_avg"][:, 0].any()
+
+
 def test_a_wholly_dormant_layer_has_nobody_to_match():
     network, optimizer, batch, _ = prepared("Mlp")
     recycled(network, report_on(network, batch, threshold=100.0), [optimizer], optimizer_state="match")

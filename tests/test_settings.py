@@ -50,7 +50,7 @@ def test_a_number_that_yaml_read_as_text_is_explained():
 
 
 def test_the_nearest_choice_is_offered():
-    with pytest.raises(ValueError, match="state must be one of 'clear', 'match', got 'cleer'; did you mean 'clear'?"):
+    with pytest.raises(ValueError, match=r"state must be one of 'clear', 'match', got 'cleer'; did you mean 'clear'\?"):
         one_of("state", "cleer", ("clear", "match"))
     with pytest.raises(ValueError, match=r"got 'xyz'$"):
         one_of("state", "xyz", ("clear", "match"))
