@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="write a figure here")
     parser.add_argument("--title", default="")
     arguments = parser.parse_args()
-    pairs = [condition.split("=", 1) for condition in arguments.conditions]
+    pairs = [condition.rsplit("=", 1) for condition in arguments.conditions]
     points = pd.concat([read_condition(label, Path(folder)) for label, folder in pairs])
     print(table(points))
     if arguments.figure:
