@@ -1,15 +1,14 @@
 """Reading neuron numbers off a network: run it with one layer's outputs chosen and all others frozen."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward_pass import replaced_forward, seeded, tensors_in
-from sb3_redo.functions import NON_NEGATIVE, FunctionWatcher
+from sb3_redo.functions import FunctionWatcher
 
 LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -61,40 +60,6 @@ class Choice:
     silent: Mapping[int, Tensor] | None = None
 
 
-@dataclass(frozen=True)
-class ActivationCall:
-    """An activation call of a pass, and the module whose result it is, if it is one's.
-
-    :param module: path of the module
-    :param module_call: which of the module's calls
-    """
-
-    is_non_negative: bool
-    module: str | None = None
-    module_call: int = 0
-
-
-class _CallLister(FunctionWatcher):
-    """Lists activation calls, and hears from hooks which modules return their outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[ActivationCall] = []
-        self.outputs: list[Tensor] = []  # all kept, so that no two have the same identity
-        self.module_calls: dict[str, int] = defaultdict(int)
-
-    def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
-        self.calls.append(ActivationCall(func in NON_NEGATIVE))
-        self.outputs.append(output)
-        return output
-
-    def see(self, name: str, output: Any) -> None:
-        for call, seen in enumerate(self.outputs):
-            if seen is output and self.calls[call].module is None:
-                self.calls[call] = replace(self.calls[call], module=name, module_call=self.module_calls[name])
-        self.module_calls[name] += 1
-
-
 class _Recorder(FunctionWatcher):
     """Copies what passes the places of a network."""
 
@@ -112,7 +77,7 @@ class _Recorder(FunctionWatcher):
         if call in self.choice.kept:
             return torch.full_like(output, 0.5)
         if self.choice.silent is not None and call in self.choice.silent:
-            output = output.masked_fill(self.choice.silent[call] >= 0, 0.0)
+            output = output.masked_fill((self.choice.silent[call] >= 0).to(output.device), 0.0)
         self.record("activation", str(call), call, output)
         return output
 
@@ -190,29 +155,6 @@ class Prober:
         for index, output in enumerate(tensors_in(outputs)):
             recorder.record("output", str(index), index, output)
         return recorder.seen
-
-    def activation_calls(self) -> list[ActivationCall]:
-        """The activation calls of a pass, in order."""
-        lister = _CallLister()
-        leaves = {
-            name: module
-            for name, module in self.module.named_modules()
-            if name not in self.layers and not list(module.children())
-        }
-
-        def watching(name: str, module: nn.Module) -> Callable[..., Any]:
-            real = module.forward
-
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                output = real(*args, **kwargs)
-                lister.see(name, output)
-                return output
-
-            return forward
-
-        with seeded(0), replaced_forward(leaves, watching), lister:
-            self.forward()
-        return lister.calls
 
     def read(self, name: str, kept: frozenset[int] = frozenset()) -> Reading:
         """What layer ``name`` reaches directly, through parameter-free operations only."""

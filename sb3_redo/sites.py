@@ -1,12 +1,16 @@
 """Where a layer's activations can be seen during a forward pass."""
 
-from collections.abc import Set
+from collections import defaultdict
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sb3_redo.probe import MIXED, NOBODY, ActivationCall, Choice, Place, Prober, Reading, neuron_axis
+from sb3_redo.forward_pass import replaced_forward, seeded
+from sb3_redo.functions import NON_NEGATIVE, FunctionWatcher
+from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,67 @@ def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...
     )
 
 
+@dataclass(frozen=True)
+class ActivationCall:
+    """An activation call of a pass, and the module whose result it is, if it is one's.
+
+    :param module: path of the module
+    :param module_call: which of the module's calls
+    """
+
+    is_non_negative: bool
+    module: str | None = None
+    module_call: int = 0
+
+
+class _CallLister(FunctionWatcher):
+    """Lists activation calls, and hears from hooks which modules return their outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[ActivationCall] = []
+        self.outputs: list[Tensor] = []  # all kept, so that no two have the same identity
+        self.module_calls: dict[str, int] = defaultdict(int)
+
+    def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
+        self.calls.append(ActivationCall(func in NON_NEGATIVE))
+        self.outputs.append(output)
+        return output
+
+    def see(self, name: str, output: Any) -> None:
+        for call, seen in enumerate(self.outputs):
+            if seen is output and self.calls[call].module is None:
+                self.calls[call] = replace(self.calls[call], module=name, module_call=self.module_calls[name])
+        self.module_calls[name] += 1
+
+
+def activation_calls(prober: Prober) -> list[ActivationCall]:
+    """The activation calls of a pass, in order."""
+    lister = _CallLister()
+    modules = prober.module.named_modules()
+    leaves = {name: leaf for name, leaf in modules if name not in prober.layers and not list(leaf.children())}
+
+    def watching(name: str, leaf: nn.Module) -> Callable[..., Any]:
+        real = leaf.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = real(*args, **kwargs)
+            lister.see(name, output)
+            return output
+
+        return forward
+
+    with seeded(0), replaced_forward(leaves, watching), lister:
+        prober.forward()
+    return lister.calls
+
+
 def at_modules(prober: Prober, sites: tuple[Site, ...]) -> tuple[Site, ...]:
     """The same sites, seen as a module's result where a module makes the activation call.
 
     A hook on a few modules costs less than watching every function of a pass.
     """
-    calls = prober.activation_calls()
+    calls = activation_calls(prober)
     return tuple(_at_module(site, calls[site.call]) if site.kind == "activation" else site for site in sites)
 
 

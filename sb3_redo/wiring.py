@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from sb3_redo.forward_pass import evaluating, map_tensors, seeded
 from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
-from sb3_redo.sites import Site, at_modules, find_sites, is_exact
+from sb3_redo.sites import Site, activation_calls, at_modules, find_sites, is_exact
 
 OBSERVATION = "the observation"
 
@@ -135,7 +135,7 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
             f"nothing to measure in {type(policy).__name__}: it has only output layers, which feed no other "
             f"layer ({', '.join(outputs)})"
         )
-    return Wiring(tuple(layers), tuple(outputs), len(prober.activation_calls()))
+    return Wiring(tuple(layers), tuple(outputs), len(activation_calls(prober)))
 
 
 def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Module, Any], Any], Any]:
