@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from torch.optim import Optimizer
 
-from sb3_redo.forward_pass import evaluating
+from sb3_redo.forward_pass import evaluating, seeded
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.recycling import zero_state
 from sb3_redo.sampling import Batch
@@ -87,15 +87,15 @@ def gradient_steps_of(model: BaseAlgorithm) -> int:
 def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
     """A batch from observations as the environment gives them (already normalised, if ``VecNormalize`` is used)."""
     tensors, _ = model.policy.obs_to_tensor(observations)
-    with evaluating(model.policy.modules()):
+    with seeded(0), evaluating(model.policy.modules()):
         return Batch(tensors, agent_of(model).act(model.policy, tensors))
 
 
 def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
     """Draws weights as a freshly built policy of this model has them.
 
-    Gives a model whose policy was initialised by hand an attribute ``initial_weight_samples``, which is saved with
-    it: once it has been trained, nothing else tells how it began.
+    Gives a model that has not been trained yet an attribute ``initial_weight_samples``, which is saved with it: once
+    weights have changed, nothing else tells whether and how they were initialised by hand.
     """
 
     def build() -> BasePolicy:
@@ -105,8 +105,7 @@ def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
     if known is not None or gradient_steps_of(model) > 0:
         return InitialWeights(build, samples=known)
     initial_weights = InitialWeights(build, untrained=model.policy)
-    if initial_weights.samples:
-        model.__dict__["initial_weight_samples"] = initial_weights.samples
+    model.__dict__["initial_weight_samples"] = initial_weights.samples
     return initial_weights
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import evaluating
+from sb3_redo.forward_pass import evaluating, seeded
 from sb3_redo.probe import neuron_axis
 
 
@@ -28,7 +28,7 @@ def mean_contributions(
     def see(name: str, layer: nn.Module, value: Tensor) -> None:
         contributions[name].append(_mean_contribution(layer, value, columns[name]))
 
-    with evaluating(policy.modules()), _watched(policy, columns, see):
+    with seeded(0), evaluating(policy.modules()), _watched(policy, columns, see):
         forward(batch)
     return {name: torch.stack(each).mean(0) for name, each in contributions.items()}
 

@@ -122,7 +122,7 @@ class DormancyReport:
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row per layer: ``layer``, ``network``, ``neurons``, ``dormant``, ``dormant_fraction``, ``recyclable``."""
-        import pandas  # SB3 needs it anyway, but only for this is it worth a second of import time
+        import pandas  # here, because only this is worth a second of import time
 
         rows = [
             {
@@ -146,5 +146,6 @@ class DormancyReport:
         for layer in self.layers:
             count = f"{int(layer.dormant.sum())}/{layer.neurons}"
             note = "" if layer.recyclable else "  measured only"
+            note = note if layer.is_finite else "  activations are NaN or infinite"
             lines.append(f"  {layer.name:<{width}}  {count:>9}  {layer.dormant_fraction:>6.1%}{note}")
         return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Around a forward pass: its nested tensors, and the state of the modules that run in it."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -70,6 +71,20 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def everything_seeded(seed: int) -> Iterator[None]:
+    """The same for NumPy's and Python's own random numbers too, for code of others that may use any."""
+    streams = np.random.get_state(), random.getstate()
+    try:
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        with seeded(seed):
+            yield
+    finally:
+        np.random.set_state(streams[0])
+        random.setstate(streams[1])
 
 
 @contextmanager

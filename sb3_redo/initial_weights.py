@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_redo.forward_pass import seeded
+from sb3_redo.forward_pass import everything_seeded
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class InitialWeights:
     ):
         self._build = build
         watcher = _FillWatcher()
-        with seeded(0), watcher:
+        with everything_seeded(0), watcher:
             fresh = build()
         parameters = dict(fresh.named_parameters())
         self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
@@ -108,7 +108,7 @@ class InitialWeights:
             draw(fill.first, fill.second, generator=generator)
         else:
             seed = int(torch.randint(2**62, (), generator=generator))
-            with seeded(seed):
+            with everything_seeded(seed):
                 drawn = self._build().get_parameter(name).detach()[rows.cpu()]
         return drawn.to(like)
 

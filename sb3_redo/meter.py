@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.dormancy import DormancyReport, LayerDormancy, dormancy_scores
-from sb3_redo.forward_pass import evaluating, replaced_forward
+from sb3_redo.forward_pass import evaluating, replaced_forward, seeded
 from sb3_redo.functions import FunctionWatcher
 from sb3_redo.sites import Site
 from sb3_redo.wiring import LayerWiring, Wiring
@@ -51,7 +51,7 @@ class Meter:
         watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
         watcher = _SiteWatcher(self._sites, totals) if watches_functions else None
         watching = self._watching(totals)
-        with evaluating(self._modules), replaced_forward(self._watched, watching), watcher or nullcontext():
+        with seeded(0), evaluating(self._modules), replaced_forward(self._watched, watching), watcher or nullcontext():
             forward(batch)
         calls = watcher.activation_calls if watcher else self.wiring.activation_calls
         if totals.sites_seen != self._number_of_sites or calls != self.wiring.activation_calls:

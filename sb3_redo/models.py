@@ -1,5 +1,6 @@
 """Measuring and recycling a Stable-Baselines3 model by hand."""
 
+import warnings
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -39,7 +40,14 @@ def measure_dormancy(
     wiring = trace_wiring(model.policy, batch, forward=agent.forward)
     networks = {layer.name: agent.network_of(layer.name) for layer in wiring}
     meter = Meter(model.policy, wiring, networks)
-    return meter.measure(lambda inputs: agent.forward(model.policy, inputs), batch, dormancy_threshold)
+    report = meter.measure(lambda inputs: agent.forward(model.policy, inputs), batch, dormancy_threshold)
+    if report.not_finite:
+        warnings.warn(
+            f"activations of {', '.join(report.not_finite)} are NaN or infinite: nothing of this report is recycled",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return report
 
 
 def recycle_dormant(

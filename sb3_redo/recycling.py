@@ -25,7 +25,8 @@ InitialState = Callable[[Optimizer, str], float]
 
 def zero_state(optimizer: Optimizer, key: str) -> float:
     """The initial state of torch's own optimizers."""
-    return float(optimizer.defaults.get("initial_accumulator_value", 0.0)) if key == "sum" else 0.0
+    setting = {"sum": "initial_accumulator_value", "step_size": "lr"}.get(key)
+    return float(optimizer.defaults.get(setting, 0.0)) if setting else 0.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def recycle(
     written, so that an error leaves the policy whole.
 
     :param policy: the policy that was measured
-    :param report: from one measurement; only recyclable layers are touched
+    :param report: from one measurement; only recyclable layers are touched, and none if any layer's activations
+        were not finite
     :param optimizers: all that may hold the policy's parameters; state is matched by parameter identity
     :param initial_weights: where fresh weights come from
     :param generator: source of all randomness, on the CPU
@@ -127,7 +129,7 @@ def recycle(
     :raises ValueError: when ``compensate`` meets a consumer without a bias
     """
     dormant = {layer.name: layer.dormant.nonzero().flatten() for layer in report.layers if layer.recyclable}
-    dormant = {name: neurons for name, neurons in dormant.items() if len(neurons)}
+    dormant = {name: neurons for name, neurons in dormant.items() if len(neurons) and not report.not_finite}
     planner = _Planner(policy, list(optimizers), initial_state, surgery.optimizer_state)
     with torch.no_grad():
         if surgery.compensate and dormant:
@@ -135,8 +137,8 @@ def recycle(
             _plan_compensation(planner, report, dormant, forward)
         for name, neurons in dormant.items():
             _plan_incoming(planner, name, neurons, initial_weights, generator)
-        for name, neurons in dormant.items():
-            _plan_outgoing(planner, report.wiring[name], neurons, initial_weights, generator, surgery.outgoing)
+        for name in dormant:
+            _plan_outgoing(planner, report.wiring[name], dormant, initial_weights, generator, surgery.outgoing)
         planner.commit()
     return RecyclingRecord({name: neurons.cpu() for name, neurons in dormant.items()})
 
@@ -162,11 +164,13 @@ class _Planner:
         *,
         axis: int = 0,
         rows: slice = slice(None),
+        redrawn: Tensor | None = None,
     ) -> None:
         """Plan new values for a parameter and the state that goes with them.
 
         :param index: the entries along ``axis`` to change, within ``rows`` of the parameter
         :param live: the entries along ``axis`` that belong to live neurons of the same layer
+        :param redrawn: bool mask of those rows that are redrawn too, whose own state is not to be matched
         """
         self.edits.append(_Edit(parameter[rows], axis, index, values))
         for optimizer in self.optimizers:
@@ -175,16 +179,26 @@ class _Planner:
                 continue
             for key, tensor in state.items():
                 if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
-                    self.edits.append(self._state_edit(optimizer, key, tensor[rows], axis, index, live))
+                    self.edits.append(self._state_edit(optimizer, key, tensor[rows], axis, index, live, redrawn))
             if self.mode == "restart" and "step" in state:
                 self.restarts.append(state)
 
     def _state_edit(
-        self, optimizer: Optimizer, key: str, tensor: Tensor, axis: int, index: Tensor, live: Tensor
+        self,
+        optimizer: Optimizer,
+        key: str,
+        tensor: Tensor,
+        axis: int,
+        index: Tensor,
+        live: Tensor,
+        redrawn: Tensor | None,
     ) -> _Edit:
         if self.mode != "match" or key not in _SECOND_MOMENTS or not len(live):
             return _Edit(tensor, axis, index, self.initial_state(optimizer, key))
-        return _Edit(tensor, axis, index, _mean_along(tensor, axis, live))
+        mean = _mean_along(tensor, axis, live)
+        if redrawn is not None and redrawn.any() and not redrawn.all():
+            mean[redrawn] = mean[~redrawn].mean(0)
+        return _Edit(tensor, axis, index, mean)
 
     def commit(self) -> None:
         for edit in self.edits:
@@ -201,10 +215,19 @@ def _mean_along(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
 
     A product with a 0/1 vector reads the tensor once, where picking the entries first would copy them.
     """
+    if not torch.isfinite(tensor.sum()):
+        return tensor.index_select(axis, index).mean(axis, keepdim=True)  # 0 times infinity would be NaN
     weights = torch.zeros(tensor.shape[axis], dtype=tensor.dtype, device=tensor.device)
     weights[index] = 1 / len(index)
     mean: Tensor = torch.tensordot(weights, tensor, dims=([0], [axis])).unsqueeze(axis)
     return mean
+
+
+def _mask(size: int, index: Tensor) -> Tensor:
+    """True at the index."""
+    mask = torch.zeros(size, dtype=torch.bool, device=index.device)
+    mask[index] = True
+    return mask
 
 
 def _parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
@@ -218,9 +241,7 @@ def _plan_incoming(
 ) -> None:
     weight, bias = (_parameter(planner.policy, name, part) for part in ("weight", "bias"))
     assert weight is not None
-    is_live = torch.ones(len(weight), dtype=torch.bool, device=neurons.device)
-    is_live[neurons] = False
-    live = is_live.nonzero().flatten()
+    live = (~_mask(len(weight), neurons)).nonzero().flatten()
     planner.change(weight, neurons, initial_weights.draw(f"{name}.weight", weight, neurons, generator), live)
     if bias is not None:
         planner.change(bias, neurons, 0.0, live)
@@ -229,13 +250,13 @@ def _plan_incoming(
 def _plan_outgoing(
     planner: _Planner,
     layer: LayerWiring,
-    neurons: Tensor,
+    dormant: dict[str, Tensor],
     initial_weights: InitialWeights,
     generator: torch.Generator,
     outgoing: str,
 ) -> None:
-    is_dormant = torch.zeros(layer.neurons, dtype=torch.bool, device=neurons.device)
-    is_dormant[neurons] = True
+    neurons = dormant[layer.name]
+    is_dormant = _mask(layer.neurons, neurons)
     for consumer, positions in layer.consumers.items():
         weight = _parameter(planner.policy, consumer, "weight")
         assert weight is not None
@@ -244,6 +265,7 @@ def _plan_outgoing(
         live = (positions >= 0) & ~is_dormant[positions]
         if not cleared.any():
             continue
+        redrawn = _mask(len(weight), dormant.get(consumer, neurons[:0]))
         drawn = None
         if outgoing == "random":
             every_row = torch.arange(len(weight))
@@ -253,7 +275,7 @@ def _plan_outgoing(
             if len(index):
                 values = 0.0 if drawn is None else drawn[rows].index_select(1, index)
                 alive = live[columns].nonzero().flatten()
-                planner.change(weight, index, values, alive, axis=1, rows=rows)
+                planner.change(weight, index, values, alive, axis=1, rows=rows, redrawn=redrawn[rows])
 
 
 def _groups(consumer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:

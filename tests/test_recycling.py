@@ -192,9 +192,9 @@ def filled_adam(network):
     [
         ("clear", 5.0, {0: [[0, 1], [0, 0], [20, 21]], 2: [[0, 0, 2], [0, 0, 0]], 4: [[0, 0]]}),
         ("restart", 0.0, {0: [[0, 1], [0, 0], [20, 21]], 2: [[0, 0, 2], [0, 0, 0]], 4: [[0, 0]]}),
-        # Rows get the mean over live rows, columns the mean over live columns: (0 + 2) / 2 in row 0 of the second
-        # layer; in its row 1, (10 + 12) / 2, since that entry belongs to a recycled column first of all.
-        ("match", 5.0, {0: [[0, 1], [10, 11], [20, 21]], 2: [[0, 1, 2], [0, 11, 2]], 4: [[0, 0]]}),
+        # Rows get the mean over live rows, columns the mean over live columns, (0 + 2) / 2 in row 0 of the second
+        # layer, and the entry between two recycled neurons the mean over both.
+        ("match", 5.0, {0: [[0, 1], [10, 11], [20, 21]], 2: [[0, 1, 2], [0, 1, 2]], 4: [[0, 0]]}),
     ],
 )
 def test_worked_optimizer_state(optimizer_state, step, second_moments):
