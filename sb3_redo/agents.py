@@ -136,3 +136,18 @@ def refuse_parallel_training(callback: Any) -> None:
                 "ParallelTrainCallback trains a copy of the model and overwrites the weights of this one: nothing "
                 "recycled here would last, and no gradient step is seen. Remove one of the two callbacks."
             )
+
+
+def at_training_end(root: BaseCallback, action: Callable[[], None]) -> None:
+    """Do something when the callback that was given to ``learn()`` hears that training ends.
+
+    For callbacks inside an ``EventCallback``, which passes on that training starts but not that it ends.
+    """
+    tell = root.on_training_end
+
+    def on_training_end() -> None:
+        root.__dict__.pop("on_training_end", None)
+        tell()
+        action()
+
+    root.__dict__["on_training_end"] = on_training_end

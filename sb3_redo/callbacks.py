@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_redo.agents import (
     NETWORK_NAMES,
     agent_of,
+    at_training_end,
     gradient_steps_of,
     initial_state,
     initial_weights_of,
@@ -44,8 +45,9 @@ from sb3_redo.wiring import trace_wiring
 class DormancyCallback(BaseCallback):
     """Measures the dormant fraction of every layer while a model trains, and logs it.
 
-    Measures on observations from the replay buffer, first when training is about to begin (gradient step 0) and
-    then after every ``measuring_period`` gradient steps, exactly there also inside a long ``train()`` call.
+    Measures on observations from the replay buffer, first when training is about to begin (or as soon as there are
+    ``batch_size`` of them) and then after every ``measuring_period`` gradient steps, exactly there also inside a
+    long ``train()`` call. Inside an ``EveryNTimesteps`` the first of these is left out.
     Training is bit for bit what it is without this callback.
 
     :param dormancy_threshold: a neuron is dormant when its score is at most this (Sokar et al. 2023, definition
@@ -98,9 +100,9 @@ class DormancyCallback(BaseCallback):
         self._agent = agent_of(self.model)
         self._check_buffer()
         self._meter = self._make_meter()
-        self._prepare()
         settings = (type(self).__name__, self.dormancy_threshold, self.measuring_period, self.batch_size)
         self._memory = Memory(self.model, " ".join(map(str, settings)))
+        self._prepare()
         write_layout(self.logger, self._meter.networks, log_layers=self.log_layers, recycles=self._recycles)
         learn_call = self.model.start_time
         self._clock = GradientClock(
@@ -109,11 +111,13 @@ class DormancyCallback(BaseCallback):
             self._on_gradient_step,
             is_current=lambda: self.model.start_time == learn_call,
         )
+        if self.parent is not None:
+            at_training_end(self.locals["callback"], self._stop)
 
     def _prepare(self) -> None:
         """Everything that the first gradient step will need."""
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
-        self._is_waiting = gradient_steps_of(self.model) == 0
+        self._is_waiting = self._memory.is_empty
 
     def _check_buffer(self) -> None:
         if not has_buffer(self.model):
@@ -147,23 +151,26 @@ class DormancyCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         training_begins = self.model.num_timesteps > getattr(self.model, "learning_starts", 0)
         if self._clock is not None and self._is_waiting and training_begins:
-            self._is_waiting = False
             try:
-                self._on_gradient_step(0)
+                self._measure_and_log(self._clock.gradient_step)
             except BaseException:
                 self._stop()
                 raise
 
     def _on_gradient_step(self, gradient_step: int) -> None:
         if gradient_step % self.measuring_period == 0:
-            report = self._measure(gradient_step)
-            if report is not None:
-                self._log(report, gradient_step)
+            self._measure_and_log(gradient_step)
+
+    def _measure_and_log(self, gradient_step: int) -> None:
+        report = self._measure(gradient_step)
+        if report is not None:
+            self._log(report, gradient_step)
 
     def _measure(self, gradient_step: int) -> DormancyReport | None:
         """Measure on fresh observations, unless there are too few of them or something is not finite."""
         if stored_observations(self.model) < self.batch_size:
             return None
+        self._is_waiting = False
         batch = sample_batch(self.model, self.batch_size, (self._seed, gradient_step))
         report = self._meter.measure(self._forward, batch, self.dormancy_threshold)
         if report.not_finite:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +19,14 @@ class Fill:
     kind: str
     first: float
     second: float
+
+    def draw(self, shape: tuple[int, ...], seed: int) -> Tensor:
+        """Fresh entries. NumPy's generator takes two thirds of the time that torch's takes on a CPU."""
+        generator = np.random.default_rng(seed)
+        if self.kind == "normal":
+            return torch.from_numpy(generator.standard_normal(shape, np.float32)).mul_(self.second).add_(self.first)
+        entries = torch.from_numpy(generator.random(shape, np.float32))
+        return entries.mul_(self.second - self.first).add_(self.first)
 
 
 class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -103,9 +112,7 @@ class InitialWeights:
             sample = self.samples[name]
             drawn = sample[torch.randint(len(sample), shape, generator=generator)]
         elif fill is not None:
-            drawn = torch.empty(shape)
-            draw = drawn.uniform_ if fill.kind == "uniform" else drawn.normal_
-            draw(fill.first, fill.second, generator=generator)
+            drawn = fill.draw(shape, int(torch.randint(2**62, (), generator=generator)))
         else:
             seed = int(torch.randint(2**62, (), generator=generator))
             with everything_seeded(seed):

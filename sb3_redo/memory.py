@@ -21,6 +21,11 @@ class Memory:
         self._memories: dict[str, Any] = model.__dict__.setdefault("dormancy_memory", {"recycled_total": 0})
         self._dormant: dict[str, list[int]] = self._memories.setdefault(owner, {})
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether this callback has not measured the model yet."""
+        return not self._dormant
+
     def dormant_before(self, report: DormancyReport) -> Iterator[Tensor]:
         """For each layer of a report the bool mask of what was dormant in the one before, [neurons]."""
         for layer in report.layers:

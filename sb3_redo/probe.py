@@ -1,6 +1,6 @@
 """Reading neuron numbers off a network: run it with one layer's outputs chosen and all others frozen."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ MIXED = -2
 # Small positive values pass every common activation, negative ones open the other half of a CReLU, and the wide
 # pair crosses the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
 _LEVELS = ((0.25, 0.75), (-0.75, -0.25), (-3.0, 3.0))
+# For what opens late, such as relu(x - 5): a layer that seems to reach no other is looked at once more.
+_WIDE_LEVELS = (-64.0, 64.0)
 
 
 class Place(NamedTuple):
@@ -156,13 +158,24 @@ class Prober:
             recorder.record("output", str(index), index, output)
         return recorder.seen
 
-    def read(self, name: str, kept: frozenset[int] = frozenset()) -> Reading:
+    def read(self, name: str) -> Reading:
         """What layer ``name`` reaches directly, through parameter-free operations only."""
         reading: Reading = {}
         for sign in (1, -1):
             for low, high in _LEVELS:
-                self._read_levels(_Levels(self, name, low, high, sign, kept), reading)
+                self._read_levels(_Levels(self, name, low, high, sign), reading)
+        if not any(place.kind == "input" for place in reading):
+            self._read_levels(_Levels(self, name, *_WIDE_LEVELS, 1), reading)
         return reading
+
+    def reaches(self, name: str, kept: Set[int]) -> set[Place]:
+        """The places where layer ``name`` is seen while some activation calls are held constant."""
+        reached = set()
+        for levels in _LEVELS:
+            values = (torch.full((self.neurons(name),), level) for level in levels)
+            low, high = (self.run(Choice(name, value, kept=frozenset(kept))) for value in values)
+            reached |= {place for place, value in low.items() if not torch.equal(value, high[place])}
+        return reached
 
     def _read_levels(self, levels: "_Levels", reading: Reading) -> None:
         neurons = self.neurons(levels.name)
@@ -218,11 +231,10 @@ class _Levels:
     low: float
     high: float
     sign: int
-    kept: frozenset[int]
 
     def run(self, chosen: Tensor) -> dict[Place, Tensor]:
         values = torch.where(chosen, self.high, self.low)
-        return self.prober.run(Choice(self.name, values, self.sign, self.kept))
+        return self.prober.run(Choice(self.name, values, self.sign))
 
 
 def _explained(

@@ -36,6 +36,9 @@ def find_sites(
 ) -> tuple[Site, ...]:
     """Where the layer's activations are seen: at its activation calls, else where they arrive, else where they leave.
 
+    "Else" is where there is no activation call that is known, or a way around it: in ``x * sigmoid(x)`` the call is
+    not the whole activation.
+
     Of several activation calls the first counts, and with it those that still follow the layer when the earlier
     ones are held constant and that follow no other: both halves of a CReLU, but not the second of two activations
     in a row, nor the one behind a residual sum.
@@ -47,9 +50,10 @@ def find_sites(
     for call in calls:
         before = frozenset(int(site.name) for site in sites)
         place = Place("activation", str(call), call)
-        if not before or (place not in shared and place in prober.read(name, before)):
+        if not before or (place not in shared and place in prober.reaches(name, before)):
             sites.append(Site("activation", str(call), call, _one_sample(reading[place])))
-    if sites:
+    held = prober.reaches(name, {site.call for site in sites}) if sites else set()
+    if sites and not any(place.kind == "input" and place not in shared for place in held):
         return tuple(sites)
     if all((positions != MIXED).all() for positions in consumers.values()):
         arriving = [(place, codes) for place, codes in reading.items() if place.kind == "input"]

@@ -418,6 +418,34 @@ class OwnActivation(Awkward):
         return self.out(self.note("first", self.first(x).clamp(min=0) ** 2))
 
 
+class OwnSwish(Awkward):
+    """An activation of which a known function is only a part."""
+
+    known = {"first": Known({"out": RANGE[4]})}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.out(self.note("first", x * torch.sigmoid(x)))
+
+
+class Late(Awkward):
+    """An activation that opens far from 0."""
+
+    known = {"first": Known({"out": RANGE[4]})}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+        nn.init.constant_(self.first.bias, 5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.note("first", functional.relu(self.first(x) - 5)))
+
+
 class Tied(Awkward):
     """Two layers with one weight, and a frozen layer that both feed."""
 
@@ -468,7 +496,7 @@ NETWORKS: dict[str, Callable[[], Awkward]] = {
     for network in (
         *(Mlp, SharedActivation, Images, ChannelsLast, Pooled, Grouped, TwoHeads, TwinCritics, Combined, Residual),
         *(Crelu, Gate, ObservationGate, Maxout, Twice, Loop, ToOutput, Normalised, BatchNormalised, HandNormalised),
-        *(OwnActivation, Tied, Dueling),
+        *(OwnActivation, OwnSwish, Late, Tied, Dueling),
     )
 } | {
     f"SharedActivation with {activation.__name__}": _with_activation(activation)

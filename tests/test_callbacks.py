@@ -33,8 +33,8 @@ def test_nothing_is_measured_before_training_begins(tape):
 def test_a_buffer_that_is_still_filling_is_waited_for(tape):
     model = tape.watch(dqn())
     model.learn(80, callback=ReDoCallback(0.5, recycling_period=8, measuring_period=4, batch_size=64))
-    # The buffer holds 64 observations from the train() call on that makes gradient steps 41 to 44.
-    assert tape.values("dormancy/gradient_step") == [44, 48, 52, 56, 60]
+    # The buffer holds 64 observations just before the train() call that makes gradient steps 41 to 44.
+    assert tape.values("dormancy/gradient_step") == [40, 44, 48, 52, 56, 60]
     assert tape.at_gradient_steps("recycled") == [48, 56]
 
 

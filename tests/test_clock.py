@@ -155,9 +155,13 @@ class FailsOnSixteen(FlattenExtractor):
 
 
 def test_an_exception_in_the_forward_pass_leaves_no_hook_and_the_modes_as_they_were():
-    # Training is under way when the buffer first holds 16 observations.
-    model = without_activations(features_extractor_class=FailsOnSixteen)
-    model.learning_starts = 8
+    class FailsInTraining(FailsOnSixteen):
+        """Spares the first measurement, which is made between two rollouts."""
+
+        def forward(self, observations):
+            return super().forward(observations) if model._n_updates else observations.flatten(1)
+
+    model = without_activations(features_extractor_class=FailsInTraining)
     with pytest.raises(BrokenError):
         model.learn(80, callback=DormancyCallback(measuring_period=8, batch_size=16))
     assert hooks_of(model) == []
