@@ -35,7 +35,6 @@ import ale_py
 import gymnasium as gym
 import torch
 import yaml
-from passes import Line, Rig, table
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -43,6 +42,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sb3_redo import ReDoCallback
 from sb3_redo.clock import GradientClock
+
+from passes import Line, Rig, table
 
 START_HOOKS = ("init_callback", "on_training_start")
 HOOKS = (*START_HOOKS, "on_rollout_start", "update_locals", "on_step", "on_rollout_end", "on_training_end")

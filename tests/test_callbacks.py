@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from runs import at_gradient_step, differences, dqn, fingerprint, hooks_of, sac
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -12,6 +11,8 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_redo import DormancyCallback, ReDoCallback
+
+from runs import at_gradient_step, differences, dqn, fingerprint, hooks_of, sac
 
 # When and on what
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from runs import at_gradient_step, dqn, hooks_of, sac
 from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
@@ -11,6 +10,8 @@ from torch import nn
 
 import sb3_redo.callbacks
 from sb3_redo import DormancyCallback, ReDoCallback
+
+from runs import at_gradient_step, dqn, hooks_of, sac
 
 
 class BrokenError(Exception):

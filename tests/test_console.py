@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from runs import Corridor, dqn
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_redo import ReDoCallback
+
+from runs import Corridor, dqn
 
 
 class LongNames(BaseFeaturesExtractor):

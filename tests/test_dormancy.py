@@ -1,6 +1,5 @@
 """Scores, masks, fractions and overlap are those of the paper."""
 
-import networks
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +9,8 @@ from torch import nn
 from sb3_redo.dormancy import dormancy_scores, overlap
 from sb3_redo.meter import Meter
 from sb3_redo.wiring import trace_wiring
+
+import networks
 
 every_network = pytest.mark.parametrize("name", networks.NETWORKS)
 

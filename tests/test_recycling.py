@@ -2,7 +2,6 @@
 
 import copy
 
-import networks
 import pytest
 import torch
 from torch import nn
@@ -12,6 +11,8 @@ from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.meter import Meter
 from sb3_redo.recycling import Surgery, recycle
 from sb3_redo.wiring import trace_wiring
+
+import networks
 
 every_network = pytest.mark.parametrize("name", networks.NETWORKS)
 exact_networks = pytest.mark.parametrize(

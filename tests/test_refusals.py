@@ -5,7 +5,6 @@ import io
 import pytest
 import torch
 from rl_zoo3.callbacks import ParallelTrainCallback
-from runs import dqn, hooks_of, sac
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
@@ -13,6 +12,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
+
+from runs import dqn, hooks_of, sac
 
 
 class WithoutBias(BaseFeaturesExtractor):

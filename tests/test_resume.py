@@ -1,12 +1,13 @@
 """A run that is saved, loaded and continued recycles as the uninterrupted one does."""
 
 import pytest
-from runs import Tape, differences, dqn, fingerprint, random_streams, restore_random_streams, sac
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
+
+from runs import Tape, differences, dqn, fingerprint, random_streams, restore_random_streams, sac
 
 # Exploration that does not depend on how long learn() is asked to train.
 STEADY = {"exploration_initial_eps": 0.1, "exploration_final_eps": 0.1}

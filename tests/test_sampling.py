@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from runs import Corridor, dqn, plain, random_streams, sac
 from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_redo.sampling import buffer_capacity, sample_batch, stored_observations, torch_generator
+
+from runs import Corridor, dqn, plain, random_streams, sac
 
 SEED = (0, 1000)
 

@@ -5,12 +5,13 @@ import json
 import re
 
 import pytest
-from runs import Corridor, Tape, at_gradient_step, dqn, kill, sac
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from sb3_redo import DormancyCallback, ReDoCallback
+
+from runs import Corridor, Tape, at_gradient_step, dqn, kill, sac
 
 EVERYTHING = {"scalars": 0, "histograms": 0, "tensors": 0}
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from gymnasium import spaces
-from runs import Corridor, differences, dqn, fingerprint, sac
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -13,6 +12,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
+
+from runs import Corridor, differences, dqn, fingerprint, sac
 
 
 class BatchNormAndDropout(BaseFeaturesExtractor):

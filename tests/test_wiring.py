@@ -4,7 +4,6 @@ import copy
 import random
 
 import gymnasium as gym
-import networks
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,8 @@ from stable_baselines3 import DQN, PPO, SAC
 from torch import nn
 
 from sb3_redo import trace_wiring
+
+import networks
 
 every_network = pytest.mark.parametrize("name", networks.NETWORKS)
 
