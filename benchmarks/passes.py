@@ -51,7 +51,8 @@ def table(lines: list[Line]) -> str:
 class Rig:
     """Trained networks and a batch to run them on."""
 
-    def __init__(self, model: OffPolicyAlgorithm, batch_size: int):
+    def __init__(self, model: OffPolicyAlgorithm, batch_size: int, dormancy_threshold: float = 0.1):
+        self.dormancy_threshold = dormancy_threshold
         self.policy, self.agent = model.policy, agent_of(model)
         self.forward = partial(self.agent.forward, self.policy)
         self.batch = sample_batch(model, batch_size, (0, 0))
@@ -68,7 +69,7 @@ class Rig:
             return self.forward(self.batch)
 
     def measure(self) -> DormancyReport:
-        return self.meter.measure(self.forward, self.batch, 0.1)
+        return self.meter.measure(self.forward, self.batch, self.dormancy_threshold)
 
     def measure_and_recycle(self) -> None:
         """As ``ReDoCallback()`` does it."""

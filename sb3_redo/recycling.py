@@ -63,15 +63,20 @@ class Surgery:
 @dataclass
 class _Edit:
     """Entries ``index`` along ``axis`` of ``tensor`` become ``values``: a number, a tensor of their shape, or one of
-    size 1 along the axis for all of them."""
+    size 1 along the axis for all of them.
+
+    :param is_finite: whether the tensor is known to be; a network with finite activations has finite weights, but an
+        optimizer's state can overflow
+    """
 
     tensor: Tensor
     axis: int
     index: Tensor
     values: Tensor | float
+    is_finite: bool = False
 
     def apply(self) -> None:
-        if self.axis > 0 and self._is_uniform() and torch.isfinite(self.tensor.sum()):
+        if self.axis > 0 and self._is_uniform() and (self.is_finite or torch.isfinite(self.tensor.sum())):
             # A product with 1 leaves the other entries bit for bit as they are, and all of it takes a tenth of the
             # time that picking columns out of a large matrix takes.
             indicator = self._indicator()
@@ -172,7 +177,7 @@ class _Planner:
         :param live: the entries along ``axis`` that belong to live neurons of the same layer
         :param redrawn: bool mask of those rows that are redrawn too, whose own state is not to be matched
         """
-        self.edits.append(_Edit(parameter[rows], axis, index, values))
+        self.edits.append(_Edit(parameter[rows], axis, index, values, is_finite=True))
         for optimizer in self.optimizers:
             state = optimizer.state.get(parameter)
             if not state:
@@ -215,11 +220,11 @@ def _mean_along(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
 
     A product with a 0/1 vector reads the tensor once, where picking the entries first would copy them.
     """
-    if not torch.isfinite(tensor.sum()):
-        return tensor.index_select(axis, index).mean(axis, keepdim=True)  # 0 times infinity would be NaN
     weights = torch.zeros(tensor.shape[axis], dtype=tensor.dtype, device=tensor.device)
     weights[index] = 1 / len(index)
     mean: Tensor = torch.tensordot(weights, tensor, dims=([0], [axis])).unsqueeze(axis)
+    if not torch.isfinite(mean).all():  # 0 times infinity is NaN
+        mean = tensor.index_select(axis, index).mean(axis, keepdim=True)
     return mean
 
 

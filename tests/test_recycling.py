@@ -270,9 +270,11 @@ def test_missing_state_is_tolerated_and_every_optimizer_is_looked_at():
 
 def test_state_that_overflowed_is_cleared_all_the_same():
     network, optimizer, _, report = prepared("Mlp")
-    optimizer.state[network.second.weight]["exp_avg"][:, 0] = float("inf")
+    state = optimizer.state[network.second.weight]
+    state["exp_avg"][:, 0] = state["exp_avg_sq"][:, 0] = state["exp_avg_sq"][0] = float("inf")
     recycled(network, report, [optimizer])
-    assert not optimizer.state[network.second.weight]["exp_avg"][:, 0].any()
+    assert not state["exp_avg"][:, 0].any()
+    assert torch.isfinite(state["exp_avg_sq"]).all()
 
 
 def test_a_wholly_dormant_layer_has_nobody_to_match():
