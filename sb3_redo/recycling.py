@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.compensation import mean_contributions
 from sb3_redo.dormancy import DormancyReport
+from sb3_redo.edits import Edit
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.wiring import LayerWiring
 
@@ -58,49 +59,6 @@ class Surgery:
     outgoing: str = "zero"
     optimizer_state: str = "match"
     compensate: bool = False
-
-
-@dataclass
-class _Edit:
-    """Entries ``index`` along ``axis`` of ``tensor`` become ``values``: a number, a tensor of their shape, or one of
-    size 1 along the axis for all of them.
-
-    :param is_finite: whether the tensor is known to be; a network with finite activations has finite weights, but an
-        optimizer's state can overflow
-    """
-
-    tensor: Tensor
-    axis: int
-    index: Tensor
-    values: Tensor | float
-    is_finite: bool = False
-
-    def apply(self) -> None:
-        if self.axis > 0 and self._is_uniform() and (self.is_finite or torch.isfinite(self.tensor.sum())):
-            # A product with 1 leaves the other entries bit for bit as they are, and all of it takes a tenth of the
-            # time that picking columns out of a large matrix takes.
-            indicator = self._indicator()
-            self.tensor.mul_(1 - indicator)
-            if isinstance(self.values, Tensor):
-                self.tensor.addcmul_(self.values, indicator)
-            elif self.values:
-                self.tensor.add_(indicator, alpha=self.values)
-        elif isinstance(self.values, Tensor):
-            shape = list(self.tensor.shape)
-            shape[self.axis] = len(self.index)
-            self.tensor.index_copy_(self.axis, self.index, self.values.to(self.tensor).expand(shape))
-        else:
-            self.tensor.index_fill_(self.axis, self.index, self.values)
-
-    def _is_uniform(self) -> bool:
-        """Whether all entries along the axis get the same values."""
-        return not isinstance(self.values, Tensor) or self.values.shape[self.axis] == 1
-
-    def _indicator(self) -> Tensor:
-        """1 at the index and 0 elsewhere, broadcasting along all other axes."""
-        shape = [1] * self.tensor.ndim
-        shape[self.axis] = self.tensor.shape[self.axis]
-        return self.tensor.new_zeros(shape).index_fill_(self.axis, self.index, 1.0)
 
 
 def recycle(
@@ -156,7 +114,7 @@ class _Planner:
         self.optimizers = optimizers
         self.initial_state = initial_state
         self.mode = mode
-        self.edits: list[_Edit] = []
+        self.edits: list[Edit] = []
         self.restarts: list[dict[str, Any]] = []
         self.device = next(policy.parameters()).device
 
@@ -177,7 +135,7 @@ class _Planner:
         :param live: the entries along ``axis`` that belong to live neurons of the same layer
         :param redrawn: bool mask of those rows that are redrawn too, whose own state is not to be matched
         """
-        self.edits.append(_Edit(parameter[rows], axis, index, values, is_finite=True))
+        self.edits.append(Edit(parameter[rows], axis, index, values, is_finite=True))
         for optimizer in self.optimizers:
             state = optimizer.state.get(parameter)
             if not state:
@@ -197,13 +155,13 @@ class _Planner:
         index: Tensor,
         live: Tensor,
         redrawn: Tensor | None,
-    ) -> _Edit:
+    ) -> Edit:
         if self.mode != "match" or key not in _SECOND_MOMENTS or not len(live):
-            return _Edit(tensor, axis, index, self.initial_state(optimizer, key))
+            return Edit(tensor, axis, index, self.initial_state(optimizer, key))
         mean = _mean_along(tensor, axis, live)
         if redrawn is not None and redrawn.any() and not redrawn.all():
             mean[redrawn] = mean[~redrawn].mean(0)
-        return _Edit(tensor, axis, index, mean)
+        return Edit(tensor, axis, index, mean)
 
     def commit(self) -> None:
         for edit in self.edits:
@@ -307,4 +265,4 @@ def _plan_compensation(
         if bias is None:
             raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
         every = torch.arange(len(bias), device=bias.device)
-        planner.edits.append(_Edit(bias, 0, every, bias + contributions[consumer]))
+        planner.edits.append(Edit(bias, 0, every, bias + contributions[consumer]))
