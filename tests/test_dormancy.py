@@ -160,6 +160,18 @@ def test_half_precision_sums_do_not_overflow():
     torch.testing.assert_close(report.layers[0].scores, torch.tensor([0.5, 1.5]))
 
 
+def test_a_network_that_draws_noise_of_its_own_moves_no_stream():
+    class Noisy(networks.Mlp):
+        def forward(self, x):
+            return super().forward(x + torch.randn_like(x))
+
+    network = Noisy()
+    stream = torch.get_rng_state()
+    first, second = (measured(network, network.observations(6)) for _ in range(2))
+    assert torch.equal(stream, torch.get_rng_state())
+    assert all(torch.equal(x.scores, y.scores) for x, y in zip(first.layers, second.layers, strict=True))
+
+
 def test_a_network_that_changes_from_pass_to_pass_is_refused():
     network = networks.build("Mlp")
     wiring = trace_wiring(network, network.observations(2))
