@@ -9,21 +9,16 @@ from torch import Tensor
 @dataclass
 class Edit:
     """Entries ``index`` along ``axis`` of ``tensor`` become ``values``: a number, a tensor of their shape, or one of
-    size 1 along the axis for all of them.
-
-    :param is_finite: whether the tensor is known to be; a network with finite activations has finite weights, but an
-        optimizer's state can overflow
-    """
+    size 1 along the axis for all of them."""
 
     tensor: Tensor
     axis: int
     index: Tensor
     values: Tensor | float
-    is_finite: bool = False
 
     def apply(self) -> None:
         """Make the change."""
-        if self.axis > 0 and self._is_uniform() and (self.is_finite or torch.isfinite(self.tensor.sum())):
+        if self.axis > 0 and self._is_uniform() and torch.isfinite(self.tensor.sum()):
             # A product with 1 leaves the other entries bit for bit as they are, and all of it takes a tenth of the
             # time that picking columns out of a large matrix takes.
             indicator = self._indicator()

@@ -135,7 +135,7 @@ class _Planner:
         :param live: the entries along ``axis`` that belong to live neurons of the same layer
         :param redrawn: bool mask of those rows that are redrawn too, whose own state is not to be matched
         """
-        self.edits.append(Edit(parameter[rows], axis, index, values, is_finite=True))
+        self.edits.append(Edit(parameter[rows], axis, index, values))
         for optimizer in self.optimizers:
             state = optimizer.state.get(parameter)
             if not state:

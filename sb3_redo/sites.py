@@ -108,7 +108,7 @@ class ActivationCall:
 
 
 class _CallLister(FunctionWatcher):
-    """Lists activation calls, and hears from hooks which modules return their outputs."""
+    """Lists activation calls, and hears which modules return their outputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -55,7 +55,8 @@ before = state()
 import sb3_redo
 assert before == state()
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_a_star_import_gives_the_public_names():

@@ -271,8 +271,11 @@ def test_missing_state_is_tolerated_and_every_optimizer_is_looked_at():
 def test_state_that_overflowed_is_cleared_all_the_same():
     network, optimizer, _, report = prepared("Mlp")
     state = optimizer.state[network.second.weight]
+    with torch.no_grad():
+        network.out.weight[:, :2] = float("nan")  # no hidden layer's activations show it
     state["exp_avg"][:, 0] = state["exp_avg_sq"][:, 0] = state["exp_avg_sq"][0] = float("inf")
     recycled(network, report, [optimizer])
+    assert not network.out.weight[:, :2].any()
     assert not state["exp_avg"][:, 0].any()
     assert torch.isfinite(state["exp_avg_sq"]).all()
 
