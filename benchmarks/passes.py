@@ -57,7 +57,9 @@ class Rig:
         self.forward = partial(self.agent.forward, self.policy)
         self.batch = sample_batch(model, batch_size, (0, 0))
         wiring = trace_wiring(self.policy, self.batch, forward=self.agent.forward)
-        self.meter = Meter(self.policy, wiring, {layer.name: self.agent.network_of(layer.name) for layer in wiring})
+        self.meter = Meter(
+            self.policy, wiring, {layer.name: self.agent.network_of(wiring, layer.name) for layer in wiring}
+        )
         self.initial_weights = initial_weights_of(model)
         states = [state for optimizer in self.agent.optimizers for state in optimizer.state.values()]
         tensors = [*self.policy.parameters(), *(value for state in states for value in state.values())]

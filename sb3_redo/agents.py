@@ -1,70 +1,167 @@
 """What Stable-Baselines3 calls things: the networks, optimizers and gradient steps of an algorithm."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from stable_baselines3 import DQN, SAC
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.forward_pass import evaluating, seeded
+from sb3_redo.forward_pass import evaluating, seeded, tensors_in
 from sb3_redo.initial_weights import InitialWeights
+from sb3_redo.memory import Memory
 from sb3_redo.recycling import zero_state
 from sb3_redo.sampling import Batch
+from sb3_redo.wiring import Wiring
 
-NETWORK_NAMES = ("q_net", "actor", "critic")
+NETWORK_NAMES = ("q_net", "quantile_net", "actor", "critic", "policy", "value", "shared")
 """Every network that some supported algorithm has."""
+
+
+def _by_path(wiring: Wiring, layer: str) -> str:
+    return _uncompiled(layer).split(".")[0]
+
+
+def _no_states(policy: Any, batch_size: int) -> tuple[Tensor, ...]:
+    return ()
+
+
+def _no_actions(policy: Any, observations: Any) -> None:
+    return None
 
 
 @dataclass(frozen=True)
 class Agent:
     """How one algorithm is measured and recycled.
 
-    :param networks: attributes of the policy that are trained, without target networks
+    :param networks: names of the networks that are trained, without target networks
     :param optimizers: all that hold their parameters
-    :param clock: the optimizer whose step ends a gradient step. Right after it no graph is alive that still needs
-        the weights for a backward pass.
+    :param clock: the optimizer whose steps are counted as gradient steps. Off-policy, no graph is alive right after
+        its step that still needs the weights for a backward pass.
     :param forward: runs all networks of a policy in one pass and returns every output
     :param act: the actions that the policy takes for observations, for critics that need some
+    :param network_of: the network that a layer is counted with
+    :param states: what a recurrent policy starts a number of episodes with, see :class:`~sb3_redo.sampling.Batch`
+    :param at_rollout_end: whether to measure when a rollout has been collected, since its observations are gone when
+        the next one begins, and not inside ``train()``
     """
 
     networks: tuple[str, ...]
     optimizers: tuple[Optimizer, ...]
     clock: Optimizer
     forward: Callable[[Any, Batch], Any]
-    act: Callable[[Any, Any], torch.Tensor]
+    act: Callable[[Any, Any], Tensor | None] = _no_actions
+    network_of: Callable[[Wiring, str], str] = _by_path
+    states: Callable[[Any, int], tuple[Tensor, ...]] = _no_states
+    at_rollout_end: bool = False
 
-    def network_of(self, layer: str) -> str:
-        """The network that a layer, named by its path below the policy, is counted with."""
-        return layer.split(".")[0]
 
-
-def _dqn(model: Any) -> Agent:
+def _q_learner(model: Any, network: str) -> Agent:
     return Agent(
-        networks=("q_net",),
+        networks=(network,),
         optimizers=(model.policy.optimizer,),
         clock=model.policy.optimizer,
-        forward=lambda policy, batch: policy.q_net(batch.observations),
-        act=lambda policy, observations: policy(observations),
+        forward=lambda policy, batch: getattr(policy, network)(batch.observations),
     )
 
 
-def _sac(model: Any) -> Agent:
+def _actor_critic(model: Any, clock: str, act: Callable[[Any, Any], Any]) -> Agent:
+    """An actor and critics of continuous actions.
+
+    :param clock: the network whose optimizer ends a gradient step. It is the critic's, which may step more often, but
+        where the actor's loss was begun before the critic's step, and is still to be differentiated after it.
+    :param act: what the actor makes of observations before an action is drawn
+    """
     return Agent(
         networks=("actor", "critic"),
         optimizers=(model.actor.optimizer, model.critic.optimizer),
-        # The critic steps once per gradient step too, but then the actor's loss is still to be differentiated.
-        clock=model.actor.optimizer,
-        forward=lambda policy, batch: (policy.actor.get_action_dist_params(batch.observations), policy.critic(*batch)),
-        act=lambda policy, observations: policy.actor(observations, deterministic=True),
+        clock=getattr(model, clock).optimizer,
+        forward=lambda policy, batch: (
+            act(policy.actor, batch.observations),
+            policy.critic(batch.observations, batch.actions),
+        ),
+        act=lambda policy, observations: policy(observations, deterministic=True),
     )
 
 
-_AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {DQN: _dqn, SAC: _sac}
+def _gaussian(actor: Any, observations: Any) -> Any:
+    return actor.get_action_dist_params(observations)
+
+
+def _deterministic(actor: Any, observations: Any) -> Any:
+    return actor(observations)
+
+
+def _on_policy(model: Any) -> Agent:
+    return Agent(
+        networks=("policy", "value", "shared"),
+        optimizers=(model.policy.optimizer,),
+        clock=model.policy.optimizer,
+        forward=lambda policy, batch: policy(batch.observations, deterministic=True),
+        network_of=_by_head,
+        at_rollout_end=True,
+    )
+
+
+def _recurrent(model: Any) -> Agent:
+    def forward(policy: Any, batch: Batch) -> Any:
+        *states, episode_starts = batch.states
+        actor_hidden, actor_cell, critic_hidden, critic_cell = (state.transpose(0, 1).contiguous() for state in states)
+        memories = RNNStates((actor_hidden, actor_cell), (critic_hidden, critic_cell))
+        return policy(batch.observations, memories, episode_starts, deterministic=True)[:3]
+
+    def states(policy: Any, batch_size: int) -> tuple[Tensor, ...]:
+        layers, _, size = policy.lstm_hidden_state_shape
+        zeros = torch.zeros(batch_size, layers, size, device=policy.device)
+        return zeros, zeros, zeros, zeros, torch.ones(batch_size, device=policy.device)
+
+    return replace(_on_policy(model), forward=forward, states=states)
+
+
+def _by_head(wiring: Wiring, layer: str) -> str:
+    """Whether the layer serves the action head, the value head or both, over however many other layers."""
+    consumers = {measured.name: measured.consumers for measured in wiring}
+    reached: set[str] = set()
+    ahead = [layer]
+    while ahead:
+        name = ahead.pop()
+        if name not in reached:
+            reached.add(name)
+            ahead += consumers.get(name, ())
+    serves_value = {_uncompiled(name).split(".")[0] == "value_net" for name in reached & set(wiring.outputs)}
+    return "shared" if len(serves_value) == 2 else "value" if True in serves_value else "policy"
+
+
+def _uncompiled(name: str) -> str:
+    """A module path without the steps that ``torch.compile`` puts in."""
+    return name.replace("_orig_mod.", "")
+
+
+_AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {
+    DQN: partial(_q_learner, network="q_net"),
+    QRDQN: partial(_q_learner, network="quantile_net"),
+    SAC: partial(_actor_critic, clock="actor", act=_gaussian),
+    TQC: partial(_actor_critic, clock="actor", act=_gaussian),
+    CrossQ: partial(_actor_critic, clock="critic", act=_gaussian),
+    TD3: partial(_actor_critic, clock="critic", act=_deterministic),  # and DDPG, which extends it
+    PPO: _on_policy,
+    A2C: _on_policy,
+    TRPO: _on_policy,
+    MaskablePPO: _on_policy,
+    RecurrentPPO: _recurrent,
+}
+
+_REFUSED: dict[type[BaseAlgorithm], str] = {
+    ARS: "it changes its weights without gradients, from a vector of its own that would overwrite recycled ones",
+}
 
 
 def agent_of(model: BaseAlgorithm) -> Agent:
@@ -75,20 +172,31 @@ def agent_of(model: BaseAlgorithm) -> Agent:
     for algorithm in type(model).__mro__:
         if algorithm in _AGENTS:
             return _AGENTS[algorithm](model)
+        if algorithm in _REFUSED:
+            raise RuntimeError(f"{type(model).__name__} is not supported: {_REFUSED[algorithm]}")
     known = ", ".join(algorithm.__name__ for algorithm in _AGENTS)
     raise RuntimeError(f"{type(model).__name__} is not supported, only {known} and subclasses of them are")
 
 
 def gradient_steps_of(model: BaseAlgorithm) -> int:
-    """Gradient steps made so far. Saved with the model; off-policy algorithms raise it at the end of ``train()``."""
-    return int(model._n_updates)
+    """Gradient steps made so far, also before a model was loaded.
+
+    Off-policy algorithms count them, and raise the count at the end of ``train()``. On-policy ones count something
+    else (epochs, rollouts) under the same name: theirs are what our own clock or their optimizer remembers.
+    """
+    if not isinstance(model, OnPolicyAlgorithm):
+        return int(model._n_updates)
+    states = model.policy.optimizer.state.values()
+    return max([Memory.gradient_steps_of(model), *(int(state["step"]) for state in states if "step" in state)])
 
 
 def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
     """A batch from observations as the environment gives them (already normalised, if ``VecNormalize`` is used)."""
     tensors, _ = model.policy.obs_to_tensor(observations)
+    agent = agent_of(model)
+    size = len(next(tensors_in(tensors)))
     with seeded(0), evaluating(model.policy.modules()):
-        return Batch(tensors, agent_of(model).act(model.policy, tensors))
+        return Batch(tensors, agent.act(model.policy, tensors), agent.states(model.policy, size))
 
 
 def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
@@ -99,7 +207,9 @@ def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
     """
 
     def build() -> BasePolicy:
-        return model.policy_class(model.observation_space, model.action_space, model.lr_schedule, **model.policy_kwargs)
+        # Off-policy algorithms have use_sde among the keywords already, and some policies do not know the word.
+        settings = {**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs}
+        return model.policy_class(model.observation_space, model.action_space, model.lr_schedule, **settings)
 
     known = model.__dict__.get("initial_weight_samples")
     if known is not None or gradient_steps_of(model) > 0:
@@ -115,39 +225,3 @@ _INITIAL_STATE = {("RMSpropTFLike", "square_avg"): 1.0}
 def initial_state(optimizer: Optimizer, key: str) -> float:
     """What an optimizer first fills its state with: SB3's ``RMSpropTFLike`` starts at ones."""
     return _INITIAL_STATE.get((type(optimizer).__name__, key), zero_state(optimizer, key))
-
-
-def _callbacks_in(callback: Any) -> Iterator[BaseCallback]:
-    """A callback and all that it holds."""
-    if callback is None:
-        return
-    yield callback
-    children: Iterable[Any] = getattr(callback, "callbacks", ())
-    for child in (*children, getattr(callback, "callback", None)):
-        if isinstance(child, BaseCallback):
-            yield from _callbacks_in(child)
-
-
-def refuse_parallel_training(callback: Any) -> None:
-    """The zoo's ParallelTrainCallback trains a copy of the model and overwrites this one's weights with the copy's."""
-    for other in _callbacks_in(callback):
-        if type(other).__name__ == "ParallelTrainCallback":
-            raise RuntimeError(
-                "ParallelTrainCallback trains a copy of the model and overwrites the weights of this one: nothing "
-                "recycled here would last, and no gradient step is seen. Remove one of the two callbacks."
-            )
-
-
-def at_training_end(root: BaseCallback, action: Callable[[], None]) -> None:
-    """Do something when the callback that was given to ``learn()`` hears that training ends.
-
-    For callbacks inside an ``EventCallback``, which passes on that training starts but not that it ends.
-    """
-    tell = root.on_training_end
-
-    def on_training_end() -> None:
-        root.__dict__.pop("on_training_end", None)
-        tell()
-        action()
-
-    root.__dict__["on_training_end"] = on_training_end

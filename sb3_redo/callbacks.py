@@ -9,14 +9,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_redo.agents import (
     NETWORK_NAMES,
     agent_of,
-    at_training_end,
     gradient_steps_of,
     initial_state,
     initial_weights_of,
-    refuse_parallel_training,
     whole_batch,
 )
 from sb3_redo.clock import GradientClock
+from sb3_redo.companions import at_training_end, callbacks_in, refuse_parallel_training
 from sb3_redo.dormancy import DormancyReport, overlap
 from sb3_redo.memory import Memory
 from sb3_redo.meter import Meter
@@ -47,13 +46,14 @@ class DormancyCallback(BaseCallback):
 
     Measures on observations from the replay buffer, first when training is about to begin (or as soon as there are
     ``batch_size`` of them) and then after every ``measuring_period`` gradient steps, exactly there also inside a
-    long ``train()`` call. Inside an ``EveryNTimesteps`` the first of these is left out.
+    long ``train()`` call. Inside an ``EveryNTimesteps`` the first of these is left out. On-policy algorithms are
+    measured on the rollout just collected, at the end of the first one after each period.
     Training is bit for bit what it is without this callback.
 
     :param dormancy_threshold: a neuron is dormant when its score is at most this (Sokar et al. 2023, definition
         3.1). The authors used 0.1 throughout but for DQN's default setting, which had 0.025 (dopamine issue 226).
     :param measuring_period: in gradient steps
-    :param batch_size: observations per measurement
+    :param batch_size: observations per measurement; all of a rollout that has fewer
     :param thresholds: further thresholds at which the pooled fraction is logged
     :param networks: names of the networks to measure, for instance ``["q_net"]``; all of them if not given
     :param log_layers: whether to log a curve for every layer
@@ -96,9 +96,10 @@ class DormancyCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._stop()
-        refuse_parallel_training(self.locals.get("callback"))
+        root = self.locals.get("callback")
+        refuse_parallel_training(root)
         self._agent = agent_of(self.model)
-        self._check_buffer()
+        self._batch_size = self._available_batch_size()
         self._meter = self._make_meter()
         settings = (type(self).__name__, self.dormancy_threshold, self.measuring_period, self.batch_size)
         self._memory = Memory(self.model, " ".join(map(str, settings)))
@@ -108,7 +109,7 @@ class DormancyCallback(BaseCallback):
         self._clock = GradientClock(
             self._agent.clock,
             gradient_steps_of(self.model),
-            self._on_gradient_step,
+            self._on_rollout_training_step if self._agent.at_rollout_end else self._on_gradient_step,
             is_current=lambda: self.model.start_time == learn_call,
         )
         if self.parent is not None:
@@ -119,15 +120,25 @@ class DormancyCallback(BaseCallback):
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
         self._is_waiting = self._memory.is_empty
 
-    def _check_buffer(self) -> None:
+    def _available_batch_size(self) -> int:
+        """Observations per measurement, as far as the buffer can ever hold that many."""
         if not has_buffer(self.model):
-            raise RuntimeError(f"{type(self.model).__name__} has no replay buffer to measure on")
+            raise RuntimeError(f"{type(self.model).__name__} has no buffer to measure on")
         capacity = buffer_capacity(self.model)
-        if self.batch_size > capacity:
+        if self.batch_size <= capacity:
+            return self.batch_size
+        if not self._agent.at_rollout_end:
             raise RuntimeError(
                 f"batch_size is {self.batch_size}, but the replay buffer never holds more than {capacity} "
                 "observations: choose a smaller batch_size or a larger buffer_size"
             )
+        warnings.warn(
+            f"a rollout holds {capacity} observations and batch_size is {self.batch_size}: dormancy is measured on "
+            f"{capacity}, on which more neurons look dormant. More n_steps or environments give more.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return capacity
 
     def _make_meter(self) -> Meter:
         unknown = [name for name in self.networks or () if name not in self._agent.networks]
@@ -136,7 +147,7 @@ class DormancyCallback(BaseCallback):
             raise RuntimeError(f"networks names {unknown[0]!r}, but the networks of {name} are {have}")
         batch = whole_batch(self.model, self.model._last_obs)
         wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
-        networks = {layer.name: self._agent.network_of(layer.name) for layer in wiring}
+        networks = {layer.name: self._agent.network_of(wiring, layer.name) for layer in wiring}
         wanted = self.networks or self._agent.networks
         networks = {layer: network for layer, network in networks.items() if network in wanted}
         if not networks:
@@ -150,15 +161,30 @@ class DormancyCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         training_begins = self.model.num_timesteps > getattr(self.model, "learning_starts", 0)
-        if self._clock is not None and self._is_waiting and training_begins:
-            try:
-                self._measure_and_log(self._clock.gradient_step)
-            except BaseException:
-                self._stop()
-                raise
+        if self._clock is None or not training_begins:
+            return
+        try:
+            step = self._clock.gradient_step
+            if self._is_waiting:
+                self._measure_and_log(step)
+            elif self._agent.at_rollout_end:
+                self._after(self._memory.looked_at or 0, step)
+            if self._agent.at_rollout_end:
+                self._memory.looked_at = step
+        except BaseException:
+            self._stop()
+            raise
+
+    def _on_rollout_training_step(self, gradient_step: int) -> None:
+        """Only counted, since between the gradient steps of one rollout nothing is measured."""
+        self._memory.remember_gradient_steps(gradient_step)
 
     def _on_gradient_step(self, gradient_step: int) -> None:
-        if gradient_step % self.measuring_period == 0:
+        self._after(gradient_step - 1, gradient_step)
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        """Do what is due when gradient steps after ``before``, up to ``gradient_step``, have been made."""
+        if _is_over(self.measuring_period, before, gradient_step):
             self._measure_and_log(gradient_step)
 
     def _measure_and_log(self, gradient_step: int) -> None:
@@ -168,10 +194,10 @@ class DormancyCallback(BaseCallback):
 
     def _measure(self, gradient_step: int) -> DormancyReport | None:
         """Measure on fresh observations, unless there are too few of them or something is not finite."""
-        if stored_observations(self.model) < self.batch_size:
+        if stored_observations(self.model) < self._batch_size:
             return None
         self._is_waiting = False
-        batch = sample_batch(self.model, self.batch_size, (self._seed, gradient_step))
+        batch = sample_batch(self.model, self._batch_size, (self._seed, gradient_step))
         report = self._meter.measure(self._forward, batch, self.dormancy_threshold)
         if report.not_finite:
             warnings.warn(
@@ -207,6 +233,11 @@ class DormancyCallback(BaseCallback):
         if self._clock is not None:
             self._clock.stop()
             self._clock = None
+
+
+def _is_over(period: int, before: int, gradient_step: int) -> bool:
+    """Whether a multiple of the period lies among the gradient steps after ``before``, up to ``gradient_step``."""
+    return gradient_step // period > before // period
 
 
 class ReDoCallback(DormancyCallback):
@@ -277,6 +308,11 @@ class ReDoCallback(DormancyCallback):
 
     def _prepare(self) -> None:
         super()._prepare()
+        if sum(isinstance(callback, ReDoCallback) for callback in callbacks_in(self.locals["callback"])) > 1:
+            raise RuntimeError(
+                "two ReDoCallbacks would recycle the same neurons twice: keep one of them. To log dormancy at other "
+                "settings beside it, add a DormancyCallback."
+            )
         self._initial_weights = initial_weights_of(self.model)
 
     def _make_meter(self) -> Meter:
@@ -290,21 +326,17 @@ class ReDoCallback(DormancyCallback):
                     raise RuntimeError(f"compensate=True adds to the bias of {consumer}, which has none")
         return meter
 
-    def _on_gradient_step(self, gradient_step: int) -> None:
-        if not self._recycles_at(gradient_step):
-            super()._on_gradient_step(gradient_step)
+    def _after(self, before: int, gradient_step: int) -> None:
+        within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
+        if not within or not _is_over(self.recycling_period, before, gradient_step):
+            super()._after(before, gradient_step)
             return
         report = self._measure(gradient_step)
         if report is None:
             return
-        if gradient_step % self.measuring_period == 0:
+        if _is_over(self.measuring_period, before, gradient_step):
             self._log(report, gradient_step)
         self._recycle(report, gradient_step)
-
-    def _recycles_at(self, gradient_step: int) -> bool:
-        """Whether a gradient step is one to recycle after; step 0 is none, nothing has been learned yet."""
-        within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
-        return gradient_step > 0 and within and gradient_step % self.recycling_period == 0
 
     def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
         record = recycle(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sb3_redo.dormancy import DormancyReport
 
+_ATTRIBUTE = "dormancy_memory"
+
 
 class Memory:
     """Kept on the model as a plain attribute, because SB3 saves those, and no callback.
@@ -18,26 +20,45 @@ class Memory:
     """
 
     def __init__(self, model: BaseAlgorithm, owner: str):
-        self._memories: dict[str, Any] = model.__dict__.setdefault("dormancy_memory", {"recycled_total": 0})
-        self._dormant: dict[str, list[int]] = self._memories.setdefault(owner, {})
+        self._shared: dict[str, Any] = model.__dict__.setdefault(_ATTRIBUTE, {"recycled_total": 0})
+        self._own: dict[str, Any] = self._shared.setdefault(owner, {"dormant": {}, "looked_at": None})
+
+    @staticmethod
+    def gradient_steps_of(model: BaseAlgorithm) -> int:
+        """What a memory on this model last remembered as ``gradient_steps``, else 0."""
+        return int(model.__dict__.get(_ATTRIBUTE, {}).get("gradient_steps", 0))
+
+    def remember_gradient_steps(self, gradient_steps: int) -> None:
+        """For algorithms that do not count them."""
+        self._shared["gradient_steps"] = gradient_steps
+
+    @property
+    def looked_at(self) -> int | None:
+        """The gradient step at which it was last asked whether a period is over; ``None`` before the first time."""
+        value: int | None = self._own["looked_at"]
+        return value
+
+    @looked_at.setter
+    def looked_at(self, gradient_step: int) -> None:
+        self._own["looked_at"] = gradient_step
 
     @property
     def is_empty(self) -> bool:
         """Whether this callback has not measured the model yet."""
-        return not self._dormant
+        return not self._own["dormant"]
 
     def dormant_before(self, report: DormancyReport) -> Iterator[Tensor]:
         """For each layer of a report the bool mask of what was dormant in the one before, [neurons]."""
         for layer in report.layers:
             mask = torch.zeros_like(layer.dormant)
-            mask[self._dormant.get(layer.name, [])] = True
+            mask[self._own["dormant"].get(layer.name, [])] = True
             yield mask
 
     def remember(self, report: DormancyReport) -> None:
         """Keep what is dormant in a report for the next comparison."""
-        self._dormant.update({layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers})
+        self._own["dormant"].update({layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers})
 
     def add_recycled(self, recycled: int) -> int:
         """Count neurons as recycled; returns how many there were in all."""
-        self._memories["recycled_total"] += recycled
-        return int(self._memories["recycled_total"])
+        self._shared["recycled_total"] += recycled
+        return int(self._shared["recycled_total"])

@@ -38,7 +38,7 @@ def measure_dormancy(
     else:
         raise ValueError(f"this {type(model).__name__} has no replay buffer to sample: pass observations=")
     wiring = trace_wiring(model.policy, batch, forward=agent.forward)
-    networks = {layer.name: agent.network_of(layer.name) for layer in wiring}
+    networks = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring}
     meter = Meter(model.policy, wiring, networks)
     report = meter.measure(lambda inputs: agent.forward(model.policy, inputs), batch, dormancy_threshold)
     if report.not_finite:

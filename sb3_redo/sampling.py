@@ -1,10 +1,12 @@
-"""Observations from a model's replay buffer, leaving every random stream untouched."""
+"""Observations from a model's replay or rollout buffer, leaving every random stream untouched."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import BaseBuffer, RolloutBuffer
+from torch import Tensor
 
 
 class Batch(NamedTuple):
@@ -12,59 +14,97 @@ class Batch(NamedTuple):
 
     :param observations: as the networks take them: a tensor [batch, ...] or a dictionary of such
     :param actions: for critics of continuous actions, [batch, action size] in [-1, 1], else unused
+    :param states: for recurrent policies what each observation was met with: hidden and cell states of the actor and
+        of the critic, each [batch, layers, size], and whether an episode started there, [batch]; else empty
     """
 
     observations: Any
-    actions: torch.Tensor
+    actions: Tensor | None = None
+    states: tuple[Tensor, ...] = ()
+
+
+_STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
+
+
+def _buffer_of(model: Any) -> Any:
+    """The replay buffer or the rollout buffer; ``None`` where there is neither."""
+    buffer: BaseBuffer | None = getattr(model, "replay_buffer", None)
+    return getattr(model, "rollout_buffer", None) if buffer is None else buffer
 
 
 def has_buffer(model: BaseAlgorithm) -> bool:
     """Whether a model keeps observations that can be sampled."""
-    return getattr(model, "replay_buffer", None) is not None
+    return _buffer_of(model) is not None
 
 
 def buffer_capacity(model: BaseAlgorithm) -> int:
-    """How many observations the replay buffer can hold, over all environments."""
-    buffer = model.replay_buffer  # type: ignore[attr-defined]
+    """How many observations the buffer can hold, over all environments."""
+    buffer = _buffer_of(model)
     return int(buffer.buffer_size * buffer.n_envs)
 
 
 def stored_observations(model: BaseAlgorithm) -> int:
-    """How many observations the replay buffer holds now, over all environments."""
-    buffer = model.replay_buffer  # type: ignore[attr-defined]
-    return int(buffer.size() * buffer.n_envs)
+    """How many observations the buffer holds now, over all environments."""
+    buffer = _buffer_of(model)
+    return 0 if buffer is None else int(buffer.size() * buffer.n_envs)
 
 
 def sample_batch(model: BaseAlgorithm, batch_size: int, seed: tuple[int, int]) -> Batch:
     """Draw stored observations without replacement, as training sees them.
 
     Reads the buffer's arrays, because its ``sample()`` draws from NumPy's global generator and, for hindsight
-    replay, calls the environment. Observations are normalised by ``VecNormalize`` as it stands; its statistics
-    stay as they are.
+    replay, calls the environment. What a replay buffer holds is normalised by ``VecNormalize`` as it stands, whose
+    statistics stay as they are; a rollout buffer holds what was normalised already.
 
     :param batch_size: at most :func:`stored_observations`
     :param seed: of this draw alone: the callback's seed and the gradient step
     :raises ValueError: when the buffer holds fewer observations
     """
-    stored = stored_observations(model)
+    buffer, stored = _buffer_of(model), stored_observations(model)
     if batch_size > stored:
+        kind = "rollout" if isinstance(buffer, RolloutBuffer) else "replay"
         raise ValueError(
-            f"batch_size is {batch_size}, but the replay buffer holds {stored} observations: "
+            f"batch_size is {batch_size}, but the {kind} buffer holds {stored} observations: "
             "collect more first, ask for fewer or pass observations="
         )
-    buffer = model.replay_buffer  # type: ignore[attr-defined]
-    generator = np.random.default_rng(seed)
-    rows, environments = np.divmod(generator.choice(stored, batch_size, replace=False), buffer.n_envs)
+    rows, environments = np.divmod(np.random.default_rng(seed).choice(stored, batch_size, replace=False), buffer.n_envs)
+    pick = _Picker(buffer, rows, environments)
+    seen: Any
+    if isinstance(buffer.observations, dict):
+        seen = {key: pick(array) for key, array in buffer.observations.items()}
+    else:
+        seen = pick(buffer.observations)
+    if not isinstance(buffer, RolloutBuffer):
+        seen = buffer._normalize_obs(seen, model.get_vec_normalize_env())
+    observations = {key: pick.torch(a) for key, a in seen.items()} if isinstance(seen, dict) else pick.torch(seen)
+    states: tuple[Tensor, ...] = ()
+    if hasattr(buffer, _STATES[0]):
+        arrays = [pick(getattr(buffer, name), environment_axis=2) for name in _STATES]
+        states = (*map(pick.torch, arrays), pick.torch(pick(buffer.episode_starts).reshape(-1)))
+    return Batch(observations, pick.torch(pick(buffer.actions)), states)
 
-    def take(array: np.ndarray) -> np.ndarray:
-        return array[rows, environments]
 
-    stored_arrays = buffer.observations
-    is_dict = isinstance(stored_arrays, dict)
-    picked = {key: take(array) for key, array in stored_arrays.items()} if is_dict else take(stored_arrays)
-    seen = buffer._normalize_obs(picked, model.get_vec_normalize_env())
-    observations = {key: buffer.to_torch(array) for key, array in seen.items()} if is_dict else buffer.to_torch(seen)
-    return Batch(observations, buffer.to_torch(take(buffer.actions)))
+class _Picker:
+    """Picks the same entries from every array of a buffer.
+
+    :param rows: in the order in which they were collected
+    :param environments: of each row picked
+    """
+
+    def __init__(self, buffer: Any, rows: np.ndarray, environments: np.ndarray):
+        self.rows, self.environments = rows, environments
+        self.torch = buffer.to_torch
+        # A rollout buffer that was trained on has its arrays flattened, one environment after the other.
+        self.flat = environments * buffer.buffer_size + rows if getattr(buffer, "generator_ready", False) else None
+
+    def __call__(self, array: np.ndarray, environment_axis: int = 1) -> np.ndarray:
+        """From [rows, environments, ...], unless the environments lie along another axis; [picked, ...]."""
+        picked: np.ndarray = (
+            np.moveaxis(array, environment_axis, 1)[self.rows, self.environments]
+            if self.flat is None
+            else array[self.flat]
+        )
+        return picked
 
 
 def torch_generator(seed: tuple[int, int]) -> torch.Generator:

@@ -5,13 +5,15 @@ import io
 import pytest
 import torch
 from rl_zoo3.callbacks import ParallelTrainCallback
-from stable_baselines3 import PPO
+from sb3_contrib import ARS
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo.agents import agent_of
 
 from runs import dqn, hooks_of, sac
 
@@ -25,8 +27,15 @@ class WithoutBias(BaseFeaturesExtractor):
         return self.layers(observations)
 
 
-def ppo():
-    return PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu")
+def random_search():
+    return ARS("LinearPolicy", "CartPole-v1", device="cpu")
+
+
+class OtherAlgorithm(BaseAlgorithm):
+    def __init__(self):
+        pass
+
+    _setup_model = learn = __init__
 
 
 def two_environments():
@@ -42,7 +51,7 @@ def without_hidden_layers(build):
 
 
 REFUSED = {
-    "an algorithm that is not supported": (ppo, {}, "PPO is not supported, only DQN, SAC"),
+    "an algorithm that knows no gradients": (random_search, {}, "ARS is not supported: it .* without gradients"),
     "a batch that the buffer can never hold": (
         lambda: dqn(buffer_size=63),
         {},
@@ -80,6 +89,26 @@ def test_refused_at_training_start(make, build, settings, message):
     with pytest.raises(RuntimeError, match=message):
         model.learn(80, callback=make(**settings))
     assert model.num_timesteps == 0
+    assert hooks_of(model) == []
+
+
+def test_an_unknown_algorithm_is_refused_beside_those_that_are_known():
+    with pytest.raises(RuntimeError, match=r"OtherAlgorithm is not supported, only DQN, QRDQN, SAC, .* subclasses"):
+        agent_of(OtherAlgorithm())
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda one, other: [one, other],
+        lambda one, other: [CallbackList([one]), EveryNTimesteps(10, other)],
+    ],
+    ids=["in one list", "apart"],
+)
+def test_two_recyclers_are_refused(arrange):
+    model = dqn()
+    with pytest.raises(RuntimeError, match="two ReDoCallbacks would recycle the same neurons twice"):
+        model.learn(40, callback=arrange(ReDoCallback(batch_size=16), ReDoCallback(0.5, batch_size=16)))
     assert hooks_of(model) == []
 
 

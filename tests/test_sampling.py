@@ -101,7 +101,7 @@ def test_the_batch_is_what_the_networks_take():
     assert batch.observations.shape == (10, 3)
     assert batch.actions.shape == (10, 1)
     assert batch.actions.abs().max() <= 1
-    assert [values.shape for values in model.critic(*batch)] == [(10, 1), (10, 1)]
+    assert [values.shape for values in model.critic(batch.observations, batch.actions)] == [(10, 1), (10, 1)]
 
 
 def test_hindsight_replay_is_read_without_touching_the_environment(monkeypatch):

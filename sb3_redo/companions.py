@@ -1,0 +1,42 @@
+"""The callbacks that run beside ours."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+def callbacks_in(callback: Any) -> Iterator[BaseCallback]:
+    """A callback and all that it holds."""
+    if callback is None:
+        return
+    yield callback
+    children: Iterable[Any] = getattr(callback, "callbacks", ())
+    for child in (*children, getattr(callback, "callback", None)):
+        if isinstance(child, BaseCallback):
+            yield from callbacks_in(child)
+
+
+def refuse_parallel_training(root: BaseCallback | None) -> None:
+    """The zoo's ParallelTrainCallback trains a copy of the model and overwrites this one's weights with the copy's."""
+    for other in callbacks_in(root):
+        if type(other).__name__ == "ParallelTrainCallback":
+            raise RuntimeError(
+                "ParallelTrainCallback trains a copy of the model and overwrites the weights of this one: nothing "
+                "recycled here would last, and no gradient step is seen. Remove one of the two callbacks."
+            )
+
+
+def at_training_end(root: BaseCallback, action: Callable[[], None]) -> None:
+    """Do something when the callback that was given to ``learn()`` hears that training ends.
+
+    For callbacks inside an ``EventCallback``, which passes on that training starts but not that it ends.
+    """
+    tell = root.on_training_end
+
+    def on_training_end() -> None:
+        root.__dict__.pop("on_training_end", None)
+        tell()
+        action()
+
+    root.__dict__["on_training_end"] = on_training_end
