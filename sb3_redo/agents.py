@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.forward_pass import evaluating, seeded, tensors_in
+from sb3_redo.forward_pass import evaluating, seeded, tensors_in, uncompiled_name
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.memory import Memory
 from sb3_redo.recycling import zero_state
@@ -27,7 +27,7 @@ NETWORK_NAMES = ("q_net", "quantile_net", "actor", "critic", "policy", "value", 
 
 
 def _by_path(wiring: Wiring, layer: str) -> str:
-    return _uncompiled(layer).split(".")[0]
+    return uncompiled_name(layer).split(".")[0]
 
 
 def _no_states(policy: Any, batch_size: int) -> tuple[Tensor, ...]:
@@ -136,13 +136,8 @@ def _by_head(wiring: Wiring, layer: str) -> str:
         if name not in reached:
             reached.add(name)
             ahead += consumers.get(name, ())
-    serves_value = {_uncompiled(name).split(".")[0] == "value_net" for name in reached & set(wiring.outputs)}
+    serves_value = {uncompiled_name(name).split(".")[0] == "value_net" for name in reached & set(wiring.outputs)}
     return "shared" if len(serves_value) == 2 else "value" if True in serves_value else "policy"
-
-
-def _uncompiled(name: str) -> str:
-    """A module path without the steps that ``torch.compile`` puts in."""
-    return name.replace("_orig_mod.", "")
 
 
 _AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {

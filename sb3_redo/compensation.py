@@ -5,32 +5,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import evaluating, seeded
+from sb3_redo.forward_pass import chunks, evaluating, is_compiled, seeded, uncompiled
 from sb3_redo.probe import neuron_axis
 
 
 def mean_contributions(
-    policy: nn.Module, columns: dict[str, Tensor], forward: Callable[[Any], Any], batch: Any
+    policy: nn.Module, columns: dict[str, Tensor], forward: Callable[[Any], Any], batch: Any, rows_at_once: int
 ) -> dict[str, Tensor]:
     """The part of each consumer's mean output that comes from some of its input positions.
 
-    :param policy: runs once over the batch, in evaluation mode; nothing in it changes
+    :param policy: runs over the batch, in evaluation mode; nothing in it changes
     :param columns: consumer name to bool mask over its input positions
     :param forward: runs the policy's networks on a batch
     :param batch: its argument
+    :param rows_at_once: observations in one pass
     :return: consumer name to the mean over batch, space and calls, [consumer's neurons]
     """
-    contributions: dict[str, list[Tensor]] = defaultdict(list)
+    totals: dict[str, Tensor] = {}
+    rows: dict[str, int] = defaultdict(int)
 
     def see(name: str, layer: nn.Module, value: Tensor) -> None:
-        contributions[name].append(_mean_contribution(layer, value, columns[name]))
+        total = _mean_contribution(layer, value, columns[name]) * len(value)
+        totals[name] = totals[name] + total if name in totals else total
+        rows[name] += len(value)
 
-    with seeded(0), evaluating(policy.modules()), _watched(policy, columns, see):
-        forward(batch)
-    return {name: torch.stack(each).mean(0) for name, each in contributions.items()}
+    modules = list(policy.modules())
+    with seeded(0), evaluating(modules), uncompiled(is_compiled(modules)), _watched(policy, columns, see):
+        for part in chunks(batch, rows_at_once):
+            forward(part)
+    return {name: total / rows[name] for name, total in totals.items()}
 
 
 def _mean_contribution(layer: Any, value: Tensor, columns: Tensor) -> Tensor:

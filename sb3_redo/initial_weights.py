@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_redo.forward_pass import everything_seeded
+from sb3_redo.forward_pass import everything_seeded, uncompiled_name
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class InitialWeights:
         parameters = dict(fresh.named_parameters())
         self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
         self.samples = dict(samples or {})
-        for name, parameter in untrained.named_parameters() if untrained is not None else ():
+        for path, parameter in untrained.named_parameters() if untrained is not None else ():
+            name = uncompiled_name(path)
             if parameter.ndim > 1 and name in parameters and not _look_alike(parameter, parameters[name]):
                 self.samples[name] = _some_entries(parameter)
 
@@ -106,6 +107,7 @@ class InitialWeights:
         :param generator: where all randomness comes from, on the CPU
         :return: [rows, ...], of the parameter's dtype and device
         """
+        name = uncompiled_name(name)
         shape = (len(rows), *like.shape[1:])
         fill = self._fills.get(name)
         if name in self.samples:

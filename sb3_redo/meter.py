@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.dormancy import DormancyReport, LayerDormancy, dormancy_scores
-from sb3_redo.forward_pass import evaluating, replaced_forward, seeded
+from sb3_redo.forward_pass import chunks, evaluating, is_compiled, replaced_forward, seeded, tensors_in, uncompiled
 from sb3_redo.functions import FunctionWatcher
 from sb3_redo.sites import Site
 from sb3_redo.wiring import LayerWiring, Wiring
@@ -31,6 +31,7 @@ class Meter:
         self.layers = [layer for layer in wiring if layer.name in networks]
         self._sizes = [layer.neurons for layer in self.layers]
         self._modules = list(policy.modules())
+        self._is_compiled = is_compiled(self._modules)
         self._sites: Sites = defaultdict(list)
         for number, layer in enumerate(self.layers):
             for site in layer.sites:
@@ -40,18 +41,29 @@ class Meter:
         self._number_of_sites = sum(map(len, self._sites.values()))
 
     def measure(self, forward: Callable[[Any], Any], batch: Any, dormancy_threshold: float) -> DormancyReport:
-        """Run the networks once over a batch, in evaluation mode, and report their dormancy.
+        """Run the networks over a batch, in evaluation mode, and report their dormancy.
+
+        In one pass, or in several where the activations would take too much memory otherwise.
 
         :param forward: what the wiring was traced with
         :param batch: its argument
         :param dormancy_threshold: dormant at a score of at most this
         :raises RuntimeError: when the pass made other calls than when it was traced
         """
+        with seeded(0), evaluating(self._modules), uncompiled(self._is_compiled):
+            sums = [self._activation_sums(forward, part) for part in chunks(batch, self.wiring.rows_at_once)]
+        # Many parts of float32 precision each; added up where there is float64, which some devices lack.
+        pooled = sums[0] if len(sums) == 1 else torch.stack([part.cpu().double() for part in sums]).sum(0).to(sums[0])
+        scores = dormancy_scores(pooled, self._sizes)
+        layers = self._layers(scores, scores <= dormancy_threshold)
+        return DormancyReport(layers, dormancy_threshold, self.wiring, batch)
+
+    def _activation_sums(self, forward: Callable[[Any], Any], batch: Any) -> Tensor:
+        """Sum of \\|h\\| over a batch for each neuron, one layer after the other, up to a factor for each layer."""
         totals = _Totals(len(self.layers))
         watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
         watcher = _SiteWatcher(self._sites, totals) if watches_functions else None
-        watching = self._watching(totals)
-        with seeded(0), evaluating(self._modules), replaced_forward(self._watched, watching), watcher or nullcontext():
+        with replaced_forward(self._watched, self._watching(totals)), watcher or nullcontext():
             forward(batch)
         calls = watcher.activation_calls if watcher else self.wiring.activation_calls
         if totals.sites_seen != self._number_of_sites or calls != self.wiring.activation_calls:
@@ -60,10 +72,7 @@ class Meter:
                 f"but {self.wiring.activation_calls} and {self._number_of_sites} when it was traced: a network that "
                 "changes from pass to pass cannot be measured"
             )
-        pooled = torch.cat(totals.mean_activations())
-        scores = dormancy_scores(pooled, self._sizes)
-        layers = self._layers(scores, scores <= dormancy_threshold)
-        return DormancyReport(layers, dormancy_threshold, self.wiring, batch)
+        return torch.cat(totals.per_neuron(len(next(tensors_in(batch)))))
 
     def _watching(self, totals: "_Totals") -> Callable[[str, nn.Module], Callable[..., Any]]:
         """Stand-ins for the ``forward`` of the modules that have sites; hooks take longer to put on and take off."""
@@ -140,11 +149,11 @@ class _Totals:
         self.counts[site.number] = self.counts[site.number] + number
         self.sites_seen += 1
 
-    def mean_activations(self) -> list[Tensor]:
-        """For each layer, up to a factor that all its neurons share."""
+    def per_neuron(self, rows: int) -> list[Tensor]:
+        """For each layer what is proportional to its neurons' mean activations and to the number of rows."""
         sums = [total for total in self.sums if total is not None]
         pairs = zip(sums, self.counts, strict=True)
-        return [total / number if isinstance(number, Tensor) else total for total, number in pairs]
+        return [total * (rows / number) if isinstance(number, Tensor) else total for total, number in pairs]
 
 
 Sites = dict[tuple[str, str, int], list[_LayerSite]]

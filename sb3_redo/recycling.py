@@ -259,7 +259,11 @@ def _plan_compensation(
             columns[consumer] = columns[consumer] | theirs if consumer in columns else theirs
     biases = {consumer: _parameter(planner.policy, consumer, "bias") for consumer in columns}
     contributions = mean_contributions(
-        planner.policy, {name: mask.to(planner.device) for name, mask in columns.items()}, forward, report.batch
+        planner.policy,
+        {name: mask.to(planner.device) for name, mask in columns.items()},
+        forward,
+        report.batch,
+        report.wiring.rows_at_once,
     )
     for consumer, bias in biases.items():
         if bias is None:

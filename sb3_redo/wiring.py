@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sb3_redo.forward_pass import evaluating, map_tensors, seeded
+from sb3_redo.forward_pass import evaluating, is_compiled, map_tensors, seeded, uncompiled
 from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
 from sb3_redo.sites import Site, activation_calls, at_modules, find_sites, is_exact
 
@@ -64,11 +64,18 @@ class Wiring:
     :param layers: the hidden layers, in the order in which they run
     :param outputs: names of the layers that feed no other layer: neither measured nor recycled
     :param activation_calls: activation calls in one forward pass, to notice a network that changed
+    :param values_per_observation: how many numbers all layers together give for one observation
     """
 
     layers: tuple[LayerWiring, ...]
     outputs: tuple[str, ...]
     activation_calls: int
+    values_per_observation: int = 0
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many observations to run in one pass, so that memory stays bounded: 256 MiB of layer outputs."""
+        return max(1, 2**26 // max(1, self.values_per_observation))
 
     def __iter__(self) -> Iterator[LayerWiring]:
         return iter(self.layers)
@@ -108,7 +115,7 @@ def trace_wiring(
     >>> wiring.layers[0].consumers["2"].tolist()
     [0, 1, 2, 3]
     """
-    with evaluating(policy.modules()):
+    with evaluating(policy.modules()), uncompiled(is_compiled(policy.modules())):
         return _trace(policy, map_tensors(_two_rows, observations), forward)
 
 
@@ -135,7 +142,8 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
             f"nothing to measure in {type(policy).__name__}: it has only output layers, which feed no other "
             f"layer ({', '.join(outputs)})"
         )
-    return Wiring(tuple(layers), tuple(outputs), len(activation_calls(prober)))
+    values = sum(output[0].numel() for outputs_of_layer in prober.calls.values() for output in outputs_of_layer)
+    return Wiring(tuple(layers), tuple(outputs), len(activation_calls(prober)), values)
 
 
 def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Module, Any], Any], Any]:

@@ -1,5 +1,7 @@
 """Scores, masks, fractions and overlap are those of the paper."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -104,6 +106,20 @@ def test_order_of_the_batch_changes_no_mask_and_more_are_dormant_as_the_threshol
     turned = {key: value.flip(0) for key, value in batch.items()} if isinstance(batch, dict) else batch.flip(0)
     for layer, again in zip(report.layers, measured(network, turned, 0.5).layers, strict=True):
         torch.testing.assert_close(layer.scores, again.scores)
+
+
+@every_network
+def test_measuring_in_parts_gives_the_scores_of_one_pass(name):
+    network = networks.build(name)
+    batch = network.observations(10)
+    whole = measured(network, batch)
+    passes = []
+    wiring = replace(whole.wiring, values_per_observation=2**26 // 3)
+    meter = Meter(network, wiring, {layer.name: "net" for layer in wiring})
+    parts = meter.measure(lambda part: passes.append(network(part)), batch, 0.1)
+    assert len(passes) == 4  # of three observations each but the last
+    for one, other in zip(whole.layers, parts.layers, strict=True):
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-6, atol=1e-6)
 
 
 def test_the_pooled_fraction_counts_neurons_not_layers():
