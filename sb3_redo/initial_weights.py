@@ -1,6 +1,7 @@
 """Fresh weights from the distribution that a layer was first initialised from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,26 +15,41 @@ from sb3_redo.forward_pass import everything_seeded, uncompiled_name
 
 @dataclass(frozen=True)
 class Fill:
-    """Independent entries: ``uniform`` on [first, second) or ``normal`` with mean first and deviation second."""
+    """How a weight was filled: with independent entries, ``uniform`` on [first, second) or ``normal`` with mean first
+    and deviation second; or ``orthogonal`` with the gain first, as ``nn.init.orthogonal_`` does."""
 
     kind: str
     first: float
-    second: float
+    second: float = 0.0
 
-    def draw(self, shape: tuple[int, ...], seed: int) -> Tensor:
-        """Fresh entries. NumPy's generator takes two thirds of the time that torch's takes on a CPU."""
+    def draw(self, shape: tuple[int, ...], seed: int, neurons: int) -> Tensor:
+        """Fresh rows. NumPy's generator takes two thirds of the time that torch's takes on a CPU.
+
+        :param shape: [rows, ...]
+        :param neurons: rows of the whole weight
+        """
         generator = np.random.default_rng(seed)
+        if self.kind == "orthogonal":
+            return self._orthogonal(shape, seed, neurons)
         if self.kind == "normal":
             return torch.from_numpy(generator.standard_normal(shape, np.float32)).mul_(self.second).add_(self.first)
         entries = torch.from_numpy(generator.random(shape, np.float32))
         return entries.mul_(self.second - self.first).add_(self.first)
+
+    def _orthogonal(self, shape: tuple[int, ...], seed: int, neurons: int) -> Tensor:
+        rows, columns = shape[0], int(np.prod(shape[1:]))
+        # Some rows of a wide orthogonal matrix are distributed as a smaller one; of a tall one they are not.
+        whole = torch.empty(rows if neurons <= columns else neurons, columns)
+        nn.init.orthogonal_(whole, self.first, torch.Generator().manual_seed(seed))
+        return whole[:rows].view(shape)
 
 
 class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes for every storage whether the last thing written was one random fill of the whole of it.
 
     Watched below torch's Python functions, so that ``nn.init``, layer constructors and hand-written initialisers
-    all look the same. Any other write makes the storage's distribution unknown.
+    all look the same. Only ``nn.init.orthogonal_`` is watched by name, since what it writes is no random fill. Any
+    other write makes the storage's distribution unknown.
     """
 
     def __init__(self) -> None:
@@ -49,11 +65,26 @@ class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.fills[_storage(value)] = self._fill(str(func), value, args[1:], kwargs or {})
         return result
 
+    @contextmanager
+    def watching_orthogonal(self) -> Iterator[None]:
+        """Notes calls of ``nn.init.orthogonal_`` too."""
+        real = nn.init.orthogonal_
+
+        def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Tensor:
+            result = real(tensor, gain, generator)
+            self.fills[_storage(tensor)] = Fill("orthogonal", gain) if _is_whole(tensor) else None
+            return result
+
+        try:
+            nn.init.orthogonal_ = orthogonal_
+            yield
+        finally:
+            nn.init.orthogonal_ = real
+
     @staticmethod
     def _fill(name: str, written: Tensor, settings: Any, kwargs: Any) -> Fill | None:
-        covers = written.numel() * written.element_size() == written.untyped_storage().nbytes()
         kind = {"aten.uniform_.default": "uniform", "aten.normal_.default": "normal"}.get(name)
-        if kind is None or not covers:
+        if kind is None or not _is_whole(written):
             return None
         first, second = (*settings, *(0.0, 1.0)[len(settings) :])[:2]
         first, second = kwargs.get("from", kwargs.get("mean", first)), kwargs.get("to", kwargs.get("std", second))
@@ -64,13 +95,18 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor covers its storage."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+
+
 class InitialWeights:
     """Draws weights as a freshly built policy has them.
 
-    Where building fills a weight with independent uniform or normal numbers, rows are drawn from just that; where
-    it does anything else (orthogonal, scaled, copied), the policy is built again and its rows taken. A policy whose
-    untrained weights do not look like a freshly built one's was initialised by hand afterwards: its rows are then
-    drawn, entry by entry, from the weights it began with.
+    Where building fills a weight with independent uniform or normal numbers or an orthogonal matrix, rows are drawn
+    from just that; where it does anything else (scaled, copied), the policy is built again and its rows taken. A policy
+    whose untrained weights do not look like a freshly built one's was initialised by hand afterwards: its rows are
+    then drawn, entry by entry, from the weights it began with.
 
     :param build: builds a fresh policy on the CPU
     :param untrained: the policy itself, if it has not been trained yet
@@ -88,7 +124,7 @@ class InitialWeights:
     ):
         self._build = build
         watcher = _FillWatcher()
-        with everything_seeded(0), watcher:
+        with everything_seeded(0), watcher, watcher.watching_orthogonal():
             fresh = build()
         parameters = dict(fresh.named_parameters())
         self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
@@ -114,7 +150,7 @@ class InitialWeights:
             sample = self.samples[name]
             drawn = sample[torch.randint(len(sample), shape, generator=generator)]
         elif fill is not None:
-            drawn = fill.draw(shape, int(torch.randint(2**62, (), generator=generator)))
+            drawn = fill.draw(shape, int(torch.randint(2**62, (), generator=generator)), len(like))
         else:
             seed = int(torch.randint(2**62, (), generator=generator))
             with everything_seeded(seed):

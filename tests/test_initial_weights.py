@@ -85,10 +85,47 @@ def test_drawn_rows_are_distributed_like_fresh_ones(name):
     assert name == "constant" or not torch.equal(drawn, weight)
 
 
-def test_orthogonal_rows_are_orthogonal():
-    initial = InitialWeights(builder(INITIALISERS["orthogonal"]))
-    drawn = initial.draw("0.weight", torch.empty(64, 40), torch.arange(30), torch.Generator())
-    torch.testing.assert_close((drawn.T @ drawn).trace() / 30, torch.tensor(2.0 * 40 / 64), rtol=0.15, atol=0)
+def test_some_rows_of_a_wide_orthogonal_weight_are_orthogonal():
+    initial = InitialWeights(lambda: orthogonal(nn.Linear(64, 40)))
+    drawn = initial.draw("weight", torch.empty(40, 64), torch.tensor([3, 7, 39]), torch.Generator())
+    torch.testing.assert_close(drawn @ drawn.T, 2.0 * torch.eye(3))
+
+
+def test_all_rows_of_a_tall_orthogonal_weight_have_orthogonal_columns():
+    initial = InitialWeights(lambda: orthogonal(nn.Linear(40, 64)))
+    drawn = initial.draw("weight", torch.empty(64, 40), ROWS, torch.Generator())
+    torch.testing.assert_close(drawn.T @ drawn, 2.0 * torch.eye(40))
+    some = initial.draw("weight", torch.empty(64, 40), torch.arange(30), torch.Generator())
+    assert some.square().sum().item() == pytest.approx(2.0 * 40 * 30 / 64, rel=0.15)
+
+
+def orthogonal(layer):
+    nn.init.orthogonal_(layer.weight, 2**0.5)
+    return layer
+
+
+@pytest.mark.parametrize("name", ["torch's default", "uniform", "normal", "orthogonal"])
+def test_common_initialisers_are_drawn_without_building_the_policy_again(name):
+    built = []
+
+    def build():
+        built.append(builder(INITIALISERS[name])())
+        return built[-1]
+
+    real = nn.init.orthogonal_
+    InitialWeights(build).draw("0.weight", torch.empty(64, 40), ROWS, torch.Generator())
+    assert len(built) == 1
+    assert nn.init.orthogonal_ is real
+
+
+def test_an_orthogonal_weight_that_is_changed_afterwards_is_built_again():
+    def build():
+        layer = orthogonal(nn.Linear(64, 40))
+        layer.weight.data.add_(1.0)
+        return layer
+
+    drawn = InitialWeights(build).draw("weight", torch.empty(40, 64), torch.arange(40), torch.Generator())
+    assert drawn.mean().item() == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_policy_initialised_by_hand_keeps_its_own_distribution():
