@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rl_zoo3.utils import get_callback_list
-from stable_baselines3 import DQN, SAC
+from rl_zoo3.utils import ALGOS, get_callback_list
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_redo import DormancyCallback, ReDoCallback
@@ -18,6 +17,13 @@ from sb3_redo import DormancyCallback, ReDoCallback
 CONFIGS = Path(__file__).parents[1] / "zoo_configs"
 FILES = sorted(path.name for path in CONFIGS.glob("**/*.yml"))
 BASELINES = [name for name in FILES if name.endswith("_baseline.yml")]
+
+
+def algorithm_of(name):
+    """The zoo's name of the algorithm that a file is for, the longest that it begins with."""
+    if name.startswith("demo"):
+        return "dqn"
+    return max((algorithm for algorithm in ALGOS if name.startswith(algorithm)), key=len)
 
 
 def load(name):
@@ -31,6 +37,7 @@ def test_every_config_has_a_baseline_twin():
     twins = {name.replace("_baseline", "") for name in BASELINES}
     assert twins == set(FILES) - set(BASELINES)
     assert {"dqn.yml", "dqn_replay_ratio_1.yml", "sac.yml"} <= twins
+    assert {f"{algorithm}.yml" for algorithm in set(ALGOS) - {"ars"}} <= twins
 
 
 def texts_in(value):
@@ -58,9 +65,17 @@ def test_numbers_are_numbers(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_key_is_one_that_the_zoo_or_the_algorithm_knows(name):
-    algorithm = SAC if name.startswith("sac") else DQN
-    known = set(inspect.signature(algorithm).parameters)
-    known |= {"n_timesteps", "env_wrapper", "env_kwargs", "frame_stack", "callback"}
+    known = set(inspect.signature(ALGOS[algorithm_of(name)]).parameters)
+    known |= {
+        "n_timesteps",
+        "n_envs",
+        "env_wrapper",
+        "env_kwargs",
+        "frame_stack",
+        "noise_type",
+        "noise_std",
+        "callback",
+    }
     for environment, settings in load(name).items():
         assert settings.keys() <= known, environment
 
@@ -178,6 +193,33 @@ def test_a_short_mujoco_run(tmp_path):
     assert curves["dormancy/gradient_step"] == [(201, 0), (300, 100), (400, 200), (500, 300)]
     assert {"dormancy/actor", "dormancy/critic"} < curves.keys()
     assert [step for step, _ in curves["redo/recycled"]] == [300, 400, 500]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "environment", "settings", "networks"),
+    [
+        ("qrdqn", "CartPole-v1", {}, {"quantile_net"}),
+        ("td3", "HalfCheetah-v5", {"learning_starts": 200}, {"actor", "critic"}),
+        ("ddpg", "HalfCheetah-v5", {"learning_starts": 200}, {"actor", "critic"}),
+        ("tqc", "HalfCheetah-v5", {"learning_starts": 200}, {"actor", "critic"}),
+        ("crossq", "Pendulum-v1", {}, {"actor", "critic"}),
+        ("ppo", "CartPole-v1", {}, {"policy", "value"}),
+        ("a2c", "CartPole-v1", {}, {"policy", "value"}),
+        ("trpo", "CartPole-v1", {}, {"policy", "value"}),
+        ("ppo_lstm", "DemonAttackNoFrameskip-v4", {"n_steps": 16, "batch_size": 32}, {"shared"}),
+    ],
+)
+def test_every_other_algorithm_runs_with_its_configuration(tmp_path, algorithm, environment, settings, networks):
+    steps = {"qrdqn": "1500", "ppo_lstm": "640", "a2c": "2400", "trpo": "3000"}.get(algorithm, "500")
+    callback = {"dormancy_threshold": 0.3, "recycling_period": 20, "measuring_period": 20, "batch_size": 32}
+    conf = ("-conf", CONFIGS / f"{algorithm}.yml", "-n", steps)
+    zoo(tmp_path, algorithm, environment, *conf, callback={"ReDoCallback": callback}, **settings)
+    (run,) = (path.name for path in (tmp_path / "tb" / environment).iterdir())
+    curves = scalars(tmp_path, environment, run)
+    assert len(curves["dormancy/gradient_step"]) > 2
+    assert curves["redo/recycled"]
+    assert {f"dormancy/{network}" for network in networks} < curves.keys()
 
 
 @pytest.mark.slow
