@@ -1,6 +1,7 @@
 """What measuring and recycling dormant neurons costs, in one process on one thread, as a table and as JSON.
 
-``python benchmarks/overhead.py`` takes about a quarter of an hour, ``--quick`` about two minutes. Its lines:
+``python benchmarks/overhead.py`` takes about a quarter of an hour, with ``--all`` for more algorithms three of them,
+``--quick`` a tenth. Its lines:
 
 - ``share in hooks``: of ``learn()``'s wall time, spent in the hooks of ``ReDoCallback()`` that SB3 calls and in the
   ticks of its gradient-step clock. What happens once, when training starts, weighs less as runs get longer.
@@ -35,9 +36,10 @@ import ale_py
 import gymnasium as gym
 import torch
 import yaml
-from stable_baselines3 import DQN, SAC
+from sb3_contrib import QRDQN, TQC
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sb3_redo import ReDoCallback
@@ -47,7 +49,7 @@ from passes import Line, Rig, table
 
 START_HOOKS = ("init_callback", "on_training_start")
 HOOKS = (*START_HOOKS, "on_rollout_start", "update_locals", "on_step", "on_rollout_end", "on_training_end")
-Trained = tuple[OffPolicyAlgorithm, float]
+Trained = tuple[BaseAlgorithm, float]
 """A model and the seconds that its ``learn()`` took."""
 
 
@@ -56,7 +58,7 @@ class Task:
     """A training whose cost is measured, over so many gradient steps, and the highest share it may take."""
 
     name: str
-    algorithm: type[OffPolicyAlgorithm]
+    algorithm: type[BaseAlgorithm]
     make_env: Callable[[], VecEnv]
     settings: dict[str, Any]
     gradient_steps: int
@@ -65,20 +67,24 @@ class Task:
     def train(self, gradient_steps: int, callback: ReDoCallback | None = None, **changed: Any) -> Trained:
         """Let a new model learn, logging to TensorBoard."""
         settings = {"device": "cpu", "seed": 0, **self.settings, **changed}
-        replay_ratio = settings.get("gradient_steps", 1) / settings.get("train_freq", 1)
+        if "n_epochs" in settings:
+            replay_ratio = settings["n_epochs"] / settings["batch_size"]
+        else:
+            replay_ratio = settings.get("gradient_steps", 1) / settings.get("train_freq", 1)
+        steps = settings.get("learning_starts", 0) + round(gradient_steps / replay_ratio)
         with tempfile.TemporaryDirectory() as folder:
             model = self.algorithm(env=self.make_env(), tensorboard_log=folder, **settings)
             gc.collect()  # the models before, whose buffers would otherwise be freed while this one is timed
             begin = time.perf_counter()
-            model.learn(settings["learning_starts"] + round(gradient_steps / replay_ratio), callback=callback)
+            model.learn(steps, callback=callback)
             seconds = time.perf_counter() - begin
             model.logger.close()  # or its writer thread would outlive the folder
         return model, seconds
 
 
-def demon_attack() -> VecEnv:
+def demon_attack(n_envs: int = 1) -> VecEnv:
     gym.register_envs(ale_py)
-    return VecFrameStack(make_atari_env("DemonAttackNoFrameskip-v4", seed=0), n_stack=4)
+    return VecFrameStack(make_atari_env("DemonAttackNoFrameskip-v4", n_envs, seed=0), n_stack=4)
 
 
 ATARI = {"policy": "CnnPolicy", "buffer_size": 5000, "learning_starts": 500, "train_freq": 4}
@@ -90,11 +96,36 @@ TASKS = {
     "sac": Task("SAC on HalfCheetah", SAC, partial(make_vec_env, "HalfCheetah-v5"), MUJOCO, 3000, 0.01),
     "cartpole": Task("DQN on CartPole", DQN, partial(make_vec_env, "CartPole-v1"), CARTPOLE, 10_000, 0.03),
 }
+half_cheetah = partial(make_vec_env, "HalfCheetah-v5")
+ROLLOUTS = {"policy": "CnnPolicy", "n_steps": 128, "n_epochs": 4, "batch_size": 256}
+FURTHER_TASKS = {
+    "td3": Task("TD3 on HalfCheetah", TD3, half_cheetah, MUJOCO, 3000, 0.01),
+    "tqc": Task("TQC on HalfCheetah", TQC, half_cheetah, MUJOCO, 3000, 0.01),
+    "qrdqn": Task("QR-DQN on DemonAttack", QRDQN, demon_attack, ATARI, 2000, 0.01),
+    "ppo": Task("PPO on DemonAttack", PPO, partial(demon_attack, 8), ROLLOUTS, 500, 0.01),
+    "ppo-mlp": Task(
+        "PPO on HalfCheetah",
+        PPO,
+        half_cheetah,
+        {"policy": "MlpPolicy", "n_steps": 2048, "n_epochs": 10, "batch_size": 64},
+        10_000,
+        0.03,
+    ),
+}
 NETWORKS = {
     "Nature CNN": partial(TASKS["atari"].train, 100),
     "SAC 256x256": partial(TASKS["sac"].train, 100),
     "DQN 256x256": partial(TASKS["cartpole"].train, 256),
     "DQN 64x64": partial(TASKS["cartpole"].train, 256, policy_kwargs={"net_arch": [64, 64]}),
+}
+
+
+FURTHER_NETWORKS = {
+    "TD3 400x300": partial(FURTHER_TASKS["td3"].train, 100),
+    "TQC 256x256": partial(FURTHER_TASKS["tqc"].train, 100),
+    "QR-DQN Nature CNN": partial(FURTHER_TASKS["qrdqn"].train, 100),
+    "PPO Nature CNN": partial(FURTHER_TASKS["ppo"].train, 16),
+    "PPO 64x64": partial(FURTHER_TASKS["ppo-mlp"].train, 320),
 }
 
 
@@ -150,11 +181,14 @@ def training(task: Task, gradient_steps: int, pairs: int) -> Iterator[Line]:
 
 
 def lines(options: argparse.Namespace) -> Iterator[Line]:
-    for name, task in TASKS.items():
+    tasks, networks = dict(TASKS), dict(NETWORKS)
+    if options.all:
+        tasks, networks = tasks | FURTHER_TASKS, networks | FURTHER_NETWORKS
+    for name, task in tasks.items():
         if name in options.only:
             steps = options.gradient_steps or task.gradient_steps // (10 if options.quick else 1)
             yield from training(task, steps, options.pairs)
-    for name, train in NETWORKS.items():
+    for name, train in networks.items():
         if "passes" in options.only:
             yield from network(name, train, options.seconds)
 
@@ -168,7 +202,7 @@ def network(name: str, train: Callable[..., Trained], seconds: float) -> Iterato
     if torch.cuda.is_available():
         model, _ = train(device="cuda")
         yield Rig(model, batch_size).memory(f"{name}, batch {batch_size}")
-    if name == "Nature CNN":
+    if "Nature CNN" in name:
         for threshold in (0.1, 0.0):
             rig = Rig(model, batch_size, threshold)
             yield rig.compare(f"{name}, batch {batch_size}", rig.measure_and_recycle, seconds, 1.15)
@@ -188,14 +222,16 @@ def keep_freed_memory() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = (*TASKS, "passes")
+    parts = (*TASKS, *FURTHER_TASKS, "passes")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="what to measure, default all")
+    parser.add_argument("--all", action="store_true", help="QR-DQN, TD3, TQC and PPO too")
     parser.add_argument("--quick", action="store_true", help="one short pair of runs each, to see that it works")
     parser.add_argument("--gradient-steps", type=int, help="per training run, default depends on the task")
     parser.add_argument("--pairs", type=int, help="of training runs, default 3")
     parser.add_argument("--seconds", type=float, help="per comparison of passes, default 15")
     parser.add_argument("--json", type=Path, help="file for the JSON; without it, it follows the table")
     options = parser.parse_args()
+    options.all |= not set(options.only).isdisjoint(FURTHER_TASKS) and options.only != parts
     options.pairs = options.pairs or (1 if options.quick else 3)
     options.seconds = options.seconds or (2.0 if options.quick else 15.0)
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.profiler import ProfilerActivity, profile
 
 from sb3_redo import trace_wiring
@@ -51,7 +51,7 @@ def table(lines: list[Line]) -> str:
 class Rig:
     """Trained networks and a batch to run them on."""
 
-    def __init__(self, model: OffPolicyAlgorithm, batch_size: int, dormancy_threshold: float = 0.1):
+    def __init__(self, model: BaseAlgorithm, batch_size: int, dormancy_threshold: float = 0.1):
         self.dormancy_threshold = dormancy_threshold
         self.policy, self.agent = model.policy, agent_of(model)
         self.forward = partial(self.agent.forward, self.policy)
