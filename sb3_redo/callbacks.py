@@ -37,7 +37,7 @@ from sb3_redo.settings import (
     optional_integer,
     positive_integer,
 )
-from sb3_redo.tensorboard import dormancy_values, write_layout, write_point, write_totals
+from sb3_redo.tensorboard import dormancy_values, numbered, write_layout, write_point, write_totals
 from sb3_redo.wiring import trace_wiring
 
 
@@ -103,8 +103,10 @@ class DormancyCallback(BaseCallback):
         self._meter = self._make_meter()
         settings = (type(self).__name__, self.dormancy_threshold, self.measuring_period, self.batch_size)
         self._memory = Memory(self.model, " ".join(map(str, settings)))
+        self._number = self._number_among(root)
         self._prepare()
-        write_layout(self.logger, self._meter.networks, log_layers=self.log_layers, recycles=self._recycles)
+        if self._number == 1:
+            write_layout(self.logger, self._meter.networks, log_layers=self.log_layers, recycles=self._recycles)
         learn_call = self.model.start_time
         self._clock = GradientClock(
             self._agent.clock,
@@ -114,6 +116,12 @@ class DormancyCallback(BaseCallback):
         )
         if self.parent is not None:
             at_training_end(self.locals["callback"], self._stop)
+
+    def _number_among(self, root: BaseCallback | None) -> int:
+        """Which of the callbacks that log dormancy of this model it is, counted from 1; a recycler is the first."""
+        ours = [callback for callback in callbacks_in(root) if isinstance(callback, DormancyCallback)]
+        ours.sort(key=lambda callback: not callback._recycles)
+        return 1 + ours.index(self) if self in ours else 1
 
     def _prepare(self) -> None:
         """Everything that the first gradient step will need."""
@@ -222,8 +230,8 @@ class DormancyCallback(BaseCallback):
         if shared is not None:
             values["dormancy/overlap"] = shared
         self._memory.remember(report)
-        write_point(self.logger, values, self.model.num_timesteps)
-        write_totals(self.logger, {"dormancy/fraction": values["dormancy/fraction"]})
+        write_point(self.logger, numbered(values, self._number), self.model.num_timesteps)
+        write_totals(self.logger, numbered({"dormancy/fraction": values["dormancy/fraction"]}, self._number))
 
     def _on_training_end(self) -> None:
         # The zoo calls this twice, once even when learn() failed before this callback was ready.

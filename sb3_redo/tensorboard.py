@@ -60,6 +60,11 @@ def dormancy_values(
     return values
 
 
+def numbered(values: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The same under keys that tell a model's callbacks apart: as they are for the first, then ``dormancy_2/…``."""
+    return {key if number == 1 else key.replace("/", f"_{number}/", 1): value for key, value in values.items()}
+
+
 def write_layout(logger: Logger, networks: Mapping[str, str], *, log_layers: bool, recycles: bool) -> None:
     """Set up TensorBoard's Custom Scalars tab: all networks in one chart, the layers of each in another.
 

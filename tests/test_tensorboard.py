@@ -196,3 +196,18 @@ def charts_of(events):
 def matches(patterns, tag):
     """As TensorBoard's custom scalars plugin does it."""
     return any(re.compile(pattern).match(tag) for pattern in patterns)
+
+
+def test_several_callbacks_of_one_model_have_curves_of_their_own(tmp_path):
+    monitors = [DormancyCallback(threshold, 5, batch_size=16) for threshold in (0.5, 100.0)]
+    recycler = ReDoCallback(0.0, recycling_period=10, measuring_period=5, batch_size=16)
+    train(tmp_path, [*monitors, recycler])
+    events = read(tmp_path)
+    keys = events.Tags()["scalars"]
+    last = {key: events.Scalars(key)[-1].value for key in keys if key.endswith("/fraction")}
+    assert last.keys() == {"dormancy/fraction", "dormancy_2/fraction", "dormancy_3/fraction"}
+    assert last["dormancy/fraction"] < last["dormancy_2/fraction"] < last["dormancy_3/fraction"] == 1.0
+    for key in ("dormancy_2/gradient_step", "dormancy_3/gradient_step"):
+        assert scalars(events, key) == DUE
+    assert {"dormancy_thresholds_3/0.1", "dormancy_layers_2/q_net.q_net.0"} < set(keys)
+    assert not any(key.startswith("redo_") for key in keys)
