@@ -15,7 +15,7 @@ from sb3_redo.agents import (
     whole_batch,
 )
 from sb3_redo.clock import GradientClock
-from sb3_redo.companions import at_training_end, callbacks_in, refuse_parallel_training
+from sb3_redo.companions import callbacks_in, listen, refuse_parallel_training
 from sb3_redo.dormancy import DormancyReport, overlap
 from sb3_redo.memory import Memory
 from sb3_redo.meter import Meter
@@ -46,8 +46,8 @@ class DormancyCallback(BaseCallback):
 
     Measures on observations from the replay buffer, first when training is about to begin (or as soon as there are
     ``batch_size`` of them) and then after every ``measuring_period`` gradient steps, exactly there also inside a
-    long ``train()`` call. Inside an ``EveryNTimesteps`` the first of these is left out. On-policy algorithms are
-    measured on the rollout just collected, at the end of the first one after each period.
+    long ``train()`` call. On-policy algorithms are measured on the rollout just collected, at the end of the first
+    one after each period.
     Training is bit for bit what it is without this callback.
 
     :param dormancy_threshold: a neuron is dormant when its score is at most this (Sokar et al. 2023, definition
@@ -115,7 +115,7 @@ class DormancyCallback(BaseCallback):
             is_current=lambda: self.model.start_time == learn_call,
         )
         if self.parent is not None:
-            at_training_end(self.locals["callback"], self._stop)
+            listen(self.locals["callback"], self._on_rollout_end, self._stop)
 
     def _number_among(self, root: BaseCallback | None) -> int:
         """Which of the callbacks that log dormancy of this model it is, counted from 1; a recycler is the first."""

@@ -27,16 +27,23 @@ def refuse_parallel_training(root: BaseCallback | None) -> None:
             )
 
 
-def at_training_end(root: BaseCallback, action: Callable[[], None]) -> None:
-    """Do something when the callback that was given to ``learn()`` hears that training ends.
+def listen(root: BaseCallback, at_rollout_end: Callable[[], None], at_training_end: Callable[[], None]) -> None:
+    """Hear what the callback that was given to ``learn()`` hears, until training ends.
 
-    For callbacks inside an ``EventCallback``, which passes on that training starts but not that it ends.
+    For callbacks inside an ``EventCallback``, which passes on that training starts but not what follows.
     """
-    tell = root.on_training_end
+    events = {"on_rollout_end": at_rollout_end, "on_training_end": at_training_end}
 
-    def on_training_end() -> None:
-        root.__dict__.pop("on_training_end", None)
-        tell()
-        action()
+    def telling(event: str) -> Callable[[], None]:
+        tell: Callable[[], None] = getattr(root, event)
 
-    root.__dict__["on_training_end"] = on_training_end
+        def told() -> None:
+            if event == "on_training_end":
+                for heard in events:
+                    root.__dict__.pop(heard, None)
+            tell()
+            events[event]()
+
+        return told
+
+    root.__dict__.update({event: telling(event) for event in events})

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
     EvalCallback,
+    EveryNTimesteps,
 )
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -147,6 +148,28 @@ def test_measuring_and_recycling_callbacks_may_run_side_by_side(tape):
     both.learn(60, callback=[DormancyCallback(measuring_period=7, batch_size=16), recycling()])
     assert differences(fingerprint(alone), fingerprint(both)) == []
     assert tape.at_gradient_steps("recycled") == [10, 20, 30, 40]
+
+
+def ppo():
+    settings = {"n_steps": 16, "batch_size": 8, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}}
+    return PPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **settings)
+
+
+@pytest.mark.parametrize("build", [dqn, ppo])
+@pytest.mark.parametrize("arrange", [lambda event: event, lambda event: [event]], ids=["alone", "in a list"])
+def test_inside_an_event_callback_the_same_is_measured_and_recycled_as_outside(tape, build, arrange):
+    outside, inside = tape.watch(build()), build()
+    outside.learn(80, callback=recycling())
+    expected, tape.points = tape.points, []
+    model = tape.watch(inside)
+    model.set_random_seed(0)
+    event = EveryNTimesteps(1000, recycling())
+    model.learn(80, callback=arrange(event))
+    steps = [(step, values.get("dormancy/gradient_step")) for step, values in expected]
+    assert [(step, values.get("dormancy/gradient_step")) for step, values in tape.points] == steps
+    assert len(steps) >= 3
+    assert len(hooks_of(model)) == 1  # the tape's
+    assert not {"on_rollout_end", "on_training_end"} & vars(event).keys()
 
 
 def test_a_callback_that_ends_training_early_ends_ours_too(tape):
