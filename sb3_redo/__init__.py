@@ -1,9 +1,32 @@
 """Measure and recycle dormant neurons in Stable-Baselines3 agents."""
 
-from sb3_redo.callbacks import DormancyCallback as DormancyCallback
-from sb3_redo.callbacks import ReDoCallback as ReDoCallback
-from sb3_redo.models import measure_dormancy as measure_dormancy
-from sb3_redo.models import recycle_dormant as recycle_dormant
-from sb3_redo.wiring import trace_wiring as trace_wiring
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sb3_redo.callbacks import DormancyCallback as DormancyCallback
+    from sb3_redo.callbacks import ReDoCallback as ReDoCallback
+    from sb3_redo.models import measure_dormancy as measure_dormancy
+    from sb3_redo.models import recycle_dormant as recycle_dormant
+    from sb3_redo.wiring import trace_wiring as trace_wiring
 
 __all__ = ["DormancyCallback", "ReDoCallback", "measure_dormancy", "recycle_dormant", "trace_wiring"]
+
+_ROOMS = {
+    "DormancyCallback": "callbacks",
+    "ReDoCallback": "callbacks",
+    "measure_dormancy": "models",
+    "recycle_dormant": "models",
+    "trace_wiring": "wiring",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: torch takes seconds, and the command line's --help does without.
+    if name in _ROOMS:
+        return getattr(import_module(f"sb3_redo.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from sb3_redo.forward_pass import evaluating, seeded, tensors_in, uncompiled_name
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.memory import Memory
+from sb3_redo.playing import MaskedPlayer, Player, RecurrentPlayer, ScaledPlayer
 from sb3_redo.recycling import zero_state
 from sb3_redo.sampling import Batch
 from sb3_redo.wiring import Wiring
@@ -52,6 +53,7 @@ class Agent:
     :param states: what a recurrent policy starts a number of episodes with, see :class:`~sb3_redo.sampling.Batch`
     :param at_rollout_end: whether to measure when a rollout has been collected, since its observations are gone when
         the next one begins, and not inside ``train()``
+    :param player: acts as the algorithm does while it collects experience
     """
 
     networks: tuple[str, ...]
@@ -62,6 +64,7 @@ class Agent:
     network_of: Callable[[Wiring, str], str] = _by_path
     states: Callable[[Any, int], tuple[Tensor, ...]] = _no_states
     at_rollout_end: bool = False
+    player: Callable[[Any, Any], Player] = Player
 
 
 def _q_learner(model: Any, network: str) -> Agent:
@@ -89,6 +92,7 @@ def _actor_critic(model: Any, clock: str, act: Callable[[Any, Any], Any]) -> Age
             policy.critic(batch.observations, batch.actions),
         ),
         act=lambda policy, observations: policy(observations, deterministic=True),
+        player=ScaledPlayer,
     )
 
 
@@ -100,7 +104,7 @@ def _deterministic(actor: Any, observations: Any) -> Any:
     return actor(observations)
 
 
-def _on_policy(model: Any) -> Agent:
+def _on_policy(model: Any, player: type[Player] = Player) -> Agent:
     return Agent(
         networks=("policy", "value", "shared"),
         optimizers=(model.policy.optimizer,),
@@ -108,6 +112,7 @@ def _on_policy(model: Any) -> Agent:
         forward=lambda policy, batch: policy(batch.observations, deterministic=True),
         network_of=_by_head,
         at_rollout_end=True,
+        player=player,
     )
 
 
@@ -123,7 +128,7 @@ def _recurrent(model: Any) -> Agent:
         zeros = torch.zeros(batch_size, layers, size, device=policy.device)
         return zeros, zeros, zeros, zeros, torch.ones(batch_size, device=policy.device)
 
-    return replace(_on_policy(model), forward=forward, states=states)
+    return replace(_on_policy(model, RecurrentPlayer), forward=forward, states=states)
 
 
 def _by_head(wiring: Wiring, layer: str) -> str:
@@ -150,7 +155,7 @@ _AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {
     PPO: _on_policy,
     A2C: _on_policy,
     TRPO: _on_policy,
-    MaskablePPO: _on_policy,
+    MaskablePPO: partial(_on_policy, player=MaskedPlayer),
     RecurrentPPO: _recurrent,
 }
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sb3_redo.forward_pass import tensors_in
 from sb3_redo.wiring import Wiring
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 
 def dormancy_scores(mean_activations: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
@@ -78,7 +80,7 @@ class LayerDormancy:
         return bool(torch.isfinite(self.scores).all())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DormancyReport:
     """Which neurons of a policy were dormant on one batch.
 
@@ -97,6 +99,11 @@ class DormancyReport:
     def dormant_fraction(self) -> float:
         """Dormant neurons over neurons, pooled over all layers, in [0, 1]."""
         return self.fraction(layer.dormant for layer in self.layers)
+
+    @property
+    def observations(self) -> int:
+        """How many observations it was measured on."""
+        return len(next(tensors_in(self.batch)))
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -137,12 +144,23 @@ class DormancyReport:
         ]
         return pandas.DataFrame(rows)
 
-    def __str__(self) -> str:
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw a bar per layer, its dormant fraction, and beside it the scores of its neurons as a strip.
+
+        :param ax: where to draw, shared between bars and strips; a figure of its own if not given
+        :return: the axes of the bars
+        :raises ImportError: without matplotlib
+        """
+        from sb3_redo.plots import plot_dormancy  # here, because nothing else needs matplotlib
+
+        return plot_dormancy(self, ax)
+
+    def __repr__(self) -> str:
         dormant = sum(int(layer.dormant.sum()) for layer in self.layers)
         neurons = sum(layer.neurons for layer in self.layers)
         width = max(len(layer.name) for layer in self.layers)
-        threshold = f"at threshold {self.dormancy_threshold:g}"
-        lines = [f"{dormant} of {neurons} neurons dormant ({dormant / neurons:.1%}) {threshold}"]
+        where = f"at threshold {self.dormancy_threshold:g}, on {self.observations} observations"
+        lines = [f"{dormant} of {neurons} neurons dormant ({dormant / neurons:.1%}) {where}"]
         for layer in self.layers:
             count = f"{int(layer.dormant.sum())}/{layer.neurons}"
             note = "" if layer.recyclable else "  measured only"

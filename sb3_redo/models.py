@@ -7,9 +7,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_redo.agents import agent_of, gradient_steps_of, initial_state, initial_weights_of, whole_batch
 from sb3_redo.dormancy import DormancyReport
+from sb3_redo.gathering import gather_batch, integer_seed
 from sb3_redo.meter import Meter
 from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, RecyclingRecord, Surgery, recycle
-from sb3_redo.sampling import has_buffer, sample_batch, torch_generator
+from sb3_redo.sampling import Batch, sample_batch, stored_observations, torch_generator
 from sb3_redo.settings import flag, non_negative_number, one_of, optional_integer, positive_integer
 from sb3_redo.wiring import trace_wiring
 
@@ -19,24 +20,27 @@ def measure_dormancy(
 ) -> DormancyReport:
     """Measure which neurons of a model are dormant. Changes nothing, draws from no random stream of the model.
 
+    Measures on stored observations. A model that stores none, as a loaded one, is run in its environment as it
+    explored, which steps that environment; training then goes on with a new episode.
+
     :param model: any supported model, also a loaded one
     :param dormancy_threshold: a neuron is dormant when its score is at most this
-    :param batch_size: observations drawn from the replay buffer
+    :param batch_size: how many observations to measure on; all of a rollout that has fewer
     :param observations: measure on these instead: an array or dictionary of arrays [batch, ...] as the environment
         gives them; critics then see the policy's own actions
     :return: the report
-    :raises ValueError: when there are no observations, or fewer than ``batch_size``
+    :raises ValueError: when there is nothing to measure on, or a replay buffer holds fewer than ``batch_size``
     :raises RuntimeError: when the algorithm is not supported or nothing in the policy can be measured
     """
     dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
     batch_size = positive_integer("batch_size", batch_size)
+    batch = _observed(model, batch_size) if observations is None else whole_batch(model, observations)
+    return measure_on(model, batch, dormancy_threshold)
+
+
+def measure_on(model: BaseAlgorithm, batch: Batch, dormancy_threshold: float) -> DormancyReport:
+    """Measure a model on a batch, and warn where activations are not finite."""
     agent = agent_of(model)
-    if observations is not None:
-        batch = whole_batch(model, observations)
-    elif has_buffer(model):
-        batch = sample_batch(model, batch_size, (model.seed or 0, gradient_steps_of(model)))
-    else:
-        raise ValueError(f"this {type(model).__name__} has no replay buffer to sample: pass observations=")
     wiring = trace_wiring(model.policy, batch, forward=agent.forward)
     networks = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring}
     meter = Meter(model.policy, wiring, networks)
@@ -45,9 +49,31 @@ def measure_dormancy(
         warnings.warn(
             f"activations of {', '.join(report.not_finite)} are NaN or infinite: nothing of this report is recycled",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return report
+
+
+def _observed(model: BaseAlgorithm, batch_size: int) -> Batch:
+    """Stored observations, or where there are none those of the agent at work."""
+    agent, stored = agent_of(model), stored_observations(model)
+    seed = model.seed or 0, gradient_steps_of(model)
+    if stored == 0 and model.get_env() is None:
+        raise ValueError(
+            f"this {type(model).__name__} has neither stored observations nor an environment to gather some in: "
+            "pass observations=, or load it with env="
+        )
+    if stored == 0:
+        return gather_batch(model, batch_size, integer_seed(seed))
+    if stored < batch_size and agent.at_rollout_end:
+        warnings.warn(
+            f"the rollout holds {stored} observations and batch_size is {batch_size}: dormancy is measured on "
+            f"{stored}, on which more neurons look dormant",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        batch_size = stored
+    return sample_batch(model, batch_size, seed)
 
 
 def recycle_dormant(

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
+class UsageError(ValueError):
+    """What was asked for cannot be done, and whoever asked can set it right."""
+
+
 def positive_integer(name: str, value: Any) -> int:
     """:raises TypeError: on anything but an integer; :raises ValueError: below 1"""
     number = _integer(name, value)

@@ -141,7 +141,7 @@ def test_the_pooled_fraction_counts_neurons_not_layers():
         {"layer": "2", "network": "second", "neurons": 1, "dormant": 0, "dormant_fraction": 0.0, "recyclable": True},
     ]
     assert str(report).splitlines() == [
-        "2 of 5 neurons dormant (40.0%) at threshold 0",
+        "2 of 5 neurons dormant (40.0%) at threshold 0, on 2 observations",
         "  0        2/4   50.0%",
         "  2        0/1    0.0%",
     ]

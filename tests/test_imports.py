@@ -52,7 +52,7 @@ def state():
     streams = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
     return streams, list(warnings.filters)
 before = state()
-import sb3_redo
+from sb3_redo import *
 assert before == state()
 """
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
