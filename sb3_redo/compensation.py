@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sb3_redo.forward_pass import chunks, evaluating, is_compiled, seeded, uncompiled
-from sb3_redo.probe import neuron_axis
+from sb3_redo.frozen import neuron_axis
 
 
 def mean_contributions(
@@ -42,7 +42,7 @@ def _mean_contribution(layer: Any, value: Tensor, columns: Tensor) -> Tensor:
     # Averaged over the batch before the layer, which is linear in its input: the mean of the outputs is the output
     # for the mean. Averaged over space after it, since a convolution sees its input's borders less often.
     mean = value.mean(0, keepdim=True)
-    axis = neuron_axis(layer, mean)
+    axis = neuron_axis(layer)
     shape = [1] * mean.ndim
     shape[axis] = -1
     without = mean * (~columns).to(mean).view(shape)

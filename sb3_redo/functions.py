@@ -16,6 +16,7 @@ _ACTIVATION_NAMES = (
 _NORMALISATION_NAMES = (
     *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"),
 )
+_JOINING_NAMES = ("cat", "concat", "concatenate", "stack", "hstack", "dstack", "column_stack")
 
 
 def _spellings(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
@@ -29,6 +30,7 @@ ACTIVATIONS = _spellings(_ACTIVATION_NAMES)
 NON_NEGATIVE = _spellings(_NON_NEGATIVE_NAMES)
 """Activations whose output needs no absolute value."""
 NORMALISATIONS = _spellings(_NORMALISATION_NAMES)
+JOINS = frozenset(getattr(torch, name) for name in _JOINING_NAMES)
 
 
 class FunctionWatcher(TorchFunctionMode):
@@ -53,7 +55,7 @@ class FunctionWatcher(TorchFunctionMode):
             call = self.normalisation_calls
             self.normalisation_calls += 1
             return self.on_normalisation(call, func, args, kwargs)
-        return func(*args, **kwargs)
+        return self.on_join(func, args, kwargs) if func in JOINS else func(*args, **kwargs)
 
     def on_activation(self, call: int, func: Any, output: torch.Tensor) -> torch.Tensor:
         """Sees the output of activation number ``call``; what it returns takes the output's place."""
@@ -61,4 +63,8 @@ class FunctionWatcher(TorchFunctionMode):
 
     def on_normalisation(self, call: int, func: Any, args: Any, kwargs: Any) -> Any:
         """Stands in for normalisation number ``call``."""
+        return func(*args, **kwargs)
+
+    def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Stands in for a function that joins several tensors to one."""
         return func(*args, **kwargs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_redo.forward_pass import everything_seeded, uncompiled_name
+from sb3_redo.frozen import LAYER_TYPES
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class InitialWeights:
             fresh = build()
         parameters = dict(fresh.named_parameters())
         self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
+        self._state = _small_state(fresh)
         self.samples = dict(samples or {})
         for path, parameter in untrained.named_parameters() if untrained is not None else ():
             name = uncompiled_name(path)
@@ -156,6 +158,26 @@ class InitialWeights:
             with everything_seeded(seed):
                 drawn = self._build().get_parameter(name).detach()[rows.cpu()]
         return drawn.to(like)
+
+    def fresh(self, name: str) -> Tensor:
+        """A parameter or buffer outside of layers as a freshly built policy has it, on the CPU."""
+        name = uncompiled_name(name)
+        if name not in self._state:
+            with everything_seeded(0):
+                built = self._build()
+            self._state[name] = {**dict(built.named_parameters()), **dict(built.named_buffers())}[name].detach().cpu()
+        return self._state[name]
+
+
+def _small_state(policy: nn.Module, largest: int = 2**16) -> dict[str, Tensor]:
+    """Copies of all that lies outside of layers, but for what is large, which is seldom asked for."""
+    owners = [(name, module) for name, module in policy.named_modules() if not isinstance(module, LAYER_TYPES)]
+    return {
+        f"{name}.{key}" if name else key: tensor.detach().cpu().clone()
+        for name, module in owners
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if tensor.numel() <= largest
+    }
 
 
 def _some_entries(tensor: Tensor) -> Tensor:

@@ -1,21 +1,14 @@
-"""Reading neuron numbers off a network: run it with one layer's outputs chosen and all others frozen."""
+"""Which neurons reach which elements of a network: probed layer by layer, with all other layers frozen."""
 
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence, Set
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import replaced_forward, seeded, tensors_in
-from sb3_redo.functions import FunctionWatcher
-
-LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-NOBODY = -1
-"""A place that the probed layer does not reach."""
-MIXED = -2
-"""A place that the probed layer reaches, but not from one neuron alone."""
+from sb3_redo.frozen import Choice, FrozenNetwork
+from sb3_redo.spelling import Group, Place, Reading, Spelling, Word, Words, add_to, letters_of
 
 # Small positive values pass every common activation, negative ones open the other half of a CReLU, and the wide
 # pair crosses the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
@@ -23,237 +16,179 @@ _LEVELS = ((0.25, 0.75), (-0.75, -0.25), (-3.0, 3.0))
 # For what opens late, such as relu(x - 5): a layer that seems to reach no other is looked at once more.
 _WIDE_LEVELS = (-64.0, 64.0)
 
-
-class Place(NamedTuple):
-    """Where a value can be seen during a pass: an ``input`` of a layer, an ``activation``'s output, a
-    ``normalisation``'s input, or an ``output`` of the whole call. ``call`` counts the calls of that name."""
-
-    kind: str
-    name: str
-    call: int
+PASS_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)
+"""What a network may raise that cannot take the input it was given."""
 
 
-Reading = dict[Place, Tensor]
-"""For each place a long tensor of the value's shape: the neuron seen at each element, NOBODY or MIXED."""
+class _RowsMixedError(RuntimeError):
+    """A place whose first axis is not that of the rows."""
 
 
-def neuron_axis(layer: nn.Module, value: Tensor) -> int:
-    """The axis of a layer's input or output on which its positions or neurons lie, counted from the end."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return -1 - (weight.ndim - 2)
+class Prober(FrozenNetwork):
+    """Says what each layer of a network reaches, from passes on a single observation.
 
-
-@dataclass
-class Choice:
-    """What one pass differs in.
-
-    :param layer: the layer whose outputs are chosen; every other layer is frozen
-    :param values: one output value per neuron of that layer, [neurons]
-    :param sign: of the frozen layers' outputs; a gate such as ``relu(-x)`` opens for one sign only
-    :param kept: activation calls that return a constant, as if they were frozen layers
-    :param silent: activation call to the neurons seen there; those elements return 0 and normalisations act
-    """
-
-    layer: str | None = None
-    values: Tensor | None = None
-    sign: int = 1
-    kept: frozenset[int] = frozenset()
-    silent: Mapping[int, Tensor] | None = None
-
-
-class _Recorder(FunctionWatcher):
-    """Copies what passes the places of a network."""
-
-    def __init__(self, choice: Choice):
-        super().__init__()
-        self.choice = choice
-        self.seen: dict[Place, Tensor] = {}
-
-    def record(self, kind: str, name: str, call: int, value: Tensor) -> None:
-        # A copy, because in-place activations overwrite; NaN compares unequal to itself, so it must go.
-        exact = value.detach() if value.is_floating_point() else value.detach().float()
-        self.seen[Place(kind, name, call)] = torch.nan_to_num(exact.clone())
-
-    def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
-        if call in self.choice.kept:
-            return torch.full_like(output, 0.5)
-        if self.choice.silent is not None and call in self.choice.silent:
-            output = output.masked_fill((self.choice.silent[call] >= 0).to(output.device), 0.0)
-        self.record("activation", str(call), call, output)
-        return output
-
-    def on_normalisation(self, call: int, func: Any, args: Any, kwargs: Any) -> Any:
-        value = args[0] if args else kwargs["input"]
-        self.record("normalisation", str(call), call, value)
-        # A normalisation would mix the neurons it only rescales, so a probe passes it by.
-        return value if self.choice.silent is None else func(*args, **kwargs)
-
-
-class Prober:
-    """Runs a network with all ``Linear`` and ``Conv`` layers frozen but one, and says what that one reaches.
-
-    Inside ``evaluating(module.modules())``; nothing in the network changes and no random stream moves.
-
-    :param module: the network
-    :param forward: called without arguments, runs everything that is to be probed in one pass
-    :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass
+    The assignments of values to a layer's neurons lie in the rows of its output. Frozen layers return one row, which
+    broadcasts, so only what the layer reaches is computed for more than one. Where rows do not stay apart, each
+    assignment gets a pass of its own instead.
     """
 
     def __init__(self, module: nn.Module, forward: Callable[[], Any]):
-        self.module = module
+        super().__init__(module, forward)
+        self.shapes: dict[Place, torch.Size] = {}
+        """What is seen at each place for one observation."""
+        self._one_by_one: set[str] = set()
+
+    def prepare(self, forward: Callable[[], Any]) -> None:
+        """Probe with this pass from now on, after a look at whether its rows stay apart."""
         self.forward = forward
-        layers = {name: child for name, child in module.named_modules() if isinstance(child, LAYER_TYPES)}
-        self.calls: dict[str, list[Tensor]] = {}
-        """Layer name to its frozen output for each call; layers in the order they first run."""
+        self.shapes = {}
+        self.run(Choice(), lambda place, value: self.shapes.setdefault(place, value.shape))
+        self._one_by_one = {
+            name
+            for name, calls in self.calls.items()
+            if any(len(call.shape) < 2 or call.shape[0] != 1 for call in calls)
+        }
+        if self._one_by_one or not self._rows_stay_apart():
+            self._one_by_one = set(self.layers)
 
-        def recording(name: str, layer: nn.Module) -> Callable[..., Tensor]:
-            real = layer.forward
+    def _rows_stay_apart(self) -> bool:
+        """Whether a row comes out of a batch of two as it comes out alone, be it the first or the last.
 
-            def forward(*args: Any, **kwargs: Any) -> Tensor:
-                output: Tensor = real(*args, **kwargs)
-                # Random rather than recorded, since a product with a recorded 0 would hide what it multiplies.
-                self.calls.setdefault(name, []).append(torch.rand_like(output) + 0.5)
-                return output
+        Only nearly, since arithmetic may depend on the size of a batch; another row's influence is not that small.
+        """
+        alone: dict[Place, Tensor] = {}
+        self.run(Choice(), lambda place, value: alone.setdefault(place, value.detach().clone()))
 
-            return forward
+        def compare(row: int, place: Place, value: Tensor) -> None:
+            expected = alone[place]
+            in_rows = len(value) == 2 * len(expected) if expected.ndim else False
+            if place.kind == "output" and in_rows:
+                return  # may hold sampled actions, which differ from row to row
+            seen = value[row : row + 1] if in_rows else value
+            if seen.shape != expected.shape or not _nearly_equal(seen, expected):
+                raise _RowsMixedError(f"{place} depends on other rows")
 
-        with seeded(0), replaced_forward(layers, recording):
-            self.forward()
-        self.layers = {name: layers[name] for name in self.calls}
-        if not self.layers:
-            raise RuntimeError(
-                f"no Linear or Conv layer of {type(module).__name__} runs in its forward pass; "
-                f"it holds {', '.join(layers) or 'none at all'}"
-            )
+        try:
+            self.run(Choice(factors=(1.0, -2.0)), partial(compare, 0))
+            self.run(Choice(factors=(-2.0, 1.0)), partial(compare, 1))
+        except PASS_ERRORS:
+            return False
+        return True
 
-    def neurons(self, name: str) -> int:
-        """Outputs of a linear layer, output channels of a convolution."""
-        weight = self.layers[name].weight
-        assert isinstance(weight, Tensor)
-        return weight.shape[0]
+    def look(
+        self, name: str, groups: Sequence[Group], factor: float = 1.0, kept: Set[int] = frozenset()
+    ) -> list[Words]:
+        """What is spelt by each group of assignments at the places that layer ``name`` reaches.
 
-    def run(self, choice: Choice, forward: Callable[[], Any] | None = None) -> dict[Place, Tensor]:
-        """One pass under ``choice``: what was seen at every place."""
-        recorder = _Recorder(choice)
+        :param factor: of the frozen layers' outputs
+        :param kept: activation calls that are held constant
+        """
+        letters = letters_of(self.neurons(name))
+        if name not in self._one_by_one:
+            rows = _Rows(self.shapes, groups, letters)
+            values = torch.cat([group.values() for group in groups])
+            try:
+                self.run(Choice(name, values, (factor,), kept), rows.record)
+                return rows.seen
+            except PASS_ERRORS:
+                self._one_by_one.add(name)
+        return [self._look_one_by_one(name, group, factor, kept, letters) for group in groups]
 
-        def make(name: str, layer: nn.Module) -> Callable[..., Tensor]:
-            calls = iter(enumerate(self.calls[name]))
+    def _look_one_by_one(self, name: str, group: Group, factor: float, kept: Set[int], letters: int) -> Words:
+        ends: dict[Place, list[Tensor]] = {}
+        words: Words = {}
+        for number, values in enumerate(torch.split(group.values(), 1), -2):
 
-            def forward(*args: Any, **kwargs: Any) -> Tensor:
-                call, frozen = next(calls)
-                recorder.record("input", name, call, args[0] if args else kwargs["input"])
-                if name != choice.layer:
-                    return frozen * choice.sign
-                assert choice.values is not None
-                shape = [1] * frozen.ndim
-                shape[neuron_axis(layer, frozen)] = -1
-                return choice.values.to(frozen).view(shape).expand_as(frozen).clone()
+            def record(place: Place, value: Tensor, number: int = number) -> None:
+                value = finite(value)
+                if number == -2:
+                    ends[place] = [value.clone()]
+                    return
+                low = ends[place][0]
+                if number == -1:
+                    ends[place].append(low if torch.equal(low, value) else value.clone())
+                high = ends[place][1]
+                if place in words or high is not low or not torch.equal(low, value):
+                    rows = value[None] if number >= 0 else value[None][:0]
+                    words.setdefault(place, Word(low, letters)).add(low, high, rows, group.first + max(number, 0))
 
-            return forward
-
-        with seeded(0), replaced_forward(self.layers, make), recorder:
-            outputs = (forward or self.forward)()
-        for index, output in enumerate(tensors_in(outputs)):
-            recorder.record("output", str(index), index, output)
-        return recorder.seen
+            self.run(Choice(name, values, (factor,), kept), record)
+        return {place: word for place, word in words.items() if word.moved.any()}
 
     def read(self, name: str) -> Reading:
         """What layer ``name`` reaches directly, through parameter-free operations only."""
         reading: Reading = {}
-        for sign in (1, -1):
-            for low, high in _LEVELS:
-                self._read_levels(_Levels(self, name, low, high, sign), reading)
+        together = max(1, self.size // (5 * self._elements(name)))
+        for factor in (1.0, -1.0):
+            for start in range(0, len(_LEVELS), together):
+                self._read_levels(name, _LEVELS[start : start + together], factor, reading)
         if not any(place.kind == "input" for place in reading):
-            self._read_levels(_Levels(self, name, *_WIDE_LEVELS, 1), reading)
+            self._read_levels(name, [_WIDE_LEVELS], 1.0, reading)
         return reading
+
+    def _elements(self, name: str) -> int:
+        return sum(call.shape.numel() for call in self.calls[name])
+
+    def _read_levels(self, name: str, levels: Sequence[tuple[float, float]], factor: float, reading: Reading) -> None:
+        spellings = [Spelling(self.neurons(name), round(4 * factor * low)) for low, _ in levels]
+        groups = [spelling.tosses(*pair) for spelling, pair in zip(spellings, levels, strict=True)]
+        for spelling, (low, high), words in zip(spellings, levels, self.look(name, groups, factor), strict=True):
+            if spelling.foretells(reading, words):
+                continue
+            widest = max(word.moved.numel() for word in words.values())
+            number = max(1, self.size // max(widest, self._elements(name)) - 2)
+            for start in range(0, 2 * spelling.bits, number):
+                (more,) = self.look(name, [spelling.digits(low, high, start, number)], factor)
+                for place, word in more.items():
+                    words.setdefault(place, word).join(word)
+            add_to(reading, {place: spelling.read(word) for place, word in words.items()})
 
     def reaches(self, name: str, kept: Set[int]) -> set[Place]:
         """The places where layer ``name`` is seen while some activation calls are held constant."""
-        reached = set()
-        for levels in _LEVELS:
-            values = (torch.full((self.neurons(name),), level) for level in levels)
-            low, high = (self.run(Choice(name, value, kept=frozenset(kept))) for value in values)
-            reached |= {place for place, value in low.items() if not torch.equal(value, high[place])}
-        return reached
-
-    def _read_levels(self, levels: "_Levels", reading: Reading) -> None:
-        neurons = self.neurons(levels.name)
-        coin = torch.rand(neurons, generator=torch.Generator().manual_seed(1)) < 0.5
-        low, high = levels.run(torch.zeros_like(coin)), levels.run(torch.ones_like(coin))
-        tosses = [(toss, levels.run(toss)) for toss in (coin, ~coin)]
-        moved = {
-            place: (value != high[place]) | (value != tosses[0][1][place]) | (value != tosses[1][1][place])
-            for place, value in low.items()
-        }
-        moved = {place: mask for place, mask in moved.items() if mask.any()}
-        if all(_explained(reading.get(place), mask, place, low, high, tosses) for place, mask in moved.items()):
-            return
-        codes = self._decode(levels, moved, low, high)
-        for place, code in codes.items():
-            known = reading.get(place)
-            if known is not None:
-                code = torch.where(known == NOBODY, code, torch.where((code == NOBODY) | (code == known), known, MIXED))
-            reading[place] = code
-
-    def _decode(
-        self, levels: "_Levels", moved: dict[Place, Tensor], low: dict[Place, Tensor], high: dict[Place, Tensor]
-    ) -> Reading:
-        """Give neuron i the high level by bit b of i, for each b; each element then spells its neuron's number.
-
-        Every number is spelt twice, the second time with all bits flipped: the larger of two neurons, as a
-        maxout gives it, spells i|j the first time and i&j the second, and so does not pass for a third neuron.
-        """
-        numbers = torch.arange(self.neurons(levels.name))
-        bits = max(1, int(numbers[-1]).bit_length())
-        codes = {place: torch.zeros(mask.shape, dtype=torch.long) for place, mask in moved.items()}
-        mixed = {place: torch.zeros(mask.shape, dtype=torch.bool) for place, mask in moved.items()}
-        for bit in range(bits):
-            chosen = (numbers >> bit) % 2 == 1
-            spelt, flipped = levels.run(chosen), levels.run(~chosen)
-            for place, code in codes.items():
-                is_one, is_zero = (spelt[place] == high[place]).cpu(), (spelt[place] == low[place]).cpu()
-                was_one, was_zero = (flipped[place] == high[place]).cpu(), (flipped[place] == low[place]).cpu()
-                code += is_one.long() << bit
-                mixed[place] |= (is_one == is_zero) | (is_one != was_zero) | (is_zero != was_one)
-        for place, code in codes.items():
-            code[mixed[place] | (code >= len(numbers))] = MIXED
-            code[~moved[place].cpu()] = NOBODY
-        return codes
+        nothing = torch.zeros(0, self.neurons(name), dtype=torch.bool)
+        together = max(1, self.size // (2 * self._elements(name)))
+        groups = [Group(low, high, nothing) for low, high in _LEVELS]
+        parts = [groups[start : start + together] for start in range(0, len(groups), together)]
+        return {place for part in parts for words in self.look(name, part, 1.0, kept) for place in words}
 
 
-@dataclass
-class _Levels:
-    """One pair of output levels for one layer."""
+class _Rows:
+    """Reads groups of assignments that lie in the rows of one pass."""
 
-    prober: Prober
-    name: str
-    low: float
-    high: float
-    sign: int
+    def __init__(self, shapes: dict[Place, torch.Size], groups: Sequence[Group], letters: int):
+        self.shapes = shapes
+        self.groups = groups
+        self.letters = letters
+        self.sizes = [len(group.chosen) + 2 for group in groups]
+        self.seen: list[Words] = [{} for _ in groups]
+        self.last: tuple[Place, Tensor, int] | None = None
 
-    def run(self, chosen: Tensor) -> dict[Place, Tensor]:
-        values = torch.where(chosen, self.high, self.low)
-        return self.prober.run(Choice(self.name, values, self.sign))
+    def record(self, place: Place, value: Tensor) -> None:
+        shape = self.shapes[place]
+        if value.shape == shape:
+            return  # not reached
+        if len(shape) == 0 or shape[0] != 1 or value.shape != (sum(self.sizes), *shape[1:]):
+            raise _RowsMixedError(f"{place} is {tuple(value.shape)} where it is {tuple(shape)} for one row")
+        # The output of an activation and the input of the next layer are often one tensor, which is read once.
+        if self.last is not None and self.last[1] is value and self.last[2] == value._version:
+            for words in self.seen:
+                if self.last[0] in words:
+                    words[place] = words[self.last[0]]
+        else:
+            parts = torch.split(finite(value), self.sizes)
+            for group, part, words in zip(self.groups, parts, self.seen, strict=True):
+                word = Word(part[:1], self.letters)
+                word.add(part[:1], part[1:2], part[2:, None], group.first)
+                if word.moved.any():
+                    words[place] = word
+        self.last = place, value, value._version
 
 
-def _explained(
-    code: Tensor | None,
-    moved: Tensor,
-    place: Place,
-    low: dict[Place, Tensor],
-    high: dict[Place, Tensor],
-    tosses: list[tuple[Tensor, dict[Place, Tensor]]],
-) -> bool:
-    """Whether what was read before foretells every element that moved now."""
-    if code is None:
-        return False
-    moved = moved.cpu()
-    if (code[moved] == NOBODY).any():
-        return False
-    readable = moved & (code >= 0)
-    for toss, seen in tosses:
-        expected = torch.where(toss[code[readable]], high[place].cpu()[readable], low[place].cpu()[readable])
-        if not torch.equal(expected, seen[place].cpu()[readable]):
-            return False
-    return True
+def finite(value: Tensor) -> Tensor:
+    """Without NaN, which is unequal to itself."""
+    value = value.detach()
+    return torch.nan_to_num(value) if value.is_floating_point() and not torch.isfinite(value.sum()) else value
+
+
+def _nearly_equal(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.detach().float(), other.float(), rtol=1e-2, atol=1e-2, equal_nan=True)

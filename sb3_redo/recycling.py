@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -74,9 +75,10 @@ def recycle(
 ) -> RecyclingRecord:
     """Recycle the dormant neurons of a report (Sokar et al. 2023, algorithm 1), in place.
 
-    First all incoming weights of all dormant neurons are redrawn and their biases set to 0, then all their outgoing
-    weights are cleared, so that a weight between two dormant neurons ends at 0. Changes weights and biases of the
-    policy and the state of the optimizers that hold them, nothing else. Everything is computed before anything is
+    First all incoming weights of all dormant neurons are redrawn, their biases set to 0 and normalisations on their
+    way made fresh; then all their outgoing weights are cleared, so that a weight between two dormant neurons ends at
+    0. Changes weights, biases and normalisations of the policy and the state of the optimizers that hold them,
+    nothing else. Everything is computed before anything is
     written, so that an error leaves the policy whole.
 
     :param policy: the policy that was measured
@@ -100,10 +102,19 @@ def recycle(
             _plan_compensation(planner, report, dormant, forward)
         for name, neurons in dormant.items():
             _plan_incoming(planner, name, neurons, initial_weights, generator)
+            _plan_normalisations(planner, report.wiring[name], neurons, initial_weights)
         for name in dormant:
             _plan_outgoing(planner, report.wiring[name], dormant, initial_weights, generator, surgery.outgoing)
         planner.commit()
     return RecyclingRecord({name: neurons.cpu() for name, neurons in dormant.items()})
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.view(-1)
 
 
 class _Planner:
@@ -126,23 +137,23 @@ class _Planner:
         live: Tensor,
         *,
         axis: int = 0,
-        rows: slice = slice(None),
+        part: Callable[[Tensor], Tensor] = _whole,
         redrawn: Tensor | None = None,
     ) -> None:
         """Plan new values for a parameter and the state that goes with them.
 
-        :param index: the entries along ``axis`` to change, within ``rows`` of the parameter
+        :param index: the entries along ``axis`` to change, within ``part`` of the parameter, which is a view of it
         :param live: the entries along ``axis`` that belong to live neurons of the same layer
-        :param redrawn: bool mask of those rows that are redrawn too, whose own state is not to be matched
+        :param redrawn: bool mask of those of its rows that are redrawn too, whose own state is not to be matched
         """
-        self.edits.append(Edit(parameter[rows], axis, index, values))
+        self.edits.append(Edit(part(parameter), axis, index, values))
         for optimizer in self.optimizers:
             state = optimizer.state.get(parameter)
             if not state:
                 continue
             for key, tensor in state.items():
                 if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
-                    self.edits.append(self._state_edit(optimizer, key, tensor[rows], axis, index, live, redrawn))
+                    self.edits.append(self._state_edit(optimizer, key, part(tensor), axis, index, live, redrawn))
             if self.mode == "restart" and "step" in state:
                 self.restarts.append(state)
 
@@ -210,6 +221,20 @@ def _plan_incoming(
         planner.change(bias, neurons, 0.0, live)
 
 
+def _plan_normalisations(
+    planner: _Planner, layer: LayerWiring, neurons: Tensor, initial_weights: InitialWeights
+) -> None:
+    """Statistics, scales and offsets that act on a recycled neuron alone become those of a fresh policy."""
+    for name, owners in layer.normalisations.items():
+        owners = owners.flatten().to(neurons.device)
+        recycled = torch.isin(owners, neurons)
+        if recycled.any():
+            index, live = recycled.nonzero().flatten(), ((owners >= 0) & ~recycled).nonzero().flatten()
+            path, _, key = name.rpartition(".")
+            tensor = getattr(planner.policy.get_submodule(path), key)
+            planner.change(tensor, index, initial_weights.fresh(name).flatten().to(tensor)[index], live, part=_flat)
+
+
 def _plan_outgoing(
     planner: _Planner,
     layer: LayerWiring,
@@ -238,7 +263,7 @@ def _plan_outgoing(
             if len(index):
                 values = 0.0 if drawn is None else drawn[rows].index_select(1, index)
                 alive = live[columns].nonzero().flatten()
-                planner.change(weight, index, values, alive, axis=1, rows=rows, redrawn=redrawn[rows])
+                planner.change(weight, index, values, alive, axis=1, part=itemgetter(rows), redrawn=redrawn[rows])
 
 
 def _groups(consumer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:

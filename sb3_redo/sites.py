@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward_pass import replaced_forward, seeded
+from sb3_redo.frozen import Choice, neuron_axis
 from sb3_redo.functions import NON_NEGATIVE, FunctionWatcher
-from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
+from sb3_redo.probe import Prober
+from sb3_redo.spelling import MIXED, NOBODY, Place, Reading, shrunk
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,14 @@ def find_sites(
     if all((positions != MIXED).all() for positions in consumers.values()):
         arriving = [(place, codes) for place, codes in reading.items() if place.kind == "input"]
         return tuple(Site("input", place.name, place.call, _one_sample(codes)) for place, codes in arriving)
-    outputs = prober.calls[name]
     numbers = torch.arange(prober.neurons(name))
-    shape = [-1] + [1] * (-1 - neuron_axis(prober.layers[name], outputs[0]))
-    return tuple(Site("result", name, call, numbers.view(shape)) for call in range(len(outputs)))
+    shape = [-1] + [1] * (-1 - neuron_axis(prober.layers[name]))
+    return tuple(Site("result", name, call, numbers.view(shape)) for call in range(len(prober.calls[name])))
 
 
 def _one_sample(codes: Tensor) -> Tensor:
     """Codes of the first sample, [...], with every axis along which they stay the same shrunk to size 1."""
-    codes = codes[0].clamp(min=NOBODY)
-    for axis in range(codes.ndim):
-        first = codes.narrow(axis, 0, 1)
-        if torch.equal(codes, first.expand_as(codes)):
-            codes = first
-    return codes
+    return shrunk(codes[0].clamp(min=NOBODY)).long()
 
 
 def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...]) -> bool:
@@ -86,12 +82,15 @@ def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...
     silent = {place.call: reading[place] for place in seen_at}
     if not silent:
         return True
-    seen = prober.run(Choice(name, torch.ones(prober.neurons(name)), silent=silent))
-    return all(
-        not (value * (reading[place] != NOBODY).to(value)).any()
-        for place, value in seen.items()
-        if place.kind == "input" and place in reading
-    )
+    arrives = False
+
+    def record(place: Place, value: Tensor) -> None:
+        nonlocal arrives
+        if place.kind == "input" and place in reading:
+            arrives |= bool((value * (reading[place] != NOBODY).to(value)).any())
+
+    prober.run(Choice(name, torch.ones(1, prober.neurons(name)), silent=silent), record)
+    return not arrives
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,11 @@ def activation_calls(prober: Prober) -> list[ActivationCall]:
     return lister.calls
 
 
-def at_modules(prober: Prober, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+def at_modules(calls: list[ActivationCall], sites: tuple[Site, ...]) -> tuple[Site, ...]:
     """The same sites, seen as a module's result where a module makes the activation call.
 
     A hook on a few modules costs less than watching every function of a pass.
     """
-    calls = activation_calls(prober)
     return tuple(_at_module(site, calls[site.call]) if site.kind == "activation" else site for site in sites)
 
 

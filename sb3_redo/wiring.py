@@ -6,7 +6,7 @@ reaches (``probe.py``).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sb3_redo.forward_pass import evaluating, is_compiled, map_tensors, seeded, uncompiled
-from sb3_redo.probe import MIXED, NOBODY, Choice, Place, Prober, Reading, neuron_axis
-from sb3_redo.sites import Site, activation_calls, at_modules, find_sites, is_exact
+from sb3_redo.frozen import TRANSPOSED, neuron_axis
+from sb3_redo.normalisations import left_alone, normalisations
+from sb3_redo.probe import Prober
+from sb3_redo.sites import ActivationCall, Site, activation_calls, at_modules, find_sites, is_exact
+from sb3_redo.spelling import MIXED, NOBODY, Place, Reading
+from sb3_redo.variants import first_row, one_row_variants, read_inputs, two_rows
 
 OBSERVATION = "the observation"
 
@@ -35,6 +39,8 @@ class LayerWiring:
     :param exact: whether recycling a dead neuron leaves every output as it was. It does not where a normalisation
         or a learned offset lies between the neuron and its consumers.
     :param sites: where the activations are measured
+    :param normalisations: state of normalisations on the way to the consumers: path of a parameter or buffer to long
+        tensor of its shape, the neuron that each entry belongs to, -1 for none
     """
 
     name: str
@@ -44,6 +50,7 @@ class LayerWiring:
     consumers: dict[str, Tensor] = field(repr=False)
     exact: bool
     sites: tuple[Site, ...] = field(repr=False)
+    normalisations: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def row(self) -> tuple[str, str, str, str]:
         """Name, number of neurons, consumers, and whether and how it can be recycled."""
@@ -64,12 +71,14 @@ class Wiring:
     :param layers: the hidden layers, in the order in which they run
     :param outputs: names of the layers that feed no other layer: neither measured nor recycled
     :param activation_calls: activation calls in one forward pass, to notice a network that changed
+    :param left_alone: names of other modules with parameters to why these are neither measured nor recycled
     :param values_per_observation: how many numbers all layers together give for one observation
     """
 
     layers: tuple[LayerWiring, ...]
     outputs: tuple[str, ...]
     activation_calls: int
+    left_alone: dict[str, str] = field(default_factory=dict)
     values_per_observation: int = 0
 
     @property
@@ -89,6 +98,7 @@ class Wiring:
     def __str__(self) -> str:
         rows = [("layer", "neurons", "feeds", "recyclable"), *(layer.row() for layer in self.layers)]
         rows += [(name, "", "(output)", "no: output layers are neither measured nor recycled") for name in self.outputs]
+        rows += [(name, "", "", f"no: {reason}") for name, reason in self.left_alone.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -100,8 +110,8 @@ def trace_wiring(
 ) -> Wiring:
     """Find the hidden layers of a policy and what each of their neurons feeds, by perturbation.
 
-    Leaves the policy as it was: weights, modes, random streams. Sees ``Linear`` and ``Conv1d/2d/3d`` layers that
-    run in the forward pass; whatever else has parameters counts as an operation that mixes neurons.
+    Leaves the policy as it was: weights, modes, random streams. Sees linear layers and (transposed) convolutions
+    that run in the forward pass; whatever else has parameters counts as an operation that mixes neurons.
 
     :param policy: any module; layers are named by their path below it
     :param observations: a batch of what ``forward`` takes, at least one row; two are used
@@ -116,24 +126,35 @@ def trace_wiring(
     [0, 1, 2, 3]
     """
     with evaluating(policy.modules()), uncompiled(is_compiled(policy.modules())):
-        return _trace(policy, map_tensors(_two_rows, observations), forward)
+        return _trace(policy, map_tensors(two_rows, observations), forward)
 
 
 def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Wiring:
     if forward is None:
         forward, inputs = _whole_policy(policy, inputs)
-    prober = Prober(policy, partial(forward, policy, inputs))
-    variants = [partial(forward, policy, variant) for variant in _variants(prober, partial(forward, policy), inputs)]
+    prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)))
+    variants = [
+        partial(forward, policy, variant) for variant in one_row_variants(prober, partial(forward, policy), inputs)
+    ]
     # On values of our own choosing, because a gate that the observation holds shut would be overlooked.
-    prober.forward = variants[-1]
+    prober.prepare(variants[-1])
+    activations = activation_calls(prober)
     readings = {name: prober.read(name) for name in prober.layers}
-    sources = {**readings, OBSERVATION: _read_inputs(prober, variants)}
+    sources = {**readings, OBSERVATION: read_inputs(prober, variants)}
     feeders = _feeders(prober, sources)
     reached = Counter(place for reading in sources.values() for place in reading)
     shared = {place for place, count in reached.items() if count > 1}
     outputs = [name for name, reading in readings.items() if not any(place.kind == "input" for place in reading)]
     layers = [
-        _layer_wiring(prober, name, reading, feeders, shared)
+        _layer_wiring(
+            prober,
+            name,
+            reading,
+            feeders,
+            shared,
+            activations,
+            [other for key, other in sources.items() if key != name],
+        )
         for name, reading in readings.items()
         if name not in outputs
     ]
@@ -142,8 +163,8 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
             f"nothing to measure in {type(policy).__name__}: it has only output layers, which feed no other "
             f"layer ({', '.join(outputs)})"
         )
-    values = sum(output[0].numel() for outputs_of_layer in prober.calls.values() for output in outputs_of_layer)
-    return Wiring(tuple(layers), tuple(outputs), len(activation_calls(prober)), values)
+    calls, alone = len(activations), left_alone(prober, activations)
+    return Wiring(tuple(layers), tuple(outputs), calls, alone, prober.size)
 
 
 def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Module, Any], Any], Any]:
@@ -155,50 +176,6 @@ def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Mo
     with seeded(0):
         actions = actor(observations)
     return (lambda _, inputs: (actor(inputs[0]), critic(*inputs))), (observations, actions)
-
-
-def _two_rows(tensor: Tensor) -> Tensor:
-    return tensor[:2] if len(tensor) > 1 else torch.cat([tensor, tensor])
-
-
-def _variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> list[Any]:
-    """The network's input and two others of the same form, as different as the network bears."""
-    for change in (_noisy, _turned):
-        variants = [inputs, *(map_tensors(partial(change, attempt=attempt), inputs) for attempt in range(2))]
-        try:
-            for variant in variants:
-                prober.run(Choice(), partial(forward, variant))
-        except (RuntimeError, ValueError, IndexError, AssertionError):
-            continue  # noise can be no input at all, such as the number of an embedding that does not exist
-        return variants
-    return [inputs]
-
-
-def _noisy(tensor: Tensor, attempt: int) -> Tensor:
-    """Noise on numbers, any byte for a pixel, another of the values seen for an integer."""
-    generator = torch.Generator().manual_seed(attempt)
-    if tensor.is_floating_point():
-        return tensor + (torch.rand(tensor.shape, generator=generator) + 0.5).to(tensor) * (1 - 2 * attempt)
-    if tensor.dtype == torch.uint8:
-        return torch.randint(0, 256, tensor.shape, generator=generator).to(tensor)
-    return _turned(tensor, attempt)
-
-
-def _turned(tensor: Tensor, attempt: int) -> Tensor:
-    """The two rows exchanged, or each value mirrored within the range of those seen."""
-    return tensor.flip(0) if attempt == 0 or tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
-
-
-def _read_inputs(prober: Prober, variants: Sequence[Callable[[], Any]]) -> Reading:
-    """The places that change with the network's own input while every layer is frozen."""
-    before, *others = (prober.run(Choice(), variant) for variant in variants)
-    reading: Reading = {}
-    for seen in others:
-        for place, value in seen.items():
-            moved = (value != before[place]).cpu()
-            if moved.any():
-                reading[place] = torch.where(moved, 0, reading.get(place, torch.full(moved.shape, NOBODY)))
-    return reading
 
 
 Feeders = dict[str, dict[int, set[str]]]
@@ -218,10 +195,18 @@ def _feeders(prober: Prober, readings: dict[str, Reading]) -> Feeders:
 
 def _by_position(layer: nn.Module, codes: Tensor) -> Tensor:
     """A reading of a layer's input as [input positions, elements of each]."""
-    return codes.movedim(neuron_axis(layer, codes), 0).flatten(1)
+    return codes.movedim(neuron_axis(layer), 0).flatten(1)
 
 
-def _layer_wiring(prober: Prober, name: str, reading: Reading, feeders: Feeders, shared: Set[Place]) -> LayerWiring:
+def _layer_wiring(
+    prober: Prober,
+    name: str,
+    reading: Reading,
+    feeders: Feeders,
+    shared: Set[Place],
+    activations: list[ActivationCall],
+    others: list[Reading],
+) -> LayerWiring:
     consumers = _consumers(prober, reading)
     sites = find_sites(prober, name, reading, consumers, shared)
     reason = _why_not(prober, name, reading, consumers, feeders)
@@ -230,9 +215,10 @@ def _layer_wiring(prober: Prober, name: str, reading: Reading, feeders: Feeders,
         neurons=prober.neurons(name),
         recyclable=reason is None,
         reason=reason,
-        consumers={consumer: positions.clamp(min=NOBODY) for consumer, positions in consumers.items()},
+        consumers={consumer: positions.clamp(min=NOBODY).long() for consumer, positions in consumers.items()},
         exact=is_exact(prober, name, reading, sites),
-        sites=at_modules(prober, sites),
+        sites=at_modules(activations, sites),
+        normalisations=normalisations(prober, reading, others),
     )
 
 
@@ -243,7 +229,7 @@ def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
         if place.kind != "input":
             continue
         elements = _by_position(prober.layers[place.name], codes)
-        lowest = elements.masked_fill(elements == NOBODY, torch.iinfo(torch.long).max).amin(1)
+        lowest = elements.masked_fill(elements == NOBODY, torch.iinfo(codes.dtype).max).amin(1)
         highest = elements.amax(1)
         positions = torch.where((elements == MIXED).any(1) | (lowest != highest), MIXED, highest)
         positions[(elements == NOBODY).all(1)] = NOBODY
@@ -273,6 +259,8 @@ def _why_not(prober: Prober, name: str, reading: Reading, consumers: dict[str, T
 
 def _why_not_writable(prober: Prober, name: str, whose: str) -> str | None:
     layer = prober.layers[name]
+    if isinstance(layer, TRANSPOSED):
+        return f"{whose} weights are those of a transposed convolution, which are laid out the other way round"
     if parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
         return f"{whose} weights are computed from other parameters"
     if not layer.weight.requires_grad:

@@ -22,11 +22,13 @@ class Known:
     :param consumers: consumer name to the neuron feeding each of its input positions, -1 for none
     :param reason: text in the reason why it is not recycled, or ``None`` if it is
     :param exact: whether recycling a dead neuron changes no output
+    :param normalisations: parameter or buffer on the way to the neuron that each of its entries belongs to
     """
 
     consumers: dict[str, list[int]] = field(default_factory=dict)
     reason: str | None = None
     exact: bool = True
+    normalisations: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class Awkward(nn.Module):
@@ -45,6 +47,16 @@ class Awkward(nn.Module):
 
     def observations(self, batch: int, seed: int = 0) -> Any:
         return torch.randn(batch, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def affine(name: str, owners: list[Any]) -> dict[str, list[Any]]:
+    """What a normalisation learns."""
+    return {f"{name}.weight": owners, f"{name}.bias": owners}
+
+
+def statistics(name: str, owners: list[Any]) -> dict[str, list[Any]]:
+    """The same and what it keeps of its inputs."""
+    return affine(name, owners) | {f"{name}.running_mean": owners, f"{name}.running_var": owners}
 
 
 class Mlp(Awkward):
@@ -359,8 +371,8 @@ class Normalised(Awkward):
     """Layer normalisation before one activation, after another; a learned offset after a third."""
 
     known = {
-        "before": Known({"after": RANGE[4]}, exact=False),
-        "after": Known({"shifted": RANGE[4]}, exact=False),
+        "before": Known({"after": RANGE[4]}, exact=False, normalisations=affine("one", RANGE[4])),
+        "after": Known({"shifted": RANGE[4]}, exact=False, normalisations=affine("two", RANGE[4])),
         "shifted": Known({"out": RANGE[4]}, exact=False),
     }
 
@@ -380,7 +392,7 @@ class Normalised(Awkward):
 class BatchNormalised(Awkward):
     """Batch normalisation and dropout, which act in training mode only."""
 
-    known = {"first": Known({"out": RANGE[4]}, exact=False)}
+    known = {"first": Known({"out": RANGE[4]}, exact=False, normalisations=statistics("norm", RANGE[4]))}
 
     def __init__(self) -> None:
         super().__init__()
@@ -487,6 +499,261 @@ class Dueling(Awkward):
         return self.value(x) + advantage - advantage.mean(1, keepdim=True)
 
 
+class Rescaled(nn.Module):
+    """A normalisation written by hand, as sb3-contrib's BatchRenorm is."""
+
+    def __init__(self, neurons: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.full((neurons,), 0.1))
+        self.register_buffer("running_var", torch.ones(neurons))
+        self.register_buffer("steps", torch.tensor(3.0))
+        self.weight, self.bias = nn.Parameter(torch.ones(neurons)), nn.Parameter(torch.zeros(neurons))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean) / self.running_var.sqrt() * self.weight + self.bias
+
+
+class NormalisedImages(Awkward):
+    """Every kind of normalisation on the way: before the activation, after it, behind the flattening."""
+
+    known = {
+        "conv": Known({"two": RANGE[4]}, exact=False, normalisations=statistics("batch", RANGE[4])),
+        "two": Known({"three": RANGE[4]}, exact=False, normalisations=affine("group", RANGE[4])),
+        "three": Known(
+            {"dense": [channel for channel in range(2) for _ in range(4)]},
+            exact=False,
+            normalisations=affine("whole", [[[channel] * 2] * 2 for channel in range(2)])
+            | statistics("flat", [channel for channel in range(2) for _ in range(4)]),
+        ),
+        "dense": Known({"out": RANGE[5]}, exact=False, normalisations=statistics("own", RANGE[5])),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.two, self.three = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 3)
+        self.dense, self.out = nn.Linear(8, 5), nn.Linear(5, 2)
+        self.batch, self.group, self.whole = nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([2, 2, 2])
+        self.flat, self.own = nn.BatchNorm1d(8), Rescaled(5)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        return torch.randn(batch, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("conv", functional.relu(self.batch(self.conv(x))))
+        x = self.group(self.note("two", functional.relu(self.two(x))))
+        x = self.note("three", functional.relu(self.whole(self.three(x))))
+        x = self.note("dense", functional.relu(self.dense(self.flat(x.flatten(1)))))
+        return self.out(self.own(x))
+
+
+class Branched(Awkward):
+    """Images, vectors and an observation, side by side."""
+
+    known = {
+        "eye": Known({"joint": [channel for channel in range(3) for _ in range(4)] + [-1] * 5}),
+        "ear": Known({"joint": [-1] * 12 + RANGE[4] + [-1]}),
+        "joint": Known({"out": RANGE[4]}),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye, self.ear = nn.Conv2d(1, 3, 3), nn.Linear(5, 4)
+        self.joint, self.out = nn.Linear(17, 4), nn.Linear(4, 2)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return {"i": torch.randn(batch, 1, 4, 4, generator=generator), "v": torch.randn(batch, 5, generator=generator)}
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        image = self.note("eye", functional.relu(self.eye(x["i"]))).flatten(1)
+        vector = self.note("ear", functional.relu(self.ear(x["v"])))
+        return self.out(self.note("joint", functional.relu(self.joint(torch.hstack([image, vector, x["v"][:, :1]])))))
+
+
+class TimeMajor(Awkward):
+    """Batch and time are merged, time first, and taken apart again."""
+
+    known = {"first": Known({"second": RANGE[4]}), "second": Known({"out": RANGE[3] * 2})}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(6, 2)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        return torch.randn(batch, 2, 5, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = len(x)
+        x = functional.relu(self.first(x.transpose(0, 1).reshape(2 * batch, 5)))
+        self.note("first", x)
+        x = functional.relu(self.second(x))
+        self.note("second", x)
+        return self.out(x.view(2, batch, 3).transpose(0, 1).reshape(batch, 6))
+
+
+class Recurrent(Awkward):
+    """A recurrent network between two layers, which takes the rows of its batch for a sequence."""
+
+    cell: type[nn.Module] = nn.LSTM
+    known = {"first": Known({"out": [-1] * 3}, reason="several of its neurons")}
+    left_alone = "no: the gates of an LSTM are not neurons, they are left alone"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.between, self.out = nn.Linear(5, 4), self.cell(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.between(self.note("first", functional.relu(self.first(x))))[0])
+
+
+class Gru(Recurrent):
+    """The same, with the batch told apart."""
+
+    cell = nn.GRU
+    left_alone = "no: the gates of a GRU are not neurons, they are left alone"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", functional.relu(self.first(x)))
+        return self.out(self.between(x[None])[0][0])
+
+
+class Attentive(Awkward):
+    """Attention between two layers."""
+
+    known = {"first": Known({"out": [-1] * 4}, reason="several of its neurons")}
+    left_alone = "no: MultiheadAttention is no linear or convolutional layer, it is left alone"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.between, self.out = (
+            nn.Linear(5, 4),
+            nn.MultiheadAttention(4, 2, batch_first=True),
+            nn.Linear(4, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", functional.relu(self.first(x)))[:, None]
+        return self.out(self.between(x, x, x)[0][:, 0])
+
+
+class Upsampled(Awkward):
+    """A transposed convolution, whose weights are laid out [inputs, outputs]."""
+
+    known = {
+        "conv": Known({"up": RANGE[3]}, reason="up's weights are those of a transposed convolution"),
+        "up": Known({"out": [channel for channel in range(4) for _ in range(9)]}, reason="its weights are those"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up, self.out = nn.Conv2d(1, 3, 3), nn.ConvTranspose2d(3, 4, 2), nn.Linear(36, 2)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        return torch.randn(batch, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("conv", functional.relu(self.conv(x)))
+        return self.out(self.note("up", functional.relu(self.up(x))).flatten(1))
+
+
+class Mingled(Awkward):
+    """Rows are brought into another order, and back only behind the next layer."""
+
+    known = {"first": Known({"out": RANGE[4]})}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.note("first", functional.relu(self.first(x))).flip(0)).flip(0)
+
+
+class Leaning(Awkward):
+    """A position follows one neuron, but lies higher where that is low and its neighbour high."""
+
+    known = {"first": Known({"out": [-1] * 4}, reason="several of its neurons")}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", functional.relu(self.first(x)))
+        return self.out(torch.maximum(x, (x + x.roll(1, 1)) / 2))
+
+
+class Crossed(Awkward):
+    """A position shows one neuron where all are positive and another where all are negative."""
+
+    known = {"first": Known({"out": [-1] * 4}, reason="several of its neurons")}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", self.first(x))
+        return self.out(x.clamp(min=0) + (-x).clamp(min=0).flip(1))
+
+
+class Overwritten(Awkward):
+    """Activations are changed in place before they arrive."""
+
+    known = {"first": Known({"out": [1, 1, 2, 3]})}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", functional.hardtanh(self.first(x), 0.0, 9.0))
+        x[:, 0] = x[:, 1].clone()
+        return self.out(x)
+
+
+class Difference(Awkward):
+    """A gate that is shut where two layers return the same."""
+
+    known = {
+        "value": Known({"out": RANGE[4]}, reason="also fed by one, two"),
+        "one": Known({"out": RANGE[4]}, reason="also fed by two, value"),
+        "two": Known({"out": RANGE[4]}, reason="also fed by one, value"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.one, self.two = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(5, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, one, two = (self.note(name, torch.tanh(getattr(self, name)(x))) for name in ("value", "one", "two"))
+        return self.out(value * (one - two))
+
+
+class SharedNormalisations(Awkward):
+    """Entries of normalisations that act on two layers, or on every channel."""
+
+    known = {
+        "one": Known({"conv": [0]}, reason="also fed by two", exact=False),
+        "two": Known({"conv": [0]}, reason="also fed by one", exact=False),
+        "conv": Known({"out": [channel for channel in range(2) for _ in range(4)]}, exact=False),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.conv = nn.Conv2d(1, 1, 2), nn.Conv2d(1, 1, 2), nn.Conv2d(1, 2, 2)
+        self.sum, self.columns, self.out = nn.LayerNorm([1, 3, 3]), nn.LayerNorm(2), nn.Linear(8, 2)
+
+    def observations(self, batch: int, seed: int = 0) -> Any:
+        return torch.randn(batch, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.note("one", self.one(x).relu()), self.note("two", self.two(x).relu())
+        x = self.conv(self.sum(one + two))
+        return self.out(self.note("conv", functional.relu(self.columns(x))).flatten(1))
+
+
 def _with_activation(activation: type[nn.Module]) -> Callable[[], Awkward]:
     return lambda: SharedActivation(activation())
 
@@ -496,7 +763,8 @@ NETWORKS: dict[str, Callable[[], Awkward]] = {
     for network in (
         *(Mlp, SharedActivation, Images, ChannelsLast, Pooled, Grouped, TwoHeads, TwinCritics, Combined, Residual),
         *(Crelu, Gate, ObservationGate, Maxout, Twice, Loop, ToOutput, Normalised, BatchNormalised, HandNormalised),
-        *(OwnActivation, OwnSwish, Late, Tied, Dueling),
+        *(OwnActivation, OwnSwish, Late, Tied, Dueling, NormalisedImages, Branched, TimeMajor, Recurrent, Gru),
+        *(Attentive, Upsampled, Mingled, Leaning, Crossed, Overwritten, Difference, SharedNormalisations),
     )
 } | {
     f"SharedActivation with {activation.__name__}": _with_activation(activation)

@@ -86,6 +86,9 @@ def attached_entries(network, report):
     for layer in report.layers:
         if not layer.recyclable:
             continue
+        for key, owners in network.known[layer.name].normalisations.items():
+            if key in attached:
+                attached[key] |= torch.isin(torch.tensor(owners), layer.dormant.nonzero().flatten())
         for part in ("weight", "bias"):
             if f"{layer.name}.{part}" in attached:
                 attached[f"{layer.name}.{part}"][layer.dormant] = True
@@ -138,6 +141,47 @@ def test_outgoing_weights_are_zero_and_incoming_ones_new_in_every_consumer(name)
             weight = network.get_submodule(consumer).weight
             if getattr(network.get_submodule(consumer), "groups", 1) == 1:
                 assert not weight[:, cleared].any()
+
+
+@pytest.mark.parametrize("name", ["Normalised", "BatchNormalised", "NormalisedImages"])
+def test_normalisations_on_a_recycled_neurons_way_become_fresh_and_others_stay(name):
+    network, optimizer, _, report = prepared(name, threshold=0.4)
+    before, fresh = copy.deepcopy(network.state_dict()), networks.build(name, seed=3).state_dict()
+    recycled(network, report, [optimizer], build=lambda: networks.build(name, seed=3))
+    after, seen = network.state_dict(), set()
+    for layer in report.layers:
+        for key, owners in network.known[layer.name].normalisations.items():
+            theirs = torch.isin(torch.tensor(owners), layer.dormant.nonzero().flatten())
+            assert torch.equal(after[key][theirs], fresh[key][theirs]), key
+            assert torch.equal(after[key][~theirs], before[key][~theirs]), key
+            seen |= {key} if not torch.equal(after[key], before[key]) else set()
+    assert len(seen) > 1
+    counters = [key for key in after if key.endswith(("num_batches_tracked", "steps"))]
+    assert all(torch.equal(after[key], before[key]) for key in counters)
+
+
+@pytest.mark.parametrize("name", ["conv", "dense"])
+def test_compensation_keeps_means_where_a_normalisation_lies_on_the_way_of_a_dead_neuron(name):
+    network, optimizer, batch, _ = prepared("NormalisedImages")
+    with torch.no_grad():
+        network.batch.bias[:2] = -100.0
+    report = only(report_on(network, batch), name)
+    single = report.wiring[name]
+    before = consumer_means(network, report, single, batch)
+    record = recycled(network, report, [optimizer], compensate=True, build=lambda: networks.build("NormalisedImages"))
+    assert record.neurons[name].tolist()[:2] == [0, 1]
+    assert network.batch.bias[0] == (0 if name == "conv" else -100)
+    for consumer, mean in consumer_means(network, report, single, batch).items():
+        torch.testing.assert_close(mean, before[consumer], rtol=1e-4, atol=1e-5)
+
+
+def only(report, name):
+    """The report as it would be if no other layer had dormant neurons."""
+    layers = (
+        type(layer)(layer.name, "net", layer.scores, layer.dormant & (layer.name == name), layer.recyclable)
+        for layer in report.layers
+    )
+    return type(report)(tuple(layers), report.dormancy_threshold, report.wiring, report.batch)
 
 
 def two_layers():
@@ -312,15 +356,7 @@ def test_compensation_keeps_the_mean_input_of_the_next_layer(name):
         return
     # One layer at a time, since the layers behind a changed one see other inputs.
     single = recyclable[-1]
-    alone = type(report)(
-        tuple(
-            type(layer)(layer.name, "net", layer.scores, layer.dormant & (layer.name == single.name), layer.recyclable)
-            for layer in report.layers
-        ),
-        report.dormancy_threshold,
-        report.wiring,
-        batch,
-    )
+    alone = only(report, single.name)
     before = consumer_means(network, alone, single, batch)
     recycled(network, alone, [optimizer], compensate=True)
     for consumer, mean in consumer_means(network, alone, single, batch).items():

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import DQN, PPO, SAC
 from torch import nn
+from torch.nn import functional
 
 from sb3_redo import trace_wiring
+from sb3_redo.probe import Prober
 
 import networks
 
@@ -33,6 +35,28 @@ def test_the_wiring_is_the_one_that_was_built(name):
         assert layer.recyclable == (known.reason is None), layer.reason
         assert layer.exact == known.exact or not layer.recyclable, layer.name
         assert known.reason is None or known.reason in layer.reason
+        assert {key: owners.tolist() for key, owners in layer.normalisations.items()} == known.normalisations
+    assert len(wiring.left_alone) == hasattr(network, "left_alone")
+    assert getattr(network, "left_alone", "") in str(wiring)
+
+
+@every_network
+def test_it_is_the_same_one_assignment_at_a_time(name, monkeypatch):
+    network = networks.build(name)
+    wiring = trace_wiring(network, network.observations(2))
+    monkeypatch.setattr(Prober, "_rows_stay_apart", lambda self: False)
+    assert str(trace_wiring(network, network.observations(2))) == str(wiring)
+
+
+@pytest.mark.parametrize(
+    ("name", "apart"), [("Mlp", True), ("Branched", True), ("Mingled", False), ("Recurrent", False), ("Gru", False)]
+)
+def test_rows_that_do_not_stay_apart_are_noticed(name, apart, monkeypatch):
+    seen, really = [], Prober._rows_stay_apart
+    monkeypatch.setattr(Prober, "_rows_stay_apart", lambda self: seen.append(really(self)) or seen[-1])
+    network = networks.build(name)
+    trace_wiring(network, network.observations(2))
+    assert seen == [apart]
 
 
 @every_network
@@ -53,6 +77,19 @@ def test_tracing_leaves_no_trace(name):
         assert "forward" not in module.__dict__
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+
+
+def test_a_network_that_refuses_many_rows_is_read_one_assignment_at_a_time():
+    class Refusing(networks.Mlp):
+        def forward(self, x):
+            x = functional.relu(self.first(x))
+            if len(x) > 2:
+                raise ValueError("only two rows")
+            return self.out(functional.relu(self.second(x)))
+
+    wiring = trace_wiring(Refusing(), torch.randn(2, 5))
+    assert wiring["first"].consumers["second"].tolist() == list(range(6))
+    assert wiring["second"].consumers["out"].tolist() == list(range(4))
 
 
 def test_an_error_while_tracing_leaves_no_trace():

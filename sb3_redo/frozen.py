@@ -1,0 +1,202 @@
+"""A network all of whose layers are frozen: passes in which only parameter-free operations are real."""
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sb3_redo.forward_pass import replaced_forward, seeded, tensors_in
+from sb3_redo.functions import FunctionWatcher
+from sb3_redo.spelling import Place, Record
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+
+
+def neuron_axis(layer: nn.Module) -> int:
+    """The axis of a layer's input or output on which its positions or neurons lie, counted from the end."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return -1 - (weight.ndim - 2)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a frozen layer: what its output looks like, and where that begins in the pool of random numbers."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    offset: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one pass differs in.
+
+    :param layer: the layer whose outputs are chosen; every other layer is frozen
+    :param values: output values of that layer's neurons for each row of its output, [rows, neurons]
+    :param factors: by which frozen outputs are multiplied, one per row of them; a gate such as ``relu(-x)`` opens
+        for one sign only
+    :param kept: activation calls that return a constant, as if they were frozen layers
+    :param silent: activation call to the neurons seen there; those elements return 0 and normalisations act
+    """
+
+    layer: str | None = None
+    values: Tensor | None = None
+    factors: tuple[float, ...] = (1.0,)
+    kept: Set[int] = frozenset()
+    silent: Mapping[int, Tensor] | None = None
+
+
+class _PassWatcher(FunctionWatcher):
+    """Applies a choice to activations and normalisations and tells what passes them."""
+
+    def __init__(self, choice: Choice, record: Record):
+        super().__init__()
+        self.choice = choice
+        self.record = record
+
+    def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
+        if call in self.choice.kept:
+            return torch.full_like(output, 0.5)
+        if self.choice.silent is not None and call in self.choice.silent:
+            output = output.masked_fill((self.choice.silent[call] >= 0).to(output.device), 0.0)
+        self.record(Place("activation", str(call), call), output)
+        return output
+
+    def on_normalisation(self, call: int, func: Any, args: Any, kwargs: Any) -> Any:
+        value = args[0] if args else kwargs["input"]
+        self.record(Place("normalisation", str(call), call), value)
+        # A normalisation would mix the neurons it only rescales, so a probe passes it by.
+        return value if self.choice.silent is None else func(*args, **kwargs)
+
+    def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:  # it does not broadcast, as sums and products do
+            parts = list(args[0] if args else kwargs["tensors"])
+            rows = max(len(part) for part in parts)
+            parts = [part.expand(rows, *part.shape[1:]) if len(part) == 1 else part for part in parts]
+            return func(parts, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
+
+
+class FrozenNetwork:
+    """Runs a network with chosen numbers in place of what its layers compute, and tells what passes between them.
+
+    Inside ``evaluating(module.modules())``; nothing in the network changes and no random stream moves.
+
+    :param module: the network
+    :param forward: called without arguments, runs everything that is to be probed in one pass
+    :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass
+    """
+
+    def __init__(self, module: nn.Module, forward: Callable[[], Any]):
+        self.module = module
+        self.forward = forward
+        self.calls: dict[str, list[Call]] = {}
+        """Layer name to its calls; layers in the order they first run."""
+        self.size = 0
+        """Elements of the outputs of all layers and activations."""
+        running = self._record_calls()
+        modules = dict(module.named_modules())
+        self.layers = {name: modules[name] for name in self.calls}
+        if not self.layers:
+            held = [name for name, child in modules.items() if isinstance(child, LAYER_TYPES)]
+            raise RuntimeError(
+                f"no Linear or Conv layer of {type(module).__name__} runs in its forward pass; "
+                f"it holds {', '.join(held) or 'none at all'}"
+            )
+        self.others = {
+            name: modules[name]
+            for name in running
+            if name not in self.layers
+            and not any(other.startswith(f"{name}." if name else "") for other in running if other != name)
+            and (modules[name]._parameters or modules[name]._buffers)
+        }
+        """Other modules that run and have parameters or buffers of their own, none of whose children runs."""
+        calls = [call for calls in self.calls.values() for call in calls]
+        with seeded(0):
+            # Random rather than recorded, since a product with a recorded 0 would hide what it multiplies. One pool
+            # for all, since an output for each layer would take as much memory as all layers together.
+            size = max(call.offset + call.shape.numel() for call in calls)
+            self._pool = torch.rand(size, device=calls[0].device) + 0.5
+
+    def _record_calls(self) -> list[str]:
+        """One untouched pass: the names of the modules that run."""
+        running: dict[str, None] = {}
+
+        def recording(name: str, module: nn.Module) -> Callable[..., Any]:
+            real = module.forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                running[name] = None
+                output = real(*args, **kwargs)
+                if isinstance(module, LAYER_TYPES):
+                    offset = 61 * sum(map(len, self.calls.values()))  # no two are to return the same numbers
+                    call = Call(output.shape, output.dtype, output.device, offset)
+                    self.calls.setdefault(name, []).append(call)
+                    self.size += output.numel()
+                return output
+
+            return forward
+
+        def count_activation(place: Place, value: Tensor) -> None:
+            self.size += value.numel() if place.kind == "activation" else 0
+
+        modules = dict(self.module.named_modules())
+        # With nobody silent, which changes nothing but that normalisations act.
+        with seeded(0), replaced_forward(modules, recording), _PassWatcher(Choice(silent={}), count_activation):
+            self.forward()
+        return list(running)
+
+    def neurons(self, name: str) -> int:
+        """Outputs of a linear layer, output channels of a convolution."""
+        return self.calls[name][0].shape[neuron_axis(self.layers[name])]
+
+    def run(self, choice: Choice, record: Record, forward: Callable[[], Any] | None = None) -> None:
+        """One pass under ``choice``; ``record`` is told what is seen at every place."""
+
+        def make(name: str, module: nn.Module) -> Callable[..., Any]:
+            calls = count()
+            real = module.forward
+
+            def frozen(*args: Any, **kwargs: Any) -> Tensor:
+                with torch._C.DisableTorchFunction():
+                    call = next(calls)
+                    record(Place("input", name, call), args[0] if args else kwargs["input"])
+                    return self._output(choice, name, self.calls[name][call])
+
+            def other(*args: Any, **kwargs: Any) -> Any:
+                inputs = list(tensors_in((args, kwargs)))
+                call = next(calls)
+                if len(inputs) == 1:
+                    with torch._C.DisableTorchFunction():
+                        record(Place("module", name, call), inputs[0])
+                return real(*args, **kwargs)
+
+            return frozen if name in self.layers else other
+
+        with seeded(0), replaced_forward({**self.layers, **self.others}, make), _PassWatcher(choice, record):
+            outputs = (forward or self.forward)()
+        for index, output in enumerate(tensors_in(outputs)):
+            record(Place("output", str(index), index), output)
+
+    def _output(self, choice: Choice, name: str, call: Call) -> Tensor:
+        """What a layer returns instead of its real output."""
+        if name != choice.layer:
+            frozen = self._pool[call.offset : call.offset + call.shape.numel()].view(call.shape).to(call.device)
+            factors = torch.tensor(choice.factors, device=call.device).view(-1, *[1] * (len(call.shape) - 1))
+            return (frozen * factors).to(call.dtype)
+        assert choice.values is not None
+        axis = neuron_axis(self.layers[name]) + len(call.shape)
+        values = choice.values.to(call.device, call.dtype)
+        if axis == 0:
+            return values[0].clone()
+        shape = [len(values)] + [1] * (len(call.shape) - 1)
+        shape[axis] = -1
+        rows = (len(values) if len(values) > 1 else call.shape[0], *call.shape[1:])
+        return values.view(shape).expand(rows).clone(memory_format=torch.contiguous_format)
