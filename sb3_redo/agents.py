@@ -1,5 +1,6 @@
 """What Stable-Baselines3 calls things: the networks, optimizers and gradient steps of an algorithm."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -181,13 +182,17 @@ def agent_of(model: BaseAlgorithm) -> Agent:
 def gradient_steps_of(model: BaseAlgorithm) -> int:
     """Gradient steps made so far, also before a model was loaded.
 
-    Off-policy algorithms count them, and raise the count at the end of ``train()``. On-policy ones count something
-    else (epochs, rollouts) under the same name: theirs are what our own clock or their optimizer remembers.
+    What our own clock remembers, and beyond that what the algorithm counts: off-policy ones count gradient steps at
+    the beginning of each or at the end of ``train()``, so that an interrupted step is counted or a whole interrupted
+    call is not. On-policy ones count something else (epochs, rollouts) under the same name; there the optimizer tells.
     """
-    if not isinstance(model, OnPolicyAlgorithm):
-        return int(model._n_updates)
-    states = model.policy.optimizer.state.values()
-    return max([Memory.gradient_steps_of(model), *(int(state["step"]) for state in states if "step" in state)])
+    remembered = Memory.gradient_steps_of(model)
+    if isinstance(model, OnPolicyAlgorithm):
+        states = model.policy.optimizer.state.values()
+        counted = max((int(state["step"]) for state in states if "step" in state), default=0)
+    else:
+        counted = int(model._n_updates)
+    return counted if remembered is None or counted > remembered + 1 else remembered
 
 
 def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
@@ -209,7 +214,9 @@ def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
     def build() -> BasePolicy:
         # Off-policy algorithms have use_sde among the keywords already, and some policies do not know the word.
         settings = {**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs}
-        return model.policy_class(model.observation_space, model.action_space, model.lr_schedule, **settings)
+        # Copies, because extractors draw samples from the observation space to learn its shape.
+        spaces = copy.deepcopy((model.observation_space, model.action_space))
+        return model.policy_class(*spaces, model.lr_schedule, **settings)
 
     known = model.__dict__.get("initial_weight_samples")
     if known is not None or gradient_steps_of(model) > 0:

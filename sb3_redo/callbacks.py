@@ -111,7 +111,7 @@ class DormancyCallback(BaseCallback):
         self._clock = GradientClock(
             self._agent.clock,
             gradient_steps_of(self.model),
-            self._on_rollout_training_step if self._agent.at_rollout_end else self._on_gradient_step,
+            self._on_gradient_step,
             is_current=lambda: self.model.start_time == learn_call,
         )
         if self.parent is not None:
@@ -183,12 +183,10 @@ class DormancyCallback(BaseCallback):
             self._stop()
             raise
 
-    def _on_rollout_training_step(self, gradient_step: int) -> None:
-        """Only counted, since between the gradient steps of one rollout nothing is measured."""
-        self._memory.remember_gradient_steps(gradient_step)
-
     def _on_gradient_step(self, gradient_step: int) -> None:
-        self._after(gradient_step - 1, gradient_step)
+        self._memory.remember_gradient_steps(gradient_step)
+        if not self._agent.at_rollout_end:
+            self._after(gradient_step - 1, gradient_step)
 
     def _after(self, before: int, gradient_step: int) -> None:
         """Do what is due when gradient steps after ``before``, up to ``gradient_step``, have been made."""

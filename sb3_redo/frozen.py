@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward_pass import replaced_forward, seeded, tensors_in
-from sb3_redo.functions import FunctionWatcher
+from sb3_redo.functions import POOLS, FunctionWatcher
 from sb3_redo.spelling import Place, Record
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -55,10 +55,13 @@ class Choice:
 class _PassWatcher(FunctionWatcher):
     """Applies a choice to activations and normalisations and tells what passes them."""
 
-    def __init__(self, choice: Choice, record: Record):
+    def __init__(self, choice: Choice, record: Record, pooled: dict[tuple[Any, ...], Tensor] | None = None):
         super().__init__()
         self.choice = choice
         self.record = record
+        self.pooled = pooled
+        """What pooling one row gave before, by its number and what was chosen for the frozen layers."""
+        self.pools = 0
 
     def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
         if call in self.choice.kept:
@@ -73,6 +76,20 @@ class _PassWatcher(FunctionWatcher):
         self.record(Place("normalisation", str(call), call), value)
         # A normalisation would mix the neurons it only rescales, so a probe passes it by.
         return value if self.choice.silent is None else func(*args, **kwargs)
+
+    def on_other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func not in POOLS:
+            return func(*args, **kwargs)
+        # Two thirds of a pass through a large convolutional network. One row is what the frozen layers feed, the same
+        # in every pass.
+        self.pools += 1
+        value = args[0] if args else kwargs["input"]
+        key = (self.pools, self.choice.factors, tuple(value.shape))
+        if self.pooled is None or len(value) != 1:
+            return func(*args, **kwargs)
+        if key not in self.pooled:
+            self.pooled[key] = func(*args, **kwargs)
+        return self.pooled[key].clone()
 
     def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -99,6 +116,7 @@ class FrozenNetwork:
         self.forward = forward
         self.calls: dict[str, list[Call]] = {}
         """Layer name to its calls; layers in the order they first run."""
+        self._pooled: dict[tuple[Any, ...], Tensor] = {}
         self.size = 0
         """Elements of the outputs of all layers and activations."""
         running = self._record_calls()
@@ -123,7 +141,10 @@ class FrozenNetwork:
             # Random rather than recorded, since a product with a recorded 0 would hide what it multiplies. One pool
             # for all, since an output for each layer would take as much memory as all layers together.
             size = max(call.offset + call.shape.numel() for call in calls)
-            self._pool = torch.rand(size, device=calls[0].device) + 0.5
+            # Of both signs, since a gate such as relu(-x) opens for one of them only, and another beside it perhaps
+            # for the other.
+            signs = torch.randint(0, 2, (size,), device=calls[0].device) * 2 - 1
+            self._pool = (torch.rand(size, device=calls[0].device) + 0.5) * signs
 
     def _record_calls(self) -> list[str]:
         """One untouched pass: the names of the modules that run."""
@@ -180,23 +201,27 @@ class FrozenNetwork:
 
             return frozen if name in self.layers else other
 
-        with seeded(0), replaced_forward({**self.layers, **self.others}, make), _PassWatcher(choice, record):
+        in_rows = choice.values is not None and len(choice.values) > 1 and not choice.kept
+        watcher = _PassWatcher(choice, record, self._pooled if in_rows else None)
+        with seeded(0), replaced_forward({**self.layers, **self.others}, make), watcher:
             outputs = (forward or self.forward)()
         for index, output in enumerate(tensors_in(outputs)):
             record(Place("output", str(index), index), output)
 
     def _output(self, choice: Choice, name: str, call: Call) -> Tensor:
         """What a layer returns instead of its real output."""
+        pattern = self._pool[call.offset : call.offset + call.shape.numel()].view(call.shape).to(call.device)
         if name != choice.layer:
-            frozen = self._pool[call.offset : call.offset + call.shape.numel()].view(call.shape).to(call.device)
-            factors = torch.tensor(choice.factors, device=call.device).view(-1, *[1] * (len(call.shape) - 1))
-            return (frozen * factors).to(call.dtype)
+            shape = [-1] + [1] * (len(call.shape) - 1)
+            one, *more = choice.factors
+            factors = torch.tensor(choice.factors, device=call.device).view(shape) if more else one
+            return (pattern * factors).to(call.dtype)
         assert choice.values is not None
         axis = neuron_axis(self.layers[name]) + len(call.shape)
-        values = choice.values.to(call.device, call.dtype)
+        values = choice.values.to(call.device)
         if axis == 0:
-            return values[0].clone()
+            return (values[0] * pattern.abs()).to(call.dtype)
         shape = [len(values)] + [1] * (len(call.shape) - 1)
         shape[axis] = -1
-        rows = (len(values) if len(values) > 1 else call.shape[0], *call.shape[1:])
-        return values.view(shape).expand(rows).clone(memory_format=torch.contiguous_format)
+        # Times a pattern, so that differences of neurons or of pixels, which equal values would hide, can be seen.
+        return (values.view(shape) * pattern.abs()).to(call.dtype)

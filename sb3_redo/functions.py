@@ -31,6 +31,9 @@ NON_NEGATIVE = _spellings(_NON_NEGATIVE_NAMES)
 """Activations whose output needs no absolute value."""
 NORMALISATIONS = _spellings(_NORMALISATION_NAMES)
 JOINS = frozenset(getattr(torch, name) for name in _JOINING_NAMES)
+POOLS = _spellings(
+    f"{kind}_pool{dimensions}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for dimensions in "123"
+)
 
 
 class FunctionWatcher(TorchFunctionMode):
@@ -55,7 +58,9 @@ class FunctionWatcher(TorchFunctionMode):
             call = self.normalisation_calls
             self.normalisation_calls += 1
             return self.on_normalisation(call, func, args, kwargs)
-        return self.on_join(func, args, kwargs) if func in JOINS else func(*args, **kwargs)
+        if func in JOINS:
+            return self.on_join(func, args, kwargs)
+        return self.on_other(func, args, kwargs)
 
     def on_activation(self, call: int, func: Any, output: torch.Tensor) -> torch.Tensor:
         """Sees the output of activation number ``call``; what it returns takes the output's place."""
@@ -67,4 +72,8 @@ class FunctionWatcher(TorchFunctionMode):
 
     def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Stands in for a function that joins several tensors to one."""
+        return func(*args, **kwargs)
+
+    def on_other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Stands in for every other function."""
         return func(*args, **kwargs)

@@ -24,12 +24,13 @@ class Memory:
         self._own: dict[str, Any] = self._shared.setdefault(owner, {"dormant": {}, "looked_at": None})
 
     @staticmethod
-    def gradient_steps_of(model: BaseAlgorithm) -> int:
-        """What a memory on this model last remembered as ``gradient_steps``, else 0."""
-        return int(model.__dict__.get(_ATTRIBUTE, {}).get("gradient_steps", 0))
+    def gradient_steps_of(model: BaseAlgorithm) -> int | None:
+        """The gradient steps that a memory on this model last remembered, if it has."""
+        steps: int | None = model.__dict__.get(_ATTRIBUTE, {}).get("gradient_steps")
+        return steps
 
     def remember_gradient_steps(self, gradient_steps: int) -> None:
-        """For algorithms that do not count them."""
+        """Algorithms do not count them, or not where ``train()`` is interrupted."""
         self._shared["gradient_steps"] = gradient_steps
 
     @property

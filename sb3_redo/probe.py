@@ -41,6 +41,7 @@ class Prober(FrozenNetwork):
     def prepare(self, forward: Callable[[], Any]) -> None:
         """Probe with this pass from now on, after a look at whether its rows stay apart."""
         self.forward = forward
+        self._pooled.clear()
         self.shapes = {}
         self.run(Choice(), lambda place, value: self.shapes.setdefault(place, value.shape))
         self._one_by_one = {

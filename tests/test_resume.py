@@ -92,5 +92,6 @@ def test_callbacks_with_different_settings_keep_their_memories_apart(tmp_path):
     model, tape = dqn(), Tape()
     learn(model, tape, 60, [recycling(), DormancyCallback(0.3, batch_size=16, measuring_period=10)])
     loaded = reloaded(model, tmp_path)
-    assert len(loaded.dormancy_memory) == 3  # two sets of dormant neurons, and how many were recycled in all
+    # Two sets of dormant neurons, how many were recycled in all, and the gradient steps.
+    assert len(loaded.dormancy_memory) == 4
     assert loaded.dormancy_memory == model.dormancy_memory
