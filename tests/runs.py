@@ -1,7 +1,9 @@
 """Tiny training runs, a tape of what happens in them, and what they leave behind."""
 
+import copy
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 TINY = {"seed": 0, "learning_starts": 20, "batch_size": 8, "buffer_size": 2000, "device": "cpu"}
@@ -29,12 +32,18 @@ def _eight_neurons(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class Corridor(gym.Env):
-    """Random observations, in episodes of a chosen length."""
+    """Random observations, in episodes of a chosen length. The first action of each choice is always allowed."""
 
-    def __init__(self, length: int = 10, observation_space: spaces.Space | None = None):
+    def __init__(
+        self,
+        length: int = 10,
+        observation_space: spaces.Space | None = None,
+        action_space: spaces.Space | None = None,
+    ):
         self.length = length
-        self.observation_space = observation_space or spaces.Box(-1.0, 1.0, (3,))
-        self.action_space = spaces.Discrete(2)
+        # Copied, because a space holds the random stream that it is sampled from.
+        self.observation_space = copy.deepcopy(observation_space) or spaces.Box(-1.0, 1.0, (3,))
+        self.action_space = copy.deepcopy(action_space) or spaces.Discrete(2)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -45,7 +54,29 @@ class Corridor(gym.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
-        return self.observation_space.sample(), float(action), self.steps >= self.length, False, {}
+        return self.observation_space.sample(), float(np.sum(action)), self.steps >= self.length, False, {}
+
+    def action_masks(self) -> np.ndarray:
+        """What MaskablePPO asks for: every other one of the later actions is forbidden, in turn."""
+        sizes = getattr(self.action_space, "nvec", None)
+        sizes = [self.action_space.n] if sizes is None else sizes
+        return np.concatenate([(np.arange(size) == 0) | (np.arange(size) % 2 == self.steps % 2) for size in sizes])
+
+
+class BatchNormAndDropout(BaseFeaturesExtractor):
+    """Draws random numbers and keeps statistics where it is run in training mode."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space, features_dim=8)
+        self.layers = nn.Sequential(
+            nn.Linear(observation_space.shape[0], 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8)
+        )
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return self.layers(observations)
+
+
+NOISY = {"features_extractor_class": BatchNormAndDropout}
 
 
 class Tape(KVWriter):
@@ -92,7 +123,7 @@ class Tape(KVWriter):
 
 
 def optimizers_of(model: Any) -> dict[str, torch.optim.Optimizer]:
-    """All optimizers of a DQN or SAC model by their path."""
+    """All optimizers of a model by their path."""
     paths = ("policy.optimizer", "actor.optimizer", "critic.optimizer", "ent_coef_optimizer")
     found = {}
     for path in paths:
@@ -138,17 +169,31 @@ def fingerprint(model: Any) -> dict[str, Any]:
         "modes": {name: module.training for name, module in model.policy.named_modules()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers_of(model).items()},
         "entropy coefficient": getattr(model, "log_ent_coef", None),
-        "replay buffer": {name: value for name, value in vars(model.replay_buffer).items() if is_content(value)},
+        "replay buffer": contents_of(getattr(model, "replay_buffer", None)),
+        "rollout buffer": contents_of(getattr(model, "rollout_buffer", None)),
+        "LSTM states": getattr(model, "_last_lstm_states", None),
+        "exploration matrices": exploration_matrices(model),
         "environment": model.env.get_attr("np_random"),
+        "last observations": model._last_obs,
         "normalisation": normalisation_of(model),
-        "counters": (model.num_timesteps, model._n_updates, model._n_calls if isinstance(model, DQN) else None),
+        "counters": (model.num_timesteps, model._n_updates, getattr(model, "_n_calls", None), model._episode_num),
         **random_streams(model),
     }
     return {name: plain(value) for name, value in left.items()}
 
 
+def contents_of(buffer: Any) -> dict[str, Any]:
+    return {} if buffer is None else {name: value for name, value in vars(buffer).items() if is_content(value)}
+
+
 def is_content(value: Any) -> bool:
     return isinstance(value, (np.ndarray, dict, int, bool))
+
+
+def exploration_matrices(model: Any) -> list[torch.Tensor]:
+    """What state-dependent exploration adds to the actions until it is drawn anew."""
+    holders = [module.action_dist for module in model.policy.modules() if hasattr(module, "action_dist")]
+    return [holder.exploration_mat for holder in holders if hasattr(holder, "exploration_mat")]
 
 
 def normalisation_of(model: Any) -> Any:
@@ -170,6 +215,20 @@ def restore_random_streams(model: Any, streams: dict[str, Any]) -> None:
     np.random.set_state(streams["NumPy's random stream"])
     torch.set_rng_state(streams["torch's random stream"])
     model.action_space.np_random.bit_generator.state = streams["action space's random stream"]
+
+
+def reloaded(model: Any, folder: Path, **settings: Any) -> Any:
+    """The model after saving it with its buffer and loading both, its environment and random streams as they were."""
+    model.save(folder / "agent")
+    streams = random_streams(model)
+    loaded = type(model).load(folder / "agent", env=model.get_env(), force_reset=False, **settings)
+    if hasattr(model, "replay_buffer"):
+        model.save_replay_buffer(folder / "buffer")
+        loaded.load_replay_buffer(folder / "buffer")
+    if hasattr(model, "_last_lstm_states"):
+        loaded._last_lstm_states = model._last_lstm_states  # SB3 does not save them
+    restore_random_streams(loaded, streams)
+    return loaded
 
 
 def plain(value: Any) -> Any:

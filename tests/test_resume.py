@@ -7,7 +7,7 @@ from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
 
-from runs import Tape, differences, dqn, fingerprint, random_streams, restore_random_streams, sac
+from runs import Tape, differences, dqn, fingerprint, reloaded, sac
 
 # Exploration that does not depend on how long learn() is asked to train.
 STEADY = {"exploration_initial_eps": 0.1, "exploration_final_eps": 0.1}
@@ -31,17 +31,6 @@ each_run = pytest.mark.parametrize("build", RUNS.values(), ids=RUNS)
 
 def recycling():
     return ReDoCallback(0.7, recycling_period=15, measuring_period=10, batch_size=16)
-
-
-def reloaded(model, folder, **settings):
-    """The model after saving it with its buffer and loading both, its environment and random streams as they were."""
-    model.save(folder / "agent")
-    model.save_replay_buffer(folder / "buffer")
-    streams = random_streams(model)
-    loaded = type(model).load(folder / "agent", env=model.get_env(), force_reset=False, **settings)
-    loaded.load_replay_buffer(folder / "buffer")
-    restore_random_streams(loaded, streams)
-    return loaded
 
 
 def learn(model, tape, steps, callback=None):

@@ -7,27 +7,13 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
 
-from runs import Corridor, differences, dqn, fingerprint, sac
+from runs import NOISY, Corridor, differences, dqn, fingerprint, sac
 
-
-class BatchNormAndDropout(BaseFeaturesExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=8)
-        self.layers = nn.Sequential(
-            nn.Linear(observation_space.shape[0], 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8)
-        )
-
-    def forward(self, observations):
-        return self.layers(observations)
-
-
-NOISY = {"features_extractor_class": BatchNormAndDropout}
 IMAGE = spaces.Box(0, 255, (1, 36, 36), "uint8")
 DICTIONARY = spaces.Dict({"position": spaces.Box(-1, 1, (2,)), "room": spaces.Discrete(4)})
 
