@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from algorithms import Known
 from torch import Tensor, nn
 
+from algorithms import Known
 from runs import optimizers_of
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")

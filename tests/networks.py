@@ -4,7 +4,6 @@ Every network notes its true activations under the names of its layers, so that 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,41 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-RANGE = {width: list(range(width)) for width in range(1, 100)}
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is true of one layer.
-
-    :param consumers: consumer name to the neuron feeding each of its input positions, -1 for none
-    :param reason: text in the reason why it is not recycled, or ``None`` if it is
-    :param exact: whether recycling a dead neuron changes no output
-    :param normalisations: parameter or buffer on the way to the neuron that each of its entries belongs to
-    """
-
-    consumers: dict[str, list[int]] = field(default_factory=dict)
-    reason: str | None = None
-    exact: bool = True
-    normalisations: dict[str, list[Any]] = field(default_factory=dict)
-
-
-class Awkward(nn.Module):
-    """A network that notes its activations in ``seen``: layer name to tensors [batch, neurons, ...]."""
-
-    known: dict[str, Known]
-    outputs: tuple[str, ...] = ("out",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[str, list[Tensor]] = {}
-
-    def note(self, name: str, activation: Tensor) -> Tensor:
-        self.seen.setdefault(name, []).append(activation.detach().clone())
-        return activation
-
-    def observations(self, batch: int, seed: int = 0) -> Any:
-        return torch.randn(batch, 5, generator=torch.Generator().manual_seed(seed))
+import misread_networks
+import odd_networks
+from awkward import RANGE, Awkward, Known
 
 
 def affine(name: str, owners: list[Any]) -> dict[str, list[Any]]:
@@ -770,10 +737,11 @@ NETWORKS: dict[str, Callable[[], Awkward]] = {
     f"SharedActivation with {activation.__name__}": _with_activation(activation)
     for activation in (nn.Tanh, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardtanh, nn.Softsign)
 }
+NETWORKS |= {network.__name__: network for network in odd_networks.ODD}
 
 
 def build(name: str, seed: int = 0) -> Awkward:
     """One of the networks with weights of its own."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return NETWORKS[name]()
+        return (NETWORKS | misread_networks.MISREAD | misread_networks.MISMEASURED)[name]()

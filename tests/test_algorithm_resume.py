@@ -1,12 +1,12 @@
 """Every algorithm, saved, loaded and continued, recycles as the uninterrupted run does."""
 
 import pytest
-from algorithms import CASES, IMAGES, PERIOD, STOPS_EARLY, VECTORS, build, case, is_on_policy
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from sb3_redo import ReDoCallback
 
+from algorithms import CASES, IMAGES, PERIOD, STOPS_EARLY, VECTORS, build, case, is_on_policy
 from runs import Tape, differences, fingerprint, reloaded
 
 

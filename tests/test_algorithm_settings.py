@@ -4,6 +4,13 @@ import inspect
 
 import numpy as np
 import pytest
+from gymnasium import spaces
+from stable_baselines3 import A2C, HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_redo import DormancyCallback, ReDoCallback
+
 from algorithms import (
     ALGORITHMS,
     CONTINUOUS,
@@ -18,13 +25,6 @@ from algorithms import (
     known_layers,
     steps_of,
 )
-from gymnasium import spaces
-from stable_baselines3 import A2C, HerReplayBuffer
-from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-
-from sb3_redo import DormancyCallback, ReDoCallback
-
 from runs import NOISY, Corridor, Tape, differences, fingerprint, hooks_of
 
 NUMBERED, CHOICES, SWITCHES = spaces.Discrete(5), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)

@@ -6,6 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
+from sb3_redo.dormancy import DormancyReport
+from sb3_redo.recycling import OPTIMIZER_STATE
+from sb3_redo.sampling import sample_batch
+
 from algorithms import (
     ALGORITHMS,
     CASES,
@@ -21,15 +30,6 @@ from algorithms import (
     steps_of,
 )
 from changes import assert_only_recycled, entries_of, snapshot
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-
-from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
-from sb3_redo.dormancy import DormancyReport
-from sb3_redo.recycling import OPTIMIZER_STATE
-from sb3_redo.sampling import sample_batch
-
 from runs import Tape, differences, fingerprint, hooks_of, plain
 
 each_case = pytest.mark.parametrize(("name", "kind"), [case(*each) for each in CASES])

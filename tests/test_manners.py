@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from algorithms import ALGORITHMS, PERIOD, NotesRolloutEnds, build, due, steps_of
 from stable_baselines3.common.callbacks import (
     CallbackList,
     CheckpointCallback,
@@ -20,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_redo import DormancyCallback, ReDoCallback
 
+from algorithms import ALGORITHMS, PERIOD, NotesRolloutEnds, build, due, steps_of
 from runs import Corridor, Tape, differences, fingerprint, hooks_of
 
 ALWAYS = ["TD3", "PPO"]

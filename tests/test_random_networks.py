@@ -1,0 +1,253 @@
+"""What holds of hand-written networks holds of random ones, whose wiring is known from how they were built."""
+
+import copy
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, note, settings
+from torch import nn
+
+from sb3_redo.meter import Meter
+from sb3_redo.recycling import OPTIMIZER_STATE, Surgery, recycle
+from sb3_redo.wiring import trace_wiring
+
+from random_networks import COMMON, OVERLOOKED, RARE, RandomNetwork, plans
+
+few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+# Where measuring is known to fail (``misread_networks.py``): whoever mends it takes the name out. Only the last is an
+# open question: what the activation of a layer is, one of whose several activation calls is of a sum with another.
+OPEN = {"unseen neuron", "tokens", "way around beside others", "calls beside others", "joined activations"}
+
+REASONS = ("also fed by", "several of its neurons", "an output of", "computed from", "are frozen", "are shared with")
+
+
+class Fresh:
+    """New weights that no old one equals."""
+
+    def draw(self, name, like, rows, generator):
+        return torch.randn(len(rows), *like.shape[1:], generator=generator)
+
+
+def built(plan):
+    """The network of a plan; a failing example prints how it runs."""
+    network = RandomNetwork(plan)
+    note(str(network))
+    assume(network.known)
+    return network
+
+
+def wiring_of(network):
+    return trace_wiring(network, network.observations(2, seed=1))
+
+
+def trained(network):
+    """Adam after a step, and some neurons that are dead from then on."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    network.train()
+    sum(part.square().sum() for part in network(network.observations(8, seed=3))).backward()
+    optimizer.step()
+    with torch.no_grad():
+        for number, name in enumerate(network.known):
+            layer = network.get_submodule(name)
+            if isinstance(layer.weight, nn.Parameter):
+                layer.weight[number % 3 :: 3] = 0.0
+                if layer.bias is not None:
+                    layer.bias[number % 3 :: 3] = 0.0
+    return optimizer
+
+
+def open_doubts(network):
+    """Layer name to what keeps its scores from being checked."""
+    return {name: known.doubt for name, known in network.known.items() if known.doubt in OPEN}
+
+
+def report_on(network, wiring, threshold):
+    """``None`` where a known fault keeps the whole network from being measured."""
+    doubts = open_doubts(network)
+    if "tokens" in doubts.values():
+        return None
+    meter = Meter(network, wiring, {layer.name: "net" for layer in wiring})
+    report = meter.measure(network, network.observations(6, seed=5), threshold)
+    assert set(report.not_finite) <= set(doubts)
+    return report
+
+
+def recycled(network, report, optimizer, mode="match"):
+    return recycle(network, report, [optimizer], Fresh(), torch.Generator(), Surgery(optimizer_state=mode))
+
+
+def outputs_of(network):
+    network.eval()
+    with torch.no_grad():
+        return network(network.observations(6, seed=5))
+
+
+def check_wiring(network, wiring):
+    """It is the one that was built."""
+    assert {layer.name for layer in wiring} == set(network.known)
+    assert set(wiring.outputs) == network.ledger.outputs()
+    for layer in wiring:
+        known = network.known[layer.name]
+        found = {consumer: positions.tolist() for consumer, positions in layer.consumers.items()}
+        assert found == known.consumers, layer.name
+        assert layer.recyclable == (not known.reasons), (layer.name, layer.reason, known.reasons)
+        assert layer.recyclable or any(reason in layer.reason for reason in known.reasons), layer.reason
+        assert layer.exact == known.exact or not layer.recyclable or known.doubt in OPEN, layer.name
+
+
+def check_scores(network, wiring):
+    """They are what a slow loop over the noted activations gives. Returns for how many layers that was checked."""
+    report = report_on(network, wiring, 0.1)
+    if report is None:
+        return 0
+    network.seen.clear()
+    outputs_of(network)
+    checked = 0
+    for layer in report.layers:
+        if layer.name in open_doubts(network):
+            continue
+        means = []
+        for neuron in range(layer.neurons):
+            parts = [value[:, owners == neuron].flatten().tolist() for owners, value in network.seen[layer.name]]
+            values = [abs(x) for part in parts for x in part]
+            means.append(sum(values) / len(values) if values else 0.0)
+        mean = sum(means) / len(means)
+        expected = torch.tensor([each / mean if mean else 0.0 for each in means])
+        torch.testing.assert_close(layer.scores, expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=layer.name: n + m)
+        checked += 1
+    return checked
+
+
+def check_outputs(network, wiring, optimizer):
+    """Recycling dead neurons keeps them where that is promised. Returns how many neurons were recycled."""
+    network = copy.deepcopy(network)
+    report = report_on(network, wiring, 0.0)
+    if report is None:
+        return 0
+    layers = [replace(layer, recyclable=layer.recyclable and wiring[layer.name].exact) for layer in report.layers]
+    before = outputs_of(network)
+    record = recycled(network, replace(report, layers=tuple(layers)), optimizer)
+    for old, new in zip(before, outputs_of(network), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
+    return record.recycled
+
+
+def attached_entries(network, report):
+    """Parameter name to the entries that belong to recycled neurons, worked out from what was built."""
+    attached = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in network.named_parameters()}
+    cleared = {name: mask.clone() for name, mask in attached.items()}
+    for layer in report.layers:
+        known = network.known[layer.name]
+        if known.reasons:
+            continue
+        for part in ("weight", "bias"):
+            if f"{layer.name}.{part}" in attached:
+                attached[f"{layer.name}.{part}"][layer.dormant] = True
+        for consumer, positions in known.consumers.items():
+            weight = attached[f"{consumer}.weight"]
+            rows, columns = len(weight) // getattr(network.get_submodule(consumer), "groups", 1), weight.shape[1]
+            for position, neuron in enumerate(positions):
+                if neuron >= 0 and layer.dormant[neuron]:
+                    group, column = divmod(position, columns)
+                    for mask in (attached, cleared):
+                        mask[f"{consumer}.weight"][group * rows : (group + 1) * rows, column] = True
+    return attached, cleared
+
+
+def check_entries(network, wiring, optimizer):
+    """Entries that belong to other neurons stay bit for bit, those that a recycled one feeds become 0."""
+    mode = OPTIMIZER_STATE[network.plan.seed % 3]
+    report = report_on(network, wiring, 0.6)
+    if report is None or report.not_finite:
+        return 0
+    before = copy.deepcopy(dict(network.named_parameters()))
+    state = {parameter: copy.deepcopy(entries) for parameter, entries in optimizer.state.items()}
+    record = recycled(network, report, optimizer, mode)
+    attached, cleared = attached_entries(network, report)
+    for name, mask in attached.items():
+        parameter = network.get_parameter(name)
+        assert torch.equal(parameter[~mask], before[name][~mask]), name
+        assert not parameter[cleared[name]].any(), name
+        new = mask & ~cleared[name]
+        assert name.endswith("bias") or not (parameter == before[name])[new].any(), name
+        for moment in ("exp_avg", "exp_avg_sq") if parameter in state else ():
+            after = optimizer.state[parameter][moment]
+            assert torch.equal(after[~mask], state[parameter][moment][~mask]), (name, moment)
+            assert moment == "exp_avg_sq" or not after[mask].any(), name
+    return record.recycled
+
+
+@few
+@given(plans)
+def test_the_wiring_is_the_one_that_was_built(plan):
+    network = built(plan)
+    check_wiring(network, wiring_of(network))
+
+
+@few
+@given(plans)
+def test_scores_equal_the_slow_reference(plan):
+    network = built(plan)
+    check_scores(network, wiring_of(network))
+
+
+@few
+@given(plans)
+def test_recycling_dead_neurons_changes_no_output_where_that_is_promised(plan):
+    network = built(plan)
+    check_outputs(network, wiring_of(network), trained(network))
+
+
+@few
+@given(plans)
+def test_entries_of_other_neurons_stay_bit_for_bit(plan):
+    network = built(plan)
+    check_entries(network, wiring_of(network), trained(network))
+
+
+@pytest.mark.slow
+def test_all_of_it_holds_of_thousands_of_networks():
+    census, tried = Counter(), set()
+
+    @settings(few, max_examples=2800, database=None)
+    @given(plans)
+    def check(plan):
+        network = built(plan)
+        if str(network) in tried:
+            return
+        wiring = wiring_of(network)
+        check_wiring(network, wiring)
+        checked = check_scores(network, wiring)
+        optimizer = trained(network)
+        kept = check_outputs(network, wiring, optimizer)
+        changed = check_entries(network, wiring, optimizer)
+        tried.add(str(network))
+        census.update(set(network.operations) | {network.plan.form, network.plan.head})
+        census.update({kind for kind in REASONS for layer in wiring if kind in (layer.reason or "")})
+        census.update(open_doubts(network).values())
+        census["networks"] += 1
+        census["layers"] += len(wiring.layers)
+        census["recyclable layers"] += sum(layer.recyclable for layer in wiring)
+        census["inexact recyclable layers"] += sum(layer.recyclable and not layer.exact for layer in wiring)
+        census["convolutions"] += any(network.get_submodule(name).weight.ndim > 2 for name in network.ledger.names)
+        census["grouped"] += any(getattr(module, "groups", 1) > 1 for module in network.modules())
+        census["scored layers"] += checked
+        census["recycled with equal outputs"] += kept > 0
+        census["recycled above 0"] += changed > 0
+
+    check()
+    print("\n" + "\n".join(f"{count:6} {kind}" for kind, count in census.most_common()))
+    assert census["networks"] >= 2000
+    assert census["scored layers"] > 0.8 * census["layers"]
+    assert 0.3 < census["recyclable layers"] / census["layers"] < 0.9
+    often = ("convolutions", "recycled with equal outputs", "recycled above 0", "residual", "norm", "cat", "reshape")
+    assert min(census[kind] for kind in often) >= 400, census
+    rarer = ("grouped", "inexact recyclable layers", "tied", "pool", "slice", "crelu", "offset", "return", "dueling")
+    assert min(census[kind] for kind in rarer) >= 100, census
+    assert min(census[kind] for kind in REASONS) >= 15, census
+    kinds = {*COMMON, *RARE} - OVERLOOKED - {"freeze", "return"}
+    assert min(census[kind] for kind in kinds) >= 30, census
