@@ -18,9 +18,9 @@ LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 def neuron_axis(layer: nn.Module) -> int:
     """The axis of a layer's input or output on which its positions or neurons lie, counted from the end."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return -1 - (weight.ndim - 2)
+    # Not by the weight's shape, since a parametrised weight is computed whenever it is asked for.
+    kernel_size = getattr(layer, "kernel_size", ())
+    return -1 - len(kernel_size)
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class FrozenNetwork:
             for name in running
             if name not in self.layers
             and not any(other.startswith(f"{name}." if name else "") for other in running if other != name)
+            and not any(name.startswith(f"{layer}.") for layer in self.layers)
             and (modules[name]._parameters or modules[name]._buffers)
         }
         """Other modules that run and have parameters or buffers of their own, none of whose children runs."""

@@ -153,7 +153,10 @@ class _Totals:
         """For each layer what is proportional to its neurons' mean activations and to the number of rows."""
         sums = [total for total in self.sums if total is not None]
         pairs = zip(sums, self.counts, strict=True)
-        return [total * (rows / number) if isinstance(number, Tensor) else total for total, number in pairs]
+        # A neuron that is dropped before its activation has none: 0 of 0 values.
+        return [
+            total * (rows / number.clamp(min=1)) if isinstance(number, Tensor) else total for total, number in pairs
+        ]
 
 
 Sites = dict[tuple[str, str, int], list[_LayerSite]]

@@ -34,13 +34,17 @@ class Prober(FrozenNetwork):
 
     def __init__(self, module: nn.Module, forward: Callable[[], Any]):
         super().__init__(module, forward)
+        self.opposite = forward
         self.shapes: dict[Place, torch.Size] = {}
         """What is seen at each place for one observation."""
         self._one_by_one: set[str] = set()
 
-    def prepare(self, forward: Callable[[], Any]) -> None:
-        """Probe with this pass from now on, after a look at whether its rows stay apart."""
-        self.forward = forward
+    def prepare(self, forwards: Sequence[Callable[[], Any]]) -> None:
+        """Probe with these passes from now on, the last of them for frozen outputs of the other sign.
+
+        After a look at whether rows stay apart in the first.
+        """
+        self.forward, self.opposite = forwards[0], forwards[-1]
         self._pooled.clear()
         self.shapes = {}
         self.run(Choice(), lambda place, value: self.shapes.setdefault(place, value.shape))
@@ -89,7 +93,7 @@ class Prober(FrozenNetwork):
             rows = _Rows(self.shapes, groups, letters)
             values = torch.cat([group.values() for group in groups])
             try:
-                self.run(Choice(name, values, (factor,), kept), rows.record)
+                self.run(Choice(name, values, (factor,), kept), rows.record, self._pass(factor))
                 return rows.seen
             except PASS_ERRORS:
                 self._one_by_one.add(name)
@@ -113,7 +117,7 @@ class Prober(FrozenNetwork):
                     rows = value[None] if number >= 0 else value[None][:0]
                     words.setdefault(place, Word(low, letters)).add(low, high, rows, group.first + max(number, 0))
 
-            self.run(Choice(name, values, (factor,), kept), record)
+            self.run(Choice(name, values, (factor,), kept), record, self._pass(factor))
         return {place: word for place, word in words.items() if word.moved.any()}
 
     def read(self, name: str) -> Reading:
@@ -126,6 +130,9 @@ class Prober(FrozenNetwork):
         if not any(place.kind == "input" for place in reading):
             self._read_levels(name, [_WIDE_LEVELS], 1.0, reading)
         return reading
+
+    def _pass(self, factor: float) -> Callable[[], Any]:
+        return self.forward if factor > 0 else self.opposite
 
     def _elements(self, name: str) -> int:
         return sum(call.shape.numel() for call in self.calls[name])
@@ -144,13 +151,20 @@ class Prober(FrozenNetwork):
                     words.setdefault(place, word).join(word)
             add_to(reading, {place: spelling.read(word) for place, word in words.items()})
 
-    def reaches(self, name: str, kept: Set[int]) -> set[Place]:
-        """The places where layer ``name`` is seen while some activation calls are held constant."""
+    def reaches(self, name: str, kept: Set[int]) -> dict[Place, Tensor]:
+        """The elements of each place that layer ``name`` still reaches while some activation calls are held constant.
+
+        Bool tensors of the shape that the value has for one observation.
+        """
         nothing = torch.zeros(0, self.neurons(name), dtype=torch.bool)
         together = max(1, self.size // (2 * self._elements(name)))
         groups = [Group(low, high, nothing) for low, high in _LEVELS]
-        parts = [groups[start : start + together] for start in range(0, len(groups), together)]
-        return {place for part in parts for words in self.look(name, part, 1.0, kept) for place in words}
+        reached: dict[Place, Tensor] = {}
+        for start in range(0, len(groups), together):
+            for words in self.look(name, groups[start : start + together], 1.0, kept):
+                for place, word in words.items():
+                    reached[place] = reached[place] | word.moved if place in reached else word.moved
+        return {place: mask.cpu() for place, mask in reached.items()}
 
 
 class _Rows:

@@ -1,7 +1,7 @@
 """Where a layer's activations can be seen during a forward pass."""
 
 from collections import defaultdict
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Site:
 
 
 def find_sites(
-    prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], shared: Set[Place]
+    prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], others: Iterable[Reading]
 ) -> tuple[Site, ...]:
     """Where the layer's activations are seen: at its activation calls, else where they arrive, else where they leave.
 
@@ -42,27 +42,50 @@ def find_sites(
     not the whole activation.
 
     Of several activation calls the first counts, and with it those that still follow the layer when the earlier
-    ones are held constant and that follow no other: both halves of a CReLU, but not the second of two activations
-    in a row, nor the one behind a residual sum.
+    ones are held constant, at elements that follow no other: both halves of a CReLU, but not the second of two
+    activations in a row, nor the one behind a residual sum.
 
-    :param shared: places that more than one layer reaches
+    :param others: what all else reaches
     """
+    others = list(others)
     calls = sorted(place.call for place in reading if place.kind == "activation" and (reading[place] >= 0).any())
     sites: list[Site] = []
     for call in calls:
-        before = frozenset(int(site.name) for site in sites)
         place = Place("activation", str(call), call)
-        if not before or (place not in shared and place in prober.reaches(name, before)):
-            sites.append(Site("activation", str(call), call, _one_sample(reading[place])))
-    held = prober.reaches(name, {site.call for site in sites}) if sites else set()
-    if sites and not any(place.kind == "input" and place not in shared for place in held):
+        codes = reading[place]
+        if sites:
+            own = prober.reaches(name, {site.call for site in sites}).get(place)
+            codes = codes.where(own & ~_shared(place, codes, others), NOBODY) if own is not None else codes[:0]
+        if (codes >= 0).any():
+            sites.append(Site("activation", str(call), call, _one_sample(codes)))
+    if sites and not _goes_around(prober, name, sites, others):
         return tuple(sites)
     if all((positions != MIXED).all() for positions in consumers.values()):
         arriving = [(place, codes) for place, codes in reading.items() if place.kind == "input"]
         return tuple(Site("input", place.name, place.call, _one_sample(codes)) for place, codes in arriving)
     numbers = torch.arange(prober.neurons(name))
-    shape = [-1] + [1] * (-1 - neuron_axis(prober.layers[name]))
-    return tuple(Site("result", name, call, numbers.view(shape)) for call in range(len(prober.calls[name])))
+    axis = neuron_axis(prober.layers[name])
+    shapes = [[-1 if i == axis else 1 for i in range(1 - len(call.shape), 0)] for call in prober.calls[name]]
+    return tuple(Site("result", name, call, numbers.view(shape)) for call, shape in enumerate(shapes))
+
+
+def _goes_around(prober: Prober, name: str, sites: list[Site], others: list[Reading]) -> bool:
+    """Whether the layer reaches another, at elements that follow it alone, while its activation calls are held."""
+    held = prober.reaches(name, {site.call for site in sites})
+    return any(
+        bool((reached & ~_shared(place, reached, others)).any())
+        for place, reached in held.items()
+        if place.kind == "input"
+    )
+
+
+def _shared(place: Place, like: Tensor, others: list[Reading]) -> Tensor:
+    """The elements of a place that something else reaches too."""
+    shared = torch.zeros(like.shape, dtype=torch.bool)
+    for other in others:
+        if place in other:
+            shared |= other[place] != NOBODY
+    return shared
 
 
 def _one_sample(codes: Tensor) -> Tensor:

@@ -45,10 +45,16 @@ def _ignore(place: Place, value: Tensor) -> None:
 
 
 def _noisy(tensor: Tensor, attempt: int) -> Tensor:
-    """Noise on numbers, any byte for a pixel, another of the values seen for an integer."""
-    generator = torch.Generator().manual_seed(attempt)
+    """Noise on numbers, any byte for a pixel, another of the values seen for an integer.
+
+    The second attempt adds what the first takes away: a gate that is open for one sign only is open in one of them.
+    """
     if tensor.is_floating_point():
-        return tensor + (torch.rand(tensor.shape, generator=generator) + 0.5).to(tensor) * (1 - 2 * attempt)
+        generator = torch.Generator().manual_seed(0)
+        sizes = torch.rand(tensor.shape, generator=generator) + 0.5
+        signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+        return tensor + (sizes * signs * (1 - 2 * attempt)).to(tensor)
+    generator = torch.Generator().manual_seed(attempt)
     if tensor.dtype == torch.uint8:
         return torch.randint(0, 256, tensor.shape, generator=generator, dtype=torch.uint8).to(tensor)
     return _turned(tensor, attempt)

@@ -5,7 +5,7 @@ outputs while all others are frozen, so that only parameter-free operations lie 
 reaches (``probe.py``).
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sb3_redo.borrowed import borrowed_weights
 from sb3_redo.forward_pass import evaluating, is_compiled, map_tensors, seeded, uncompiled
 from sb3_redo.frozen import TRANSPOSED, neuron_axis
 from sb3_redo.normalisations import left_alone, normalisations
 from sb3_redo.probe import Prober
 from sb3_redo.sites import ActivationCall, Site, activation_calls, at_modules, find_sites, is_exact
-from sb3_redo.spelling import MIXED, NOBODY, Place, Reading
+from sb3_redo.spelling import MIXED, NOBODY, Reading
 from sb3_redo.variants import first_row, one_row_variants, read_inputs, two_rows
 
 OBSERVATION = "the observation"
@@ -137,13 +138,11 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
         partial(forward, policy, variant) for variant in one_row_variants(prober, partial(forward, policy), inputs)
     ]
     # On values of our own choosing, because a gate that the observation holds shut would be overlooked.
-    prober.prepare(variants[-1])
-    activations = activation_calls(prober)
+    prober.prepare(variants[-2:])
+    activations, borrowed = activation_calls(prober), borrowed_weights(prober)
     readings = {name: prober.read(name) for name in prober.layers}
     sources = {**readings, OBSERVATION: read_inputs(prober, variants)}
     feeders = _feeders(prober, sources)
-    reached = Counter(place for reading in sources.values() for place in reading)
-    shared = {place for place, count in reached.items() if count > 1}
     outputs = [name for name, reading in readings.items() if not any(place.kind == "input" for place in reading)]
     layers = [
         _layer_wiring(
@@ -151,8 +150,8 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
             name,
             reading,
             feeders,
-            shared,
             activations,
+            borrowed,
             [other for key, other in sources.items() if key != name],
         )
         for name, reading in readings.items()
@@ -203,22 +202,24 @@ def _layer_wiring(
     name: str,
     reading: Reading,
     feeders: Feeders,
-    shared: Set[Place],
     activations: list[ActivationCall],
+    borrowed: Set[str],
     others: list[Reading],
 ) -> LayerWiring:
     consumers = _consumers(prober, reading)
-    sites = find_sites(prober, name, reading, consumers, shared)
-    reason = _why_not(prober, name, reading, consumers, feeders)
+    sites = find_sites(prober, name, reading, consumers, others)
+    normalised = normalisations(prober, reading, others)
+    reason = _why_not(prober, name, reading, consumers, feeders, borrowed)
     return LayerWiring(
         name=name,
         neurons=prober.neurons(name),
         recyclable=reason is None,
         reason=reason,
         consumers={consumer: positions.clamp(min=NOBODY).long() for consumer, positions in consumers.items()},
-        exact=is_exact(prober, name, reading, sites),
+        # What a normalisation has learned is nothing yet when training starts, and would seem to do nothing.
+        exact=not normalised and is_exact(prober, name, reading, sites),
         sites=at_modules(activations, sites),
-        normalisations=normalisations(prober, reading, others),
+        normalisations=normalised,
     )
 
 
@@ -241,7 +242,14 @@ def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
     return consumers
 
 
-def _why_not(prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], feeders: Feeders) -> str | None:
+def _why_not(
+    prober: Prober,
+    name: str,
+    reading: Reading,
+    consumers: dict[str, Tensor],
+    feeders: Feeders,
+    borrowed: Set[str],
+) -> str | None:
     """The reason why a layer is measured but not recycled, if there is one."""
     for consumer, positions in consumers.items():
         fed = (positions != NOBODY).nonzero().flatten().tolist()
@@ -252,9 +260,13 @@ def _why_not(prober: Prober, name: str, reading: Reading, consumers: dict[str, T
             return f"input positions of {consumer} depend on several of its neurons"
     if any(place.kind == "output" for place in reading):
         return "it also reaches an output of the policy without passing another layer"
-    return _why_not_writable(prober, name, "its") or next(
-        (why for consumer in consumers if (why := _why_not_writable(prober, consumer, f"{consumer}'s"))), None
-    )
+    for layer, whose in ((name, "its"), *((consumer, f"{consumer}'s") for consumer in consumers)):
+        if layer in borrowed:
+            return f"{whose} weights are also used without calling it"
+        why = _why_not_writable(prober, layer, whose)
+        if why is not None:
+            return why
+    return None
 
 
 def _why_not_writable(prober: Prober, name: str, whose: str) -> str | None:

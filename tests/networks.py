@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-import misread_networks
 import odd_networks
+import sly_networks
 from awkward import RANGE, Awkward, Known
 
 
@@ -737,11 +737,11 @@ NETWORKS: dict[str, Callable[[], Awkward]] = {
     f"SharedActivation with {activation.__name__}": _with_activation(activation)
     for activation in (nn.Tanh, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardtanh, nn.Softsign)
 }
-NETWORKS |= {network.__name__: network for network in odd_networks.ODD}
+NETWORKS |= {network.__name__: network for network in (*odd_networks.ODD, *sly_networks.SLY)}
 
 
 def build(name: str, seed: int = 0) -> Awkward:
     """One of the networks with weights of its own."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return (NETWORKS | misread_networks.MISREAD | misread_networks.MISMEASURED)[name]()
+        return (NETWORKS | sly_networks.CAUTIOUS)[name]()

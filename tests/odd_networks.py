@@ -108,8 +108,12 @@ class GroupNormalised(Pictures):
     """Group normalisation before one activation, after another."""
 
     known = {
-        "conv": Known({"deep": RANGE[4]}, exact=False),
-        "deep": Known({"dense": each(3, 16)}, exact=False),
+        "conv": Known(
+            {"deep": RANGE[4]}, exact=False, normalisations=dict.fromkeys(("one.weight", "one.bias"), RANGE[4])
+        ),
+        "deep": Known(
+            {"dense": each(3, 16)}, exact=False, normalisations=dict.fromkeys(("two.weight", "two.bias"), RANGE[3])
+        ),
         "dense": Known({"out": RANGE[4]}),
     }
 
@@ -245,8 +249,10 @@ class Tokens(Sequences):
         return self.out(self.note("hidden", functional.relu(self.hidden(x.mean(1)))))
 
 
-class Attention(Sequences):
+class AttentionOverSequences(Sequences):
     """Attention between two layers; its own weights are never called as layers."""
+
+    left_alone = "no: MultiheadAttention is no linear or convolutional layer, it is left alone"
 
     known = {
         "embed": Known({"hidden": [-1] * 4}, reason="several of its neurons"),
@@ -265,8 +271,10 @@ class Attention(Sequences):
         return self.out(self.note("hidden", functional.relu(self.hidden(x.mean(1)))))
 
 
-class Recurrent(Sequences):
+class RecurrentOverSequences(Sequences):
     """An LSTM between two layers."""
+
+    left_alone = "no: the gates of an LSTM are not neurons, they are left alone"
 
     known = {
         "embed": Known({"hidden": [-1] * 3}, reason="several of its neurons"),
@@ -287,5 +295,5 @@ class Recurrent(Sequences):
 
 ODD: tuple[type[Awkward], ...] = (
     *(Glu, Impala, Spectral, Separable, GroupNormalised, TwiceApart, HalfPrecision, Configured, GloballyPooled),
-    *(Shuffled, OneNeuron, Tokens, Attention, Recurrent),
+    *(Shuffled, OneNeuron, Tokens, AttentionOverSequences, RecurrentOverSequences),
 )
