@@ -92,6 +92,8 @@ class Tape(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         if "dormancy/gradient_step" in key_values:
             self.events.append(("measured", key_values["dormancy/gradient_step"]))
+        elif "dormancy_2/gradient_step" in key_values:
+            self.events.append(("measured by a second callback", key_values["dormancy_2/gradient_step"]))
         elif "redo/recycled" in key_values:
             self.events.append(("recycled", key_values["redo/recycled"]))
         else:

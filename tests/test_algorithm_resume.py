@@ -6,7 +6,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from sb3_redo import ReDoCallback
 
-from algorithms import CASES, IMAGES, PERIOD, STOPS_EARLY, VECTORS, build, case, is_on_policy
+from algorithms import CASES, IMAGES, PERIOD, STOPS_EARLY, build, case, is_on_policy
 from runs import Tape, differences, fingerprint, reloaded
 
 
@@ -14,23 +14,12 @@ def recycling():
     return ReDoCallback(0.8, recycling_period=7, measuring_period=PERIOD, batch_size=8)
 
 
-SAMPLES_SPACE = pytest.mark.xfail(
-    reason="building a fresh NatureCNN samples the environment's own observation space", strict=True
-)
-
-
 def learn(model, tape, steps):
     model.set_logger(Logger(None, [tape]))
     return model.learn(steps, callback=recycling(), reset_num_timesteps=False)
 
 
-def resumed_case(name, kind):
-    marks = case(name, kind).marks
-    # Orthogonal initial weights are drawn by building a policy each time, others only when training starts.
-    return pytest.param(name, kind, marks=[*marks, *[SAMPLES_SPACE] * (is_on_policy(name) and kind != VECTORS)])
-
-
-@pytest.mark.parametrize(("name", "kind"), [resumed_case(*each) for each in CASES])
+@pytest.mark.parametrize(("name", "kind"), [case(*each) for each in CASES])
 def test_a_run_saved_and_continued_is_bit_for_bit_the_uninterrupted_run(name, kind, tmp_path):
     whole, parts = Tape(), Tape()
     half = {"A2C": 64}.get(name, 48 if is_on_policy(name) else 40)
@@ -44,7 +33,6 @@ def test_a_run_saved_and_continued_is_bit_for_bit_the_uninterrupted_run(name, ki
     assert len(whole.values("dormancy/overlap")) > 1
 
 
-@SAMPLES_SPACE
 def test_a_run_in_which_nothing_is_recycled_leaves_the_observation_space_alone():
     def left(callback=None):
         return fingerprint(build("DQN", IMAGES).learn(60, callback=callback))

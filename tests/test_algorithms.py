@@ -248,7 +248,6 @@ def test_a_shared_extractor_is_renewed_in_both_of_td3s_optimizers():
     assert_only_recycled(before, snapshot(model), entries_of(model.policy, known, dormant_in(report)), "match")
 
 
-@pytest.mark.xfail(reason="normalisations on the way of a recycled neuron keep what they learned of it", strict=True)
 def test_crossqs_normalisation_forgets_recycled_neurons():
     callback, known = Watched(), known_layers("CrossQ", VECTORS)
     model = build("CrossQ").learn(steps_of("CrossQ"), callback=callback)
