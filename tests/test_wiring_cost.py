@@ -1,7 +1,8 @@
-"""Reading a wiring takes neither long nor much memory."""
+"""Neither reading a wiring nor measuring takes long or much memory."""
 
 import time
 import weakref
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +19,7 @@ from sb3_redo import trace_wiring
 from sb3_redo.agents import agent_of, whole_batch
 from sb3_redo.forward_pass import evaluating, map_tensors
 from sb3_redo.frozen import FrozenNetwork
+from sb3_redo.meter import Meter
 
 
 class Block(nn.Module):
@@ -150,3 +152,25 @@ def test_the_count_of_memory_sees_what_is_held_and_forgets_what_is_gone():
         held = [torch.ones(100).view(10, 10) for _ in range(5)]
         assert memory.peak == len(held) * 400
         assert sum(memory.storages.values()) == 5 * 400
+
+
+def measured(model, batch, rows_at_once=None):
+    wiring = trace_wiring(model.policy, batch, forward=agent_of(model).forward)
+    if rows_at_once is not None:
+        wiring = replace(wiring, values_per_observation=2**26 // rows_at_once)
+    meter = Meter(model.policy, wiring, {layer.name: "q_net" for layer in wiring})
+    return meter.measure(lambda part: agent_of(model).forward(model.policy, part), batch, 0.1)
+
+
+@pytest.mark.slow
+def test_a_batch_too_large_for_one_pass_is_measured_in_bounded_memory():
+    model = impala()
+    images = np.random.default_rng(0).integers(0, 256, (120, 4, 84, 84), np.uint8)
+    batch = whole_batch(model, images)
+    with LiveMemory() as memory:
+        parts = measured(model, batch)
+    assert 2 <= 120 / parts.wiring.rows_at_once < 10
+    assert memory.peak < 2**26 * torch.float32.itemsize
+    whole = measured(model, batch, rows_at_once=120)
+    for one, other in zip(parts.layers, whole.layers, strict=True):
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-6, atol=1e-6)
