@@ -16,10 +16,8 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.profiler import ProfilerActivity, profile
 
-from sb3_redo import trace_wiring
-from sb3_redo.agents import agent_of, initial_state, initial_weights_of
+from sb3_redo.agents import agent_of, initial_state, initial_weights_of, meter_of
 from sb3_redo.dormancy import DormancyReport
-from sb3_redo.meter import Meter
 from sb3_redo.recycling import Surgery, recycle
 from sb3_redo.sampling import sample_batch, torch_generator
 
@@ -56,10 +54,7 @@ class Rig:
         self.policy, self.agent = model.policy, agent_of(model)
         self.forward = partial(self.agent.forward, self.policy)
         self.batch = sample_batch(model, batch_size, (0, 0))
-        wiring = trace_wiring(self.policy, self.batch, forward=self.agent.forward)
-        self.meter = Meter(
-            self.policy, wiring, {layer.name: self.agent.network_of(wiring, layer.name) for layer in wiring}
-        )
+        self.meter = meter_of(model, self.batch)
         self.initial_weights = initial_weights_of(model)
         states = [state for optimizer in self.agent.optimizers for state in optimizer.state.values()]
         tensors = [*self.policy.parameters(), *(value for state in states for value in state.values())]

@@ -1,7 +1,7 @@
 """What Stable-Baselines3 calls things: the networks, optimizers and gradient steps of an algorithm."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,10 +19,11 @@ from torch.optim import Optimizer
 from sb3_redo.forward_pass import evaluating, seeded, tensors_in, uncompiled_name
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.memory import Memory
+from sb3_redo.meter import Meter
 from sb3_redo.playing import MaskedPlayer, Player, RecurrentPlayer, ScaledPlayer
 from sb3_redo.recycling import zero_state
 from sb3_redo.sampling import Batch
-from sb3_redo.wiring import Wiring
+from sb3_redo.wiring import Wiring, trace_wiring
 
 NETWORK_NAMES = ("q_net", "quantile_net", "actor", "critic", "policy", "value", "shared")
 """Every network that some supported algorithm has."""
@@ -202,6 +203,23 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
     size = len(next(tensors_in(tensors)))
     with seeded(0), evaluating(model.policy.modules()):
         return Batch(tensors, agent.act(model.policy, tensors), agent.states(model.policy, size))
+
+
+def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None) -> Meter:
+    """What measures a model: reads its wiring.
+
+    :param batch: what to read it on
+    :param networks: those to be measured, all if not given
+    :raises RuntimeError: when nothing in them can be measured
+    """
+    agent = agent_of(model)
+    wiring = trace_wiring(model.policy, batch, forward=agent.forward)
+    wanted = networks or agent.networks
+    network_of = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring}
+    measured = {layer: network for layer, network in network_of.items() if network in wanted}
+    if not measured:
+        raise RuntimeError(f"nothing to measure in {', '.join(wanted)}; the policy's wiring is\n{wiring}")
+    return Meter(model.policy, wiring, measured)
 
 
 def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:

@@ -12,6 +12,7 @@ from sb3_redo.agents import (
     gradient_steps_of,
     initial_state,
     initial_weights_of,
+    meter_of,
     whole_batch,
 )
 from sb3_redo.clock import GradientClock
@@ -38,7 +39,6 @@ from sb3_redo.settings import (
     positive_integer,
 )
 from sb3_redo.tensorboard import dormancy_values, numbered, write_layout, write_point, write_totals
-from sb3_redo.wiring import trace_wiring
 
 
 class DormancyCallback(BaseCallback):
@@ -153,16 +153,10 @@ class DormancyCallback(BaseCallback):
         if unknown:
             have, name = ", ".join(map(repr, self._agent.networks)), type(self.model).__name__
             raise RuntimeError(f"networks names {unknown[0]!r}, but the networks of {name} are {have}")
-        batch = whole_batch(self.model, self.model._last_obs)
-        wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
-        networks = {layer.name: self._agent.network_of(wiring, layer.name) for layer in wiring}
-        wanted = self.networks or self._agent.networks
-        networks = {layer: network for layer, network in networks.items() if network in wanted}
-        if not networks:
-            raise RuntimeError(f"nothing to measure in {', '.join(wanted)}; the policy's wiring is\n{wiring}")
+        meter = meter_of(self.model, whole_batch(self.model, self.model._last_obs), self.networks)
         if self.verbose > 0:
-            self.logger.info(str(wiring))
-        return Meter(self.model.policy, wiring, networks)
+            self.logger.info(str(meter.wiring))
+        return meter
 
     def _on_step(self) -> bool:
         return True

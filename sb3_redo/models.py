@@ -5,14 +5,12 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_redo.agents import agent_of, gradient_steps_of, initial_state, initial_weights_of, whole_batch
+from sb3_redo.agents import agent_of, gradient_steps_of, initial_state, initial_weights_of, meter_of, whole_batch
 from sb3_redo.dormancy import DormancyReport
 from sb3_redo.gathering import gather_batch, integer_seed
-from sb3_redo.meter import Meter
 from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, RecyclingRecord, Surgery, recycle
 from sb3_redo.sampling import Batch, sample_batch, stored_observations, torch_generator
 from sb3_redo.settings import flag, non_negative_number, one_of, optional_integer, positive_integer
-from sb3_redo.wiring import trace_wiring
 
 
 def measure_dormancy(
@@ -40,11 +38,8 @@ def measure_dormancy(
 
 def measure_on(model: BaseAlgorithm, batch: Batch, dormancy_threshold: float) -> DormancyReport:
     """Measure a model on a batch, and warn where activations are not finite."""
-    agent = agent_of(model)
-    wiring = trace_wiring(model.policy, batch, forward=agent.forward)
-    networks = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring}
-    meter = Meter(model.policy, wiring, networks)
-    report = meter.measure(lambda inputs: agent.forward(model.policy, inputs), batch, dormancy_threshold)
+    agent, meter = agent_of(model), meter_of(model, batch)
+    report = meter.measure(lambda part: agent.forward(model.policy, part), batch, dormancy_threshold)
     if report.not_finite:
         warnings.warn(
             f"activations of {', '.join(report.not_finite)} are NaN or infinite: nothing of this report is recycled",
