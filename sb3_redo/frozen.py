@@ -219,10 +219,12 @@ class FrozenNetwork:
             return (pattern * factors).to(call.dtype)
         assert choice.values is not None
         axis = neuron_axis(self.layers[name]) + len(call.shape)
+        # Times a pattern, so that differences of neurons or of pixels, which equal values would hide, can be seen; and
+        # its opposite for the other sign, where those that were negative are positive.
+        pattern = pattern.abs() if choice.factors[0] > 0 else 2 - pattern.abs()
         values = choice.values.to(call.device)
         if axis == 0:
-            return (values[0] * pattern.abs()).to(call.dtype)
+            return (values[0] * pattern).to(call.dtype)
         shape = [len(values)] + [1] * (len(call.shape) - 1)
         shape[axis] = -1
-        # Times a pattern, so that differences of neurons or of pixels, which equal values would hide, can be seen.
-        return (values.view(shape) * pattern.abs()).to(call.dtype)
+        return (values.view(shape) * pattern).to(call.dtype)

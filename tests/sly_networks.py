@@ -40,6 +40,14 @@ class Edges(Pictures):
         return self.out(x.flatten(1)), self.other((x[..., 1:] - x[..., :-1]).flatten(1))
 
 
+class RisingEdges(Edges):
+    """Only the differences that are positive, which no pattern over the image is everywhere."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.note("conv", functional.relu(self.conv(x)))
+        return self.out(x.flatten(1)), self.other(functional.relu(x[..., 1:] - x[..., :-1]).flatten(1))
+
+
 class SpatialSoftmax(Pictures):
     """Where in the image each channel is most active, as robots see it; at no place more than at any other."""
 
@@ -188,7 +196,7 @@ class TwiceBesideObservation(Awkward):
 
 
 SLY = (
-    *(Differences, Edges, ShutByObservation, Transposed, CutBefore, MixedTokens),
+    *(Differences, Edges, RisingEdges, ShutByObservation, Transposed, CutBefore, MixedTokens),
     *(BesideObservation, SwishBesideObservation, TwiceBesideObservation),
 )
 CAUTIOUS: dict[str, type[Awkward]] = {network.__name__: network for network in (SpatialSoftmax, OpposedGates)}
