@@ -29,8 +29,23 @@ NETWORK_NAMES = ("q_net", "quantile_net", "actor", "critic", "policy", "value", 
 """Every network that some supported algorithm has."""
 
 
+def _reached(wiring: Wiring, layer: str) -> set[str]:
+    """The layer and all that it serves, over however many others."""
+    consumers = {measured.name: measured.consumers for measured in wiring}
+    reached: set[str] = set()
+    ahead = [layer]
+    while ahead:
+        name = ahead.pop()
+        if name not in reached:
+            reached.add(name)
+            ahead += consumers.get(name, ())
+    return reached
+
+
 def _by_path(wiring: Wiring, layer: str) -> str:
-    return uncompiled_name(layer).split(".")[0]
+    """The network that a layer is part of, unless it serves another one too."""
+    networks = {uncompiled_name(name).split(".")[0] for name in _reached(wiring, layer)}
+    return networks.pop() if len(networks) == 1 else "shared"
 
 
 def _no_states(policy: Any, batch_size: int) -> tuple[Tensor, ...]:
@@ -85,8 +100,9 @@ def _actor_critic(model: Any, clock: str, act: Callable[[Any, Any], Any]) -> Age
         where the actor's loss was begun before the critic's step, and is still to be differentiated after it.
     :param act: what the actor makes of observations before an action is drawn
     """
+    is_shared = getattr(model.policy, "share_features_extractor", False)
     return Agent(
-        networks=("actor", "critic"),
+        networks=("actor", "critic", "shared") if is_shared else ("actor", "critic"),
         optimizers=(model.actor.optimizer, model.critic.optimizer),
         clock=getattr(model, clock).optimizer,
         forward=lambda policy, batch: (
@@ -134,16 +150,9 @@ def _recurrent(model: Any) -> Agent:
 
 
 def _by_head(wiring: Wiring, layer: str) -> str:
-    """Whether the layer serves the action head, the value head or both, over however many other layers."""
-    consumers = {measured.name: measured.consumers for measured in wiring}
-    reached: set[str] = set()
-    ahead = [layer]
-    while ahead:
-        name = ahead.pop()
-        if name not in reached:
-            reached.add(name)
-            ahead += consumers.get(name, ())
-    serves_value = {uncompiled_name(name).split(".")[0] == "value_net" for name in reached & set(wiring.outputs)}
+    """Whether the layer serves the action head, the value head or both."""
+    heads = _reached(wiring, layer) & set(wiring.outputs)
+    serves_value = {uncompiled_name(name).split(".")[0] == "value_net" for name in heads}
     return "shared" if len(serves_value) == 2 else "value" if True in serves_value else "policy"
 
 
@@ -237,7 +246,7 @@ def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
         return model.policy_class(*spaces, model.lr_schedule, **settings)
 
     known = model.__dict__.get("initial_weight_samples")
-    if known is not None or gradient_steps_of(model) > 0:
+    if known is not None or gradient_steps_of(model) > 0 or model._n_updates > 0:
         return InitialWeights(build, samples=known)
     initial_weights = InitialWeights(build, untrained=model.policy)
     model.__dict__["initial_weight_samples"] = initial_weights.samples

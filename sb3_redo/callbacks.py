@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 
 from sb3_redo.agents import (
     NETWORK_NAMES,
@@ -94,6 +94,12 @@ class DormancyCallback(BaseCallback):
         """The latest measurement."""
         self._clock: GradientClock | None = None
 
+    def _init_callback(self) -> None:
+        if isinstance(self.parent, EvalCallback) and self.parent.callback_on_new_best is self:
+            raise RuntimeError(
+                "callback_on_new_best hears nothing of training: give this callback to learn(), beside the EvalCallback"
+            )
+
     def _on_training_start(self) -> None:
         self._stop()
         root = self.locals.get("callback")
@@ -101,8 +107,8 @@ class DormancyCallback(BaseCallback):
         self._agent = agent_of(self.model)
         self._batch_size = self._available_batch_size()
         self._meter = self._make_meter()
-        settings = (type(self).__name__, self.dormancy_threshold, self.measuring_period, self.batch_size)
-        self._memory = Memory(self.model, " ".join(map(str, settings)))
+        settings = (self.dormancy_threshold, self.measuring_period, self.batch_size, self.networks, self.seed)
+        self._memory = Memory(self.model, " ".join(map(str, (type(self).__name__, *settings))))
         self._number = self._number_among(root)
         self._prepare()
         if self._number == 1:

@@ -168,8 +168,11 @@ def _load(arguments: argparse.Namespace) -> "BaseAlgorithm":
         sys.path.append(os.getcwd())
     env_kwargs = _env_kwargs(arguments.env_kwargs or [])
     source = find_model(arguments.path)
-    algorithm = algorithm_of(source, arguments.algo)
-    model = load_agent(source, algorithm, arguments.env, env_kwargs, arguments.gym_packages)
+    try:
+        algorithm = algorithm_of(source, arguments.algo)
+        model = load_agent(source, algorithm, arguments.env, env_kwargs, arguments.gym_packages)
+    except (LookupError, AttributeError, TypeError, EOFError) as error:  # of pickles, policies and environments
+        raise RuntimeError(f"{source.model} cannot be loaded: {type(error).__name__}: {error}") from error
     try:
         agent_of(model)
     except RuntimeError as error:

@@ -20,8 +20,9 @@ def gather_batch(
 ) -> Batch:
     """Run an agent as it explored until ``n`` observations are there. Its weights and counters stay as they are.
 
-    The environment is seeded, reset and stepped; in the model's own one a following ``learn()`` begins with a new
-    episode. Random streams, the policy's modes and the statistics of ``VecNormalize`` are left as they were.
+    The environment is seeded, reset and stepped, and its monitor records the episodes; in the model's own one a
+    following ``learn()`` begins with a new episode, from a new seed. Random streams, the policy's modes and the
+    statistics of ``VecNormalize`` are left as they were.
 
     :param model: any supported model
     :param n: observations in all; with several environments the surplus of the last step is dropped
@@ -42,6 +43,8 @@ def gather_batch(
         env.seed(seed)
         with evaluating(model.policy.modules()):
             batch = _run(model, env, n, progress)
+        # Not to go on with the random numbers that we chose, which would be the same in every run.
+        env.seed(None if model.seed is None else integer_seed((model.seed, seed)))
         if env is model.get_env():
             _begin_anew(model, env)
     return batch

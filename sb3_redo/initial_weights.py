@@ -129,11 +129,14 @@ class InitialWeights:
             fresh = build()
         parameters = dict(fresh.named_parameters())
         self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self._state = _small_state(fresh)
         self.samples = dict(samples or {})
         for path, parameter in untrained.named_parameters() if untrained is not None else ():
             name = uncompiled_name(path)
-            if parameter.ndim > 1 and name in parameters and not _look_alike(parameter, parameters[name]):
+            fresh_one = parameters.get(name)
+            is_like_fresh = fresh_one is not None and fresh_one.shape == parameter.shape
+            if parameter.ndim > 1 and not (is_like_fresh and _look_alike(parameter, parameters[name])):
                 self.samples[name] = _some_entries(parameter)
 
     def draw(self, name: str, like: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -146,6 +149,11 @@ class InitialWeights:
         :return: [rows, ...], of the parameter's dtype and device
         """
         name = uncompiled_name(name)
+        if name not in self.samples and self._shapes.get(name) != like.shape:
+            raise RuntimeError(
+                f"{name} is {tuple(like.shape)}, but {self._shapes.get(name) or 'absent'} in a policy built from the "
+                "model's policy_kwargs: what the network began with is not known. Give its shape in policy_kwargs."
+            )
         shape = (len(rows), *like.shape[1:])
         fill = self._fills.get(name)
         if name in self.samples:

@@ -16,10 +16,11 @@ from sb3_redo.settings import flag, non_negative_number, one_of, optional_intege
 def measure_dormancy(
     model: BaseAlgorithm, dormancy_threshold: float = 0.1, batch_size: int = 256, observations: Any = None
 ) -> DormancyReport:
-    """Measure which neurons of a model are dormant. Changes nothing, draws from no random stream of the model.
+    """Measure which neurons of a model are dormant. Changes nothing in it and draws from no random stream of it.
 
     Measures on stored observations. A model that stores none, as a loaded one, is run in its environment as it
-    explored, which steps that environment; training then goes on with a new episode.
+    explored, which seeds and steps that environment (and shows in its monitor); training then goes on with a new
+    episode from a new seed.
 
     :param model: any supported model, also a loaded one
     :param dormancy_threshold: a neuron is dormant when its score is at most this

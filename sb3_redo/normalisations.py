@@ -78,7 +78,7 @@ def _places(prober: Prober, name: str) -> list[Place]:
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Own parameters and buffers, but for counters and other single numbers."""
     for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and tensor.is_floating_point() and tensor.numel() > 1:
+        if tensor is not None and tensor.is_floating_point() and tensor.ndim > 0:
             yield key, tensor
 
 

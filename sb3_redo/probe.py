@@ -123,7 +123,7 @@ class Prober(FrozenNetwork):
     def read(self, name: str) -> Reading:
         """What layer ``name`` reaches directly, through parameter-free operations only."""
         reading: Reading = {}
-        together = max(1, self.size // (5 * self._elements(name)))
+        together = max(1, self.size // (6 * self._elements(name)))
         for factor in (1.0, -1.0):
             for start in range(0, len(_LEVELS), together):
                 self._read_levels(name, _LEVELS[start : start + together], factor, reading)
@@ -144,7 +144,7 @@ class Prober(FrozenNetwork):
             if spelling.foretells(reading, words):
                 continue
             widest = max(word.moved.numel() for word in words.values())
-            number = max(1, self.size // max(widest, self._elements(name)) - 2)
+            number = max(1, 4 * self.size // (5 * max(widest, self._elements(name))) - 2)
             for start in range(0, 2 * spelling.bits, number):
                 (more,) = self.look(name, [spelling.digits(low, high, start, number)], factor)
                 for place, word in more.items():
@@ -200,9 +200,11 @@ class _Rows:
 
 
 def finite(value: Tensor) -> Tensor:
-    """Without NaN, which is unequal to itself."""
+    """Real numbers without NaN, which is unequal to itself."""
     value = value.detach()
-    return torch.nan_to_num(value) if value.is_floating_point() and not torch.isfinite(value.sum()) else value
+    if not value.is_floating_point():
+        return value.float()
+    return value if torch.isfinite(value.sum()) else torch.nan_to_num(value)
 
 
 def _nearly_equal(one: Tensor, other: Tensor) -> bool:

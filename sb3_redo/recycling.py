@@ -61,6 +61,10 @@ class Surgery:
     optimizer_state: str = "match"
     compensate: bool = False
 
+    def __post_init__(self) -> None:
+        if self.compensate and self.outgoing == "random":
+            raise ValueError("compensate=True keeps the mean only with outgoing='zero': random weights move it again")
+
 
 def recycle(
     policy: nn.Module,

@@ -65,9 +65,16 @@ class Word:
 
     def add(self, low: Tensor, high: Tensor, rows: Tensor, first: int) -> None:
         """Read further assignments, [assignments, ...], against the rows all low and all high."""
+        # Some functions round the last elements of a tensor otherwise than the rest, and so one row than another.
+        rounding = torch.maximum(low.abs(), high.abs()).mul_(max(1e-6, 2 * _epsilon(low)))
+        differs = (low - high).abs_() > rounding
         is_high, is_low = rows == high, rows == low
+        if not torch.equal(differs, low != high) or not (is_high | is_low).all():
+            distance = rows - high
+            is_high = distance.abs_() <= rounding
+            is_low = torch.sub(rows, low, out=distance).abs_() <= rounding
+        self.moved |= differs
         self.moved |= ~is_low.all(0)
-        self.moved |= low != high
         self.mixed |= (is_high == is_low).any(0)
         for bit, letter in enumerate(is_high, first):
             self.letters.add_(letter, alpha=1 << bit)
@@ -150,3 +157,7 @@ def shrunk(codes: Tensor) -> Tensor:
         if torch.equal(codes, first.expand_as(codes)):
             codes = first
     return codes
+
+
+def _epsilon(tensor: Tensor) -> float:
+    return float(torch.finfo(tensor.dtype).eps) if tensor.is_floating_point() else 0.0

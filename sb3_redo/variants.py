@@ -24,12 +24,12 @@ def first_row(tensor: Tensor) -> Tensor:
 
 
 def one_row_variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> list[Any]:
-    """One observation and two others of the same form, as different as the network bears.
+    """One observation and four others of the same form, pairs of opposites, as different as the network bears.
 
     :param inputs: two observations
     """
     for change in (_noisy, _turned):
-        changed = [inputs, *(map_tensors(partial(change, attempt=attempt), inputs) for attempt in range(2))]
+        changed = [inputs, *(map_tensors(partial(change, attempt=attempt), inputs) for attempt in range(4))]
         variants = [map_tensors(first_row, variant) for variant in changed]
         try:
             for variant in variants:
@@ -47,13 +47,14 @@ def _ignore(place: Place, value: Tensor) -> None:
 def _noisy(tensor: Tensor, attempt: int) -> Tensor:
     """Noise on numbers, any byte for a pixel, another of the values seen for an integer.
 
-    The second attempt adds what the first takes away: a gate that is open for one sign only is open in one of them.
+    Every second attempt adds what the one before takes away: a gate that is open for one sign only is open in one of
+    them. Noise is larger than the number it is added to, so that signs change.
     """
     if tensor.is_floating_point():
-        generator = torch.Generator().manual_seed(0)
-        sizes = torch.rand(tensor.shape, generator=generator) + 0.5
+        generator = torch.Generator().manual_seed(attempt // 2)
+        sizes = torch.rand(tensor.shape, generator=generator) + 1.0
         signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        return tensor + (sizes * signs * (1 - 2 * attempt)).to(tensor)
+        return tensor + (sizes * signs * (1 - 2 * (attempt % 2))).to(tensor) * (tensor.abs() + 1)
     generator = torch.Generator().manual_seed(attempt)
     if tensor.dtype == torch.uint8:
         return torch.randint(0, 256, tensor.shape, generator=generator, dtype=torch.uint8).to(tensor)
@@ -62,21 +63,23 @@ def _noisy(tensor: Tensor, attempt: int) -> Tensor:
 
 def _turned(tensor: Tensor, attempt: int) -> Tensor:
     """The two rows exchanged, or each value mirrored within the range of those seen."""
-    return tensor.flip(0) if attempt == 0 or tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
+    return tensor.flip(0) if attempt % 2 == 0 or tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
 
 
 def read_inputs(prober: Prober, variants: Sequence[Callable[[], Any]]) -> Reading:
     """The places that change with the network's own input while every layer is frozen."""
-    before: dict[Place, Tensor] = {}
     codes: Reading = {}
+    # Beside frozen outputs of either sign another pair of opposites.
+    for factor, pair in ((1.0, variants[1:3]), (-1.0, variants[3:])):
+        before: dict[Place, Tensor] = {}
 
-    def record(place: Place, value: Tensor) -> None:
-        value = finite(value)
-        first = before.setdefault(place, value.clone() if place not in before else value)
-        moved = value != first
-        if moved.any():
-            add_to(codes, {place: moved.cpu().to(torch.int32) - 1})  # 0 where it moved, else NOBODY
+        def record(place: Place, value: Tensor, before: dict[Place, Tensor] = before) -> None:
+            value = finite(value)
+            first = before.setdefault(place, value.clone() if place not in before else value)
+            moved = value != first
+            if moved.any():
+                add_to(codes, {place: moved.cpu().to(torch.int32) - 1})  # 0 where it moved, else NOBODY
 
-    for variant in variants:
-        prober.run(Choice(), record, variant)
+        for variant in (variants[0], *pair):
+            prober.run(Choice(factors=(factor,)), record, variant)
     return codes

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from sb3_redo.borrowed import borrowed_weights
 from sb3_redo.forward_pass import evaluating, is_compiled, map_tensors, seeded, uncompiled
-from sb3_redo.frozen import TRANSPOSED, neuron_axis
+from sb3_redo.frozen import LAYER_TYPES, TRANSPOSED, neuron_axis
 from sb3_redo.normalisations import left_alone, normalisations
 from sb3_redo.probe import Prober
 from sb3_redo.sites import ActivationCall, Site, activation_calls, at_modules, find_sites, is_exact
@@ -138,7 +138,7 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
         partial(forward, policy, variant) for variant in one_row_variants(prober, partial(forward, policy), inputs)
     ]
     # On values of our own choosing, because a gate that the observation holds shut would be overlooked.
-    prober.prepare(variants[-2:])
+    prober.prepare(variants[1:3] or variants)
     activations, borrowed = activation_calls(prober), borrowed_weights(prober)
     readings = {name: prober.read(name) for name in prober.layers}
     sources = {**readings, OBSERVATION: read_inputs(prober, variants)}
@@ -177,18 +177,18 @@ def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Mo
     return (lambda _, inputs: (actor(inputs[0]), critic(*inputs))), (observations, actions)
 
 
-Feeders = dict[str, dict[int, set[str]]]
-"""Consumer name to input position to the names of what feeds it."""
+Feeders = dict[str, dict[str, Tensor]]
+"""Consumer name to the name of what feeds it to bool mask [input positions]."""
 
 
 def _feeders(prober: Prober, readings: dict[str, Reading]) -> Feeders:
-    feeders: Feeders = defaultdict(lambda: defaultdict(set))
+    feeders: Feeders = defaultdict(dict)
     for source, reading in readings.items():
         for place, codes in reading.items():
             if place.kind == "input":
-                by_position = _by_position(prober.layers[place.name], codes)
-                for position in (by_position != NOBODY).any(1).nonzero().flatten().tolist():
-                    feeders[place.name][position].add(source)
+                fed = (_by_position(prober.layers[place.name], codes) != NOBODY).any(1)
+                known = feeders[place.name].get(source)
+                feeders[place.name][source] = fed if known is None else known | fed
     return feeders
 
 
@@ -252,8 +252,8 @@ def _why_not(
 ) -> str | None:
     """The reason why a layer is measured but not recycled, if there is one."""
     for consumer, positions in consumers.items():
-        fed = (positions != NOBODY).nonzero().flatten().tolist()
-        others = sorted({other for position in fed for other in feeders[consumer][position]} - {name})
+        fed = positions != NOBODY
+        others = sorted(other for other, mask in feeders[consumer].items() if other != name and (mask & fed).any())
         if others:
             return f"what it feeds into {consumer} is also fed by {', '.join(others)} (a sum, a product or a skip)"
         if (positions == MIXED).any():
@@ -271,6 +271,8 @@ def _why_not(
 
 def _why_not_writable(prober: Prober, name: str, whose: str) -> str | None:
     layer = prober.layers[name]
+    if not any(type(layer).forward is kind.forward for kind in LAYER_TYPES) or len(layer._parameters) > 2:
+        return f"{whose} forward pass is not that of a plain layer"
     if isinstance(layer, TRANSPOSED):
         return f"{whose} weights are those of a transposed convolution, which are laid out the other way round"
     if parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):

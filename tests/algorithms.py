@@ -200,7 +200,8 @@ def _off_policy_layers(known: dict[str, Known], name: str, kind: str, share_feat
     critics = ["critic.qf0"] if name == "DDPG" else ["critic.qf0", "critic.qf1"]
     firsts = [f"{critic}.{numbers[0]}" for critic in critics]
     begins = [body.format(numbers[0])]
-    _add_pixels(known, kind, "actor", "actor.features_extractor", begins + firsts * share_features_extractor)
+    trained_for = "shared" if share_features_extractor else "actor"
+    _add_pixels(known, kind, trained_for, "actor.features_extractor", begins + firsts * share_features_extractor)
     if not share_features_extractor:
         _add_pixels(known, kind, "critic", "critic.features_extractor", firsts)
     _add_chain(known, "actor", body, numbers, outputs, norms)

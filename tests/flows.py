@@ -67,19 +67,10 @@ class Flow(NamedTuple):
         return Flow(feeds, bare, feeds)
 
     @property
-    def is_single(self) -> bool:
-        """Whether every element has at most one source."""
-        return bool((self.feeds.sum(0) <= 1).all())
-
-    @property
     def is_one_to_one(self) -> bool:
         """Whether every feature has one source, and no two of them the same."""
         by_feature = self.feeds.reshape(*self.feeds.shape[:2], -1).any(2)
         return bool((by_feature.sum(0) == 1).all() and (by_feature.sum(1) <= 1).all())
-
-    @property
-    def is_constant_in_space(self) -> bool:
-        return self.shape[-1] == 1
 
     def sources(self) -> set[int]:
         """The numbers of the layers that feed any of it, and -1 for the observation."""
@@ -92,6 +83,10 @@ class Flow(NamedTuple):
         """The one neuron of a layer that feeds each element, else -1."""
         feeds = self.rows(layer).feeds
         return torch.where(feeds.sum(0) == 1, feeds.long().argmax(0), -1)
+
+    def sole_sources(self) -> Tensor:
+        """The one source of each element, else -1."""
+        return torch.where(self.feeds.sum(0) == 1, self.feeds.long().argmax(0), -1)
 
     def others(self, layer: int) -> Tensor:
         """Whether anything but the layer feeds each element."""
@@ -108,7 +103,7 @@ class Known:
     :param reasons: texts of which one has to be in the reason why it is not recycled; none if it is
     :param exact: whether recycling a dead neuron changes no output
     :param seen: number of a tensor and the neuron at each of its elements, -1 for none: where it is measured
-    :param doubt: which known fault of measuring or which open question of where to measure touches it, if any
+    :param doubt: which open question of where to measure touches it, if any
     """
 
     consumers: dict[str, list[int]]
@@ -139,41 +134,51 @@ class Ledger:
 
     :param names: of all layers, in the order of their numbers
     :param results: layer name to the tensors that it gave
+    :param activations: layer number to the tensors that its activation calls gave, with the neurons seen there
+    :param joined: numbers of the layers that share an activation with another
+    :param entries: normalisation name to the one source of what each entry of its weight acts on, else -1
     """
 
     names: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    is_linear: list[bool] = field(default_factory=list)
     results: dict[str, list[tuple[int, Flow]]] = field(default_factory=lambda: defaultdict(list))
     taken: list[Call] = field(default_factory=list)
-    activations: dict[int, list[tuple[int, Flow]]] = field(default_factory=lambda: defaultdict(list))
+    activations: dict[int, list[tuple[int, Tensor]]] = field(default_factory=lambda: defaultdict(list))
+    joined: set[int] = field(default_factory=set)
     normalised: set[int] = field(default_factory=set)
+    entries: dict[str, Tensor] = field(default_factory=dict)
     returned: set[int] = field(default_factory=set)
-
-    def add(self, name: str, size: int, is_linear: bool) -> None:
-        self.names.append(name)
-        self.is_linear.append(is_linear)
-        self.sizes.append(size)
 
     def calls(self, name: str, register: int, flow: Flow, axis: int) -> None:
         self.taken.append(Call(name, register, flow, axis))
 
-    def normalises(self, flow: Flow) -> None:
+    def normalises(self, name: str, module: nn.Module, flow: Flow) -> None:
         self.normalised |= flow.sources()
+        alone = flow.sole_sources()
+        if isinstance(module, nn.LayerNorm):
+            by_entry = alone.reshape(-1, module.weight.numel()).T
+        else:
+            by_entry = alone.flatten(1) if alone.ndim > 1 else alone[:, None]
+        same = (by_entry == by_entry[:, :1]).all(1)
+        self.entries[name] = torch.where(same, by_entry[:, 0], -1).reshape(module.weight.shape)
 
     def returns(self, flow: Flow) -> None:
         self.returned |= flow.sources()
 
     def activates(self, register: int, flow: Flow, wakes: bool) -> Flow:
-        """An activation call: that of every layer that arrives without one and is still readable.
+        """An activation call: that of layers that arrive for the first time, or at elements of their own without one.
 
         :param wakes: whether it makes something of 0
         """
         bare, loud = flow.bare.clone(), flow.feeds.clone() if wakes else flow.loud.clone()
         for layer in flow.sources() - {-1}:
             rows = slice(1 + WIDTH * layer, 1 + WIDTH * (layer + 1))
-            if bare[rows].any() and (flow.owners(layer) >= 0).any():
-                self.activations[layer].append((register, flow))
+            owners, others = flow.owners(layer), flow.others(layer)
+            if self.activations[layer]:
+                owners = owners.where(flow.bare[rows].any(0) & ~others, -1)
+            if (owners >= 0).any():
+                self.activations[layer].append((register, owners))
+                if ((owners >= 0) & others).any():
+                    self.joined.add(layer)
                 bare[rows] = loud[rows] = False
         return Flow(flow.feeds, bare, loud)
 
@@ -214,32 +219,13 @@ class Ledger:
         """Where it is measured, what is doubtful about that, and whether that is at its activation calls."""
         calls = self.activations[layer]
         arrivals = [(call.register, call.flow) for call in self.taken if layer in call.flow.sources()]
-        around = [flow for _, flow in arrivals if flow.rows(layer).bare.any()]
-        doubt = self._doubt(layer, [flow for _, flow in calls], around)
+        around = any((flow.rows(layer).bare.any(0) & ~flow.others(layer)).any() for _, flow in arrivals)
+        doubt = "joined activations" if layer in self.joined and (len(calls) > 1 or around) else None
+        if calls and not around:
+            return calls, doubt, True
         is_mixed = any(-1 in positions and self._is_mixed(layer, name) for name, positions in consumers.items())
-        is_active = bool(calls) and not around
-        results = self.results[self.names[layer]]
-        seen = [
-            (register, flow.owners(layer))
-            for register, flow in (calls if is_active else results if is_mixed else arrivals)
-        ]
-        if not doubt and set(range(self.sizes[layer])) - {n for _, owners in seen for n in owners.unique().tolist()}:
-            doubt = "unseen neuron"
-        if not is_active and is_mixed and self.is_linear[layer] and len(results[0][1].shape) > 1:
-            doubt = "tokens"
-        return seen, doubt, is_active
-
-    def _doubt(self, layer: int, calls: list[Flow], around: list[Flow]) -> str | None:
-        """Sharing one activation is an open question; lying side by side in one tensor is none."""
-        doubts = []
-        if len(calls) > 1:
-            doubts += [flow for flow in calls if len(flow.sources()) > 1]
-        if calls and around and all(len(flow.sources()) > 1 for flow in around):
-            doubts += around
-        if not doubts:
-            return None
-        joined = any((flow.rows(layer).feeds.any(0) & flow.others(layer)).any() for flow in [*calls, *doubts])
-        return "joined activations" if joined else "way around beside others" if around else "calls beside others"
+        tensors = self.results[self.names[layer]] if is_mixed else arrivals
+        return [(register, flow.owners(layer)) for register, flow in tensors], doubt, False
 
     def _is_mixed(self, layer: int, consumer: str) -> bool:
         feeds = torch.stack([call.by_position() for call in self.taken if call.layer == consumer]).any(0)

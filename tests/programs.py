@@ -40,8 +40,8 @@ class Plan(NamedTuple):
 class Register(NamedTuple):
     """A tensor of the program.
 
-    :param positive: whether it is where all layers give positive outputs; what is multiplied has to be, since a gate
-        that is never open while others are frozen shows nothing
+    :param positive: whether it rises and falls with the layers behind it: what does not may cancel what else comes
+        from the same layer
     :param fresh: whether an in-place operation may overwrite it
     """
 
@@ -166,7 +166,7 @@ class Program(nn.Module):
         if choice == 13:
             layer = parametrizations.weight_norm(layer)
         name = self._add_module("layer", layer)
-        self.ledger.add(name, size, layer.weight.ndim == 2)
+        self.ledger.names.append(name)
         return self._call(name, source)
 
     def _block(self, source: Register, choice: int, size: int) -> Register | None:
@@ -194,7 +194,7 @@ class Program(nn.Module):
         layer = copy.deepcopy(twin)
         layer.weight = twin.weight
         name = self._add_module("layer", layer)
-        self.ledger.add(name, len(layer.weight), layer.weight.ndim == 2)
+        self.ledger.names.append(name)
         made = self._call(name, source)
         self.recipe[-1] += f" tied to {fitting[choice % len(fitting)]}"
         return made

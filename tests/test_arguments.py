@@ -30,7 +30,7 @@ RECYCLING = {
     "stop": 50,
     "outgoing": "random",
     "optimizer_state": "clear",
-    "compensate": True,
+    "compensate": False,
 }
 
 
@@ -165,3 +165,9 @@ def test_a_list_of_settings_cannot_be_changed_through_the_list_given():
     callback = DormancyCallback(thresholds=thresholds)
     thresholds.append(0.2)
     assert callback.thresholds == (0.1,)
+
+
+def test_compensation_is_refused_where_new_outgoing_weights_move_the_mean_again():
+    with pytest.raises(ValueError, match="compensate=True keeps the mean only with outgoing='zero'"):
+        ReDoCallback(outgoing="random", compensate=True)
+    assert ReDoCallback(compensate=True).surgery.compensate

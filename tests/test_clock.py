@@ -139,7 +139,7 @@ def test_an_exception_while_recycling_leaves_no_hook(monkeypatch):
     assert hooks_of(model) == []
 
 
-@pytest.mark.parametrize("place", ["agent_of", "trace_wiring", "Meter", "write_layout", "initial_weights_of"])
+@pytest.mark.parametrize("place", ["agent_of", "meter_of", "write_layout", "initial_weights_of"])
 def test_an_exception_at_training_start_leaves_no_hook(monkeypatch, place):
     model = dqn()
     monkeypatch.setattr(sb3_redo.callbacks, place, fail)
