@@ -44,14 +44,14 @@ def gather_batch(
         with evaluating(model.policy.modules()):
             batch = _run(model, env, n, progress)
         # Not to go on with the random numbers that we chose, which would be the same in every run.
-        env.seed(None if model.seed is None else integer_seed((model.seed, seed)))
+        env.seed(integer_seed(None if model.seed is None else (model.seed, seed)))
         if env is model.get_env():
             _begin_anew(model, env)
     return batch
 
 
-def integer_seed(seed: tuple[int, int]) -> int:
-    """One small number for environments and generators, from a seed and a gradient step."""
+def integer_seed(seed: tuple[int, int] | None) -> int:
+    """One small number for environments and generators, from a seed and a gradient step or, without, from chance."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
 
 

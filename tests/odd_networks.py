@@ -293,7 +293,31 @@ class RecurrentOverSequences(Sequences):
         return self.out(self.note("hidden", functional.relu(self.hidden(x[:, -1]))))
 
 
+class Standardised(nn.Linear):
+    """A layer that computes its weight anew in a forward pass of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
+
+
+class OwnForward(Awkward):
+    """Zeroing a row of such a layer's weight does not silence the neuron."""
+
+    known = {
+        "first": Known({"second": RANGE[6]}, reason="second's forward pass is not that of a plain layer"),
+        "second": Known({"out": RANGE[4]}, reason="its forward pass is not that of a plain layer"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(5, 6), Standardised(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note("first", functional.relu(self.first(x)))
+        return self.out(self.note("second", functional.relu(self.second(x))))
+
+
 ODD: tuple[type[Awkward], ...] = (
     *(Glu, Impala, Spectral, Separable, GroupNormalised, TwiceApart, HalfPrecision, Configured, GloballyPooled),
-    *(Shuffled, OneNeuron, Tokens, AttentionOverSequences, RecurrentOverSequences),
+    *(Shuffled, OneNeuron, Tokens, AttentionOverSequences, RecurrentOverSequences, OwnForward),
 )

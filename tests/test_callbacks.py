@@ -172,6 +172,14 @@ def test_inside_an_event_callback_the_same_is_measured_and_recycled_as_outside(t
     assert not {"on_rollout_end", "on_training_end"} & vars(event).keys()
 
 
+def test_callbacks_that_differ_in_networks_alone_measure_as_often(tape):
+    monitors = [DormancyCallback(measuring_period=4, batch_size=16, networks=[name]) for name in ("policy", "value")]
+    tape.watch(ppo()).learn(80, callback=monitors)
+    first, second = (tape.values(f"{group}/gradient_step") for group in ("dormancy", "dormancy_2"))
+    assert first == second
+    assert len(first) > 3
+
+
 def test_a_callback_that_ends_training_early_ends_ours_too(tape):
     model = dqn()
     model.learn(80, callback=[recycling(), StopAt(50)])

@@ -297,3 +297,21 @@ def test_stored_observations_are_preferred_to_new_ones():
     model = trained("DQN")
     model.env = None
     assert measure_dormancy(model, batch_size=16).observations == 16
+
+
+def test_runs_that_are_not_seeded_stay_different_after_an_inspection():
+    def next_start():
+        model = PPO("MlpPolicy", "CartPole-v1", **rollout(seed=None))
+        gather_batch(model, 8, seed=0)
+        return model.env.reset().tolist()
+
+    assert next_start() != next_start()
+
+
+def test_runs_that_are_seeded_stay_the_same():
+    def next_start():
+        model = PPO("MlpPolicy", "CartPole-v1", **rollout())
+        gather_batch(model, 8, seed=0)
+        return model.env.reset().tolist()
+
+    assert next_start() == next_start()

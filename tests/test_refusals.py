@@ -7,12 +7,12 @@ import torch
 from rl_zoo3.callbacks import ParallelTrainCallback
 from sb3_contrib import ARS
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
+from stable_baselines3.common.callbacks import CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
 from sb3_redo.agents import agent_of
 
 from runs import dqn, hooks_of, sac
@@ -110,6 +110,23 @@ def test_two_recyclers_are_refused(arrange):
     with pytest.raises(RuntimeError, match="two ReDoCallbacks would recycle the same neurons twice"):
         model.learn(40, callback=arrange(ReDoCallback(batch_size=16), ReDoCallback(0.5, batch_size=16)))
     assert hooks_of(model) == []
+
+
+def test_a_place_where_nothing_of_training_is_heard_is_refused():
+    model = dqn()
+    evaluation = EvalCallback(make_vec_env("CartPole-v1"), callback_on_new_best=ReDoCallback(batch_size=16))
+    with pytest.raises(RuntimeError, match="callback_on_new_best hears nothing of training"):
+        model.learn(40, callback=evaluation)
+
+
+def test_a_network_replaced_by_a_deeper_one_is_told_of_when_its_weights_are_needed():
+    model = dqn()
+    model.learn(30)
+    deeper = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    model.q_net.q_net = deeper.append(nn.Linear(8, 2))
+    report = measure_dormancy(model, 100.0, batch_size=16)
+    with pytest.raises(RuntimeError, match=r"q_net\.q_net\.4\.weight is \(8, 8\), but .* model's policy_kwargs"):
+        recycle_dormant(model, report)
 
 
 def test_compensation_without_a_bias_to_write_to_is_refused_at_training_start():
