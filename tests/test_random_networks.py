@@ -95,7 +95,14 @@ def check_wiring(network, wiring):
     for layer in wiring:
         known = network.known[layer.name]
         found = {consumer: positions.tolist() for consumer, positions in layer.consumers.items()}
-        assert found == known.consumers, layer.name
+        if layer.recyclable or not known.reasons:
+            assert found == known.consumers, layer.name
+        else:
+            # Behind several gates some positions never open while the others are frozen. What is read of them is true,
+            # and shows that they are not the layer's alone.
+            for consumer, positions in found.items():
+                pairs = zip(positions, known.consumers[consumer], strict=True)
+                assert all(position in (-1, true) for position, true in pairs), (layer.name, consumer)
         assert layer.recyclable == (not known.reasons), (layer.name, layer.reason, known.reasons)
         assert layer.recyclable or any(reason in layer.reason for reason in known.reasons), layer.reason
         assert layer.exact == known.exact or not layer.recyclable or known.doubt in OPEN, layer.name

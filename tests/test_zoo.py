@@ -211,7 +211,7 @@ def test_a_short_mujoco_run(tmp_path):
     ],
 )
 def test_every_other_algorithm_runs_with_its_configuration(tmp_path, algorithm, environment, settings, networks):
-    steps = {"qrdqn": "1500", "ppo_lstm": "640", "a2c": "2400", "trpo": "3000"}.get(algorithm, "500")
+    steps = {"qrdqn": "1500", "ppo_lstm": "640", "a2c": "2400", "trpo": "3000", "ppo": "1000"}.get(algorithm, "500")
     callback = {"dormancy_threshold": 0.3, "recycling_period": 20, "measuring_period": 20, "batch_size": 32}
     conf = ("-conf", CONFIGS / f"{algorithm}.yml", "-n", steps)
     zoo(tmp_path, algorithm, environment, *conf, callback={"ReDoCallback": callback}, **settings)
