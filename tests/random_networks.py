@@ -15,8 +15,7 @@ from torch.nn import functional
 from flows import WIDTH, Flow
 from programs import MAX_ELEMENTS, SHAPES, Plan, Program, Register, Step
 
-# Without SiLU, ELU, Sigmoid, Softplus and Mish, through which the wiring is misread: at the end of a tensor torch
-# computes them one by one and rounds otherwise than elsewhere, so that two values of one neuron look like three.
+# SiLU, ELU and Sigmoid are among those that torch rounds differently at the end of a tensor.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], type[nn.Module]]] = {
     "relu": (functional.relu, torch.relu_, nn.ReLU),
     "tanh": (torch.tanh, torch.tanh_, nn.Tanh),
@@ -24,6 +23,9 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "gelu": (functional.gelu, functional.gelu, nn.GELU),
     "hardswish": (functional.hardswish, lambda x: functional.hardswish(x, inplace=True), nn.Hardswish),
     "hardsigmoid": (functional.hardsigmoid, lambda x: functional.hardsigmoid(x, inplace=True), nn.Hardsigmoid),
+    "silu": (functional.silu, lambda x: functional.silu(x, inplace=True), nn.SiLU),
+    "elu": (functional.elu, lambda x: functional.elu(x, inplace=True), nn.ELU),
+    "sigmoid": (torch.sigmoid, torch.sigmoid_, nn.Sigmoid),
 }
 
 
@@ -34,7 +36,7 @@ class RandomNetwork(Program):
         names = ["leaky_relu", "tanh"] if self._may_stay_shut(source) else list(ACTIVATIONS)
         name, style = names[choice % len(names)], ("function", "inplace", "module", "method")[size % 4]
         function, in_place, module = ACTIVATIONS[name]
-        flow = self.ledger.activates(self.inputs + len(self.program), source.flow, name == "hardsigmoid")
+        flow = self.ledger.activates(self.inputs + len(self.program), source.flow, "sigmoid" in name)
         number = source.number
         if style == "inplace" and source.fresh and number not in self.used:
             run = lambda _, r: in_place(r[number])  # noqa: E731
@@ -64,8 +66,8 @@ class RandomNetwork(Program):
     def _may_stay_shut(source: Register) -> bool:
         """Whether the observation reaches it. Nothing that shuts may follow: no relu, no maximum.
 
-        What the observation reaches is looked for with frozen outputs of one sign only and with small noise, in which
-        relu(x + layer(x)) may stay shut, so that the layer passes for the only one behind it.
+        What the observation reaches is looked for with six values of it, in which relu(x + layer(x)) may stay shut at
+        some positions, so that they look as if fed by the layer alone.
         """
         return bool(source.flow.feeds[0].any())
 
