@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward_pass import replaced_forward, seeded, tensors_in
-from sb3_redo.functions import POOLS, FunctionWatcher
+from sb3_redo.functions import MAX_POOLS_OF_IMAGES, POOLS, FunctionWatcher
 from sb3_redo.spelling import Place, Record
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -86,9 +86,9 @@ class _PassWatcher(FunctionWatcher):
         value = args[0] if args else kwargs["input"]
         key = (self.pools, self.choice.factors, tuple(value.shape))
         if self.pooled is None or len(value) != 1:
-            return func(*args, **kwargs)
+            return _pooled(func, args, kwargs)
         if key not in self.pooled:
-            self.pooled[key] = func(*args, **kwargs)
+            self.pooled[key] = _pooled(func, args, kwargs)
         return self.pooled[key].clone()
 
     def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -99,6 +99,14 @@ class _PassWatcher(FunctionWatcher):
             rows = max(len(part) for part in parts)
             parts = [part.expand(rows, *part.shape[1:]) if len(part) == 1 else part for part in parts]
             return func(parts, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
+
+
+def _pooled(func: Any, args: Any, kwargs: Any) -> Any:
+    """The same as the function gives, sooner: on a CPU maxima are taken four times as fast with channels last."""
+    if func not in MAX_POOLS_OF_IMAGES or not args or args[0].ndim != 4 or args[0].device.type != "cpu":
+        return func(*args, **kwargs)
+    maxima = func(args[0].contiguous(memory_format=torch.channels_last), *args[1:], **kwargs)
+    return maxima.contiguous() if isinstance(maxima, Tensor) else maxima
 
 
 class FrozenNetwork:

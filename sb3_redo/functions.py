@@ -35,6 +35,8 @@ POOLS = _spellings(
     f"{kind}_pool{dimensions}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for dimensions in "123"
 )
 
+MAX_POOLS_OF_IMAGES = _spellings(["max_pool2d"])
+
 
 class FunctionWatcher(TorchFunctionMode):
     """Numbers a forward pass's activation and normalisation calls and lets a subclass act on each.
