@@ -1,0 +1,95 @@
+"""What width, layer norm, activation and initialiser mean for one layer."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from sb3_redo.settings import non_negative_number, positive_integer
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+# By name, not by function: who watches how weights are filled replaces the functions of nn.init.
+INITIALIZERS = {
+    "xavier_uniform": "xavier_uniform_",
+    "kaiming_uniform": "kaiming_uniform_",
+    "orthogonal": "orthogonal_",
+}
+
+# Of all networks of SB3's policies, those whose last layer is hidden: what comes after it is built elsewhere.
+_WITHOUT_OUTPUT = ("latent_pi", "policy_net", "value_net")
+
+
+def positive_width(width: Any) -> float:
+    """:raises TypeError: on anything but a number; :raises ValueError: unless above 0 and finite"""
+    number = non_negative_number("width", width)
+    if number == 0:
+        raise ValueError(f"width must be greater than 0, got {width!r}")
+    return number
+
+
+def scaled_size(size: int, width: float) -> int:
+    """The number of neurons nearest to ``size * width``, halves upwards, and at least 1."""
+    return max(1, math.floor(size * width + 0.5))
+
+
+def scaled_net_arch(net_arch: Any, width: float) -> Any:
+    """A copy of ``net_arch`` with each layer scaled, in any of SB3's forms.
+
+    >>> scaled_net_arch({"pi": [64], "qf": [400, 300]}, 0.5)
+    {'pi': [32], 'qf': [200, 150]}
+
+    :raises TypeError: unless all sizes are integers; :raises ValueError: on one below 1
+    """
+    if isinstance(net_arch, dict):
+        return {name: scaled_net_arch(sizes, width) for name, sizes in net_arch.items()}
+    if isinstance(net_arch, (list, tuple)):
+        return [scaled_size(positive_integer("a size in net_arch", size), width) for size in net_arch]
+    raise TypeError(f"net_arch must be a list of sizes or a dictionary of such lists, got {net_arch!r}")
+
+
+def layer_norm(layer: nn.Module) -> nn.Module:
+    """Layer norm for what a linear layer or a convolution gives.
+
+    For a convolution, mean and variance are over channels and places of a sample, as Ba et al. (2016) take them over
+    all neurons of a layer. The learned scale and offset are per channel: one for each place would belong to no neuron
+    in our sense, and would tie the layer to the size of the image.
+    """
+    if isinstance(layer, nn.Conv2d):
+        return nn.GroupNorm(1, layer.out_channels)
+    assert isinstance(layer, nn.Linear)
+    return nn.LayerNorm(layer.out_features)
+
+
+def add_layer_norm(network: nn.Module) -> None:
+    """Insert layer norm after each hidden linear layer of a network's own MLPs, in place."""
+    for name, mlp in network.named_children():
+        if not isinstance(mlp, nn.Sequential):
+            continue
+        linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
+        for layer in linear if name in _WITHOUT_OUTPUT else linear[:-1]:
+            # In place, because SB3's critics keep these objects in a list too.
+            mlp.insert(list(mlp).index(layer) + 1, layer_norm(layer).to(layer.weight.device))
+
+
+def initialise(module: nn.Module, initializer: str) -> None:
+    """Fill the kernels of all linear layers and convolutions anew, in place, and set their biases to 0.
+
+    :param initializer: a name in :data:`INITIALIZERS`. The paper's is ``xavier_uniform``, for output layers too.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            getattr(nn.init, INITIALIZERS[initializer])(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,158 @@
+"""What makes a policy of Stable-Baselines3 scalable."""
+
+import difflib
+import inspect
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common import torch_layers
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_redo.networks.extractors import EXTRACTORS, CombinedExtractor
+from sb3_redo.networks.layers import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    add_layer_norm,
+    initialise,
+    positive_width,
+    scaled_net_arch,
+)
+from sb3_redo.settings import flag, one_of
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The settings that a scalable policy has and SB3's has not; see :class:`Scalable`."""
+
+    width: float = 1.0
+    layer_norm: bool = False
+    activation: str | None = None
+    initializer: str | None = None
+    extractor: str = "nature"
+
+    def __post_init__(self) -> None:
+        positive_width(self.width)
+        flag("layer_norm", self.layer_norm)
+        for name, choices in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
+            if getattr(self, name) is not None:
+                one_of(name, getattr(self, name), tuple(choices))
+        one_of("extractor", self.extractor, tuple(EXTRACTORS))
+
+    def changed(self) -> str:
+        """What differs from the defaults, in words; empty if nothing does."""
+        return ", ".join(f"{name}={value!r}" for name, value in asdict(self).items() if value != _DEFAULTS[name])
+
+    def of_extractor(self) -> dict[str, Any]:
+        """Keyword arguments of the features extractors."""
+        activation = {} if self.activation is None else {"activation_fn": ACTIVATIONS[self.activation]}
+        return {"width": self.width, "layer_norm": self.layer_norm, "initializer": self.initializer, **activation}
+
+
+_DEFAULTS = {name: field.default for name, field in Scaling.__dataclass_fields__.items()}
+
+
+class Scalable(BasePolicy):
+    """Comes before one of SB3's policies in the bases of a class, and builds what that one builds, scaled.
+
+    With no setting of its own given, the networks are SB3's, bit for bit.
+
+    :param width: factor on the number of neurons of each hidden layer: those of ``net_arch`` (given, or the
+        algorithm's own), the convolutions, and the dense layer of the features extractor
+    :param layer_norm: whether layer norm follows each hidden layer and convolution, before its activation
+    :param activation: name of the activation of all hidden layers, those of the features extractor included; the
+        algorithm's own if not given. SB3's ``activation_fn`` leaves the features extractor alone.
+    :param initializer: name of the distribution of all kernels, output layers included, with biases 0:
+        ``xavier_uniform`` (the paper's), ``kaiming_uniform``, ``orthogonal`` (gain 1); the algorithm's own if not given
+    :param extractor: what sees images: ``nature`` or ``impala``. As in SB3, settings in ``features_extractor_kwargs``
+        come first.
+    :param settings: of SB3's policy
+    :raises TypeError: on an unknown setting or one of the wrong type; :raises ValueError: on a wrong value, and where
+        a features extractor of another kind cannot follow
+    """
+
+    scaling: Scaling
+    net_arch: Any
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        width: float = 1.0,
+        layer_norm: bool = False,
+        activation: str | None = None,
+        initializer: str | None = None,
+        extractor: str = "nature",
+        **settings: Any,
+    ) -> None:
+        _check_names(type(self).__name__, settings, {*inspect.signature(super().__init__).parameters, *_DEFAULTS})
+        self.scaling = Scaling(width, layer_norm, activation, initializer, extractor)
+        if activation is not None:
+            if "activation_fn" in settings:
+                raise ValueError(f"activation={activation!r} and activation_fn exclude each other: give one of them")
+            settings["activation_fn"] = ACTIVATIONS[activation]
+        super().__init__(observation_space, action_space, lr_schedule, **settings)
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """SB3's extractors are replaced here rather than in the constructor's arguments, because SB3's policies choose
+        their default ``net_arch`` by comparing ``features_extractor_class`` with ``NatureCNN``."""
+        kind, given, scaling = self.features_extractor_class, self.features_extractor_kwargs, self.scaling
+        own = scaling.of_extractor()
+        if kind is torch_layers.NatureCNN:
+            return EXTRACTORS[scaling.extractor](self.observation_space, **{**own, **given})
+        if kind is torch_layers.CombinedExtractor:
+            assert isinstance(self.observation_space, spaces.Dict)
+            return CombinedExtractor(self.observation_space, **{"extractor": scaling.extractor, **own, **given})
+        if scaling.extractor != "nature":
+            raise ValueError(
+                f"extractor={scaling.extractor!r} is for policies that see images through SB3's NatureCNN or "
+                f"CombinedExtractor, but this {type(self).__name__} uses {kind.__name__}"
+            )
+        if issubclass(kind, (*EXTRACTORS.values(), CombinedExtractor)):
+            image = {} if self.normalize_images else {"normalized_image": True}
+            return kind(self.observation_space, **{**own, **image, **given})
+        if kind is not torch_layers.FlattenExtractor and scaling.changed():
+            raise ValueError(
+                f"{scaling.changed()} would leave features_extractor_class={kind.__name__} as it is: "
+                "give an extractor of sb3_redo.networks, or scale the layers behind yours with net_arch"
+            )
+        return super().make_features_extractor()
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Runs when SB3's constructor knows ``net_arch`` and before it builds anything from it."""
+        self._unscaled_net_arch = self.net_arch
+        width = float(self.scaling.width)
+        self.net_arch = scaled_net_arch(self.net_arch, width)
+        for name in ("net_args", "actor_kwargs", "critic_kwargs"):
+            if name in self.__dict__:
+                self.__dict__[name]["net_arch"] = scaled_net_arch(self.__dict__[name]["net_arch"], width)
+        super()._build(lr_schedule)  # type: ignore[misc]
+
+    def _finish(self, network: nn.Module) -> None:
+        """Layer norm and initialiser of a network that SB3 has just built; its extractor saw to itself."""
+        if self.scaling.layer_norm:
+            add_layer_norm(network)
+        if self.scaling.initializer is not None:
+            for name, part in network.named_children():
+                if not name.endswith("features_extractor"):
+                    initialise(part, self.scaling.initializer)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(asdict(self.scaling), net_arch=self._unscaled_net_arch)
+        if self.scaling.activation is not None:
+            del data["activation_fn"]
+        return data
+
+
+def _check_names(policy: str, settings: dict[str, Any], known: set[str]) -> None:
+    for name in settings:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise TypeError(f"{policy} has no setting {name!r}{hint}")
