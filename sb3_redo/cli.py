@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sb3_redo.experiments.command import add_report, add_sweep
 from sb3_redo.settings import UsageError, non_negative_integer, non_negative_number, positive_integer
 
 # Whatever imports torch is imported where it is used, so that --help does not wait for it.
@@ -37,14 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        arguments.run(arguments)
+        return int(arguments.run(arguments) or 0)
     except UsageError as error:
         return _failed(str(error), 2)
     except (RuntimeError, ValueError, OSError, ImportError) as error:
         return _failed(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
-    return 0
 
 
 def _failed(message: str, code: int) -> int:
@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(run=_inspect)
     _add_inspect_options(inspect)
+    add_sweep(commands, formatter_class=raw)
+    add_report(commands, formatter_class=raw)
     return parser
 
 

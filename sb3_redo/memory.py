@@ -29,6 +29,11 @@ class Memory:
         steps: int | None = model.__dict__.get(_ATTRIBUTE, {}).get("gradient_steps")
         return steps
 
+    @staticmethod
+    def recycled_total_of(model: BaseAlgorithm) -> int:
+        """How many neurons of this model were recycled so far."""
+        return int(model.__dict__.get(_ATTRIBUTE, {}).get("recycled_total", 0))
+
     def remember_gradient_steps(self, gradient_steps: int) -> None:
         """Algorithms do not count them, or not where ``train()`` is interrupted."""
         self._shared["gradient_steps"] = gradient_steps

@@ -1,0 +1,113 @@
+"""``sb3-redo sweep`` and ``sb3-redo report``."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sb3_redo.settings import UsageError, non_negative_number, positive_integer
+
+if TYPE_CHECKING:
+    from sb3_redo.experiments.execution import Standing
+
+SWEEP_EXAMPLES = """examples:
+  sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --out runs/replay_ratio --workers 2
+  sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --dry-run
+"""
+REPORT_EXAMPLES = """example:
+  sb3-redo report runs/replay_ratio
+"""
+
+
+def add_sweep(commands: Any, **settings: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        "sweep",
+        help="train a grid of settings, on this machine or on a Ray cluster",
+        description="Train every run of a sweep file. Finished runs are skipped and stopped ones go on, so the same "
+        "command can be given again at any time.",
+        epilog=SWEEP_EXAMPLES,
+        **settings,
+    )
+    parser.set_defaults(run=_sweep)
+    parser.add_argument("file", metavar="FILE", type=Path, help="a sweep file (YAML)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the runs (default: runs/NAME of the file)")
+    parser.add_argument("--dry-run", action="store_true", help="print each run's command line and start nothing")
+    parser.add_argument("--workers", metavar="N", type=int, help="runs at a time on this machine (default: its cores)")
+    parser.add_argument("--address", metavar="ray://…", help="an existing Ray cluster in place of this machine")
+    parser.add_argument("--cpus-per-run", metavar="X", type=float, default=1.0, help="(default: %(default)g)")
+    parser.add_argument("--gpus-per-run", metavar="X", type=float, default=0.0, help="(default: %(default)g)")
+    parser.add_argument("--threads-per-run", metavar="N", type=int, default=1, help="of PyTorch (default: %(default)d)")
+
+
+def add_report(commands: Any, **settings: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        "report",
+        help="tables, figures and a page of a sweep",
+        description="Read the folders of a sweep's runs, finished or not, and write tables, figures and a page that "
+        "a browser opens.",
+        epilog=REPORT_EXAMPLES,
+        **settings,
+    )
+    parser.set_defaults(run=_report)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the sweep's folder")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to (default: report/ in the sweep's folder)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)d)")
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    try:
+        positive_integer("--workers", 1 if arguments.workers is None else arguments.workers)
+        positive_integer("--threads-per-run", arguments.threads_per_run)
+        non_negative_number("--cpus-per-run", arguments.cpus_per_run)
+        non_negative_number("--gpus-per-run", arguments.gpus_per_run)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    if arguments.address is not None and arguments.workers is not None:
+        raise UsageError("--workers is for this machine: with --address the cluster's size and --cpus-per-run decide")
+    try:
+        from sb3_redo.experiments.sweep_file import read_sweep
+    except ImportError as error:
+        raise UsageError(f'sweeps need more packages ({error}): pip install "sb3-redo[sweep]"') from None
+    sweep = read_sweep(arguments.file)
+    out = arguments.out or Path("runs") / sweep.name
+    if arguments.dry_run:
+        variables = f"OMP_NUM_THREADS={arguments.threads_per_run}"
+        for run in sweep.runs:
+            print(f"{variables} {run.command_line(out, arguments.threads_per_run)}")
+        return 0
+    return _execute(sweep, out, arguments)
+
+
+def _execute(sweep: Any, out: Path, arguments: argparse.Namespace) -> int:
+    from sb3_redo.experiments.execution import Resources, execute
+    from sb3_redo.experiments.progress import Progress
+
+    resources = Resources(
+        arguments.workers,
+        arguments.address,
+        arguments.cpus_per_run,
+        arguments.gpus_per_run,
+        arguments.threads_per_run,
+    )
+    with Progress(out, sweep.runs).shown() as progress:
+        standing = execute(sweep, out, resources, progress.update)
+    return _tell_end(standing, out)
+
+
+def _tell_end(standing: "Standing", out: Path) -> int:
+    for name, reason in standing.failed.items():
+        print(f"\nfailed: {name}: {reason}", file=sys.stderr)
+    print(f"{len(standing.finished)} runs finished, {len(standing.failed)} failed, in {out}")
+    print(f"next: sb3-redo report {out}")
+    return 1 if standing.failed else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    try:
+        from sb3_redo.reports.build import write_report
+    except ImportError as error:
+        raise UsageError(f'reports need more packages ({error}): pip install "sb3-redo[report]"') from None
+    print(write_report(arguments.folder, arguments.out, arguments.seed))
+    return 0

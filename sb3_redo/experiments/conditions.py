@@ -1,0 +1,45 @@
+"""What the axes of a sweep's grid mean to the zoo."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sb3_redo.experiments.replay_ratio import training_schedule
+from sb3_redo.networks.names import scalable_policy
+
+REPLAY_RATIO, WIDTH, CALLBACK = "replay_ratio", "width", "callback"
+
+
+def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The zoo's hyper-parameters that a run has in place of a configuration's.
+
+    :param algorithm: by the zoo's name
+    :param base: the configuration's entry for the environment
+    :param changes: hyper-parameters, ``replay_ratio`` and ``width``
+    :raises ValueError: on a replay ratio that cannot be had, or a width of a policy that has none
+    """
+    found = {name: value for name, value in changes.items() if name not in (REPLAY_RATIO, WIDTH)}
+    if REPLAY_RATIO in changes:
+        n_envs = int(found.get("n_envs", base.get("n_envs", 1)))
+        found |= training_schedule(changes[REPLAY_RATIO], n_envs)._asdict()
+    if WIDTH in changes:
+        found["policy"] = scalable_policy(algorithm, found.get("policy", base.get("policy", "")))
+        found["policy_kwargs"] = _with_width(found.get("policy_kwargs", base.get("policy_kwargs")), changes[WIDTH])
+    return found
+
+
+def _with_width(policy_kwargs: Any, width: float) -> Any:
+    if isinstance(policy_kwargs, str):  # Python, which the zoo evaluates
+        return f"dict({policy_kwargs}, width={width!r})"
+    return {**(policy_kwargs or {}), "width": width}
+
+
+def python_text(value: Any) -> str:
+    """A value as Python source without names, for the zoo evaluates what ``-params`` is given."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {python_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(python_text, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    return repr(value)

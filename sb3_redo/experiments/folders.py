@@ -1,0 +1,70 @@
+"""What lies in the folder of a sweep and of each of its runs."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SWEEP = "sweep.json"
+"""In the sweep's folder: what was planned."""
+RUN = "run.json"
+"""What a run is: its settings, seed, versions and command line."""
+PROGRESS = "progress.json"
+"""How far a run is, while it trains."""
+OUTCOME = "outcome.json"
+"""What came out, written by the training."""
+RESULT = "result.json"
+"""The same once the training has ended well and everything else is in its place: written last."""
+FAILED = "failed.json"
+LOG = "log.txt"
+LOCK = "lock"
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    with open(temporary, "w") as stream:
+        json.dump(content, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The content, or ``None`` where there is no such file."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+
+
+class BusyError(RuntimeError):
+    """Another process works in the folder."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Nobody else works in the folder meanwhile; the operating system lets go when the process dies.
+
+    :raises BusyError: when somebody does
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"another process trains in {folder}") from None
+        yield
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether a process works in the folder."""
+    try:
+        with locked(folder):
+            return False
+    except BusyError:
+        return True

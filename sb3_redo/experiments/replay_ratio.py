@@ -1,0 +1,48 @@
+"""A replay ratio as SB3 has it: gradient steps every so many steps of every environment."""
+
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+LONGEST_ROLLOUT = 1000
+"""Steps between two ``train()`` calls: beyond that a ratio is more likely a rounded number than meant."""
+
+
+class TrainingSchedule(NamedTuple):
+    """SB3's two settings.
+
+    :param train_freq: steps of every environment between ``train()`` calls
+    :param gradient_steps: in each of these
+    """
+
+    train_freq: int
+    gradient_steps: int
+
+
+def training_schedule(replay_ratio: Any, n_envs: int = 1) -> TrainingSchedule:
+    """The shortest schedule that gives a replay ratio exactly.
+
+    :param replay_ratio: gradient steps per environment step (transitions of all environments); a number, or a fraction
+        as text, such as ``"1/3"``
+    :param n_envs: number of environments
+    :raises ValueError: when it is not positive, or no schedule with at most :data:`LONGEST_ROLLOUT` steps gives it
+
+    >>> training_schedule(0.25)
+    TrainingSchedule(train_freq=4, gradient_steps=1)
+    >>> training_schedule(2, n_envs=4)
+    TrainingSchedule(train_freq=1, gradient_steps=8)
+    """
+    try:
+        # By its decimals: 0.1 is one tenth, and not the binary number next to it.
+        ratio = Fraction(str(replay_ratio))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"a replay ratio must be a number or a fraction such as 1/3, got {replay_ratio!r}") from None
+    if isinstance(replay_ratio, bool) or ratio <= 0:
+        raise ValueError(f"a replay ratio must be positive, got {replay_ratio!r}")
+    per_step = ratio * n_envs
+    if per_step.denominator > LONGEST_ROLLOUT:
+        near = per_step.limit_denominator(LONGEST_ROLLOUT) / n_envs
+        raise ValueError(
+            f"no train_freq up to {LONGEST_ROLLOUT} gives a replay ratio of {replay_ratio} with n_envs={n_envs}; "
+            f'"{near}" can be had'
+        )
+    return TrainingSchedule(per_step.denominator, per_step.numerator)

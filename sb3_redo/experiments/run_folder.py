@@ -1,0 +1,151 @@
+"""Makes an ordinary training one that can be killed at any moment and started again by the same command."""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam, KVWriter, TensorBoardOutputFormat
+from stable_baselines3.common.utils import safe_mean
+from torch.utils.tensorboard import SummaryWriter
+
+from sb3_redo.agents import gradient_steps_of
+from sb3_redo.callbacks import DormancyCallback, ReDoCallback
+from sb3_redo.companions import callbacks_in
+from sb3_redo.experiments.checkpoint import forget_checkpoint, restore_checkpoint, save_checkpoint
+from sb3_redo.experiments.folders import OUTCOME, PROGRESS, RESULT, locked, write_json
+from sb3_redo.memory import Memory
+from sb3_redo.settings import non_negative_number
+
+FINAL_RETURN = "sweep/final_return"
+FINAL_FRACTION = "sweep/final_dormant_fraction"
+
+_SECONDS_BETWEEN_PROGRESS = 2.0
+
+
+class RunFolder(BaseCallback):
+    """Keeps a training's points, checkpoints and outcome in one folder, and goes on from there when started again.
+
+    To be the first callback of the list, since those behind it see the model as it was restored. Training itself is
+    what it is without this callback, bit for bit, until it is stopped: after that a new episode begins.
+
+    :param folder: of this run alone; made if need be
+    :param condition: name to value of what the run differs in from others, for TensorBoard's HParams tab
+    :param checkpoint_minutes: how often the state of the training is saved, replay buffer included
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        condition: dict[str, Any] | None = None,
+        checkpoint_minutes: float = 10.0,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        self.folder = Path(folder)
+        self.condition = dict(condition or {})
+        self.checkpoint_minutes = non_negative_number("checkpoint_minutes", checkpoint_minutes)
+        self._held = ExitStack()
+        self._output: TensorBoardOutputFormat | None = None
+        self._stopped_early = False
+
+    def _on_training_start(self) -> None:
+        if (self.folder / RESULT).exists():
+            raise RuntimeError(f"{self.folder} holds a finished run: remove it to train again")
+        self._held.enter_context(locked(self.folder))
+        trained = restore_checkpoint(self.folder, self.model)
+        if trained is None:
+            # Of a training that was killed before anything was saved.
+            for file in self.folder.glob("events.out.tfevents.*"):
+                file.unlink()
+        self._started = time.monotonic() - (trained or 0.0)
+        self._saved_at = self._told_at = time.monotonic()
+        self._open_tensorboard(None if trained is None else self.model.num_timesteps + 1)
+        self._tell()
+
+    def _open_tensorboard(self, purge_step: int | None) -> None:
+        """Write all points into the folder too.
+
+        :param purge_step: points from this step on were written by a training that was killed, and do not count
+        """
+        self._output = TensorBoardOutputFormat.__new__(TensorBoardOutputFormat)
+        self._output.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
+        self._output._is_closed = False
+        self.logger.output_formats.append(self._output)
+        self._write({"hparams": self._hyper_parameters()})
+
+    def _hyper_parameters(self) -> HParam:
+        plain = (bool, int, float, str)
+        values = {name: value if isinstance(value, plain) else str(value) for name, value in self.condition.items()}
+        # TensorBoard shows metrics only where scalars of the same tags exist, which _finish() writes.
+        return HParam({**values, "seed": self.model.seed or 0}, {FINAL_RETURN: 0.0, FINAL_FRACTION: 0.0})
+
+    def _write(self, values: dict[str, Any]) -> None:
+        assert isinstance(self._output, KVWriter)
+        self._output.write(values, dict.fromkeys(values, ("",)), self.model.num_timesteps)
+
+    def _on_rollout_start(self) -> None:
+        # Here everything that was collected is stored, and everything that was due is trained.
+        now = time.monotonic()
+        if now - self._saved_at >= 60 * self.checkpoint_minutes:
+            self._save()
+        if now - self._told_at >= _SECONDS_BETWEEN_PROGRESS:
+            self._tell()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _save(self) -> None:
+        save_checkpoint(self.folder, self.model, self._seconds)
+        self._saved_at = time.monotonic()
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _tell(self) -> None:
+        steps, total = self.model.num_timesteps, self.model._total_timesteps
+        write_json(self.folder / PROGRESS, {"num_timesteps": steps, "of": total, "seconds": self._seconds})
+        self._told_at = time.monotonic()
+
+    def _on_training_end(self) -> None:
+        if self._output is None:
+            return
+        if self.model.num_timesteps < self.model._total_timesteps and not self._stopped_early:
+            # The zoo calls this once more whatever happens. Once alone means Ctrl-C or an exception, and that the run
+            # goes on another time; twice means that a callback ended it.
+            self._stopped_early = True
+            self._save()
+            return
+        self._finish()
+
+    def _finish(self) -> None:
+        outcome = self._outcome()
+        finals = {FINAL_RETURN: outcome["final_return"], FINAL_FRACTION: outcome["final_dormant_fraction"]}
+        self._write({key: value for key, value in finals.items() if value is not None})
+        assert self._output is not None
+        self._output.close()
+        self.logger.output_formats.remove(self._output)
+        self._output = None
+        self._tell()
+        write_json(self.folder / OUTCOME, outcome)
+        forget_checkpoint(self.folder)
+        self._held.close()
+
+    def _outcome(self) -> dict[str, Any]:
+        ours = [found for found in callbacks_in(self.locals.get("callback")) if isinstance(found, DormancyCallback)]
+        report = next((callback.report for callback in ours if callback.report is not None), None)
+        recycles = any(isinstance(callback, ReDoCallback) for callback in ours)
+        episodes = self.model.ep_info_buffer
+        return {
+            "num_timesteps": self.model.num_timesteps,
+            "gradient_steps": gradient_steps_of(self.model),
+            "seconds": self._seconds,
+            "steps_per_second": self.model.num_timesteps / self._seconds,
+            "final_return": safe_mean([episode["r"] for episode in episodes]) if episodes else None,
+            "final_dormant_fraction": report and report.dormant_fraction,
+            "recycled_total": Memory.recycled_total_of(self.model) if recycles else None,
+        }

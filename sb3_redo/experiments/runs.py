@@ -1,0 +1,113 @@
+"""The runs of a sweep, each one ordinary command line of the zoo."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sb3_redo.experiments.conditions import python_text
+from sb3_redo.experiments.folders import FAILED, OUTCOME, PROGRESS, RESULT, RUN, read_json, write_json
+
+_PACKAGES = ("sb3-redo", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one condition in one environment.
+
+    :param environment: id
+    :param condition: axis to label, in the order of the grid
+    :param config: the zoo's configuration
+    :param overrides: hyper-parameters in place of the configuration's, without callbacks
+    :param callbacks: as the zoo lists them
+    :param settings: all hyper-parameters as they are in force, without callbacks
+    """
+
+    algorithm: str
+    environment: str
+    condition: dict[str, Any]
+    seed: int
+    config: str
+    overrides: dict[str, Any] = field(repr=False)
+    callbacks: list[Any] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
+    n_timesteps: int | None = None
+    gym_packages: tuple[str, ...] = ()
+    checkpoint_minutes: float = 10.0
+
+    @property
+    def name(self) -> str:
+        """The run's folder below the sweep's: environment, condition and seed."""
+        condition = ",".join(f"{axis}={label}" for axis, label in self.condition.items()) or "default"
+        return f"{self.environment.replace('/', '-')}/{condition.replace('/', '-')}/seed={self.seed}"
+
+    @property
+    def gradient_steps(self) -> float:
+        """About how many it makes, times the width of its network: which runs take longest."""
+        steps = self.n_timesteps or self.settings.get("n_timesteps", 1)
+        frequency = self.settings.get("train_freq", 1)
+        every = (frequency if isinstance(frequency, int) else 1) * self.settings.get("n_envs", 1)
+        made = self.settings.get("gradient_steps", 1)
+        ratio = made / every if isinstance(made, int) and made > 0 else 1.0
+        return float(steps) * (0.25 + ratio) * float(self.condition.get("width", 1))
+
+    def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
+        """The arguments of the zoo's train command; typing it again goes on where it was stopped.
+
+        :param out: the sweep's folder
+        :param threads: of PyTorch
+        """
+        folder = out / self.name
+        keeper = {
+            "folder": str(folder),
+            "condition": {"environment": self.environment, "algorithm": self.algorithm, **self.condition},
+            "checkpoint_minutes": self.checkpoint_minutes,
+        }
+        callbacks = [{"sb3_redo.experiments.RunFolder": keeper}, *self.callbacks]
+        hyper = {**self.overrides, "callback": callbacks}
+        return [
+            *(python, "-m", "rl_zoo3.train", "--algo", self.algorithm, "--env", self.environment),
+            *("-conf", self.config, "-f", str(folder / "zoo"), "--seed", str(self.seed)),
+            *("--eval-freq", "-1", "--num-threads", str(threads)),
+            *(("-n", str(self.n_timesteps)) if self.n_timesteps else ()),
+            *(("--gym-packages", *self.gym_packages) if self.gym_packages else ()),
+            *("-params", *(f"{name}:{python_text(value)}" for name, value in hyper.items())),
+        ]
+
+    def command_line(self, out: Path, threads: int = 1) -> str:
+        """The command as it can be pasted into a shell."""
+        return shlex.join(self.command(out, threads))
+
+    def describe(self, out: Path, threads: int = 1) -> None:
+        """Write down what the run is."""
+        versions = {name: version(name) for name in _PACKAGES}
+        write_json(
+            out / self.name / RUN,
+            {
+                "run": self.name,
+                "environment": self.environment,
+                "algorithm": self.algorithm,
+                "condition": self.condition,
+                "seed": self.seed,
+                "settings": {**self.settings, "callback": self.callbacks},
+                "versions": {"python": sys.version.split()[0], **versions},
+                "command": self.command(out, threads),
+            },
+        )
+
+
+def state_of(folder: Path) -> str:
+    """``finished``, ``failed``, ``begun`` or ``open``: what the folder of a run says."""
+    if (folder / RESULT).exists():
+        return "finished"
+    if (folder / FAILED).exists():
+        return "failed"
+    return "begun" if (folder / PROGRESS).exists() or (folder / OUTCOME).exists() else "open"
+
+
+def progress_of(folder: Path) -> tuple[int, int]:
+    """Environment steps made, and those to be made where that is known yet, else 0."""
+    told = read_json(folder / PROGRESS) or {}
+    return int(told.get("num_timesteps", 0)), int(told.get("of", 0))

@@ -1,0 +1,251 @@
+"""Sweep files: read and checked before anything starts."""
+
+import inspect
+import itertools
+import json
+import os
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from sb3_redo.experiments.conditions import CALLBACK, REPLAY_RATIO, WIDTH, hyperparameters
+from sb3_redo.experiments.documents import Document, Location
+from sb3_redo.experiments.runs import Run
+from sb3_redo.settings import one_of
+
+_SCHEMA = json.loads(Path(__file__).with_name("sweep_schema.json").read_text())
+
+# What the zoo reads itself, besides what it gives to the algorithm.
+_OF_THE_ZOO = (
+    *("n_timesteps", "n_envs", "normalize", "env_wrapper", "vec_env_wrapper", "env_kwargs", "frame_stack"),
+    *("noise_type", "noise_std", "monitor_kwargs"),
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep.
+
+    :param name: the file's
+    :param axes: name of each axis to its labels
+    :param runs: all of them, in the order of environments, grid and seeds
+    """
+
+    name: str
+    algorithm: str
+    axes: dict[str, list[Any]]
+    environments: list[str]
+    seeds: list[int]
+    n_timesteps: int | None
+    runs: list[Run] = field(repr=False)
+
+    def plan(self) -> dict[str, Any]:
+        """What is written into the sweep's folder."""
+        return {
+            "name": self.name,
+            "algorithm": self.algorithm,
+            "axes": self.axes,
+            "environments": self.environments,
+            "seeds": self.seeds,
+            "n_timesteps": self.n_timesteps,
+            "runs": [run.name for run in self.runs],
+        }
+
+
+def read_sweep(file: Path) -> Sweep:
+    """Read a sweep file and check all that can be checked without training.
+
+    Imports SB3, the zoo and whatever registers the environments.
+
+    :raises UsageError: naming the file's line
+    """
+    document = Document(file)
+    _check_schema(document)
+    reader = _Reader(document)
+    reader.check()
+    return Sweep(
+        file.stem,
+        reader.algorithm,
+        {axis: list(labels) for axis, labels in reader.axes.items()},
+        list(reader.content["environments"]),
+        list(reader.content["seeds"]),
+        reader.content.get("n_timesteps"),
+        reader.runs(),
+    )
+
+
+def _check_schema(document: Document) -> None:
+    errors = list(jsonschema.Draft202012Validator(_SCHEMA).iter_errors(document.content))
+    if not errors:
+        return
+    error = min(errors, key=lambda error: (len(error.absolute_path), error.message))
+    location: Location = tuple(error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = next(key for key in error.instance if key not in known)
+        try:
+            one_of("a key here", unknown, known)
+        except (ValueError, TypeError) as refusal:
+            raise document.error(str(refusal), (*location, unknown)) from None
+    if error.validator in ("oneOf", "type") and location[:1] == ("grid",) and len(location) == 2:
+        values = "a list of values, or a mapping of labels to values"
+        wanted = "a mapping of labels to lists of callbacks" if location[1] == CALLBACK else values
+        raise document.error(f"expected {wanted}, got {error.instance!r}", location)
+    raise document.error(error.message, location)
+
+
+class _Reader:
+    """Makes runs of a document that has the right form."""
+
+    def __init__(self, document: Document):
+        self.document = document
+        self.content: dict[str, Any] = document.content
+        self.algorithm: str = self.content["algorithm"]
+        self.settings: dict[str, Any] = self.content.get("settings", {})
+        self.per: dict[str, dict[Any, dict[str, Any]]] = self.content.get("per", {})
+        self.axes: dict[str, dict[Any, Any]] = {
+            axis: dict(values) if isinstance(values, dict) else dict(zip(values, values, strict=True))
+            for axis, values in self.content["grid"].items()
+        }
+        # Relative to the sweep file, but named as it would be typed where the command is.
+        self.config = os.path.relpath(document.file.parent / self.content["config"])
+
+    def check(self) -> None:
+        from rl_zoo3.utils import ALGOS
+
+        self._named(self.algorithm, tuple(ALGOS), "algorithm")
+        self._check_environments()
+        self._check_names(tuple(inspect.signature(ALGOS[self.algorithm]).parameters))
+        self._check_per()
+        for environment in self.content["environments"]:
+            self._base(environment)
+        self._check_callbacks()
+
+    def _named(self, value: Any, choices: tuple[str, ...], *location: Hashable) -> None:
+        try:
+            one_of(str(location[-1]), value, choices)
+        except (ValueError, TypeError) as error:
+            raise self.document.error(str(error), location) from None
+
+    def _check_environments(self) -> None:
+        import importlib
+
+        import gymnasium as gym
+        import rl_zoo3.import_envs  # noqa: F401  registers what the zoo can train on
+
+        for number, package in enumerate(self.content.get("gym_packages", ())):
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise self.document.error(str(error), ("gym_packages", number)) from None
+        for number, environment in enumerate(self.content["environments"]):
+            if environment not in gym.registry:
+                import difflib
+
+                near = difflib.get_close_matches(environment, gym.registry, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise self.document.error(f"{environment!r} is not registered{hint}", ("environments", number))
+
+    def _check_names(self, parameters: tuple[str, ...]) -> None:
+        known = (*parameters, *_OF_THE_ZOO)
+        for name in self.settings:
+            self._named(name, known, "settings", name)
+        for axis in self.axes:
+            self._named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
+        if REPLAY_RATIO in self.axes and "gradient_steps" not in parameters:
+            raise self.document.error(f"{self.algorithm} has no replay ratio: it is on-policy", ("grid", REPLAY_RATIO))
+        for axis, labels in self.per.items():
+            for label, settings in labels.items():
+                for name in settings:
+                    self._named(name, (*known, CALLBACK), "per", axis, label, name)
+
+    def _check_per(self) -> None:
+        for axis, labels in self.per.items():
+            self._named(axis, tuple(self.axes), "per", axis)
+            for label in labels:
+                if label not in self.axes[axis]:
+                    known = ", ".join(map(repr, self.axes[axis]))
+                    raise self.document.error(f"the grid has {known}", ("per", axis, label))
+
+    def _base(self, environment: str) -> dict[str, Any]:
+        """The configuration's entry for an environment, found as the zoo finds it."""
+        from rl_zoo3.exp_manager import ExperimentManager
+
+        try:
+            entries = yaml.safe_load(Path(self.config).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise self.document.error(f"{self.config} cannot be read: {error}", ("config",)) from None
+        names = (environment, "atari" if ExperimentManager.is_atari(environment) else "default")
+        for name in names:
+            if name in entries:
+                return dict(entries[name])
+        raise self.document.error(f"{self.config} has no entry for {environment}", ("config",))
+
+    def _check_callbacks(self) -> None:
+        from rl_zoo3.utils import get_callback_list
+
+        for label, callbacks in self.axes.get(CALLBACK, {}).items():
+            try:
+                get_callback_list({CALLBACK: callbacks})
+            except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
+                raise self.document.error(str(error), ("grid", CALLBACK, label)) from None
+
+    def runs(self) -> list[Run]:
+        products = list(itertools.product(*self.axes.values()))
+        conditions = [dict(zip(self.axes, labels, strict=True)) for labels in products]
+        return [
+            self._run(environment, self._base(environment), condition, seed)
+            for environment in self.content["environments"]
+            for condition in conditions
+            for seed in self.content["seeds"]
+        ]
+
+    def _run(self, environment: str, base: dict[str, Any], condition: dict[str, Any], seed: int) -> Run:
+        changes = dict(self.settings)
+        of_callbacks: dict[str, Any] = {}
+        callbacks = base.pop(CALLBACK, []) if CALLBACK in base else []
+        for axis, label in condition.items():
+            if axis == CALLBACK:
+                callbacks = self.axes[axis][label]
+            else:
+                changes[axis] = self.axes[axis][label]
+            extra = dict(self.per.get(axis, {}).get(label, {}))
+            of_callbacks |= extra.pop(CALLBACK, {})
+            changes |= extra
+        try:
+            overrides = hyperparameters(self.algorithm, base, changes)
+        except ValueError as error:
+            axis = REPLAY_RATIO if "replay ratio" in str(error) else WIDTH
+            number = list(self.axes[axis]).index(condition[axis])
+            raise self.document.error(str(error), ("grid", axis, number)) from None
+        return Run(
+            self.algorithm,
+            environment,
+            condition,
+            seed,
+            self.config,
+            overrides,
+            [_adjusted(callback, of_callbacks) for callback in _listed(callbacks)],
+            {**base, **overrides},
+            self.content.get("n_timesteps"),
+            tuple(self.content.get("gym_packages", ())),
+            self.content.get("checkpoint_minutes", 10.0),
+        )
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return list(callbacks) if isinstance(callbacks, list) else [callbacks]
+
+
+def _adjusted(callback: Any, settings: Mapping[str, Any]) -> Any:
+    """A callback of ours with other settings; any other as it is."""
+    if isinstance(callback, dict) and settings:
+        ((path, own),) = callback.items()
+        return {path: {**own, **settings}} if path.startswith("sb3_redo.") else callback
+    if isinstance(callback, str) and settings and callback.startswith("sb3_redo."):
+        return {callback: dict(settings)}
+    return callback

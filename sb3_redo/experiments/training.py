@@ -1,0 +1,79 @@
+"""Trains one run in a process of its own."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sb3_redo.experiments.folders import FAILED, LOG, OUTCOME, RESULT, BusyError, is_busy, write_json
+from sb3_redo.reports.points import write_points
+
+_TAIL = 4000
+
+
+def train(folder: Path, command: Sequence[str], threads: int) -> float:
+    """Run a command that trains into a folder, and complete the folder when it has ended well.
+
+    :param folder: of the run
+    :param command: the zoo's train command with a :class:`~sb3_redo.experiments.RunFolder`
+    :param threads: of whatever computes in parallel
+    :return: the seconds that the process ran; 0 where the training was complete already
+    :raises BusyError: when another process trains there
+    :raises RuntimeError: when the command failed, with the end of its log
+    """
+    if (folder / RESULT).exists():
+        return 0.0
+    if is_busy(folder):
+        raise BusyError(f"another process trains in {folder}")
+    (folder / FAILED).unlink(missing_ok=True)
+    seconds = 0.0
+    if not (folder / OUTCOME).exists():
+        started = time.monotonic()
+        code = _run(folder, command, threads)
+        seconds = time.monotonic() - started
+        if code != 0 or not (folder / OUTCOME).exists():
+            if is_busy(folder):  # somebody else was faster
+                raise BusyError(f"another process trains in {folder}")
+            tail = (folder / LOG).read_text(errors="replace")[-_TAIL:]
+            write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
+            raise RuntimeError(f"exit code {code}; the end of {folder / LOG}:\n{tail}")
+    write_points(folder)
+    # Last of all: whoever sees it can rely on everything else.
+    os.replace(folder / OUTCOME, folder / RESULT)
+    return seconds
+
+
+def _run(folder: Path, command: Sequence[str], threads: int) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    # What it computes with may depend on this, so that the printed command is told it too.
+    environment = {**os.environ, **thread_variables(threads)}
+    with open(folder / LOG, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            return process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Environment variables that keep a process to so many threads."""
+    return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+def _die_with_parent() -> None:
+    # A training whose worker was killed would hold its folder, and the one that is to go on could not.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
