@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sb3_redo import DormancyCallback, ReDoCallback
 
 CONFIGS = Path(__file__).parents[1] / "zoo_configs"
-FILES = sorted(path.name for path in CONFIGS.glob("**/*.yml"))
+FILES = sorted(path.name for path in CONFIGS.glob("*.yml"))
 BASELINES = [name for name in FILES if name.endswith("_baseline.yml")]
 
 

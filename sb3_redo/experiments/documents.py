@@ -33,6 +33,9 @@ class Document:
             if node is not None:
                 self._note(loader, node, ())
                 self.content = loader.construct_document(node)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise UsageError(f"{file}:{line}: this is no YAML: {error.problem}") from error
         except yaml.YAMLError as error:
             raise UsageError(f"{file} is no YAML: {error}") from error
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def _check_schema(document: Document) -> None:
     errors = list(jsonschema.Draft202012Validator(_SCHEMA).iter_errors(document.content))
     if not errors:
         return
-    error = min(errors, key=lambda error: (len(error.absolute_path), error.message))
+    # A misspelt key is two errors, and the one that says so comes first.
+    error = min(errors, key=lambda error: (error.validator == "required", len(error.absolute_path), error.message))
     location: Location = tuple(error.absolute_path)
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
@@ -171,18 +173,21 @@ class _Reader:
                     known = ", ".join(map(repr, self.axes[axis]))
                     raise self.document.error(f"the grid has {known}", ("per", axis, label))
 
+    @cached_property
+    def _entries(self) -> dict[str, Any]:
+        try:
+            return dict(yaml.safe_load(Path(self.config).read_text()))
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise self.document.error(f"{self.config} cannot be read: {error}", ("config",)) from None
+
     def _base(self, environment: str) -> dict[str, Any]:
         """The configuration's entry for an environment, found as the zoo finds it."""
         from rl_zoo3.exp_manager import ExperimentManager
 
-        try:
-            entries = yaml.safe_load(Path(self.config).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise self.document.error(f"{self.config} cannot be read: {error}", ("config",)) from None
         names = (environment, "atari" if ExperimentManager.is_atari(environment) else "default")
         for name in names:
-            if name in entries:
-                return dict(entries[name])
+            if name in self._entries:
+                return dict(self._entries[name])
         raise self.document.error(f"{self.config} has no entry for {environment}", ("config",))
 
     def _check_callbacks(self) -> None:

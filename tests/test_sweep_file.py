@@ -1,0 +1,227 @@
+"""Sweep files are checked whole before anything starts, and every run of them is a command of the zoo."""
+
+import argparse
+import shlex
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rl_zoo3.utils import ALGOS, StoreDict
+
+from sb3_redo.cli import main
+from sb3_redo.experiments.conditions import hyperparameters, python_text
+from sb3_redo.experiments.replay_ratio import training_schedule
+from sb3_redo.experiments.sweep_file import read_sweep
+from sb3_redo.settings import UsageError
+
+SWEEPS = Path(__file__).parents[1] / "zoo_configs" / "sweeps"
+TEXT = """\
+algorithm: dqn
+environments: [CartPole-v1]
+config: config.yml
+seeds: [0, 1]
+settings:
+  learning_rate: 0.001
+grid:
+  replay_ratio: [0.25, 2]
+  width: [1, 2]
+  callback:
+    none:
+      - sb3_redo.DormancyCallback: {dormancy_threshold: 0.1}
+    redo:
+      - sb3_redo.ReDoCallback: {dormancy_threshold: 0.1}
+per:
+  replay_ratio:
+    2: {target_update_interval: 7, callback: {dormancy_threshold: 0.5}}
+"""
+CONFIG = """\
+CartPole-v1:
+  n_timesteps: 500
+  policy: MlpPolicy
+  train_freq: 16
+  gradient_steps: 8
+  policy_kwargs: "dict(net_arch=[8])"
+"""
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Reads a sweep whose text was changed."""
+    monkeypatch.chdir(tmp_path)
+
+    def reading(old="", new="", config=CONFIG):
+        assert old in TEXT
+        (tmp_path / "config.yml").write_text(config)
+        (tmp_path / "sweep.yml").write_text(TEXT.replace(old, new, 1))
+        return read_sweep(tmp_path / "sweep.yml")
+
+    return reading
+
+
+def test_runs_are_the_product_of_environments_grid_and_seeds(read):
+    sweep = read()
+    assert len(sweep.runs) == len({run.name for run in sweep.runs}) == 2 * 2 * 2 * 2
+    assert sweep.runs[0].name == "CartPole-v1/replay_ratio=0.25,width=1,callback=none/seed=0"
+    assert sweep.runs[-1].condition == {"replay_ratio": 2, "width": 2, "callback": "redo"}
+    assert sweep.plan()["axes"] == {"replay_ratio": [0.25, 2], "width": [1, 2], "callback": ["none", "redo"]}
+
+
+def test_what_a_run_changes_is_what_its_condition_says(read):
+    first, last = read().runs[0], read().runs[-1]
+    assert first.overrides == {
+        "learning_rate": 0.001,
+        "train_freq": 4,
+        "gradient_steps": 1,
+        "policy": "sb3_redo.networks.DQNMlpPolicy",
+        "policy_kwargs": "dict(dict(net_arch=[8]), width=1)",
+    }
+    assert last.overrides["target_update_interval"] == 7
+    assert (last.overrides["train_freq"], last.overrides["gradient_steps"]) == (1, 2)
+    assert first.callbacks == [{"sb3_redo.DormancyCallback": {"dormancy_threshold": 0.1}}]
+    assert last.callbacks == [{"sb3_redo.ReDoCallback": {"dormancy_threshold": 0.5}}]
+
+
+def test_the_zoo_reads_from_the_command_what_was_meant(read):
+    run = read().runs[-1]
+    words = shlex.split(run.command_line(Path("out")))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-params", nargs="+", action=StoreDict)
+    found, _ = parser.parse_known_args(words)
+    callback = found.params.pop("callback")
+    assert found.params == run.overrides
+    assert callback[1:] == run.callbacks
+    assert callback[0]["sb3_redo.experiments.RunFolder"]["folder"] == f"out/{run.name}"
+    assert words[:3] == ["python", "-m", "rl_zoo3.train"]
+
+
+WRONG = {
+    "an unknown key": ("seeds: [0, 1]", "seds: [0, 1]", r"sweep.yml:4: seds: .* did you mean 'seeds'\?"),
+    "a seed that is no number": ("[0, 1]", "[0, one]", r"sweep.yml:4: seeds.1: 'one' is not of type 'integer'"),
+    "no list": ("width: [1, 2]", "width: 2", r"sweep.yml:9: grid.width: expected a list of values, .* got 2"),
+    "a width of text": ("width: [1, 2]", "width: [1, wide]", r"sweep.yml:9: grid.width.1: 'wide' is not of type"),
+    "a negative width": ("width: [1, 2]", "width: [1, -2]", r"sweep.yml:9: grid.width.1: -2 is less than"),
+    "callbacks as a list": (
+        "  callback:\n    none:\n      - sb3_redo.DormancyCallback: {dormancy_threshold: 0.1}\n    redo:\n  ",
+        "  callback:\n  ",
+        r"sweep.yml:\d+: grid.callback: expected a mapping of labels to lists of callbacks",
+    ),
+    "an unknown environment": ("CartPole-v1", "CartPole-v7", r"sweep.yml:2: environments.0: 'CartPole-v7' is not reg"),
+    "an unknown algorithm": ("dqn", "dqm", r"sweep.yml:1: algorithm: .* did you mean 'dqn'\?"),
+    "an unknown hyper-parameter": ("learning_rate", "learnig_rate", r"sweep.yml:6: .* did you mean 'learning_rate'\?"),
+    "an unknown axis": ("width", "widht", r"sweep.yml:9: grid.widht: .* did you mean 'width'\?"),
+    "no replay ratio": ("[0.25, 2]", "[0.25, 2, 0]", r"sweep.yml:8: grid.replay_ratio.2: .* must be positive"),
+    "a rounded replay ratio": ("[0.25, 2]", "[0.33333, 2]", r'sweep.yml:8: grid.replay_ratio.0: .*"1/3" can be had'),
+    "no label of the grid": (
+        "    2: {target",
+        "    3: {target",
+        r"sweep.yml:17: per.replay_ratio.3: the grid has",
+    ),
+    "no callback": ("ReDoCallback", "ReDoCalback", r"sweep.yml:13: grid.callback.redo: .*ReDoCalback"),
+    "a callback's setting": (
+        "ReDoCallback: {dormancy_threshold: 0.1}",
+        "ReDoCallback: {dormancy_threshold: -1}",
+        r"sweep.yml:13: grid.callback.redo: dormancy_threshold must be",
+    ),
+    "no configuration": ("config.yml", "confg.yml", r"sweep.yml:3: config: confg.yml cannot be read"),
+    "a key twice": ("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", r"sweep.yml:5: seeds: this key stands here twice"),
+    "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r"sweep.yml:5: this is no YAML: expected"),
+    "no mapping": (TEXT, "- 1", r"sweep.yml:1: .* is not of type 'object'"),
+    "nothing": (TEXT, "", r"sweep.yml:1: None is not of type 'object'"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_file_is_refused_with_the_line(read, wrong):
+    old, new, message = WRONG[wrong]
+    with pytest.raises(UsageError, match=message):
+        read(old, new)
+
+
+def test_an_environment_without_settings_is_refused(read):
+    with pytest.raises(UsageError, match=r"sweep.yml:3: config: config.yml has no entry for CartPole-v1"):
+        read(config="Acrobot-v1: {}")
+
+
+def test_an_on_policy_algorithm_has_no_replay_ratio(read):
+    with pytest.raises(UsageError, match=r"sweep.yml:8: grid.replay_ratio: ppo has no replay ratio"):
+        read("algorithm: dqn", "algorithm: ppo")
+
+
+def test_the_command_line_says_what_is_wrong_and_starts_nothing(tmp_path, capsys):
+    (tmp_path / "sweep.yml").write_text("algorithm: dqn\n")
+    assert main(["sweep", str(tmp_path / "sweep.yml"), "--out", str(tmp_path / "out")]) == 2
+    assert "sweep.yml:1: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prints_a_command_for_each_run(read, capsys, tmp_path):
+    count = len(read().runs)
+    assert main(["sweep", "sweep.yml", "--out", "out", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == count
+    assert all(line.startswith("OMP_NUM_THREADS=1 python -m rl_zoo3.train --algo dqn") for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [["--workers", "0"], ["--threads-per-run", "0"], ["--cpus-per-run", "-1"]])
+def test_wrong_options_are_refused(read, option, capsys):
+    read()
+    assert main(["sweep", "sweep.yml", *option]) == 2
+    assert f"{option[0]} must be" in capsys.readouterr().err
+
+
+# Parts
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fractions(min_value=Fraction(1, 100), max_value=100, max_denominator=100), st.integers(1, 10))
+def test_a_schedule_gives_its_replay_ratio(ratio, n_envs):
+    schedule = training_schedule(str(ratio), n_envs)
+    assert Fraction(schedule.gradient_steps, schedule.train_freq * n_envs) == ratio
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n_envs", "expected"), [(0.25, 1, (4, 1)), (0.1, 3, (10, 3)), (4, 1, (1, 4)), (0.5, 8, (1, 4))]
+)
+def test_worked_schedules(ratio, n_envs, expected):
+    assert training_schedule(ratio, n_envs) == expected
+
+
+def test_the_number_of_environments_counts():
+    assert hyperparameters("dqn", {"n_envs": 4}, {"replay_ratio": 1}) == {"train_freq": 1, "gradient_steps": 4}
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e-5, "text", [1, {"a": None}], True, {"b": [float("-inf")]}])
+def test_python_text_is_read_back(value):
+    assert eval(python_text(value)) == value
+
+
+# The files that are shipped
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yml")), ids=lambda file: file.name)
+def test_a_shipped_sweep_can_be_started(file):
+    sweep = read_sweep(file)
+    assert sweep.algorithm in ALGOS
+    assert all(run.callbacks for run in sweep.runs)
+
+
+def test_the_papers_replay_ratios():
+    sweep = read_sweep(SWEEPS / "paper_replay_ratio.yml")
+    assert len(sweep.environments) == 17
+    assert sweep.axes == {"replay_ratio": [0.25, 0.5, 1, 2], "callback": ["none", "redo"]}
+    assert len(sweep.runs) == 680
+    targets = {run.condition["replay_ratio"]: run.settings["target_update_interval"] for run in sweep.runs}
+    assert targets == {0.25: 8000, 0.5: 4000, 1: 2000, 2: 1000}
+    ratios = {run.settings["gradient_steps"] / run.settings["train_freq"] for run in sweep.runs}
+    assert ratios == {0.25, 0.5, 1, 2}
+    assert {run.settings["n_timesteps"] for run in sweep.runs} == {2_500_000}
+
+
+def test_anchors_and_merges_are_read_as_the_zoo_reads_them():
+    content = yaml.safe_load((SWEEPS / "small_replay_ratio.yml").read_text())
+    sweep = read_sweep(SWEEPS / "small_replay_ratio.yml")
+    assert sweep.runs[-1].callbacks == content["grid"]["callback"]["redo"]
