@@ -16,8 +16,8 @@ _LEVELS = ((0.25, 0.75), (-0.75, -0.25), (-3.0, 3.0))
 # For what opens late, such as relu(x - 5): a layer that seems to reach no other is looked at once more.
 _WIDE_LEVELS = (-64.0, 64.0)
 
-# So few neurons are spelt in full at all levels: their coins may fall alike at every one, and what mixes two neurons for
-# some values only would pass for one of them.
+# So few neurons are spelt in full at all levels: their coins may fall alike at every one, and what mixes two neurons
+# for some values only would pass for one of them.
 _FEW = 16
 
 PASS_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)

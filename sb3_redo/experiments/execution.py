@@ -71,7 +71,7 @@ def execute(sweep: Sweep, out: Path, resources: Resources, watch: Callable[[Stan
             standing.finished.append(run.name)
         else:
             standing.open.append(run)
-    standing.open.sort(key=lambda run: -run.gradient_steps)  # or the longest would be left for last, alone
+    standing.open.sort(key=lambda run: -run.effort)  # or the longest would be left for last, alone
     if not standing.open:
         watch(standing)
         return standing

@@ -27,7 +27,7 @@ class Progress:
         self.runs = runs
         self.console = console or Console(file=sys.stderr)
         self.begun = time.monotonic()
-        self._weights = {run.name: run.gradient_steps for run in runs}
+        self._weights = {run.name: run.effort for run in runs}
         self._trained_before: float | None = None
         self._steps_before: int | None = None
         self._told: set[str] = set()

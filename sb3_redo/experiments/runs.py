@@ -44,14 +44,26 @@ class Run:
         return f"{self.environment.replace('/', '-')}/{condition.replace('/', '-')}/seed={self.seed}"
 
     @property
-    def gradient_steps(self) -> float:
-        """About how many it makes, times the width of its network: which runs take longest."""
+    def replay_ratio(self) -> float | None:
+        """As the settings have it; ``None`` where they do not say, as for on-policy algorithms."""
+        every, made = self.settings.get("train_freq"), self.settings.get("gradient_steps")
+        if not isinstance(every, int) or not isinstance(made, int):
+            return None
+        return made / (every * self.settings.get("n_envs", 1)) if made > 0 else 1.0
+
+    @property
+    def effort(self) -> float:
+        """About how long it takes beside others: its steps, those of a network counting most."""
         steps = self.n_timesteps or self.settings.get("n_timesteps", 1)
-        frequency = self.settings.get("train_freq", 1)
-        every = (frequency if isinstance(frequency, int) else 1) * self.settings.get("n_envs", 1)
-        made = self.settings.get("gradient_steps", 1)
-        ratio = made / every if isinstance(made, int) and made > 0 else 1.0
-        return float(steps) * (0.25 + ratio) * float(self.condition.get("width", 1))
+        ratio = self.replay_ratio
+        return float(steps) * (0.25 + (1.0 if ratio is None else ratio)) * float(self.condition.get("width", 1))
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that a run may differ in from others, for TensorBoard's HParams tab."""
+        ratio = {} if self.replay_ratio is None else {"replay_ratio": self.replay_ratio}
+        always = {"environment": self.environment, "algorithm": self.algorithm, **ratio, "width": 1}
+        return {**always, **self.condition}
 
     def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
         """The arguments of the zoo's train command; typing it again goes on where it was stopped.
@@ -62,7 +74,7 @@ class Run:
         folder = out / self.name
         keeper = {
             "folder": str(folder),
-            "condition": {"environment": self.environment, "algorithm": self.algorithm, **self.condition},
+            "condition": self.described,
             "checkpoint_minutes": self.checkpoint_minutes,
         }
         callbacks = [{"sb3_redo.experiments.RunFolder": keeper}, *self.callbacks]

@@ -36,7 +36,9 @@ def train(folder: Path, command: Sequence[str], threads: int) -> float:
         code = _run(folder, command, threads)
         seconds = time.monotonic() - started
         if code != 0 or not (folder / OUTCOME).exists():
-            if is_busy(folder):  # somebody else was faster
+            if (folder / RESULT).exists():  # somebody else was faster
+                return 0.0
+            if is_busy(folder):
                 raise BusyError(f"another process trains in {folder}")
             tail = (folder / LOG).read_text(errors="replace")[-_TAIL:]
             write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
