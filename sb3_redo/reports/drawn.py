@@ -1,0 +1,87 @@
+"""Which figures and which parts of the page a sweep gives, from the tables that it gives."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sb3_redo.reports.curves import LAYERS, layers_over_seeds, over_seeds, pooled, return_curves
+from sb3_redo.reports.outcomes import by_replay_ratio
+from sb3_redo.reports.runs import CALLBACK, REPLAY_RATIO, WIDTH, Sweep, text
+
+# Heat maps of more environments than this are pooled in the figure; the page has each of them.
+_HEAT_MAPS = 3
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is drawn, one table a kind of figure; a table without rows is not drawn."""
+
+    returns: pd.DataFrame
+    dormancy: pd.DataFrame
+    overlap: pd.DataFrame
+    recycled: pd.DataFrame
+    layers: pd.DataFrame
+    layers_pooled: pd.DataFrame
+    ratios: pd.DataFrame
+    outcomes: pd.DataFrame
+    by: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The curves that differ in one axis (and the callback) alone.
+
+    :param name: for file names
+    """
+
+    name: str
+    title: str
+    table: pd.DataFrame
+
+
+def tables_of(
+    sweep: Sweep, curves: pd.DataFrame, outcomes: pd.DataFrame, conditions: pd.DataFrame, seed: int
+) -> Tables:
+    """Everything that is drawn, computed.
+
+    Dormancy is against gradient steps where they were logged, else against environment steps.
+
+    :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
+    """
+    has_clock = curves.loc[curves["key"] == "dormancy/fraction", "gradient_step"].notna().any()
+    by = "gradient_step" if has_clock else "step"
+    are_many = curves["environment"].nunique() > _HEAT_MAPS
+    layers = layers_over_seeds(curves, by)
+    return Tables(
+        return_curves(curves, sweep.n_timesteps, seed),
+        over_seeds(curves, "dormancy/fraction", by),
+        over_seeds(curves, "dormancy/overlap", by),
+        over_seeds(curves, "redo/recycled_total", by),
+        layers,
+        layers_over_seeds(pooled(curves[curves["key"].str.startswith(LAYERS)]), by) if are_many else layers,
+        by_replay_ratio(conditions),
+        outcomes[outcomes["steps_per_second"].notna()] if len(outcomes) else outcomes,
+        by,
+    )
+
+
+def slices(table: pd.DataFrame) -> Iterator[Slice]:
+    """Split curves so that those of one figure differ in the replay ratio or the width, and the callback, alone."""
+    axes = [name for name in table if name not in _DESCRIBING and name != CALLBACK]
+    swept = [axis for axis in axes if table[axis].nunique() > 1]
+    shown = [axis for axis in swept if axis in (REPLAY_RATIO, WIDTH)]
+    if len(swept) < 2 or not shown:
+        yield Slice("", "", table)
+        return
+    for axis in shown:
+        others = [other for other in swept if other != axis]
+        for values, part in table.groupby(others, sort=False, observed=True):
+            fixed = [f"{other}={text(value)}" for other, value in zip(others, values, strict=True)]
+            title = f"by {axis}, {', '.join(fixed)}".replace("_", " ")
+            yield Slice(f"_by_{axis}_{'_'.join(fixed)}", title, part)
+
+
+_DESCRIBING = frozenset(
+    ("environment", "condition", "setting", "redo", "key", "by", "at", "value", "low", "high", "runs", "layer")
+)

@@ -1,0 +1,130 @@
+"""The scalars of TensorBoard files: what a run logged, in the order in which it was written."""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.util import tensor_util
+
+EVENT_FILES = "events.out.tfevents.*"
+
+# A record is its length (8 bytes), the length's checksum (4), its contents and their checksum (4).
+_HEADER, _FRAME = 12, 16
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Scalars in the order of writing: one entry each of ``steps`` (environment steps), ``keys`` and ``values``."""
+
+    steps: Sequence[int]
+    keys: Sequence[str]
+    values: Sequence[float]
+    began: float = 0.0
+    purge_step: int | None = None
+
+
+@dataclass(frozen=True)
+class EventFolder:
+    """What the event files of one run folder hold together, and ``broken``: what could not be read and why."""
+
+    scalars: Scalars
+    broken: tuple[str, ...]
+
+
+def read_event_folder(folder: Path) -> EventFolder:
+    """Read every event file directly in a run folder, those of a resumed run joined.
+
+    A later file replaces what an earlier one logged from the later one's first step on, and after its purge step where
+    TensorBoard's own start mark carries one. A file that is cut off in the middle of a record, as a killed run
+    leaves it, is read up to there; one with anything else in it is left out whole.
+
+    :param folder: the run's folder
+    """
+    files, broken = [], []
+    for path in sorted(folder.glob(EVENT_FILES)):
+        try:
+            files.append(read_event_file(path))
+        except (ValueError, OSError) as error:
+            broken.append(f"{path.name}: {error}")
+    return EventFolder(_joined(sorted(files, key=lambda file: file.began)), tuple(broken))
+
+
+def read_event_file(path: Path) -> Scalars:
+    """Read the scalars of one event file.
+
+    :param path: the file
+    :raises ValueError: when the file holds something else than whole records and perhaps the beginning of one
+    """
+    steps: list[int] = []
+    keys: list[str] = []
+    values: list[float] = []
+    began, purge_step = None, None
+    for event in _events(path):
+        began = event.wall_time if began is None else began
+        if event.session_log.status == SessionLog.START:
+            purge_step = event.step
+        for value in event.summary.value:
+            number = _number(value)
+            if number is not None:
+                steps.append(event.step)
+                keys.append(value.tag)
+                values.append(number)
+    return Scalars(steps, keys, values, began or 0.0, purge_step)
+
+
+def _events(path: Path) -> Iterator[Event]:
+    position = 0
+    for record in RawEventFileLoader(str(path)).Load():
+        position += _FRAME + len(record)
+        try:
+            yield Event.FromString(record)
+        except DecodeError as error:
+            raise ValueError(f"the record before byte {position:,} is no TensorBoard event") from error
+    # TensorBoard's reader stops without a word both at a record that is cut off and at one that is wrong.
+    with path.open("rb") as file:
+        file.seek(position)
+        rest = file.read()
+    if rest and not _is_cut_off(rest, is_first=position == 0):
+        raise ValueError(f"not a TensorBoard record at byte {position:,}")
+
+
+def _is_cut_off(rest: bytes, is_first: bool) -> bool:
+    """Whether the bytes are the beginning of a record that was never finished."""
+    if len(rest) < _HEADER:
+        return not is_first
+    length, checksum = struct.unpack("<QI", rest[:_HEADER])
+    return bool(masked_crc32c(rest[:8]) == checksum and len(rest) < length + _FRAME)
+
+
+def _number(value: Summary.Value) -> float | None:
+    """The number that a summary holds; nothing for a histogram, a text, a layout."""
+    if value.HasField("simple_value"):
+        return float(value.simple_value)
+    if value.HasField("tensor") and value.metadata.plugin_data.plugin_name in ("", "scalars"):
+        array = tensor_util.make_ndarray(value.tensor)
+        if array.size == 1 and np.issubdtype(array.dtype, np.number):
+            return float(array.item())
+    return None
+
+
+def _joined(files: Sequence[Scalars]) -> Scalars:
+    steps = np.zeros(0, dtype=np.int64)
+    keys = np.zeros(0, dtype=object)
+    values = np.zeros(0)
+    for file in files:
+        kept = np.ones(len(steps), dtype=bool)
+        if file.purge_step is not None:
+            kept &= steps <= file.purge_step
+        if len(file.steps):
+            kept &= steps < min(file.steps)
+        steps = np.concatenate([steps[kept], np.asarray(file.steps, dtype=np.int64)])
+        keys = np.concatenate([keys[kept], np.asarray(file.keys, dtype=object)])
+        values = np.concatenate([values[kept], np.asarray(file.values, dtype=np.float64)])
+    return Scalars(steps.tolist(), keys.tolist(), values.tolist())

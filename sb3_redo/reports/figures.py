@@ -1,0 +1,230 @@
+"""Figures for papers and notebooks: each function draws a tidy table on ``ax`` and returns ``ax``."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sb3_redo.reports.styles import COLOURS, Style, styles_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+try:
+    from matplotlib.figure import Figure as _Figure
+    from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
+except ImportError as error:
+    raise ImportError("figures need matplotlib: pip install sb3-redo[report]") from error
+
+AXIS_LABELS = {"gradient_step": "gradient steps", "step": "environment steps"}
+Styles = Mapping[str, Style]
+
+
+def plot_return(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Return against environment steps or frames, one line a condition, the 95 % interval shaded.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.return_curves`
+    :param styles: of the conditions; without them, those of this table
+    """
+    ax = _curves(table, ax, styles)
+    if len(table):
+        ax.set_xlabel(table["unit"].iloc[0])
+        ax.set_ylabel("IQM of " + table["measure"].iloc[0].replace(" (", "\n(", 1))
+    return ax
+
+
+def plot_replay_ratio(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Final return against the replay ratio, one line a series (with and without ReDo), with 95 % intervals.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.outcomes.by_replay_ratio`
+    """
+    ax = _axes(ax)
+    for number, (name, series) in enumerate(table.groupby("series", sort=False)):
+        series = series.sort_values("replay_ratio")
+        errors = [series["value"] - series["low"], series["high"] - series["value"]]
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "capsize": 3, "marker": "os^Dv"[number % 5]}
+        line = "-" if bool(series["redo"].iloc[0]) else "--"
+        ax.errorbar(series["replay_ratio"].astype(float), series["value"], errors, linestyle=line, label=name, **style)
+    ratios = sorted({float(ratio) for ratio in table["replay_ratio"]})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("replay ratio\n(gradient steps per environment step)")
+    if len(table):
+        ax.set_ylabel("IQM of final " + table["measure"].iloc[0].replace(" (", "\n(", 1))
+        ax.legend(frameon=False)
+    return _tidied(ax)
+
+
+def plot_dormancy(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Dormant neurons, mean over seeds, the range from the lowest to the highest seed shaded.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``dormancy/fraction``
+    :param styles: of the conditions; without them, those of this table
+    """
+    return _percent(_curves(table, ax, styles), "dormant neurons [%]")
+
+
+def plot_overlap(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Which share of dormant neurons was dormant at the measurement before; as :func:`plot_dormancy`.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``dormancy/overlap``
+    """
+    return _percent(_curves(table, ax, styles), "overlap with the dormant neurons\nof the measurement before [%]")
+
+
+def plot_recycled(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Neurons recycled so far; as :func:`plot_dormancy`.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``redo/recycled_total``
+    """
+    ax = _curves(table, ax, styles)
+    ax.set_ylabel("neurons recycled so far")
+    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
+    """Dormant fraction of every layer over time as a heat map, the first layer on top.
+
+    :param table: of one condition, from :func:`~sb3_redo.reports.curves.layers_over_seeds`
+    :param with_bar: whether to say beside it what the colours mean
+    """
+    ax = _axes(ax)
+    layers = list(dict.fromkeys(table["layer"]))
+    for row, layer in enumerate(layers):
+        mine = table[table["layer"] == layer]
+        at = mine["at"].to_numpy()
+        half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
+        edges = [at[0] - half, *(at + half)]
+        mesh = ax.pcolormesh(
+            edges, [row - 0.5, row + 0.5], mine[["value"]].to_numpy().T, vmin=0, vmax=1, cmap="cividis", rasterized=True
+        )
+    ax.set_yticks(range(len(layers)), layers, fontsize="small")
+    ax.set_ylim(len(layers) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if layers:
+        ax.set_xlabel(AXIS_LABELS[table["by"].iloc[0]])
+    if layers and with_bar:
+        bar = ax.figure.colorbar(mesh, ax=ax, format=PercentFormatter(1.0))
+        bar.set_label("dormant neurons")
+    return ax
+
+
+def plot_speed(outcomes: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Environment steps per second of every run, by condition.
+
+    :param outcomes: from :func:`~sb3_redo.reports.outcomes.run_outcomes`
+    """
+    ax = _axes(ax)
+    styles = styles_of(outcomes)
+    for row, (condition, style) in enumerate(styles.items()):
+        mine = outcomes.loc[outcomes["condition"] == condition, "steps_per_second"]
+        marker: dict[str, Any] = {"markerfacecolor": style.colour if style.line != "--" else "white"}
+        ax.plot(mine, [row] * len(mine), "o", color=style.colour, alpha=0.6, clip_on=False, **marker)
+    ax.set_yticks(range(len(styles)), [style.label or "all runs" for style in styles.values()], fontsize="small")
+    ax.set_ylim(len(styles) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("environment steps per second (one mark a run)")
+    return _tidied(ax)
+
+
+def panels(
+    table: pd.DataFrame, plot: Callable[..., "Axes"], by: str = "environment", title: str = "", across: int = 4
+) -> "Figure":
+    """A figure, which no window shows, with one panel for each value of a column, and one legend.
+
+    :param plot: one of the functions above
+    :param by: the column; its value is the panel's title
+    :param across: panels in a row at most
+    """
+    values = list(dict.fromkeys(table[by]))
+    columns = max(1, min(across, len(values)))
+    rows = max(1, -(-len(values) // columns))
+    styles = styles_of(table)
+    width = 5.0 if plot is plot_layers else 3.6
+    figure = _Figure(figsize=(max(6.4, width * columns), 1.6 + 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for number, (ax, value) in enumerate(zip(axes.flat, values, strict=False)):
+        mine = table[table[by] == value]
+        if plot is plot_layers:
+            plot_layers(mine, ax, with_bar=number % columns == columns - 1)
+        else:
+            plot(mine, ax, **({"styles": styles} if plot in _STYLED else {}))
+        if plot in _STYLED and len(values) > across:
+            ax.locator_params(nbins=4)  # ticks are most of what there is to draw
+        ax.set_title(styles[value].label if by == "condition" else value, fontsize="medium")
+    for ax in axes.flat[len(values) :]:
+        ax.set_axis_off()
+    _label_the_rim(axes, len(values))
+    if title:
+        figure.suptitle(title)
+    _share_legend(figure, axes)
+    return figure
+
+
+_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled)
+
+
+def _label_the_rim(axes: Any, count: int) -> None:
+    columns = axes.shape[1]
+    for number, ax in enumerate(axes.flat[:count]):
+        if number % columns:
+            ax.set_ylabel("")
+        if number + columns < count:
+            ax.set_xlabel("")
+
+
+def _share_legend(figure: "Figure", axes: Any) -> None:
+    entries: dict[str, Any] = {}
+    for ax in axes.flat:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()
+    if not entries:
+        return
+    # A letter takes about a twelfth of an inch; the line before each label as much as six letters.
+    fitting = int(figure.get_figwidth() * 12 / (max(map(len, entries)) + 6))
+    ncols = max(1, min(4, fitting))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols, frameon=False)
+
+
+def _axes(ax: "Axes | None") -> "Axes":
+    if ax is None:
+        from matplotlib import pyplot  # here, because it chooses a backend
+
+        ax = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+    return ax
+
+
+def _curves(table: pd.DataFrame, ax: "Axes | None", styles: Styles | None) -> "Axes":
+    ax = _axes(ax)
+    styles = styles_of(table) if styles is None else styles
+    for condition, mine in table.groupby("condition", sort=False, observed=True):
+        style = styles[condition]
+        ax.plot(mine["at"], mine["value"], color=style.colour, linestyle=style.line, label=style.label or "all runs")
+        ax.fill_between(mine["at"], mine["low"], mine["high"], color=style.colour, alpha=0.15, linewidth=0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if len(table):
+        ax.legend(frameon=False, fontsize="small")
+        ax.set_xlabel(AXIS_LABELS.get(table["by"].iloc[0], "") if "by" in table else "")
+    return _tidied(ax)
+
+
+def _percent(ax: "Axes", label: str) -> "Axes":
+    ax.set_ylabel(label)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def _tidied(ax: "Axes") -> "Axes":
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.grid(color="0.9")
+    ax.set_axisbelow(True)
+    return ax

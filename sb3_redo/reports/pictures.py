@@ -1,0 +1,57 @@
+"""The figures of a report as files."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+from sb3_redo.reports import figures
+from sb3_redo.reports.drawn import Tables, slices
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Without a salt, the names inside an SVG file are drawn at random.
+_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sb3-redo", "svg.fonttype": "none"}
+
+
+def draw(tables: Tables, folder: Path) -> tuple[str, ...]:
+    """Draw every figure for which there is something, as PNG and SVG.
+
+    :param folder: where to; made where it is not there
+    :return: the names of the figures, without their endings
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for name, figure in _figures(tables):
+        name = re.sub(r"[^\w.=-]+", "-", name)
+        with matplotlib.rc_context(_SETTINGS):
+            # Laid out once: finding the layout takes longer than drawing, and every savefig would do it again.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            figure.savefig(folder / f"{name}.png", dpi=100)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        names.append(name)
+    return tuple(names)
+
+
+def _figures(tables: Tables) -> "list[tuple[str, Figure]]":
+    drawn: list[tuple[str, Figure]] = []
+    if len(tables.returns):
+        drawn.append(("return", figures.panels(tables.returns, figures.plot_return)))
+    if len(tables.ratios):
+        drawn.append(("return_by_replay_ratio", figures.panels(tables.ratios, figures.plot_replay_ratio)))
+    for name, table, plot in (
+        ("dormant_fraction", tables.dormancy, figures.plot_dormancy),
+        ("overlap", tables.overlap, figures.plot_overlap),
+        ("recycled", tables.recycled, figures.plot_recycled),
+    ):
+        for part in slices(table) if len(table) else ():
+            drawn.append((name + part.name, figures.panels(part.table, plot, title=part.title)))
+    for environment, table in tables.layers_pooled.groupby("environment", sort=False, observed=True):
+        figure = figures.panels(table, figures.plot_layers, by="condition", title=str(environment), across=2)
+        drawn.append((f"layers_{environment}", figure))
+    if len(tables.outcomes):
+        drawn.append(("steps_per_second", figures.panels(tables.outcomes.assign(all=""), figures.plot_speed, by="all")))
+    return drawn

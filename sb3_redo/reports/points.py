@@ -1,0 +1,113 @@
+"""The points of one run: everything it logged, as a table with the gradient step beside the environment step."""
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sb3_redo.reports.events import Scalars, read_event_folder
+
+POINTS_FILE = "points.parquet"
+GRADIENT_STEP = "dormancy/gradient_step"
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("gradient_step", pa.int64()),
+        ("key", pa.dictionary(pa.int32(), pa.string())),
+        ("value", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class RunPoints:
+    """The points of a run as an Arrow table, and ``broken``: the files that could not be read and why."""
+
+    table: pa.Table
+    broken: tuple[str, ...]
+
+
+def write_points(folder: Path) -> None:
+    """Put the points of a run's event files into its ``points.parquet``, which is some hundred times faster to read.
+
+    The file is there whole or not at all. It remembers which event files could not be read.
+
+    :param folder: the run's folder
+    """
+    points = _from_events(Path(folder))
+    table = points.table.replace_schema_metadata({"broken": json.dumps(points.broken)})
+    unfinished = Path(folder) / f".{POINTS_FILE}.{os.getpid()}"
+    try:
+        pq.write_table(table, unfinished, compression="zstd")
+        os.replace(unfinished, Path(folder) / POINTS_FILE)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_points(folder: Path) -> pd.DataFrame:
+    """The points of a run, from its ``points.parquet`` or else its event files; warns of files that are broken.
+
+    :param folder: the run's folder
+    :return: columns ``step`` (environment steps), ``gradient_step`` (missing where unknown), ``key``, ``value``, in
+        the order of logging. The gradient step is what was logged beside the point as ``dormancy/gradient_step``;
+        other points have it interpolated between the measurements before and after, and after the last one its own.
+        Before the first measurement, and in a run without any, it is missing.
+    """
+    points = read_run(Path(folder))
+    for message in points.broken:
+        warnings.warn(f"{folder}: skipped {message}", stacklevel=2)
+    frame: pd.DataFrame = points.table.to_pandas()
+    return frame.astype({"gradient_step": "Int64"})
+
+
+def read_run(folder: Path) -> RunPoints:
+    """As :func:`read_points`, as an Arrow table, with what is broken beside it instead of a warning."""
+    file = folder / POINTS_FILE
+    if not file.exists():
+        return _from_events(folder)
+    try:
+        table = pq.read_table(file, partitioning=None, read_dictionary=["key"])
+        metadata = table.schema.metadata or {}
+        broken = tuple(json.loads(metadata.get(b"broken", b"[]")))
+        return RunPoints(table.select(SCHEMA.names).cast(SCHEMA), broken)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        points = _from_events(folder)
+        return RunPoints(points.table, (f"{POINTS_FILE}: {error}", *points.broken))
+
+
+def _from_events(folder: Path) -> RunPoints:
+    found = read_event_folder(folder)
+    scalars = found.scalars
+    gradient_step = gradient_steps_of(scalars)
+    columns = [
+        pa.array(scalars.steps, pa.int64()),
+        pa.array(np.nan_to_num(gradient_step).round().astype(np.int64), pa.int64(), mask=np.isnan(gradient_step)),
+        pa.array(scalars.keys, pa.string()).dictionary_encode(),
+        pa.array(scalars.values, pa.float64()),
+    ]
+    return RunPoints(pa.Table.from_arrays(columns, schema=SCHEMA), found.broken)
+
+
+def gradient_steps_of(scalars: Scalars) -> np.ndarray:
+    """The gradient step of each scalar, NaN where unknown; see :func:`read_points`.
+
+    One ``train()`` call may measure several times at the same environment step: the n-th value of a key there
+    belongs to the n-th gradient step logged there.
+    """
+    frame = pd.DataFrame({"step": scalars.steps, "key": scalars.keys, "value": scalars.values})
+    together = frame.groupby(["step", "key"])
+    frame["turn"], frame["turns"] = together.cumcount(), together["value"].transform("size")
+    clock = frame[frame["key"] == GRADIENT_STEP]
+    if clock.empty:
+        return np.full(len(frame), np.nan)
+    last = clock.groupby("step")["value"].last()
+    between = np.interp(frame["step"], last.index, last, left=np.nan)
+    paired = frame.merge(clock.drop(columns="key"), how="left", on=["step", "turn", "turns"])["value_y"].to_numpy()
+    beside = frame["key"].str.match(r"(dormancy|redo)\w*/").to_numpy(dtype=bool)
+    return np.asarray(np.where(beside & ~np.isnan(paired), paired, between))

@@ -1,0 +1,142 @@
+"""The runs of a sweep: which were planned, which are there, how far each came."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CALLBACK = "callback"
+REPLAY_RATIO = "replay_ratio"
+WIDTH = "width"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; ``name`` is its path below the sweep's folder.
+
+    :param condition: axis to value, in the order of the sweep's axes
+    :param result: what ``result.json`` says, for a finished run
+    :param failure: what ``failed.json`` says, for a failed run
+    """
+
+    name: str
+    folder: Path
+    environment: str
+    condition: Mapping[str, Any]
+    seed: int
+    settings: Mapping[str, Any]
+    result: Mapping[str, Any] | None = None
+    failure: Mapping[str, Any] | None = None
+
+    @property
+    def state(self) -> str:
+        if self.result is not None:
+            return "finished"
+        return "unfinished" if self.failure is None else "failed"
+
+    @property
+    def label(self) -> str:
+        """The condition as its folder is named: ``replay_ratio=1,callback=redo``."""
+        return ",".join(f"{axis}={text(value)}" for axis, value in self.condition.items()) or "default"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's folder holds.
+
+    :param planned: names of all planned runs; where no ``sweep.json`` says so, of those that are there
+    :param runs: those whose folder says what it is
+    :param broken: files that could not be read and why
+    """
+
+    folder: Path
+    name: str
+    algorithm: str
+    n_timesteps: int | None
+    planned: tuple[str, ...]
+    runs: tuple[Run, ...]
+    broken: tuple[str, ...]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of planned runs that were not begun."""
+        there = {run.name for run in self.runs}
+        return tuple(name for name in self.planned if name not in there)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(axis for run in self.runs for axis in run.condition))
+
+    def in_state(self, state: str) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.state == state)
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read what a sweep's folder says about its runs; their points are left for later.
+
+    :param folder: holds ``sweep.json`` and the run folders; without the former, the runs below it are the sweep
+    :raises FileNotFoundError: when it holds neither
+    """
+    folder = Path(folder)
+    broken: list[str] = []
+    about = _read_json(folder, folder / "sweep.json", broken) or {}
+    found = (_read_run(folder, path, broken) for path in sorted(folder.rglob("run.json")))
+    runs = tuple(run for run in found if run is not None)
+    if not about and not runs and not broken:
+        raise FileNotFoundError(f"{folder} holds neither sweep.json nor a run folder (one with run.json)")
+    planned = tuple(about.get("runs", ())) or tuple(run.name for run in runs)
+    order = {name: number for number, name in enumerate(planned)}
+    algorithm = about.get("algorithm") or next((_algorithm_of(run) for run in runs), "unknown")
+    return Sweep(
+        folder,
+        about.get("name") or folder.resolve().name,
+        algorithm,
+        about.get("n_timesteps"),
+        planned,
+        tuple(sorted(runs, key=lambda run: (order.get(run.name, len(order)), run.name))),
+        tuple(broken),
+    )
+
+
+def text(value: Any) -> str:
+    """A value of an axis as it is written in a condition."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _algorithm_of(run: Run) -> str:
+    return str(run.settings.get("algorithm", "unknown"))
+
+
+def _read_run(sweep: Path, path: Path, broken: list[str]) -> Run | None:
+    about = _read_json(sweep, path, broken)
+    if about is None:
+        return None
+    try:
+        return Run(
+            path.parent.relative_to(sweep).as_posix(),
+            path.parent,
+            str(about["environment"]),
+            dict(about.get("condition") or {}),
+            int(about["seed"]),
+            {"algorithm": about.get("algorithm", "unknown"), **(about.get("settings") or {})},
+            _read_json(sweep, path.with_name("result.json"), broken),
+            _read_json(sweep, path.with_name("failed.json"), broken),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        broken.append(f"{path.relative_to(sweep)}: {type(error).__name__}: {error}")
+        return None
+
+
+def _read_json(sweep: Path, path: Path, broken: list[str]) -> dict[str, Any] | None:
+    """The object in a file; nothing when there is no such file, or when it is broken, which is then noted."""
+    try:
+        contents = json.loads(path.read_text())
+        if isinstance(contents, dict):
+            return contents
+        broken.append(f"{path.relative_to(sweep)}: expected an object, got {type(contents).__name__}")
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        broken.append(f"{path.relative_to(sweep)}: {error}")
+    return None

@@ -1,0 +1,60 @@
+"""How conditions are drawn: the same colour and line everywhere, in figures and on the page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sb3_redo.reports.runs import CALLBACK, text
+
+# Okabe and Ito's palette, whose colours stay apart for every kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_WITHOUT = "--"
+_WITH = ("-", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a condition is drawn, and ``label``: its name, without what all conditions share."""
+
+    label: str
+    colour: str
+    line: str
+
+
+def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
+    """The style of every condition in a table.
+
+    The colour tells the setting, the line the callback: dashed without recycling, otherwise solid, then dash-dotted
+    and dotted for further callbacks.
+    """
+    conditions = table.drop_duplicates("condition")
+    settings = list(dict.fromkeys(conditions["setting"]))
+    redo = conditions["redo"].astype(bool)
+    callbacks = [text(value) for value in conditions[CALLBACK]] if CALLBACK in conditions else [""] * len(conditions)
+    recycling = list(dict.fromkeys(name for name, recycles in zip(callbacks, redo, strict=True) if recycles))
+    labels = short_labels(list(conditions["condition"]))
+    return {
+        condition: Style(
+            labels[condition],
+            COLOURS[settings.index(setting) % len(COLOURS)],
+            _WITH[recycling.index(callback) % len(_WITH)] if recycles else _WITHOUT,
+        )
+        for condition, setting, callback, recycles in zip(
+            conditions["condition"], conditions["setting"], callbacks, redo, strict=True
+        )
+    }
+
+
+def short_labels(conditions: list[str]) -> dict[str, str]:
+    """Each condition without the parts that all of them share.
+
+    >>> short_labels(["replay_ratio=1,callback=none", "replay_ratio=1,callback=redo"])
+    {'replay_ratio=1,callback=none': 'callback=none', 'replay_ratio=1,callback=redo': 'callback=redo'}
+    """
+    parts = {condition: condition.split(",") for condition in conditions}
+    shared = set.intersection(*(set(each) for each in parts.values())) if len(parts) > 1 else set()
+    return {
+        condition: ", ".join(part.replace("_", " ") if "=" in part else part for part in each if part not in shared)
+        for condition, each in parts.items()
+    }

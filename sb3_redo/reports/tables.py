@@ -1,0 +1,161 @@
+"""All points of a sweep: whole in a Parquet file, thinned in memory for curves."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from sb3_redo.reports.points import read_run
+from sb3_redo.reports.runs import CALLBACK, Run, Sweep, text
+
+POINTS_PER_CURVE = 300
+CSV_ROWS = 1_000_000
+_REPEATED = ["run", "condition", "key"]
+WHOLE_SCHEMA = pa.schema(
+    [
+        ("run", pa.dictionary(pa.int32(), pa.string())),
+        ("condition", pa.dictionary(pa.int32(), pa.string())),
+        ("step", pa.int64()),
+        ("gradient_step", pa.int64()),
+        ("key", pa.dictionary(pa.int32(), pa.string())),
+        ("value", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What was read: ``curves`` (see :func:`read_curves`), how many points in all, and what was broken."""
+
+    curves: pd.DataFrame
+    points: int
+    broken: tuple[str, ...]
+
+
+def read_curves(sweep: Sweep, max_points: int = POINTS_PER_CURVE) -> pd.DataFrame:
+    """The curves of all runs as one tidy table, each thinned evenly, its first and last point kept.
+
+    :param sweep: from :func:`~sb3_redo.reports.runs.read_sweep`
+    :param max_points: of a run and key
+    :return: columns ``run``, ``environment``, ``condition``, ``seed``, the sweep's axes, ``setting`` (the condition
+        without its callback), ``redo`` (whether any run of the condition logs recycled neurons), ``key``, ``step``
+        (environment steps), ``gradient_step`` (NaN where unknown), ``value``
+    """
+    return gather(sweep, None, max_points).curves
+
+
+def gather(sweep: Sweep, whole: Path | None, max_points: int = POINTS_PER_CURVE) -> Gathered:
+    """Read every run once, one after the other: thin its curves, and append all its points to a Parquet file.
+
+    :param whole: the Parquet file; its columns are ``run``, ``condition``, ``step``, ``gradient_step``, ``key``,
+        ``value``
+    """
+    keys: dict[str, int] = {}
+    parts, broken, points = [], [], 0
+    writer = pq.ParquetWriter(whole, WHOLE_SCHEMA, use_dictionary=_REPEATED, compression="zstd") if whole else None
+    try:
+        for number, run in enumerate(sweep.runs):
+            mine = read_run(run.folder)
+            broken += [f"{run.name}/{message}" for message in mine.broken]
+            points += mine.table.num_rows
+            if writer is not None:
+                writer.write_table(_named(mine.table, run))
+            parts.append(_thinned(mine.table, number, keys, max_points))
+    finally:
+        if writer is not None:
+            writer.close()
+    return Gathered(_curves(sweep, parts, list(keys)), points, tuple(broken))
+
+
+def write_csv(gathered: Gathered, whole: Path, out: Path) -> bool:
+    """Write the points as CSV: all of them up to a million, else evenly thinned ones (text of a paper's worth of
+    runs would take gigabytes).
+
+    :param whole: the Parquet file with all of them
+    :param out: the file to write
+    :return: whether it holds all of them
+    """
+    names = WHOLE_SCHEMA.names
+    if gathered.points <= CSV_ROWS:
+        table = pq.read_table(whole)
+    else:
+        every = -(-len(gathered.curves) // CSV_ROWS)
+        rows = gathered.curves.iloc[::every][names]
+        table = pa.Table.from_pandas(rows.astype({"gradient_step": "Int64"}), preserve_index=False)
+    types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in WHOLE_SCHEMA.types]
+    table = table.select(names).cast(pa.schema(list(zip(names, types, strict=True))))
+    pyarrow.csv.write_csv(table, out, pyarrow.csv.WriteOptions(quoting_style="needed"))
+    return gathered.points <= CSV_ROWS
+
+
+def _named(table: pa.Table, run: Run) -> pa.Table:
+    """The points of a run with its name and condition in front."""
+    codes = pa.array(np.zeros(table.num_rows, dtype=np.int32))
+    name, label = (pa.DictionaryArray.from_arrays(codes, pa.array([value])) for value in (run.name, run.label))
+    return pa.table([name, label, *table.columns], schema=WHOLE_SCHEMA)
+
+
+def _thinned(table: pa.Table, run: int, keys: dict[str, int], max_points: int) -> dict[str, np.ndarray]:
+    """Columns of the points kept of one run; ``keys`` numbers the keys of all runs and grows."""
+    column = table["key"].combine_chunks()
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    known = [keys.setdefault(key, len(keys)) for key in column.dictionary.to_pylist()]
+    codes = np.asarray(known, dtype=np.int32)[column.indices.to_numpy()] if len(column) else np.zeros(0, np.int32)
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    kept = [_evenly(each, max_points) for each in np.split(order, starts[1:])] if len(order) else [order]
+    rows = np.concatenate(kept)
+    return {
+        "run": np.full(len(rows), run, dtype=np.int32),
+        "key": codes[rows],
+        "step": table["step"].to_numpy()[rows],
+        "gradient_step": table["gradient_step"].cast(pa.float64()).to_numpy()[rows],
+        "value": table["value"].to_numpy()[rows],
+    }
+
+
+def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
+
+
+def _curves(sweep: Sweep, parts: Sequence[dict[str, np.ndarray]], keys: list[str]) -> pd.DataFrame:
+    names = ("run", "key", "step", "gradient_step", "value")
+    columns = {name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0) for name in names}
+    of, runs = columns["run"].astype(np.int64), sweep.runs
+    recycle = {number for number, key in enumerate(keys) if key.startswith("redo/")}
+    recyclers = {runs[number].label for number in np.unique(of[np.isin(columns["key"], list(recycle))])}
+
+    def described(value: Callable[[Run], Any]) -> pd.Categorical:
+        codes, values = pd.factorize(np.array([*map(value, runs), None], dtype=object)[:-1])
+        return pd.Categorical.from_codes(codes[of], categories=list(values))
+
+    frame = {
+        "run": described(lambda run: run.name),
+        "environment": described(lambda run: run.environment),
+        "condition": described(lambda run: run.label),
+        "seed": np.array([run.seed for run in runs], dtype=np.int64)[of],
+        **{axis: described(partial(_value_of, axis)) for axis in sweep.axes},
+        "setting": described(setting_of),
+        "redo": np.array([run.label in recyclers for run in runs], dtype=bool)[of],
+        "key": pd.Categorical.from_codes(columns["key"].astype(np.int32), categories=keys),
+    }
+    return pd.DataFrame(frame | {name: columns[name] for name in names[2:]})
+
+
+def _value_of(axis: str, run: Run) -> Any:
+    return run.condition.get(axis)
+
+
+def setting_of(run: Run) -> str:
+    """The condition of a run without its callback."""
+    rest = {axis: value for axis, value in run.condition.items() if axis != CALLBACK}
+    return ",".join(f"{axis}={text(value)}" for axis, value in rest.items()) or "default"
