@@ -1,7 +1,9 @@
 """Trained agents, loaded from a zip or from the folder of a zoo run with the environment that they were trained in."""
 
+import base64
 import importlib
 import json
+import pickletools
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_redo.networks.names import algorithms_of
 from sb3_redo.settings import UsageError, one_of
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {**ALGOS, "ppo_mask": MaskablePPO}
@@ -107,7 +110,7 @@ def algorithm_of(source: Source, given: str | None) -> str:
     """
     with zipfile.ZipFile(source.model) as archive:
         policy = json.loads(archive.read("data")).get("policy_class", {})
-    possible = _OF_POLICIES.get(policy.get("__module__", ""), ())
+    possible = _algorithms_of(policy)
     name = given or source.arguments.get("algo")
     if name is None and len(possible) == 1:
         return possible[0]
@@ -121,6 +124,17 @@ def algorithm_of(source: Source, given: str | None) -> str:
     if possible and name not in possible:
         raise UsageError(f"--algo is {name}, but the policy in {source.model} is of {' or '.join(possible)}")
     return name
+
+
+def _algorithms_of(policy: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which algorithms a saved policy may be of, from what the zip says of its class."""
+    module = policy.get("__module__", "")
+    if module != "sb3_redo.networks.policies":
+        return _OF_POLICIES.get(module, ())
+    # Policies of all algorithms lie in one module: the pickle, which is not run here, has the name of the class.
+    pickled = pickletools.genops(base64.b64decode(policy[":serialized:"]))
+    names = [argument for _, argument, _ in pickled if isinstance(argument, str)]
+    return next(filter(None, map(algorithms_of, names)), ())
 
 
 def load_agent(

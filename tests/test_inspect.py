@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 import sb3_redo.gathering
 import sb3_redo.models
-from sb3_redo import cli
+from sb3_redo import cli, networks
+from sb3_redo.settings import UsageError
 from sb3_redo.trained import algorithm_of, find_model, load_agent
 
 TINY = "policy_kwargs:dict(net_arch=[8,8])"
@@ -60,7 +61,7 @@ def saved(tmp_path_factory):
         (MaskablePPO, "MlpPolicy", "CartPole-v1"),
         (RecurrentPPO, "MlpLstmPolicy", "CartPole-v1"),
     ):
-        kind(policy, env, policy_kwargs={"net_arch": [8]}, device="cpu").save(folder / kind.__name__)
+        kind(getattr(networks, policy), env, policy_kwargs={"net_arch": [8]}, device="cpu").save(folder / kind.__name__)
     ARS("MlpPolicy", "CartPole-v1", device="cpu").save(folder / "ARS")
     return folder
 
@@ -139,6 +140,25 @@ def test_an_algorithm_is_given_where_the_policy_does_not_tell(capsys, saved):
     assert (code, "give --algo: the file does not tell" in err) == (2, True)
     assert "it may be ppo or a2c or trpo" in err
     assert inspect(capsys, saved / "A2C", "--env", "CartPole-v1", "--algo", "a2c")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "possible"),
+    [
+        (DQN, networks.DQNMlpPolicy, "dqn"),
+        (SAC, networks.SACMlpPolicy, "sac"),
+        (PPO, networks.ActorCriticMlpPolicy, ""),
+    ],
+)
+def test_a_zip_with_a_scalable_policy_tells_as_much(tmp_path, kind, policy, possible):
+    env = "Pendulum-v1" if kind is SAC else "CartPole-v1"
+    kind(getattr(networks, policy), env, policy_kwargs={"net_arch": [8], "width": 2}).save(tmp_path / "model.zip")
+    source = find_model(tmp_path / "model.zip")
+    if possible:
+        assert algorithm_of(source, None) == possible
+    else:
+        with pytest.raises(UsageError, match="it may be ppo or a2c or trpo"):
+            algorithm_of(source, None)
 
 
 def test_environment_keywords_are_given_as_to_the_zoo(capsys, saved, monkeypatch):

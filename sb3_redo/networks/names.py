@@ -36,3 +36,13 @@ def scalable_policy(algorithm: str, policy: str) -> str:
     if policy in own:
         return policy
     return f"{_PACKAGE}.{owner}{one_of(f'the policy of {algorithm}', policy, kinds)}"
+
+
+def algorithms_of(policy: str) -> tuple[str, ...]:
+    """The zoo's names of the algorithms that a class of ours is a policy of; none where it is no class of ours.
+
+    >>> algorithms_of("TD3CnnPolicy")
+    ('td3', 'ddpg')
+    """
+    owner = next((policy.removesuffix(kind) for kind in _KINDS if policy.endswith(kind)), None)
+    return tuple(algorithm for algorithm, name in _OWNERS.items() if name == owner)
