@@ -55,12 +55,12 @@ class Choice:
 class _PassWatcher(FunctionWatcher):
     """Applies a choice to activations and normalisations and tells what passes them."""
 
-    def __init__(self, choice: Choice, record: Record, pooled: dict[tuple[Any, ...], Tensor] | None = None):
+    def __init__(self, choice: Choice, record: Record, pooled: dict[int, tuple[Tensor, Any]] | None = None):
         super().__init__()
         self.choice = choice
         self.record = record
         self.pooled = pooled
-        """What pooling one row gave before, by its number and what was chosen for the frozen layers."""
+        """What each pooling of one row was given last, and what it gave."""
         self.pools = 0
 
     def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
@@ -80,16 +80,16 @@ class _PassWatcher(FunctionWatcher):
     def on_other(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func not in POOLS:
             return func(*args, **kwargs)
-        # Two thirds of a pass through a large convolutional network. One row is what the frozen layers feed, the same
-        # in every pass.
+        # Two thirds of a pass through a large convolutional network. One row is most often what the frozen layers feed,
+        # the same in pass after pass.
         self.pools += 1
         value = args[0] if args else kwargs["input"]
-        key = (self.pools, self.choice.factors, tuple(value.shape))
-        if self.pooled is None or len(value) != 1:
+        if len(value) != 1 or self.pooled is None:
             return _pooled(func, args, kwargs)
-        if key not in self.pooled:
-            self.pooled[key] = _pooled(func, args, kwargs)
-        return self.pooled[key].clone()
+        known = self.pooled.get(self.pools)
+        if known is None or not torch.equal(known[0], value):
+            known = self.pooled[self.pools] = value.clone(), _pooled(func, args, kwargs)
+        return known[1].clone() if isinstance(known[1], Tensor) else _pooled(func, args, kwargs)
 
     def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -124,7 +124,7 @@ class FrozenNetwork:
         self.forward = forward
         self.calls: dict[str, list[Call]] = {}
         """Layer name to its calls; layers in the order they first run."""
-        self._pooled: dict[tuple[Any, ...], Tensor] = {}
+        self._pooled: dict[int, tuple[Tensor, Any]] = {}
         self.size = 0
         """Elements of the outputs of all layers and activations."""
         running = self._record_calls()
@@ -210,8 +210,7 @@ class FrozenNetwork:
 
             return frozen if name in self.layers else other
 
-        in_rows = choice.values is not None and len(choice.values) > 1 and not choice.kept
-        watcher = _PassWatcher(choice, record, self._pooled if in_rows else None)
+        watcher = _PassWatcher(choice, record, self._pooled)
         with seeded(0), replaced_forward({**self.layers, **self.others}, make), watcher:
             outputs = (forward or self.forward)()
         for index, output in enumerate(tensors_in(outputs)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.frozen import Choice, FrozenNetwork
-from sb3_redo.spelling import Group, Place, Reading, Spelling, Word, Words, add_to, letters_of
+from sb3_redo.spelling import Group, Place, Reading, Spelling, Word, Words, add_to, letters_of, somewhere
 
 # Small positive values pass every common activation, negative ones open the other half of a CReLU, and the wide
 # pair crosses the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
@@ -122,7 +122,7 @@ class Prober(FrozenNetwork):
                     words.setdefault(place, Word(low, letters)).add(low, high, rows, group.first + max(number, 0))
 
             self.run(Choice(name, values, (factor,), kept), record, self._pass(factor))
-        return {place: word for place, word in words.items() if word.moved.any()}
+        return {place: word for place, word in words.items() if somewhere(word.moved)}
 
     def read(self, name: str) -> Reading:
         """What layer ``name`` reaches directly, through parameter-free operations only."""
@@ -148,7 +148,10 @@ class Prober(FrozenNetwork):
             if spelling.neurons > _FEW and spelling.foretells(reading, words):
                 continue
             widest = max((word.moved.numel() for word in words.values()), default=0)
-            number = max(1, 4 * self.size // (5 * max(widest, self._elements(name))) - 2)
+            # No fewer than were tossed, which had room.
+            number = max(
+                len(spelling.tosses(low, high).chosen), 4 * self.size // (5 * max(widest, self._elements(name))) - 2
+            )
             for start in range(0, 2 * spelling.bits, number):
                 (more,) = self.look(name, [spelling.digits(low, high, start, number)], factor)
                 for place, word in more.items():
@@ -198,7 +201,7 @@ class _Rows:
             for group, part, words in zip(self.groups, parts, self.seen, strict=True):
                 word = Word(part[:1], self.letters)
                 word.add(part[:1], part[1:2], part[2:, None], group.first)
-                if word.moved.any():
+                if somewhere(word.moved):
                     words[place] = word
         self.last = place, value, value._version
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sb3_redo.forward_pass import map_tensors
 from sb3_redo.frozen import Choice
 from sb3_redo.probe import PASS_ERRORS, Prober, finite
-from sb3_redo.spelling import Place, Reading, add_to
+from sb3_redo.spelling import Place, Reading, add_to, somewhere
 
 
 def two_rows(tensor: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def read_inputs(prober: Prober, variants: Sequence[Callable[[], Any]]) -> Readin
             value = finite(value)
             first = before.setdefault(place, value.clone() if place not in before else value)
             moved = value != first
-            if moved.any():
+            if somewhere(moved):
                 add_to(codes, {place: moved.cpu().to(torch.int32) - 1})  # 0 where it moved, else NOBODY
 
         for variant in (variants[0], *pair):

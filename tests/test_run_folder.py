@@ -138,11 +138,10 @@ def test_the_outcome_says_what_came_out(tmp_path):
     assert found["final_return"] == pytest.approx(np.mean([episode["r"] for episode in model.ep_info_buffer]))
     assert found["final_dormant_fraction"] == points(tmp_path, "dormancy/fraction")[-1][1]
     assert points(tmp_path, "sweep/final_return") == [(STEPS, pytest.approx(found["final_return"]))]
-    assert not list(tmp_path.glob("checkpoint*"))
 
 
 def test_ctrl_c_keeps_what_was_trained_and_is_no_end(tmp_path):
-    model, keeper = make_dqn(), RunFolder(str(tmp_path), {}, 1e6)
+    model, keeper = make_dqn(), RunFolder(str(tmp_path), {}, 0.0)
 
     class Interrupter(Killer):
         def _on_step(self):
@@ -153,8 +152,11 @@ def test_ctrl_c_keeps_what_was_trained_and_is_no_end(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         model.learn(STEPS, callback=[keeper, redo(), Interrupter(120)])
     keeper.on_training_end()  # by the zoo, which catches the interrupt
+    keeper._held.close()  # the process ends
     assert not (tmp_path / "outcome.json").exists()
-    assert (tmp_path / "checkpoint_120").is_dir()
+    # Not of amid a rollout, where steps are counted that are neither stored nor trained on.
+    assert (tmp_path / "checkpoint_116").is_dir()
+    assert train(tmp_path).num_timesteps == STEPS
 
 
 def test_a_training_that_a_callback_ends_is_finished(tmp_path):
@@ -209,11 +211,11 @@ def make_compact():
 def test_a_checkpoint_holds_the_whole_training(tmp_path, make):
     model = make().learn(90)
     model.action_space.sample()
-    save_checkpoint(tmp_path, model, 12.5)
+    save_checkpoint(tmp_path, model, {"seconds": 12.5})
     drawn = np.random.rand(), torch.rand(1).item(), model.action_space.sample()
     fresh = make()
     fresh._setup_learn(100)
-    assert restore_checkpoint(tmp_path, fresh) == 12.5
+    assert restore_checkpoint(tmp_path, fresh)["seconds"] == 12.5
     assert (np.random.rand(), torch.rand(1).item()) == drawn[:2]
     assert np.array_equal(fresh.action_space.sample(), drawn[2])
     assert fresh.num_timesteps == model.num_timesteps
@@ -222,7 +224,9 @@ def test_a_checkpoint_holds_the_whole_training(tmp_path, make):
     same(fresh.get_parameters(), model.get_parameters())
     if isinstance(model, SAC):
         assert fresh.log_ent_coef.item() == model.log_ent_coef.item()
-        assert np.array_equal(fresh.get_vec_normalize_env().obs_rms.mean, model.get_vec_normalize_env().obs_rms.mean)
+        # The first observation of the new episode counts, as it does in every training.
+        counts = [each.get_vec_normalize_env().obs_rms.count for each in (fresh, model)]
+        assert counts[0] == counts[1] + 1
     if not isinstance(model, PPO):
         same_buffers(fresh.replay_buffer, model.replay_buffer)
     fresh.learn(30, reset_num_timesteps=False)
@@ -249,7 +253,38 @@ def same_buffers(one, other):
         size = len(other.dones) if other.full else other.pos
         assert all(np.array_equal(a[:size], b[:size]) for a, b in pairs), name
     if not hasattr(one, "truncate_last_trajectory"):
-        assert one.dones[(one.pos - 1) % len(one.dones)]
+        last = (one.pos - 1) % len(one.dones)
+        assert one.dones[last]
+        if getattr(one, "handle_timeout_termination", False):
+            # Cut off, unless the episode had come to its end by itself.
+            assert bool(one.timeouts[last]) == (not other.dones[last] or bool(other.timeouts[last]))
+
+
+def test_a_training_that_goes_on_meets_other_episodes(tmp_path):
+    starts = []
+
+    class Looker(DormancyCallback):
+        def _on_training_start(self):
+            super()._on_training_start()
+            starts.append(self.model._last_obs.copy())
+
+    def looker():
+        return Looker(measuring_period=20, batch_size=16)
+
+    train(tmp_path, at=203, callback=looker)
+    train(tmp_path, callback=looker)
+    assert not np.allclose(starts[0], starts[1])
+
+
+def test_a_finished_training_that_is_started_again_only_ends_again(tmp_path):
+    first = train(tmp_path)
+    before = outcome(tmp_path)
+    again = train(tmp_path)
+    assert again.num_timesteps == STEPS
+    same(again.get_parameters(), first.get_parameters())
+    after = outcome(tmp_path)
+    for key in ("num_timesteps", "gradient_steps", "final_return", "final_dormant_fraction", "recycled_total"):
+        assert after[key] == before[key], key
 
 
 def test_only_what_was_stored_is_saved(tmp_path):
@@ -262,5 +297,5 @@ def test_only_what_was_stored_is_saved(tmp_path):
         handle_timeout_termination=False,
     )
     large.replay_buffer.pos = 3
-    save_checkpoint(tmp_path, large, 0.0)
+    save_checkpoint(tmp_path, large, {})
     assert (tmp_path / "checkpoint_60" / "replay_buffer.pkl").stat().st_size < 200_000

@@ -1,5 +1,6 @@
 """The state of a training on disk, and back into a model that was made anew from the same settings."""
 
+import os
 import pickle
 import random
 import shutil
@@ -13,9 +14,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 
-from sb3_redo.experiments.folders import read_json, write_json
-
-_POINTER = "checkpoint.json"
+from sb3_redo.experiments.folders import CHECKPOINT, read_json, write_json
 
 # Of the command that goes on, not of the one that was stopped: the environment begins a new episode, and clocks start.
 _OF_THE_PROCESS = frozenset(
@@ -29,13 +28,14 @@ _OF_THE_PROCESS = frozenset(
 _OF_A_BUFFER = frozenset(("observation_space", "action_space", "device", "env"))
 
 
-def save_checkpoint(folder: Path, model: BaseAlgorithm, seconds: float) -> None:
+def save_checkpoint(folder: Path, model: BaseAlgorithm, notes: dict[str, Any], *, buffer: bool = True) -> None:
     """Write a training's state, and then forget the one before.
 
     :param folder: of the run
-    :param seconds: that were trained so far
+    :param notes: what else is to be known when it goes on
+    :param buffer: whether to save the replay buffer too
     """
-    previous = read_json(folder / _POINTER)
+    previous = read_json(folder / CHECKPOINT)
     target = folder / f"checkpoint_{model.num_timesteps}"
     if previous is not None and previous["folder"] == target.name:
         return
@@ -45,31 +45,35 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, seconds: float) -> None:
     with open(target / "state.pkl", "wb") as file:
         pickle.dump({"random": _random_states(model), "statistics": _statistics(model)}, file)
     with open(target / "replay_buffer.pkl", "wb") as file:
-        buffer = getattr(model, "replay_buffer", None)
-        pickle.dump(None if buffer is None else _filled(vars(buffer), buffer), file, protocol=5)
+        stored = getattr(model, "replay_buffer", None) if buffer else None
+        pickle.dump(None if stored is None else _filled(vars(stored), stored), file, protocol=5)
+    for path in target.iterdir():
+        with open(path, "rb") as written:
+            os.fsync(written.fileno())
     # From here on the new one counts: a kill before leaves the old one, a kill after leaves at most a folder too many.
-    write_json(folder / _POINTER, {"folder": target.name, "seconds": seconds})
+    write_json(folder / CHECKPOINT, {"folder": target.name, **notes})
     for other in folder.glob("checkpoint_*"):
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> float | None:
+def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> dict[str, Any] | None:
     """Bring a fresh model to where the run was when it was last saved; a new episode begins.
 
     Changes the model, its buffer, the statistics of its ``VecNormalize`` and all random streams of the process.
 
     :param folder: of the run
     :param model: made from the same settings, about to learn
-    :return: the seconds that were trained before; ``None`` where nothing was saved
+    :return: the notes that were saved with it; ``None`` where nothing was saved
     """
-    pointer = read_json(folder / _POINTER)
+    pointer = read_json(folder / CHECKPOINT)
     if pointer is None:
         return None
     source = folder / pointer["folder"]
     data, parameters, variables = load_from_zip_file(source / "model.zip", device=model.device)
     assert data is not None
-    vars(model).update({name: value for name, value in data.items() if name not in _OF_THE_PROCESS})
+    kept = {name: value for name, value in data.items() if name not in _OF_THE_PROCESS and "batch_norm" not in name}
+    vars(model).update(kept)
     model.set_parameters(parameters, exact_match=True, device=model.device)
     for name, value in (variables or {}).items():
         recursive_setattr(model, f"{name}.data", value.data)
@@ -82,16 +86,10 @@ def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> float | None:
     with open(source / "state.pkl", "rb") as file:
         state = pickle.load(file)
     _restore_statistics(model, state["statistics"])
+    _begin_episode(model)
     _restore_random_states(model, state["random"])
     model._num_timesteps_at_start = model.num_timesteps
-    return float(pointer["seconds"])
-
-
-def forget_checkpoint(folder: Path) -> None:
-    """Remove what was saved."""
-    (folder / _POINTER).unlink(missing_ok=True)
-    for checkpoint in folder.glob("checkpoint_*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    return pointer
 
 
 def _filled(contents: dict[str, Any], buffer: Any) -> dict[str, Any]:
@@ -127,9 +125,10 @@ def _end_episode(buffer: Any) -> None:
             buffer.truncate_last_trajectory()
         return
     last = (buffer.pos - 1) % buffer.buffer_size
+    cut = buffer.dones[last] == 0
     buffer.dones[last] = True
     if getattr(buffer, "handle_timeout_termination", False):
-        buffer.timeouts[last] = True
+        buffer.timeouts[last][cut] = True
 
 
 def _statistics(model: BaseAlgorithm) -> dict[str, Any] | None:
@@ -141,6 +140,18 @@ def _restore_statistics(model: BaseAlgorithm, saved: dict[str, Any] | None) -> N
     env = model.get_vec_normalize_env()
     if env is not None and saved is not None:
         vars(env).update({name: value for name, value in saved.items() if value is not None})
+
+
+def _begin_episode(model: BaseAlgorithm) -> None:
+    """A new episode, with the statistics that were restored."""
+    env = model.env
+    assert env is not None
+    # Or the environment would begin the run's first episodes once more: its own random streams cannot be saved.
+    env.seed((model.seed or 0) + model.num_timesteps)
+    model._last_obs = env.reset()  # type: ignore[assignment]
+    statistics = model.get_vec_normalize_env()
+    if statistics is not None:
+        model._last_original_obs = statistics.get_original_obs()
 
 
 def _generators(model: BaseAlgorithm) -> Iterator[Any]:

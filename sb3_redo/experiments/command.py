@@ -60,20 +60,24 @@ def _sweep(arguments: argparse.Namespace) -> int:
     try:
         positive_integer("--workers", 1 if arguments.workers is None else arguments.workers)
         positive_integer("--threads-per-run", arguments.threads_per_run)
-        non_negative_number("--cpus-per-run", arguments.cpus_per_run)
+        if non_negative_number("--cpus-per-run", arguments.cpus_per_run) == 0:
+            raise ValueError("--cpus-per-run must be greater than 0: it limits how many runs there are at a time")
         non_negative_number("--gpus-per-run", arguments.gpus_per_run)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
     if arguments.address is not None and arguments.workers is not None:
         raise UsageError("--workers is for this machine: with --address the cluster's size and --cpus-per-run decide")
     try:
+        from sb3_redo.experiments.progress import Progress  # noqa: F401  needs all that a sweep needs but Ray
         from sb3_redo.experiments.sweep_file import read_sweep
+        from sb3_redo.experiments.training import thread_variables
     except ImportError as error:
         raise UsageError(f'sweeps need more packages ({error}): pip install "sb3-redo[sweep]"') from None
     sweep = read_sweep(arguments.file)
     out = arguments.out or Path("runs") / sweep.name
     if arguments.dry_run:
-        variables = f"OMP_NUM_THREADS={arguments.threads_per_run}"
+        threads = thread_variables(arguments.threads_per_run)
+        variables = " ".join(f"{name}={value}" for name, value in threads.items())
         for run in sweep.runs:
             print(f"{variables} {run.command_line(out, arguments.threads_per_run)}")
         return 0

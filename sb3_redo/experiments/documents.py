@@ -36,7 +36,7 @@ class Document:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UsageError(f"{file}:{line}: this is no YAML: {error.problem}") from error
-        except yaml.YAMLError as error:
+        except (TypeError, yaml.YAMLError) as error:  # keys can be lists in YAML, but not in Python
             raise UsageError(f"{file} is no YAML: {error}") from error
 
     def _note(self, loader: yaml.SafeLoader, node: yaml.Node, location: Location) -> None:

@@ -1,5 +1,6 @@
 """Runs the trainings of a sweep through Ray, on this machine or on a cluster."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -61,16 +62,17 @@ def execute(sweep: Sweep, out: Path, resources: Resources, watch: Callable[[Stan
     :param out: the sweep's folder, on a file system that all nodes see
     :param watch: told about every second how it stands
     :return: how it ended
-    :raises UsageError: when Ray is not installed
+    :raises UsageError: when Ray is not installed, or a run was begun with other settings
     """
     ray = _import_ray()
-    write_json(out / SWEEP, sweep.plan())
     standing = Standing([])
     for run in sweep.runs:
+        run.check_same(out)
         if state_of(out / run.name) == "finished":
             standing.finished.append(run.name)
         else:
             standing.open.append(run)
+    write_json(out / SWEEP, sweep.plan())
     standing.open.sort(key=lambda run: -run.effort)  # or the longest would be left for last, alone
     if not standing.open:
         watch(standing)
@@ -99,8 +101,11 @@ def _connect(ray: Any, resources: Resources) -> None:
     if resources.address is not None:
         ray.init(address=resources.address, **quiet)
         return
-    workers = resources.workers or max(1, int((os.cpu_count() or 1) / resources.cpus_per_run))
-    ray.init(num_cpus=max(1, round(workers * resources.cpus_per_run)), include_dashboard=False, **quiet)
+    cpus = os.cpu_count() or 1
+    if resources.workers is not None:
+        cpus = max(1, math.ceil(resources.workers * resources.cpus_per_run))
+    # Not the cluster that an environment variable or an earlier command may name.
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
 
 
 class _Executor:
@@ -130,7 +135,9 @@ class _Executor:
     def _room(self) -> int:
         """How many trainings the cluster has room for, as large as it is now."""
         available = self.ray.cluster_resources()
-        room = available.get("CPU", 0.0) / self.resources.cpus_per_run if self.resources.cpus_per_run else 1e9
+        room = available.get("CPU", 0.0) / self.resources.cpus_per_run
+        if self.resources.workers is not None:
+            room = min(room, self.resources.workers)
         if self.resources.gpus_per_run:
             room = min(room, available.get("GPU", 0.0) / self.resources.gpus_per_run)
         if room < 1 and not self.tasks:
@@ -169,6 +176,9 @@ class _Executor:
                 self.standing.open.append(run)
                 return
             self.standing.failed[run.name] = str(error.cause)
+            return
+        except self.ray.exceptions.RayError as error:
+            self.standing.failed[run.name] = str(error)
             return
         self.standing.finished.append(run.name)
 

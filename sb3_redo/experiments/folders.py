@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,13 @@ OUTCOME = "outcome.json"
 RESULT = "result.json"
 """The same once the training has ended well and everything else is in its place: written last."""
 FAILED = "failed.json"
+CHECKPOINT = "checkpoint.json"
+"""Which of the folders ``checkpoint_*`` counts."""
 LOG = "log.txt"
 LOCK = "lock"
+"""Held by the training."""
+SWEEP_LOCK = "sweep.lock"
+"""Held by the worker of a sweep that starts the training and completes the folder."""
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -42,18 +48,25 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return None
 
 
+def forget_checkpoint(folder: Path) -> None:
+    """Remove what was saved of a run's training."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    for checkpoint in folder.glob("checkpoint_*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 class BusyError(RuntimeError):
     """Another process works in the folder."""
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Nobody else works in the folder meanwhile; the operating system lets go when the process dies.
+def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Nobody else holds the same lock of the folder meanwhile; the operating system lets go when the process dies.
 
     :raises BusyError: when somebody does
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as stream:
+    with open(folder / name, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -45,8 +45,8 @@ class Progress:
     def update(self, standing: Standing) -> None:
         """Show how it stands now."""
         self._tell_ends(standing)
-        steps = {name: progress_of(self.out / name) for name in self._weights}
         if self._live is not None:
+            steps = {name: progress_of(self.out / name) for name in self._weights}
             self._live.update(self.table(standing, steps))
 
     def _tell_ends(self, standing: Standing) -> None:

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from sb3_redo.agents import gradient_steps_of
 from sb3_redo.callbacks import DormancyCallback, ReDoCallback
 from sb3_redo.companions import callbacks_in
-from sb3_redo.experiments.checkpoint import forget_checkpoint, restore_checkpoint, save_checkpoint
+from sb3_redo.experiments.checkpoint import restore_checkpoint, save_checkpoint
 from sb3_redo.experiments.folders import OUTCOME, PROGRESS, RESULT, locked, write_json
 from sb3_redo.memory import Memory
 from sb3_redo.settings import non_negative_number
@@ -53,17 +53,20 @@ class RunFolder(BaseCallback):
         self._stopped_early = False
 
     def _on_training_start(self) -> None:
-        if (self.folder / RESULT).exists():
-            raise RuntimeError(f"{self.folder} holds a finished run: remove it to train again")
         self._held.enter_context(locked(self.folder))
-        trained = restore_checkpoint(self.folder, self.model)
-        if trained is None:
+        if (self.folder / RESULT).exists():
+            self._held.close()
+            raise RuntimeError(f"{self.folder} holds a finished run: remove it to train again")
+        notes = restore_checkpoint(self.folder, self.model)
+        if notes is None:
             # Of a training that was killed before anything was saved.
             for file in self.folder.glob("events.out.tfevents.*"):
                 file.unlink()
-        self._started = time.monotonic() - (trained or 0.0)
+        notes = notes or {}
+        self._started: float = time.monotonic() - notes.get("seconds", 0.0)
+        self._fraction: float | None = notes.get("dormant_fraction")
         self._saved_at = self._told_at = time.monotonic()
-        self._open_tensorboard(None if trained is None else self.model.num_timesteps + 1)
+        self._open_tensorboard(self.model.num_timesteps + 1 if notes else None)
         self._tell()
 
     def _open_tensorboard(self, purge_step: int | None) -> None:
@@ -98,8 +101,9 @@ class RunFolder(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    def _save(self) -> None:
-        save_checkpoint(self.folder, self.model, self._seconds)
+    def _save(self, buffer: bool = True) -> None:
+        notes = {"seconds": self._seconds, "dormant_fraction": self._latest_fraction()}
+        save_checkpoint(self.folder, self.model, notes, buffer=buffer)
         self._saved_at = time.monotonic()
 
     @property
@@ -115,10 +119,9 @@ class RunFolder(BaseCallback):
         if self._output is None:
             return
         if self.model.num_timesteps < self.model._total_timesteps and not self._stopped_early:
-            # The zoo calls this once more whatever happens. Once alone means Ctrl-C or an exception, and that the run
-            # goes on another time; twice means that a callback ended it.
+            # The zoo calls this once more whatever happens. Once alone means Ctrl-C or an exception, amid a rollout or
+            # a gradient step: the last checkpoint is where the run goes on. Twice means that a callback ended it.
             self._stopped_early = True
-            self._save()
             return
         self._finish()
 
@@ -131,14 +134,21 @@ class RunFolder(BaseCallback):
         self.logger.output_formats.remove(self._output)
         self._output = None
         self._tell()
+        # To come back to should the zoo not come to save the agent.
+        self._save(buffer=False)
         write_json(self.folder / OUTCOME, outcome)
-        forget_checkpoint(self.folder)
         self._held.close()
 
+    def _ours(self) -> list[DormancyCallback]:
+        return [found for found in callbacks_in(self.locals.get("callback")) if isinstance(found, DormancyCallback)]
+
+    def _latest_fraction(self) -> float | None:
+        """The dormant fraction of the last measurement, which may have been made before the run was stopped."""
+        report = next((callback.report for callback in self._ours() if callback.report is not None), None)
+        return self._fraction if report is None else report.dormant_fraction
+
     def _outcome(self) -> dict[str, Any]:
-        ours = [found for found in callbacks_in(self.locals.get("callback")) if isinstance(found, DormancyCallback)]
-        report = next((callback.report for callback in ours if callback.report is not None), None)
-        recycles = any(isinstance(callback, ReDoCallback) for callback in ours)
+        recycles = any(isinstance(callback, ReDoCallback) for callback in self._ours())
         episodes = self.model.ep_info_buffer
         return {
             "num_timesteps": self.model.num_timesteps,
@@ -146,6 +156,6 @@ class RunFolder(BaseCallback):
             "seconds": self._seconds,
             "steps_per_second": self.model.num_timesteps / self._seconds,
             "final_return": safe_mean([episode["r"] for episode in episodes]) if episodes else None,
-            "final_dormant_fraction": report and report.dormant_fraction,
+            "final_dormant_fraction": self._latest_fraction(),
             "recycled_total": Memory.recycled_total_of(self.model) if recycles else None,
         }

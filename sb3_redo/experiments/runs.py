@@ -1,5 +1,6 @@
 """The runs of a sweep, each one ordinary command line of the zoo."""
 
+import json
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from sb3_redo.experiments.conditions import python_text
 from sb3_redo.experiments.folders import FAILED, OUTCOME, PROGRESS, RESULT, RUN, read_json, write_json
+from sb3_redo.settings import UsageError
 
 _PACKAGES = ("sb3-redo", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "numpy")
 
@@ -49,7 +51,7 @@ class Run:
         every, made = self.settings.get("train_freq"), self.settings.get("gradient_steps")
         if not isinstance(every, int) or not isinstance(made, int):
             return None
-        return made / (every * self.settings.get("n_envs", 1)) if made > 0 else 1.0
+        return made / (every * self.settings.get("n_envs", 1)) if made >= 0 else 1.0
 
     @property
     def effort(self) -> float:
@@ -61,9 +63,11 @@ class Run:
     @property
     def described(self) -> dict[str, Any]:
         """All that a run may differ in from others, for TensorBoard's HParams tab."""
+        kwargs = self.settings.get("policy_kwargs")
+        width = kwargs.get("width", 1) if isinstance(kwargs, dict) else 1
         ratio = {} if self.replay_ratio is None else {"replay_ratio": self.replay_ratio}
-        always = {"environment": self.environment, "algorithm": self.algorithm, **ratio, "width": 1}
-        return {**always, **self.condition}
+        always = {"environment": self.environment, "algorithm": self.algorithm, "width": width}
+        return {**always, **self.condition, **ratio}
 
     def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
         """The arguments of the zoo's train command; typing it again goes on where it was stopped.
@@ -91,6 +95,21 @@ class Run:
     def command_line(self, out: Path, threads: int = 1) -> str:
         """The command as it can be pasted into a shell."""
         return shlex.join(self.command(out, threads))
+
+    def check_same(self, out: Path) -> None:
+        """See that the run is the one that was begun in its folder, if one was.
+
+        :raises UsageError: when it was begun with other settings
+        """
+        begun = read_json(out / self.name / RUN)
+        # Through JSON, which has no tuples and no integer keys.
+        mine = json.loads(json.dumps({**self.settings, "callback": self.callbacks}))
+        if begun is None or begun["settings"] == mine:
+            return
+        names = sorted(name for name in {*mine, *begun["settings"]} if mine.get(name) != begun["settings"].get(name))
+        raise UsageError(
+            f"{out / self.name} was begun with another {', '.join(names)}: choose another --out, or remove the folder"
+        )
 
     def describe(self, out: Path, threads: int = 1) -> None:
         """Write down what the run is."""

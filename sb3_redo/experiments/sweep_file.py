@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,7 +122,8 @@ class _Reader:
 
         self._named(self.algorithm, tuple(ALGOS), "algorithm")
         self._check_environments()
-        self._check_names(tuple(inspect.signature(ALGOS[self.algorithm]).parameters))
+        self.parameters = dict(inspect.signature(ALGOS[self.algorithm]).parameters)
+        self._check_names(tuple(self.parameters))
         self._check_per()
         for environment in self.content["environments"]:
             self._base(environment)
@@ -200,6 +202,31 @@ class _Reader:
                 raise self.document.error(str(error), ("grid", CALLBACK, label)) from None
 
     def runs(self) -> list[Run]:
+        """All runs, each in a folder of its own and with callbacks that can be made."""
+        runs = self._all_runs()
+        names = Counter(run.name for run in runs)
+        twin = next((name for name, count in names.items() if count > 1), None)
+        if twin is not None:
+            raise self.document.error(f"two conditions are named alike: {twin}", ("grid",))
+        self._check_adjusted(runs)
+        return runs
+
+    def _check_adjusted(self, runs: list[Run]) -> None:
+        """The callbacks of a configuration, and those that ``per`` has changed."""
+        from rl_zoo3.utils import get_callback_list
+
+        seen: list[Any] = []
+        for run in runs:
+            if run.callbacks in seen:
+                continue
+            seen.append(run.callbacks)
+            try:
+                get_callback_list({CALLBACK: run.callbacks})
+            except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
+                where = "per" if self.per else "config"
+                raise self.document.error(f"the callbacks of {run.name}: {error}", (where,)) from None
+
+    def _all_runs(self) -> list[Run]:
         products = list(itertools.product(*self.axes.values()))
         conditions = [dict(zip(self.axes, labels, strict=True)) for labels in products]
         return [
@@ -223,10 +250,10 @@ class _Reader:
             changes |= extra
         try:
             overrides = hyperparameters(self.algorithm, base, changes)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             axis = REPLAY_RATIO if "replay ratio" in str(error) else WIDTH
-            number = list(self.axes[axis]).index(condition[axis])
-            raise self.document.error(str(error), ("grid", axis, number)) from None
+            where = ("grid", axis, list(self.axes[axis]).index(condition[axis])) if axis in condition else ()
+            raise self.document.error(str(error), where) from None
         return Run(
             self.algorithm,
             environment,
@@ -235,11 +262,21 @@ class _Reader:
             self.config,
             overrides,
             [_adjusted(callback, of_callbacks) for callback in _listed(callbacks)],
-            {**base, **overrides},
+            self._in_force(base, overrides),
             self.content.get("n_timesteps"),
             tuple(self.content.get("gym_packages", ())),
             self.content.get("checkpoint_minutes", 10.0),
         )
+
+    def _in_force(self, base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        """All hyper-parameters of a run, with the algorithm's defaults for what makes a replay ratio."""
+        defaults = {
+            name: parameter.default
+            for name, parameter in self.parameters.items()
+            if name in ("train_freq", "gradient_steps") and isinstance(parameter.default, int)
+        }
+        length = {"n_timesteps": self.content["n_timesteps"]} if "n_timesteps" in self.content else {}
+        return {**defaults, **base, **overrides, **length}
 
 
 def _listed(callbacks: Any) -> list[Any]:

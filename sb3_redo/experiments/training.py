@@ -9,10 +9,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sb3_redo.experiments.folders import FAILED, LOG, OUTCOME, RESULT, BusyError, is_busy, write_json
+from sb3_redo.experiments.folders import (
+    FAILED,
+    LOG,
+    OUTCOME,
+    RESULT,
+    SWEEP_LOCK,
+    BusyError,
+    forget_checkpoint,
+    is_busy,
+    locked,
+    write_json,
+)
 from sb3_redo.reports.points import write_points
 
 _TAIL = 4000
+
+# Loaded here, since little may be done between a fork and what it starts.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def train(folder: Path, command: Sequence[str], threads: int) -> float:
@@ -25,28 +39,26 @@ def train(folder: Path, command: Sequence[str], threads: int) -> float:
     :raises BusyError: when another process trains there
     :raises RuntimeError: when the command failed, with the end of its log
     """
-    if (folder / RESULT).exists():
-        return 0.0
-    if is_busy(folder):
-        raise BusyError(f"another process trains in {folder}")
-    (folder / FAILED).unlink(missing_ok=True)
-    seconds = 0.0
-    if not (folder / OUTCOME).exists():
+    with locked(folder, SWEEP_LOCK):
+        if (folder / RESULT).exists():
+            return 0.0
+        if is_busy(folder):  # somebody typed the command
+            raise BusyError(f"another process trains in {folder}")
+        # Also where a training came to its end before: the zoo may not have saved the agent.
+        for old in (FAILED, OUTCOME):
+            (folder / old).unlink(missing_ok=True)
         started = time.monotonic()
         code = _run(folder, command, threads)
         seconds = time.monotonic() - started
         if code != 0 or not (folder / OUTCOME).exists():
-            if (folder / RESULT).exists():  # somebody else was faster
-                return 0.0
-            if is_busy(folder):
-                raise BusyError(f"another process trains in {folder}")
             tail = (folder / LOG).read_text(errors="replace")[-_TAIL:]
             write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
             raise RuntimeError(f"exit code {code}; the end of {folder / LOG}:\n{tail}")
-    write_points(folder)
-    # Last of all: whoever sees it can rely on everything else.
-    os.replace(folder / OUTCOME, folder / RESULT)
-    return seconds
+        write_points(folder)
+        forget_checkpoint(folder)
+        # Last of all: whoever sees it can rely on everything else.
+        os.replace(folder / OUTCOME, folder / RESULT)
+        return seconds
 
 
 def _run(folder: Path, command: Sequence[str], threads: int) -> int:
@@ -77,5 +89,5 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 def _die_with_parent() -> None:
     # A training whose worker was killed would hold its folder, and the one that is to go on could not.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
