@@ -117,6 +117,8 @@ def test_a_killed_sweep_goes_on(folder):
     runs = [folder / "out" / name for name in NAMES]
     wait_for(lambda: all((run / "checkpoint.json").exists() for run in runs))
     os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    process.stderr.close()
     process.wait()
     # The trainings die with their workers, and let go of their folders.
     wait_for(lambda: not any(is_busy(run) for run in runs))
