@@ -61,7 +61,7 @@ def saved(tmp_path_factory):
         (MaskablePPO, "MlpPolicy", "CartPole-v1"),
         (RecurrentPPO, "MlpLstmPolicy", "CartPole-v1"),
     ):
-        kind(getattr(networks, policy), env, policy_kwargs={"net_arch": [8]}, device="cpu").save(folder / kind.__name__)
+        kind(policy, env, policy_kwargs={"net_arch": [8]}, device="cpu").save(folder / kind.__name__)
     ARS("MlpPolicy", "CartPole-v1", device="cpu").save(folder / "ARS")
     return folder
 
