@@ -12,7 +12,9 @@ from sb3_redo.spelling import Group, Place, Reading, Spelling, Word, Words, add_
 
 # Small positive values pass every common activation, negative ones open the other half of a CReLU, and the wide
 # pair crosses the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
-_LEVELS = ((0.25, 0.75), (-0.75, -0.25), (-3.0, 3.0))
+# The wide pair comes first: it opens most of what frozen outputs added to it would shut, and what it shows is foretold
+# for the others.
+_LEVELS = ((-3.0, 3.0), (0.25, 0.75), (-0.75, -0.25))
 # For what opens late, such as relu(x - 5): a layer that seems to reach no other is looked at once more.
 _WIDE_LEVELS = (-64.0, 64.0)
 
