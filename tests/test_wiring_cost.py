@@ -110,6 +110,7 @@ class LiveMemory(TorchDispatchMode):
         return tensor.untyped_storage()._cdata
 
 
+@pytest.mark.slow  # slow tests run one at a time: nothing runs beside this one
 @every_policy
 def test_tracing_takes_less_than_two_seconds(build):
     policy, batch, forward = prepared(build)
