@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from sb3_redo.experiments.execution import Resources, _Executor, _import_ray
 from sb3_redo.experiments.folders import BusyError, is_busy, locked, read_json, write_json
 from sb3_redo.experiments.progress import Progress
 from sb3_redo.experiments.runs import Run, state_of
+from sb3_redo.experiments.starter import Starter
 from sb3_redo.experiments.training import train
 from sb3_redo.settings import UsageError
 
@@ -241,6 +243,58 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 def test_a_training_has_as_many_threads_as_it_was_given(tmp_path):
     with pytest.raises(RuntimeError, match="3 3"):
         train(tmp_path, script("import os; print(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'])"), 3)
+
+
+# Starting trainings from a warm process
+
+
+@pytest.fixture(scope="module")
+def starter():
+    starter = Starter({**os.environ, "OMP_NUM_THREADS": "1"})
+    yield starter
+    starter.kill()
+
+
+def module(folder, monkeypatch, text):
+    """Where a module of that text is found, and a log."""
+    (folder / "trained.py").write_text(text)
+    monkeypatch.chdir(folder)
+    return folder / "log.txt"
+
+
+@pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("import sys; print(__name__, sys.argv[1:], sys.path[0])", 0, "__main__ ['--seed', '3'] {folder}\n"),
+        ("import os; print(os.environ, os.getcwd())", 0, "environ({{'HERE': 'yes'}}) {folder}\n"),
+        ("import sys; print(sys.stdin.read(), end='')", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit('went wrong')", 1, "went wrong\n"),
+        ("import os; print('so far', flush=True); os.kill(os.getpid(), 9)", -9, "so far\n"),
+        ("import torch; print(torch.get_num_threads())", 0, "1\n"),
+    ],
+)
+def test_a_warm_process_runs_a_module_as_python_would(starter, tmp_path, monkeypatch, text, code, said):
+    log = module(tmp_path, monkeypatch, text)
+    log.write_text("before\n")
+    assert starter.run(["trained", "--seed", "3"], log, {"HERE": "yes"}) == code
+    assert log.read_text() == "before\n" + said.format(folder=tmp_path)
+    assert starter.alive
+
+
+@pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
+def test_a_training_dies_with_its_warm_process(tmp_path, monkeypatch):
+    log = module(tmp_path, monkeypatch, "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    starter = Starter(os.environ)
+    with ThreadPoolExecutor() as pool:
+        code = pool.submit(starter.run, ["trained"], log, {})
+        wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
+        starter._process.kill()
+        assert code.result() == -signal.SIGKILL
+    wait_for(lambda: not Path(f"/proc/{int(log.read_text())}").exists())
+    starter.kill()
+    assert not starter.alive
 
 
 def test_a_json_file_is_there_whole_or_not_at_all(tmp_path):

@@ -1,12 +1,10 @@
 """Trains one run in a process of its own."""
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sb3_redo.experiments.folders import (
@@ -21,12 +19,12 @@ from sb3_redo.experiments.folders import (
     locked,
     write_json,
 )
+from sb3_redo.experiments.starter import Starter, die_with_parent
 from sb3_redo.reports.points import write_points
 
 _TAIL = 4000
 
-# Loaded here, since little may be done between a fork and what it starts.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_STARTERS: dict[int, Starter] = {}
 
 
 def train(folder: Path, command: Sequence[str], threads: int) -> float:
@@ -65,6 +63,14 @@ def _run(folder: Path, command: Sequence[str], threads: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     # What it computes with may depend on this, so that the printed command is told it too.
     environment = {**os.environ, **thread_variables(threads)}
+    _, option, *arguments = command
+    if option == "-m" and Starter.AVAILABLE:
+        starter = _starter(threads, environment)
+        try:
+            return starter.run(arguments, folder / LOG, environment)
+        except BaseException:
+            starter.kill()
+            raise
     with open(folder / LOG, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, *command[1:]],
@@ -72,7 +78,7 @@ def _run(folder: Path, command: Sequence[str], threads: int) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         try:
             return process.wait()
@@ -82,12 +88,14 @@ def _run(folder: Path, command: Sequence[str], threads: int) -> int:
             raise
 
 
+def _starter(threads: int, environment: Mapping[str, str]) -> Starter:
+    # Libraries read the number of threads when they are loaded.
+    starter = _STARTERS.get(threads)
+    if starter is None or not starter.alive:
+        starter = _STARTERS[threads] = Starter(environment)
+    return starter
+
+
 def thread_variables(threads: int) -> dict[str, str]:
     """Environment variables that keep a process to so many threads."""
     return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-
-
-def _die_with_parent() -> None:
-    # A training whose worker was killed would hold its folder, and the one that is to go on could not.
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
