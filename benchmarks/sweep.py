@@ -6,7 +6,7 @@ be believed. Its lines:
 
 - ``sweep / one after the other``: wall time of ``sb3-redo sweep`` over that of the command lines that its ``--dry-run``
   prints, typed one after the other.
-- ``own overhead of long runs``: of the time from when a run of at least a minute was handed to a worker until its folder
+- ``own overhead of long runs``: of the time from when a run of at least a minute was given to a worker until its folder
   was complete, the share in which it did not train: loading libraries, building the agent, saving it, reading
   TensorBoard's files, waiting for Ray.
 - ``own overhead of all``: of the time that the workers had from the first second of the command to its last, the share

@@ -1,11 +1,13 @@
 """Sweep files are checked whole before anything starts, and every run of them is a command of the zoo."""
 
 import argparse
+import inspect
 import shlex
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import rl_zoo3
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from sb3_redo.cli import main
 from sb3_redo.experiments.conditions import hyperparameters, python_text
 from sb3_redo.experiments.replay_ratio import training_schedule
 from sb3_redo.experiments.sweep_file import read_sweep
+from sb3_redo.experiments.value_types import complaint_about
 from sb3_redo.settings import UsageError
 
 SWEEPS = Path(__file__).parents[1] / "zoo_configs" / "sweeps"
@@ -130,6 +133,26 @@ WRONG = {
         "callback: {dormancy_treshold: 0.5}",
         r"sweep.yml:15: per: the callbacks of CartPole-v1/replay_ratio=2.*dormancy_treshold",
     ),
+    "text for a number": (
+        "learning_rate: 0.001",
+        "learning_rate: 1e-4",
+        r"sweep.yml:6: settings.learning_rate: expected a number, got '1e-4', which is text to YAML: write 1.0e-4",
+    ),
+    "a grid value of a wrong type": (
+        "width: [1, 2]",
+        "width: [1, 2]\n  batch_size:\n    - 32\n    - 6.5",
+        r"sweep.yml:12: grid.batch_size.1: expected a whole number, got 6.5",
+    ),
+    "a grid value of a wrong type behind a label": (
+        "width: [1, 2]",
+        "width: [1, 2]\n  batch_size:\n    small: 32\n    large: many",
+        r"sweep.yml:12: grid.batch_size.large: expected a whole number, got 'many'",
+    ),
+    "a wrong type beside a value": (
+        "target_update_interval: 7",
+        "target_update_interval: true",
+        r"sweep.yml:17: per.replay_ratio.2.target_update_interval: expected a whole number, got True",
+    ),
     "two labels alike": ("[0.25, 2]", '[0.25, "0.25", 2]', r"sweep.yml:7: grid: two conditions are named alike"),
     "no configuration": ("config.yml", "confg.yml", r"sweep.yml:3: config: confg.yml cannot be read"),
     "a key twice": ("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", r"sweep.yml:5: seeds: this key stands here twice"),
@@ -144,6 +167,55 @@ def test_a_wrong_file_is_refused_with_the_line(read, wrong):
     old, new, message = WRONG[wrong]
     with pytest.raises(UsageError, match=message):
         read(old, new)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 1),
+        ("learning_rate", "lin_1e-3"),
+        ("train_freq", [1, "episode"]),
+        ("policy_kwargs", "dict(net_arch=[8])"),
+        ("policy_kwargs", {"net_arch": [8]}),
+        ("ent_coef", "auto_0.1"),
+        ("ent_coef", 0.1),
+        ("n_timesteps", 1e6),
+        ("normalize", "dict(norm_obs=True)"),
+        ("action_noise", "whatever"),
+        ("replay_buffer_class", "HerReplayBuffer"),
+    ],
+)
+def test_values_that_the_zoo_takes_are_taken(name, value):
+    assert complaint_about(name, value, dict(inspect.signature(ALGOS["sac"]).parameters)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("learning_rate", "1e-3", "a number, got '1e-3', which is text to YAML: write 1.0e-3"),
+        ("gamma", "lin_0.9", "a number, got 'lin_0.9'"),
+        ("ent_coef", "1e-2", "a number or text, got '1e-2', which is text to YAML: write 1.0e-2"),
+        ("buffer_size", 1e6, "a whole number, got 1000000.0"),
+        ("use_sde", 1, "true or false, got 1"),
+        ("policy_kwargs", [8], "text or a mapping, got [8]"),
+        ("train_freq", "episode", "a whole number or a list, got 'episode'"),
+        ("n_envs", True, "a whole number, got True"),
+    ],
+)
+def test_values_that_no_algorithm_takes_are_refused(name, value, wanted):
+    parameters = dict(inspect.signature(ALGOS["sac"]).parameters)
+    assert complaint_about(name, value, parameters) == f"expected {wanted}"
+
+
+def test_the_zoos_own_settings_pass_for_every_algorithm():
+    for algorithm, made in ALGOS.items():
+        parameters = dict(inspect.signature(made).parameters)
+        file = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algorithm}.yml"
+        if not file.exists():
+            continue
+        for entry in yaml.safe_load(file.read_text()).values():
+            for name, value in (entry or {}).items():
+                assert complaint_about(name, value, parameters) is None, (algorithm, name, value)
 
 
 def test_an_environment_without_settings_is_refused(read):

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Hashable, Mapping
@@ -11,15 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
 from sb3_redo.experiments.conditions import CALLBACK, REPLAY_RATIO, WIDTH, hyperparameters
-from sb3_redo.experiments.documents import Document, Location
+from sb3_redo.experiments.documents import Document
+from sb3_redo.experiments.form import check_form
 from sb3_redo.experiments.runs import Run
+from sb3_redo.experiments.value_types import complaint_about
 from sb3_redo.settings import one_of
-
-_SCHEMA = json.loads(Path(__file__).with_name("sweep_schema.json").read_text())
 
 # What the zoo reads itself, besides what it gives to the algorithm.
 _OF_THE_ZOO = (
@@ -66,7 +64,7 @@ def read_sweep(file: Path) -> Sweep:
     :raises UsageError: naming the file's line
     """
     document = Document(file)
-    _check_schema(document)
+    check_form(document)
     reader = _Reader(document)
     reader.check()
     return Sweep(
@@ -78,27 +76,6 @@ def read_sweep(file: Path) -> Sweep:
         reader.content.get("n_timesteps"),
         reader.runs(),
     )
-
-
-def _check_schema(document: Document) -> None:
-    errors = list(jsonschema.Draft202012Validator(_SCHEMA).iter_errors(document.content))
-    if not errors:
-        return
-    # A misspelt key is two errors, and the one that says so comes first.
-    error = min(errors, key=lambda error: (error.validator == "required", len(error.absolute_path), error.message))
-    location: Location = tuple(error.absolute_path)
-    if error.validator == "additionalProperties":
-        known = list(error.schema["properties"])
-        unknown = next(key for key in error.instance if key not in known)
-        try:
-            one_of("a key here", unknown, known)
-        except (ValueError, TypeError) as refusal:
-            raise document.error(str(refusal), (*location, unknown)) from None
-    if error.validator in ("oneOf", "type") and location[:1] == ("grid",) and len(location) == 2:
-        values = "a list of values, or a mapping of labels to values"
-        wanted = "a mapping of labels to lists of callbacks" if location[1] == CALLBACK else values
-        raise document.error(f"expected {wanted}, got {error.instance!r}", location)
-    raise document.error(error.message, location)
 
 
 class _Reader:
@@ -125,6 +102,7 @@ class _Reader:
         self.parameters = dict(inspect.signature(ALGOS[self.algorithm]).parameters)
         self._check_names(tuple(self.parameters))
         self._check_per()
+        self._check_values()
         for environment in self.content["environments"]:
             self._base(environment)
         self._check_callbacks()
@@ -174,6 +152,24 @@ class _Reader:
                 if label not in self.axes[axis]:
                     known = ", ".join(map(repr, self.axes[axis]))
                     raise self.document.error(f"the grid has {known}", ("per", axis, label))
+
+    def _check_values(self) -> None:
+        for name, value in self.settings.items():
+            self._check_value(name, value, "settings", name)
+        for axis in self.axes.keys() - {REPLAY_RATIO, WIDTH, CALLBACK}:
+            # A list's values are found by their numbers, a mapping's by their labels.
+            places = self.axes[axis] if isinstance(self.content["grid"][axis], dict) else itertools.count()
+            for place, value in zip(places, self.axes[axis].values(), strict=False):
+                self._check_value(axis, value, "grid", axis, place)
+        for axis, labels in self.per.items():
+            for label, settings in labels.items():
+                for name, value in settings.items():
+                    self._check_value(name, value, "per", axis, label, name)
+
+    def _check_value(self, name: str, value: Any, *location: Hashable) -> None:
+        complaint = complaint_about(name, value, self.parameters)
+        if complaint is not None:
+            raise self.document.error(complaint, location)
 
     @cached_property
     def _entries(self) -> dict[str, Any]:

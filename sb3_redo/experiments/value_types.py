@@ -1,0 +1,104 @@
+"""Whether a YAML value can be that of a hyper-parameter, as the algorithm's own annotation has it."""
+
+import re
+import types
+import typing
+from collections.abc import Callable
+from inspect import Parameter
+from typing import Any
+
+# What the zoo reads itself, and what it takes there; any value where nothing is said.
+_OF_THE_ZOO: dict[str, Any] = {
+    "n_timesteps": float,  # the zoo makes whole numbers of 1e6
+    "n_envs": int,
+    "frame_stack": int,
+    "normalize": bool | str | dict,
+    "noise_type": str | None,
+    "noise_std": float,
+}
+# The zoo makes "lin_1e-3" a linear schedule.
+_SCHEDULE = re.compile(r"[a-z]+_[-+.0-9e]+")
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def complaint_about(name: str, value: Any, parameters: dict[str, Parameter]) -> str | None:
+    """What is wrong with a value, if anything is.
+
+    Annotations of what no YAML value is, such as classes and functions, allow the text that the zoo makes them of.
+
+    :param name: of a hyper-parameter of the algorithm or of the zoo
+    :param parameters: of the algorithm
+    """
+    if name in _OF_THE_ZOO:
+        hint = _OF_THE_ZOO[name]
+    elif name in parameters:
+        hint = parameters[name].annotation
+    else:
+        return None
+    kinds = _kinds(hint)
+    if not kinds or any(_is(value, kind) for kind in kinds):
+        return None
+    wanted = " or ".join(dict.fromkeys(_WORDS[kind] for kind in _WORDS if kind in kinds))
+    return f"expected {wanted}, got {value!r}{_hint(value, kinds)}"
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The kinds of YAML values that an annotation allows; none where it says nothing."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        each = [_kinds(part) for part in typing.get_args(hint)]
+        return set() if set() in each else set().union(*each)
+    if hint in (int, float, bool, str):
+        return {hint}
+    if hint in (None, type(None)):
+        return {type(None)}
+    if origin is dict or hint is dict:
+        return {dict, str}
+    if origin is tuple:
+        return {list}
+    if origin is type:
+        return {str}
+    if Callable in (origin, hint) or hint is typing.Callable:
+        return {_SCHEDULE}
+    return set()
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is _SCHEDULE:
+        return isinstance(value, str) and _SCHEDULE.fullmatch(value) is not None
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str) and not _reads_as_number(value)
+    return isinstance(value, kind)
+
+
+def _hint(value: Any, kinds: set[Any]) -> str:
+    if isinstance(value, str) and float in kinds and _reads_as_number(value):
+        return f", which is text to YAML: write {_with_point(value)}"
+    return ""
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_point(text: str) -> str:
+    """A number as YAML 1.1 wants it: 1e-4 as 1.0e-4."""
+    mantissa, e, exponent = text.lower().partition("e")
+    if not e:
+        return text
+    return f"{mantissa if '.' in mantissa else f'{mantissa}.0'}e{exponent if exponent[:1] in '+-' else f'+{exponent}'}"
