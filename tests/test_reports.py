@@ -348,6 +348,7 @@ def test_ours_stand_beside_the_papers_of_the_same_setting_with_both_scales(sweep
     assert table.loc[(1.0, True), "our_scale"] == "2 environments, 6 runs, 8,000 frames, human-normalised return"
     assert "17 Atari games, 5 seeds, 10M frames" in table.loc[(1.0, True), "paper_scale"]
     assert beside_paper(conditions, "dqn", nothing, n_steps=3)["paper"].tolist() == [0.656, 0.554, 0.689, 0.727]
+    assert beside_paper(conditions, "dqn", nothing, extractor="impala")["paper"].tolist() == [0.79, 0.509, 0.833, 0.842]
     assert beside_paper(conditions, "ppo", nothing).empty
     assert len({(number.figure, number.quantity, number.game, number.replay_ratio, number.width, number.redo)
                 for number in PUBLISHED}) == len(PUBLISHED)  # fmt: skip

@@ -70,7 +70,9 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0) -> Report
     is_whole = write_csv(gathered, out / "points.parquet", out / "points.csv")
     outcomes = run_outcomes(sweep, gathered.curves)
     conditions = condition_outcomes(outcomes, seed)
-    paper = beside_paper(conditions, sweep.algorithm, _last_fractions(gathered.curves), _n_steps(sweep))
+    paper = beside_paper(
+        conditions, sweep.algorithm, _last_fractions(gathered.curves), _n_steps(sweep), _extractor(sweep)
+    )
     notes = _notes(sweep, gathered.points, is_whole, conditions)
     report = _report(sweep, out, gathered.broken, notes)
     tables = tables_of(sweep, gathered.curves, outcomes, conditions, seed)
@@ -112,6 +114,12 @@ def _notes(sweep: Sweep, points: int, is_whole: bool, conditions: pd.DataFrame) 
 
 def _n_steps(sweep: Sweep) -> int:
     return next((int(run.settings.get("n_steps") or 1) for run in sweep.runs), 1)
+
+
+def _extractor(sweep: Sweep) -> str:
+    """Of the images' features; the one that SB3 has, unless the policy is told of another."""
+    told = (run.settings.get("policy_kwargs") for run in sweep.runs)
+    return next((str(kwargs.get("extractor", "nature")) for kwargs in told if isinstance(kwargs, dict)), "nature")
 
 
 def _last_fractions(curves: pd.DataFrame) -> pd.DataFrame:

@@ -23,6 +23,7 @@ class Published(NamedTuple):
 
     :param game: the environment it is of, or the collection
     :param n_steps: of the return that DQN learns from; nothing where it is not said to matter
+    :param extractor: of the images' features, by the name that our policies give it; nothing without images
     """
 
     figure: str
@@ -37,12 +38,15 @@ class Published(NamedTuple):
     high: float = np.nan
     scale: str = _ATARI
     n_steps: int | None = 1
+    extractor: str | None = "nature"
 
 
-def _figure_10(figure: str, n_steps: int, redo: bool, *numbers: tuple[float, float, float]) -> list[Published]:
+def _figure_10(
+    figure: str, n_steps: int, redo: bool, *numbers: tuple[float, float, float], extractor: str = "nature"
+) -> list[Published]:
     ratios = (0.25, 0.5, 1.0, 2.0)
     return [
-        Published(figure, "dqn", "return", "Atari", ratio, 1, redo, *number, n_steps=n_steps)
+        Published(figure, "dqn", "return", "Atari", ratio, 1, redo, *number, n_steps=n_steps, extractor=extractor)
         for ratio, number in zip(ratios, numbers, strict=True)
     ]
 
@@ -58,6 +62,14 @@ PUBLISHED: tuple[Published, ...] = (
     ),
     *_figure_10(
         "10b", 3, True, (0.689, _NONE, 0.747), (0.726, _NONE, 0.781), (0.727, 0.693, 0.761), (0.565, 0.52, 0.606)
+    ),
+    *_figure_10(
+        *("10c", 1, False, (0.790, 0.70, _NONE), (0.782, 0.72, 0.85), (0.509, 0.448, 0.566), (0.218, 0.176, 0.265)),
+        extractor="impala",
+    ),
+    *_figure_10(
+        *("10c", 1, True, (0.833, _NONE, 0.93), (0.998, 0.93, 1.105), (0.842, 0.77, 0.917), (0.528, 0.46, 0.603)),
+        extractor="impala",
     ),
     *(
         Published("12", "dqn", "return", "Atari", 1, width, redo, value, scale=_WIDTH)
@@ -77,7 +89,7 @@ PUBLISHED: tuple[Published, ...] = (
         for width in (1, 2, 4)
     ),
     *(
-        Published("14", "sac", "return", game, 1, 1, redo, value, low, high, scale=_MUJOCO, n_steps=None)
+        Published("14", "sac", "return", game, 1, 1, redo, value, low, high, _MUJOCO, n_steps=None, extractor=None)
         for game, redo, value, low, high in (
             ("Ant", False, 5150, 4900, 5400), ("Ant", True, 5100, 4900, 5300),
             ("HalfCheetah", False, 11500, _NONE, _NONE), ("HalfCheetah", True, 11200, _NONE, _NONE),
@@ -86,7 +98,13 @@ PUBLISHED: tuple[Published, ...] = (
 )  # fmt: skip
 
 
-def beside_paper(conditions: pd.DataFrame, algorithm: str, dormancy: pd.DataFrame, n_steps: int = 1) -> pd.DataFrame:
+def beside_paper(
+    conditions: pd.DataFrame,
+    algorithm: str,
+    dormancy: pd.DataFrame,
+    n_steps: int = 1,
+    extractor: str = "nature",
+) -> pd.DataFrame:
     """Ours beside the published numbers of the same algorithm, replay ratio and width, with and without ReDo.
 
     The scales differ, and both are in the table: compare directions and ratios before sizes.
@@ -96,6 +114,7 @@ def beside_paper(conditions: pd.DataFrame, algorithm: str, dormancy: pd.DataFram
     :param dormancy: last dormant fractions at thresholds: columns ``environment``, ``condition``, ``threshold``,
         ``value``
     :param n_steps: of the return that our DQN learned from
+    :param extractor: of the images' features
     :return: columns ``quantity``, ``replay_ratio``, ``width``, ``redo``, ``ours``, ``ours_low``, ``ours_high``,
         ``our_scale``, ``paper``, ``paper_low``, ``paper_high``, ``paper_scale``, ``figure``; no rows where nothing
         was published that fits
@@ -103,6 +122,8 @@ def beside_paper(conditions: pd.DataFrame, algorithm: str, dormancy: pd.DataFram
     rows = []
     for number in PUBLISHED:
         if number.algorithm != algorithm.lower() or number.n_steps not in (None, n_steps):
+            continue
+        if number.extractor not in (None, extractor):
             continue
         for _, ours in _fitting(conditions, number).iterrows():
             row = _row(number, ours, dormancy)
