@@ -6,13 +6,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_redo.experiments.execution import Resources, _Executor, _import_ray
 from sb3_redo.experiments.folders import BusyError, is_busy, locked, read_json, write_json
@@ -23,54 +21,14 @@ from sb3_redo.experiments.training import train
 from sb3_redo.settings import UsageError
 
 from browser import browser, tensorboard
+from sweeps import CONFIG, SWEEP, names, start, sweep, wait_for, weights, write_sweep
 
-CONFIG = """\
-CartPole-v1:
-  n_timesteps: 400
-  policy: MlpPolicy
-  learning_starts: 50
-  buffer_size: 1000
-  policy_kwargs: {net_arch: [8, 8]}
-"""
-SWEEP = """\
-algorithm: dqn
-environments: [CartPole-v1]
-config: config.yml
-seeds: [0]
-checkpoint_minutes: 0.005
-grid:
-  replay_ratio: [0.25, 1]
-  callback:
-    redo:
-      - sb3_redo.ReDoCallback: {recycling_period: 50, measuring_period: 50, batch_size: 16}
-"""
-NAMES = [f"CartPole-v1/replay_ratio={ratio},callback=redo/seed=0" for ratio in ("0.25", "1")]
+NAMES = names(0)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "config.yml").write_text(CONFIG)
-    (tmp_path / "sweep.yml").write_text(SWEEP)
-    return tmp_path
-
-
-def start(folder, *options, out="out"):
-    command = [sys.executable, "-m", "sb3_redo", "sweep", "sweep.yml", "--out", out, *options]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def sweep(folder, *options, out="out"):
-    """Run the command; its exit code and what it said on stdout and stderr."""
-    process = start(folder, *options, out=out)
-    said, complained = process.communicate(timeout=400)
-    return process.returncode, said, complained
-
-
-def weights(run):
-    (model,) = run.glob("zoo/dqn/*/CartPole-v1.zip")
-    return load_from_zip_file(model)[1]["policy"]
+    return write_sweep(tmp_path)
 
 
 def is_number(text):
@@ -78,13 +36,6 @@ def is_number(text):
         return float(text) == float(text)
     except ValueError:
         return False
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
