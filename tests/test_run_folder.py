@@ -16,6 +16,7 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.experiments import RunFolder
 from sb3_redo.experiments.checkpoint import restore_checkpoint, save_checkpoint
 from sb3_redo.experiments.folders import BusyError, locked
+from sb3_redo.reports import read_sweep
 
 STEPS = 400
 
@@ -55,7 +56,7 @@ def redo(**settings):
 def train(folder, make=make_dqn, at=None, minutes=0.0, callback=redo, steps=STEPS):
     """Train as the zoo does, to the end or until it is killed."""
     model = make()
-    keeper = RunFolder(str(folder), {"replay_ratio": 0.25}, minutes)
+    keeper = RunFolder(str(folder), {"replay_ratio": 0.25}, checkpoint_minutes=minutes)
     callbacks = [keeper, callback(), *([Killer(at)] if at else [])]
     try:
         model.learn(steps, callback=callbacks)
@@ -179,6 +180,26 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(RuntimeError, match="holds a finished run: remove it to train again"):
         train(tmp_path)
+
+
+def test_a_report_knows_a_training_that_no_sweep_has_described(tmp_path):
+    train(tmp_path / "one")
+    train(tmp_path / "other", at=200)
+    one, other = read_sweep(tmp_path).runs
+    assert (one.environment, one.label, one.seed, one.state) == ("CartPole-v1", "replay_ratio=0.25", 0, "finished")
+    assert one.settings["algorithm"] == "dqn"
+    assert one.result["num_timesteps"] == STEPS
+    assert other.state == "unfinished"
+
+
+def test_a_report_tells_runs_apart_by_their_axes(tmp_path):
+    model = make_dqn()
+    keeper = RunFolder(str(tmp_path), {"width": 1, "replay_ratio": 0.25, "environment": "Pole"}, axes=["width"])
+    model.learn(20, callback=keeper)
+    (run,) = read_sweep(tmp_path).runs
+    assert (run.environment, run.label) == ("Pole", "width=1")
+    with pytest.raises(ValueError, match="axes must be one of 'width', got 'widht'; did you mean 'width'"):
+        RunFolder("x", {"width": 1}, axes=["widht"])
 
 
 @pytest.mark.parametrize("minutes", [-1, "often"])

@@ -1,6 +1,7 @@
 """Makes an ordinary training one that can be killed at any moment and started again by the same command."""
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from sb3_redo.agents import gradient_steps_of
 from sb3_redo.callbacks import DormancyCallback, ReDoCallback
 from sb3_redo.companions import callbacks_in
 from sb3_redo.experiments.checkpoint import restore_checkpoint, save_checkpoint
-from sb3_redo.experiments.folders import OUTCOME, PROGRESS, RESULT, locked, write_json
+from sb3_redo.experiments.folders import OUTCOME, PROGRESS, RESULT, RUN, locked, write_json
+from sb3_redo.experiments.runs import describe_run
 from sb3_redo.memory import Memory
-from sb3_redo.settings import non_negative_number
+from sb3_redo.settings import listed, non_negative_number, one_of
 
 FINAL_RETURN = "sweep/final_return"
 FINAL_FRACTION = "sweep/final_dormant_fraction"
@@ -33,6 +35,8 @@ class RunFolder(BaseCallback):
     :param folder: of this run alone; made if need be
     :param condition: name to value of what the run differs in from others, for TensorBoard's HParams tab
     :param checkpoint_minutes: how often the state of the training is saved, replay buffer included
+    :param axes: those names in the condition by which reports tell runs apart; all but environment and algorithm if
+        not given
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range
     """
@@ -42,11 +46,15 @@ class RunFolder(BaseCallback):
         folder: str,
         condition: dict[str, Any] | None = None,
         checkpoint_minutes: float = 10.0,
+        axes: Sequence[str] | None = None,
         verbose: int = 0,
     ):
         super().__init__(verbose)
         self.folder = Path(folder)
         self.condition = dict(condition or {})
+        self.axes = [name for name in self.condition if name not in ("environment", "algorithm")]
+        if axes is not None:
+            self.axes = [one_of("axes", name, tuple(self.condition)) for name in listed("axes", axes)]
         self.checkpoint_minutes = non_negative_number("checkpoint_minutes", checkpoint_minutes)
         self._held = ExitStack()
         self._output: TensorBoardOutputFormat | None = None
@@ -57,6 +65,8 @@ class RunFolder(BaseCallback):
         if (self.folder / RESULT).exists():
             self._held.close()
             raise RuntimeError(f"{self.folder} holds a finished run: remove it to train again")
+        if not (self.folder / RUN).exists():
+            self._describe()
         notes = restore_checkpoint(self.folder, self.model)
         if notes is None:
             # Of a training that was killed before anything was saved.
@@ -68,6 +78,17 @@ class RunFolder(BaseCallback):
         self._saved_at = self._told_at = time.monotonic()
         self._open_tensorboard(self.model.num_timesteps + 1 if notes else None)
         self._tell()
+
+    def _describe(self) -> None:
+        """Of a training that was typed by hand; a sweep has done it for its own."""
+        (spec,) = self.training_env.get_attr("spec", indices=0)
+        describe_run(
+            self.folder,
+            environment=self.condition.get("environment", spec.id if spec else "unknown"),
+            algorithm=self.condition.get("algorithm", type(self.model).__name__.lower()),
+            condition={axis: self.condition[axis] for axis in self.axes},
+            seed=self.model.seed or 0,
+        )
 
     def _open_tensorboard(self, purge_step: int | None) -> None:
         """Write all points into the folder too.

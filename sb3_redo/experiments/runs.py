@@ -79,6 +79,7 @@ class Run:
         keeper = {
             "folder": str(folder),
             "condition": self.described,
+            "axes": list(self.condition),
             "checkpoint_minutes": self.checkpoint_minutes,
         }
         callbacks = [{"sb3_redo.experiments.RunFolder": keeper}, *self.callbacks]
@@ -104,7 +105,7 @@ class Run:
         begun = read_json(out / self.name / RUN)
         # Through JSON, which has no tuples and no integer keys.
         mine = json.loads(json.dumps({**self.settings, "callback": self.callbacks}))
-        if begun is None or begun["settings"] == mine:
+        if begun is None or begun.get("settings", mine) == mine:  # a command typed by hand says nothing of them
             return
         names = sorted(name for name in {*mine, *begun["settings"]} if mine.get(name) != begun["settings"].get(name))
         raise UsageError(
@@ -113,20 +114,25 @@ class Run:
 
     def describe(self, out: Path, threads: int = 1) -> None:
         """Write down what the run is."""
-        versions = {name: version(name) for name in _PACKAGES}
-        write_json(
-            out / self.name / RUN,
-            {
-                "run": self.name,
-                "environment": self.environment,
-                "algorithm": self.algorithm,
-                "condition": self.condition,
-                "seed": self.seed,
-                "settings": {**self.settings, "callback": self.callbacks},
-                "versions": {"python": sys.version.split()[0], **versions},
-                "command": self.command(out, threads),
-            },
+        describe_run(
+            out / self.name,
+            environment=self.environment,
+            algorithm=self.algorithm,
+            condition=self.condition,
+            seed=self.seed,
+            run=self.name,
+            settings={**self.settings, "callback": self.callbacks},
+            command=self.command(out, threads),
         )
+
+
+def describe_run(
+    folder: Path, *, environment: str, algorithm: str, condition: dict[str, Any], seed: int, **more: Any
+) -> None:
+    """Write down what a run is: ``run.json``, from which a report knows it."""
+    about = {"environment": environment, "algorithm": algorithm, "condition": condition, "seed": seed}
+    versions = {"python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}}
+    write_json(folder / RUN, {**about, **more, "versions": versions})
 
 
 def state_of(folder: Path) -> str:

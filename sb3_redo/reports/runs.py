@@ -16,7 +16,7 @@ class Run:
     """One run folder; ``name`` is its path below the sweep's folder.
 
     :param condition: axis to value, in the order of the sweep's axes
-    :param result: what ``result.json`` says, for a finished run
+    :param result: what ``result.json`` says, for a finished run, or ``outcome.json`` where no sweep has completed it
     :param failure: what ``failed.json`` says, for a failed run
     """
 
@@ -112,6 +112,11 @@ def _read_run(sweep: Path, path: Path, broken: list[str]) -> Run | None:
     about = _read_json(sweep, path, broken)
     if about is None:
         return None
+    result, outcome, failure = (
+        _read_json(sweep, path.with_name(f"{name}.json"), broken) for name in ("result", "outcome", "failed")
+    )
+    if result is None and failure is None:
+        result = outcome
     try:
         return Run(
             path.parent.relative_to(sweep).as_posix(),
@@ -120,8 +125,8 @@ def _read_run(sweep: Path, path: Path, broken: list[str]) -> Run | None:
             dict(about.get("condition") or {}),
             int(about["seed"]),
             {"algorithm": about.get("algorithm", "unknown"), **(about.get("settings") or {})},
-            _read_json(sweep, path.with_name("result.json"), broken),
-            _read_json(sweep, path.with_name("failed.json"), broken),
+            result,
+            failure,
         )
     except (KeyError, TypeError, ValueError) as error:
         broken.append(f"{path.relative_to(sweep)}: {type(error).__name__}: {error}")
