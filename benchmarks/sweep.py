@@ -5,7 +5,8 @@ twice, which takes the better part of an hour on two cores; given again, it goes
 be believed. Its lines:
 
 - ``sweep / one after the other``: wall time of ``sb3-redo sweep`` over that of the command lines that its ``--dry-run``
-  prints, typed one after the other.
+  prints, typed one after the other. With ``--typed-seeds 2`` only those of the first two seeds are typed, and the time
+  that all would take is worked out from them.
 - ``own overhead of long runs``: of the time from when a run of at least a minute was given to a worker until its folder
   was complete, the share in which it did not train: loading libraries, building the agent, saving it, reading
   TensorBoard's files, waiting for Ray.
@@ -96,16 +97,18 @@ def spans(runs: Sequence[Run], out: Path) -> list[tuple[float, float]]:
     return found
 
 
-def lines(file: Path, out: Path, workers: int) -> list[Line]:
+def lines(file: Path, out: Path, workers: int, typed_seeds: int | None) -> list[Line]:
     """Train, and tell."""
-    runs = read_sweep(file).runs
+    plan = read_sweep(file)
+    runs = plan.runs
+    to_type = [run for run in runs if run.seed in plan.seeds[:typed_seeds]]
     swept, typed = out / "swept", out / "typed"
     swept.mkdir(parents=True, exist_ok=True)
     wall = timed(swept / "wall.json", lambda: sweep(file, swept, workers))
-    sequence = type_in(sorted(runs, key=lambda run: run.effort), typed)
+    sequence = type_in(sorted(to_type, key=lambda run: (run.seed, run.effort)), typed) * len(runs) / len(to_type)
     each = spans(runs, swept)
     training = sum(trained for _, trained in each)
-    changed = sum(differ(run, swept, typed) for run in runs) / len(runs)
+    changed = sum(differ(run, swept, typed) for run in to_type) / len(to_type)
 
     def one(quantity: str, value: float, bar: float, note: str) -> Line:
         return Line(file.stem, quantity, value, value, value, bar, note)
@@ -116,7 +119,7 @@ def lines(file: Path, out: Path, workers: int) -> list[Line]:
         ),
         *overhead_of_long_runs(file.stem, each),
         one("own overhead of all", 1 - training / (workers * wall), 1.0, f"{training:.0f} s of training"),
-        one("other weights", changed, 0.0, ""),
+        one("other weights", changed, 0.0, f"{len(to_type)} runs"),
     ]
 
 
@@ -136,9 +139,10 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="a sweep file")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--workers", type=int, default=2, help="(default: %(default)d)")
+    parser.add_argument("--typed-seeds", type=int, metavar="N", help="type only the runs of so many seeds")
     parser.add_argument("--json", type=Path, help="file for the JSON; without it, it follows the table")
     options = parser.parse_args()
-    found = lines(options.file, options.out, options.workers)
+    found = lines(options.file, options.out, options.workers, options.typed_seeds)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
     text = json.dumps({"machine": machine, "lines": [asdict(line) for line in found]}, indent=2)
     print(table(found))

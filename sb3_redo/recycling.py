@@ -25,6 +25,11 @@ InitialState = Callable[[Optimizer, str], float]
 """The value with which an optimizer first fills the state tensor of that name."""
 
 
+SecondMoment = Callable[[Tensor, int, Tensor, Tensor], Tensor]
+"""What renewed entries get, from an optimizer's second moment, an axis of it, the entries along that axis that are
+renewed, and those that belong to live neurons of the same layer."""
+
+
 def zero_state(optimizer: Optimizer, key: str) -> float:
     """The initial state of torch's own optimizers."""
     setting = {"sum": "initial_accumulator_value", "step_size": "lr"}.get(key)
@@ -53,12 +58,12 @@ class Surgery:
     :param outgoing: ``zero`` clears outgoing weights (the paper), ``random`` redraws them
     :param optimizer_state: ``clear`` zeroes both moments and keeps the step (the paper's code), ``restart`` also
         zeroes the tensor's step, ``match`` clears the first moment and gives the second one the mean over the
-        layer's live neurons
+        layer's live neurons, and a function clears the first moment and says what the second one becomes
     :param compensate: add the recycled neurons' mean contribution to their consumers' biases
     """
 
     outgoing: str = "zero"
-    optimizer_state: str = "match"
+    optimizer_state: str | SecondMoment = "match"
     compensate: bool = False
 
     def __post_init__(self) -> None:
@@ -124,11 +129,14 @@ def _flat(tensor: Tensor) -> Tensor:
 class _Planner:
     """Collects edits of weights together with those of their optimizer state, and then makes them all."""
 
-    def __init__(self, policy: nn.Module, optimizers: list[Optimizer], initial_state: InitialState, mode: str):
+    def __init__(self, policy: nn.Module, optimizers: list[Optimizer], initial_state: InitialState, mode: Any):
         self.policy = policy
         self.optimizers = optimizers
         self.initial_state = initial_state
-        self.mode = mode
+        self.restart = mode == "restart"
+        self.second_moment: SecondMoment | None = _mean_of_live if mode == "match" else None
+        if callable(mode):
+            self.second_moment = mode
         self.edits: list[Edit] = []
         self.restarts: list[dict[str, Any]] = []
         self.device = next(policy.parameters()).device
@@ -158,7 +166,7 @@ class _Planner:
             for key, tensor in state.items():
                 if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
                     self.edits.append(self._state_edit(optimizer, key, part(tensor), axis, index, live, redrawn))
-            if self.mode == "restart" and "step" in state:
+            if self.restart and "step" in state:
                 self.restarts.append(state)
 
     def _state_edit(
@@ -171,12 +179,12 @@ class _Planner:
         live: Tensor,
         redrawn: Tensor | None,
     ) -> Edit:
-        if self.mode != "match" or key not in _SECOND_MOMENTS or not len(live):
+        if self.second_moment is None or key not in _SECOND_MOMENTS or not len(live):
             return Edit(tensor, axis, index, self.initial_state(optimizer, key))
-        mean = _mean_along(tensor, axis, live)
+        values = self.second_moment(tensor, axis, index, live)
         if redrawn is not None and redrawn.any() and not redrawn.all():
-            mean[redrawn] = mean[~redrawn].mean(0)
-        return Edit(tensor, axis, index, mean)
+            values[redrawn] = values[~redrawn].mean(0)
+        return Edit(tensor, axis, index, values)
 
     def commit(self) -> None:
         for edit in self.edits:
@@ -188,16 +196,16 @@ class _Planner:
                 state["step"] = 0
 
 
-def _mean_along(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Mean over some entries along an axis, which stays with size 1.
+def _mean_of_live(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
+    """Mean over live neurons, the same for all that are renewed: the axis stays with size 1.
 
     A product with a 0/1 vector reads the tensor once, where picking the entries first would copy them.
     """
     weights = torch.zeros(tensor.shape[axis], dtype=tensor.dtype, device=tensor.device)
-    weights[index] = 1 / len(index)
+    weights[live] = 1 / len(live)
     mean: Tensor = torch.tensordot(weights, tensor, dims=([0], [axis])).unsqueeze(axis)
     if not torch.isfinite(mean).all():  # 0 times infinity is NaN
-        mean = tensor.index_select(axis, index).mean(axis, keepdim=True)
+        mean = tensor.index_select(axis, live).mean(axis, keepdim=True)
     return mean
 
 

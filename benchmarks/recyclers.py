@@ -1,0 +1,238 @@
+"""Ways to renew recycled neurons that ReDoCallback does not have, and a callback that follows what becomes of them.
+
+For sweeps that are started in the root of a clone, whose files name them ``benchmarks.recyclers.NAME``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo.agents import initial_state
+from sb3_redo.companions import callbacks_in
+from sb3_redo.dormancy import DormancyReport
+from sb3_redo.recycling import recycle
+from sb3_redo.sampling import torch_generator
+from sb3_redo.tensorboard import write_point
+from sb3_redo.wiring import LayerWiring
+
+Masks = dict[str, Tensor]
+"""Layer name to bool mask of neurons, [neurons]."""
+
+AGES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+"""Gradient steps after recycling."""
+
+
+class MedianReDo(ReDoCallback):
+    """The second moment becomes the median over the layer's live neurons, entry by entry."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.surgery = replace(self.surgery, optimizer_state=_median)
+
+
+class OwnReDo(ReDoCallback):
+    """The second moment stays what it was; only the first one is cleared."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.surgery = replace(self.surgery, optimizer_state=_own)
+
+
+def _median(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
+    return tensor.index_select(axis, live).median(axis, keepdim=True).values
+
+
+def _own(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
+    return tensor.index_select(axis, renewed)
+
+
+class _ClearingReDo(ReDoCallback):
+    """Clears the state of renewed weights, and knows which these are."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{**settings, "optimizer_state": "clear"})
+
+    def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
+        before: dict[Tensor, Tensor] = {
+            parameter: parameter.detach().clone() for parameter in self.model.policy.parameters()
+        }
+        super()._recycle(report, gradient_step)
+        for optimizer in self._agent.optimizers:
+            if not isinstance(optimizer, Adam):
+                raise TypeError(f"{type(self).__name__} is for Adam, not for {type(optimizer).__name__}")
+            for parameter, state in optimizer.state.items():
+                cleared = (state["exp_avg_sq"] == 0) & (state["exp_avg"] == 0)
+                self._note(optimizer, parameter, cleared & ((parameter != before[parameter]) | (parameter == 0)))
+
+    def _note(self, optimizer: Optimizer, parameter: Tensor, renewed: Tensor) -> None:
+        """Told of every parameter with a bool mask of its shape."""
+        raise NotImplementedError
+
+
+class FirstGradientReDo(_ClearingReDo):
+    """The second moment becomes the square of the first gradient that the renewed weights get.
+
+    It is that of the training batch that follows, not of the measured one, so that no loss has to be known here.
+    """
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._waiting: dict[Tensor, Tensor] = {}
+        for optimizer in self._agent.optimizers:
+            optimizer.register_step_pre_hook(self._seed_second_moments)
+
+    def _note(self, optimizer: Optimizer, parameter: Tensor, renewed: Tensor) -> None:
+        self._waiting[parameter] = renewed
+
+    def _seed_second_moments(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter in [parameter for parameter in self._waiting if parameter in optimizer.state]:
+            renewed = self._waiting.pop(parameter)
+            if parameter.grad is not None:
+                optimizer.state[parameter]["exp_avg_sq"][renewed] = parameter.grad[renewed] ** 2
+
+
+class CountedReDo(_ClearingReDo):
+    """Adam with a step count of its own for every renewed weight, so that its bias correction begins anew there.
+
+    After every step of the optimizer the update of renewed weights is made what it would have been with that count.
+    """
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._counts: dict[Tensor, Tensor] = {}
+        for optimizer in self._agent.optimizers:
+            optimizer.register_step_post_hook(self._correct)
+
+    def _note(self, optimizer: Optimizer, parameter: Tensor, renewed: Tensor) -> None:
+        old = self._counts.get(parameter, torch.full_like(parameter, torch.inf, requires_grad=False))
+        self._counts[parameter] = old.masked_fill(renewed, 0.0)
+
+    def _correct(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in self._counts:
+                    self._correct_one(parameter, optimizer.state[parameter], group, self._counts[parameter])
+
+    @staticmethod
+    @torch.no_grad()
+    def _correct_one(parameter: Tensor, state: dict[str, Any], group: dict[str, Any], counts: Tensor) -> None:
+        counts += 1
+        young = counts < 10_000  # beyond, the two do not differ
+        k, (beta1, beta2) = counts[young], group["betas"]
+        m, v = state["exp_avg"][young], state["exp_avg_sq"][young]
+
+        def update(first: Any, second: Any) -> Tensor:
+            step: Tensor = group["lr"] * (m / first) / ((v / second).sqrt() + group["eps"])
+            return step
+
+        made = update(1 - beta1 ** float(state["step"]), 1 - beta2 ** float(state["step"]))
+        parameter[young] += made - update(1 - beta1**k, 1 - beta2**k)
+
+
+class ActiveReDo(ReDoCallback):
+    """Draws incoming weights again, at most so often, until the neuron is not dormant on the measured batch."""
+
+    def __init__(self, redraws: int = 20, **settings: Any):
+        super().__init__(**settings)
+        self.redraws = redraws
+
+    def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
+        super()._recycle(report, gradient_step)
+        recycled = recycled_neurons(report)
+        for attempt in range(1, self.redraws + 1):
+            again = self._meter.measure(self._forward, report.batch, self.dormancy_threshold)
+            again = _only(again, recycled)
+            if not any(layer.dormant.any() for layer in again.layers):
+                return
+            recycle(
+                self.model.policy,
+                again,
+                self._agent.optimizers,
+                self._initial_weights,
+                torch_generator((self._seed + attempt * 2**32, gradient_step)),
+                self.surgery,
+                initial_state=initial_state,
+            )
+
+
+def recycled_neurons(report: DormancyReport) -> Masks:
+    """The neurons that were recycled after a measurement."""
+    return {layer.name: layer.dormant.clone() for layer in report.layers if layer.recyclable}
+
+
+def _only(report: DormancyReport, allowed: Masks) -> DormancyReport:
+    """A report in which no other neurons are dormant."""
+    layers = [
+        replace(layer, dormant=layer.dormant & allowed[layer.name] if layer.name in allowed else layer.dormant & False)
+        for layer in report.layers
+    ]
+    return replace(report, layers=tuple(layers))
+
+
+class Survival(DormancyCallback):
+    """Follows the neurons of one recycling, and logs what has become of them at ages of 0 to 10,000 gradient steps.
+
+    Logs under ``survival/``: ``age`` in gradient steps; ``dormant``, the share of them that is dormant on a fresh
+    batch; ``norm``, their mean norm of outgoing weights, and ``contribution``, their mean \\|h\\| times that norm,
+    both over the mean of the other live neurons; ``neurons``, how many there are. To stand behind the recycler,
+    which has to recycle once: ``start`` 6000, ``stop`` 6001, say.
+    """
+
+    def __init__(self, ages: Sequence[int] = AGES, **settings: Any):
+        super().__init__(**settings)
+        self.ages = tuple(ages)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        everyone = callbacks_in(self.locals["callback"])
+        (self._recycler,) = (callback for callback in everyone if isinstance(callback, ReDoCallback))
+        self._born: int | None = None
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        if self._born is None and self._memory.recycled_total_of(self.model) and self._recycler.report is not None:
+            self._born = gradient_step
+            self._followed = recycled_neurons(self._recycler.report)
+        if self._born is not None and gradient_step - self._born in self.ages:
+            report = self._measure(gradient_step)
+            if report is not None:
+                self._tell(report, gradient_step - self._born)
+
+    def _log(self, report: DormancyReport, gradient_step: int) -> None:
+        """The recycler does."""
+
+    def _tell(self, report: DormancyReport, age: int) -> None:
+        sums = dict.fromkeys(("dormant", "norm", "contribution"), 0.0)
+        followed = 0
+        for layer in report.layers:
+            mine = self._followed.get(layer.name)
+            if mine is None or not mine.any():
+                continue
+            norms = self._outgoing_norms(report.wiring[layer.name])
+            others = ~mine & ~layer.dormant
+            contributions = layer.scores * norms
+            count = int(mine.sum())
+            followed += count
+            sums["dormant"] += float(layer.dormant[mine].sum())
+            sums["norm"] += count * float(norms[mine].mean() / norms[others].mean())
+            sums["contribution"] += count * float(contributions[mine].mean() / contributions[others].mean())
+        values = {f"survival/{name}": value / followed for name, value in sums.items()}
+        write_point(
+            self.logger,
+            {**values, "survival/age": age, "survival/neurons": followed},
+            self.model.num_timesteps,
+        )
+
+    def _outgoing_norms(self, layer: LayerWiring) -> Tensor:
+        """Norm of all weights that a neuron feeds, [neurons]."""
+        squares = torch.zeros(layer.neurons)
+        for consumer, positions in layer.consumers.items():
+            weight = self.model.policy.get_parameter(f"{consumer}.weight").detach()
+            of_positions = weight.flatten(2).pow(2).sum((0, 2)) if weight.ndim > 2 else weight.pow(2).sum(0)
+            read = positions >= 0
+            squares.index_add_(0, positions[read], of_positions[read].to(squares))
+        return squares.sqrt()
