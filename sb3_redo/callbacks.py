@@ -8,17 +8,13 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 
 from sb3_redo.agents import (
     NETWORK_NAMES,
-    agent_of,
-    gradient_steps_of,
     initial_state,
     initial_weights_of,
     meter_of,
     whole_batch,
 )
-from sb3_redo.clock import GradientClock
-from sb3_redo.companions import callbacks_in, listen, refuse_parallel_training
+from sb3_redo.companions import callbacks_in
 from sb3_redo.dormancy import DormancyReport, overlap
-from sb3_redo.memory import Memory
 from sb3_redo.meter import Meter
 from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, Surgery, recycle
 from sb3_redo.sampling import (
@@ -38,10 +34,11 @@ from sb3_redo.settings import (
     optional_integer,
     positive_integer,
 )
+from sb3_redo.stepping import GradientStepCallback, is_over
 from sb3_redo.tensorboard import dormancy_values, numbered, write_layout, write_point, write_totals
 
 
-class DormancyCallback(BaseCallback):
+class DormancyCallback(GradientStepCallback):
     """Measures the dormant fraction of every layer while a model trains, and logs it.
 
     Measures on observations from the replay buffer, first when training is about to begin (or as soon as there are
@@ -92,7 +89,6 @@ class DormancyCallback(BaseCallback):
         self.seed = optional_integer("seed", seed)
         self.report: DormancyReport | None = None
         """The latest measurement."""
-        self._clock: GradientClock | None = None
 
     def _init_callback(self) -> None:
         if isinstance(self.parent, EvalCallback) and self.parent.callback_on_new_best is self:
@@ -100,28 +96,14 @@ class DormancyCallback(BaseCallback):
                 "callback_on_new_best hears nothing of training: give this callback to learn(), beside the EvalCallback"
             )
 
-    def _on_training_start(self) -> None:
-        self._stop()
-        root = self.locals.get("callback")
-        refuse_parallel_training(root)
-        self._agent = agent_of(self.model)
-        self._batch_size = self._available_batch_size()
-        self._meter = self._make_meter()
+    def _identity(self) -> str:
         settings = (self.dormancy_threshold, self.measuring_period, self.batch_size, self.networks, self.seed)
-        self._memory = Memory(self.model, " ".join(map(str, (type(self).__name__, *settings))))
-        self._number = self._number_among(root)
-        self._prepare()
+        return " ".join(map(str, (type(self).__name__, *settings)))
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
         if self._number == 1:
             write_layout(self.logger, self._meter.networks, log_layers=self.log_layers, recycles=self._recycles)
-        learn_call = self.model.start_time
-        self._clock = GradientClock(
-            self._agent.clock,
-            gradient_steps_of(self.model),
-            self._on_gradient_step,
-            is_current=lambda: self.model.start_time == learn_call,
-        )
-        if self.parent is not None:
-            listen(self.locals["callback"], self._on_rollout_end, self._stop)
 
     def _number_among(self, root: BaseCallback | None) -> int:
         """Which of the callbacks that log dormancy of this model it is, counted from 1; a recycler is the first."""
@@ -130,7 +112,9 @@ class DormancyCallback(BaseCallback):
         return 1 + ours.index(self) if self in ours else 1
 
     def _prepare(self) -> None:
-        """Everything that the first gradient step will need."""
+        self._batch_size = self._available_batch_size()
+        self._meter = self._make_meter()
+        self._number = self._number_among(self.locals.get("callback"))
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
         self._is_waiting = self._memory.is_empty
 
@@ -164,33 +148,16 @@ class DormancyCallback(BaseCallback):
             self.logger.info(str(meter.wiring))
         return meter
 
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        training_begins = self.model.num_timesteps > getattr(self.model, "learning_starts", 0)
-        if self._clock is None or not training_begins:
+    def _before_training(self, gradient_step: int) -> None:
+        if not self._is_waiting:
+            super()._before_training(gradient_step)
             return
-        try:
-            step = self._clock.gradient_step
-            if self._is_waiting:
-                self._measure_and_log(step)
-            elif self._agent.at_rollout_end:
-                self._after(self._memory.looked_at or 0, step)
-            if self._agent.at_rollout_end:
-                self._memory.looked_at = step
-        except BaseException:
-            self._stop()
-            raise
-
-    def _on_gradient_step(self, gradient_step: int) -> None:
-        self._memory.remember_gradient_steps(gradient_step)
-        if not self._agent.at_rollout_end:
-            self._after(gradient_step - 1, gradient_step)
+        self._measure_and_log(gradient_step)
+        if self._agent.at_rollout_end:
+            self._memory.looked_at = gradient_step
 
     def _after(self, before: int, gradient_step: int) -> None:
-        """Do what is due when gradient steps after ``before``, up to ``gradient_step``, have been made."""
-        if _is_over(self.measuring_period, before, gradient_step):
+        if is_over(self.measuring_period, before, gradient_step):
             self._measure_and_log(gradient_step)
 
     def _measure_and_log(self, gradient_step: int) -> None:
@@ -230,20 +197,6 @@ class DormancyCallback(BaseCallback):
         self._memory.remember(report)
         write_point(self.logger, numbered(values, self._number), self.model.num_timesteps)
         write_totals(self.logger, numbered({"dormancy/fraction": values["dormancy/fraction"]}, self._number))
-
-    def _on_training_end(self) -> None:
-        # The zoo calls this twice, once even when learn() failed before this callback was ready.
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._clock is not None:
-            self._clock.stop()
-            self._clock = None
-
-
-def _is_over(period: int, before: int, gradient_step: int) -> bool:
-    """Whether a multiple of the period lies among the gradient steps after ``before``, up to ``gradient_step``."""
-    return gradient_step // period > before // period
 
 
 class ReDoCallback(DormancyCallback):
@@ -334,15 +287,19 @@ class ReDoCallback(DormancyCallback):
 
     def _after(self, before: int, gradient_step: int) -> None:
         within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
-        if not within or not _is_over(self.recycling_period, before, gradient_step):
+        if not within or not is_over(self.recycling_period, before, gradient_step):
             super()._after(before, gradient_step)
             return
         report = self._measure(gradient_step)
         if report is None:
             return
-        if _is_over(self.measuring_period, before, gradient_step):
+        if is_over(self.measuring_period, before, gradient_step):
             self._log(report, gradient_step)
-        self._recycle(report, gradient_step)
+        self._recycle(self._select(report, gradient_step), gradient_step)
+
+    def _select(self, report: DormancyReport, gradient_step: int) -> DormancyReport:
+        """The report whose dormant neurons are recycled."""
+        return report
 
     def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
         record = recycle(

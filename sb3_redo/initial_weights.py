@@ -167,6 +167,21 @@ class InitialWeights:
                 drawn = self._build().get_parameter(name).detach()[rows.cpu()]
         return drawn.to(like)
 
+    def state(self, seed: int) -> dict[str, Tensor]:
+        """All parameters and buffers of a freshly built policy, on the CPU.
+
+        :param seed: of the policy
+        :return: path below the policy to its values
+        """
+        with everything_seeded(seed):
+            built = self._build()
+        generator = torch.Generator().manual_seed(seed)
+        state = {name: tensor.detach() for name, tensor in (*built.named_parameters(), *built.named_buffers())}
+        for name in self.samples:
+            if name in state:
+                state[name] = self.draw(name, state[name], torch.arange(len(state[name])), generator)
+        return state
+
     def fresh(self, name: str) -> Tensor:
         """A parameter or buffer outside of layers as a freshly built policy has it, on the CPU."""
         name = uncompiled_name(name)

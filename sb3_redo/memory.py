@@ -68,3 +68,9 @@ class Memory:
         """Count neurons as recycled; returns how many there were in all."""
         self._shared["recycled_total"] += recycled
         return int(self._shared["recycled_total"])
+
+    def count(self, what: str) -> int:
+        """Count one more of something that was done to the model; returns how often it was done in all."""
+        counts = self._shared.setdefault("counts", {})
+        counts[what] = counts.get(what, 0) + 1
+        return int(counts[what])

@@ -26,7 +26,7 @@ def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
     """The style of every condition in a table.
 
     The colour tells the setting, the line the callback: dashed without recycling, otherwise solid, then dash-dotted
-    and dotted for further callbacks.
+    and dotted for further callbacks. Where callbacks are all that differs, the colour tells them too.
     """
     conditions = table.drop_duplicates("condition")
     settings = list(dict.fromkeys(conditions["setting"]))
@@ -34,10 +34,12 @@ def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
     callbacks = [text(value) for value in conditions[CALLBACK]] if CALLBACK in conditions else [""] * len(conditions)
     recycling = list(dict.fromkeys(name for name, recycles in zip(callbacks, redo, strict=True) if recycles))
     labels = short_labels(list(conditions["condition"]))
+    kinds = list(zip(conditions["setting"], callbacks, strict=True))
+    coloured: list[object] = list(settings) if len(settings) > 1 else list(dict.fromkeys(kinds))
     return {
         condition: Style(
             labels[condition],
-            COLOURS[settings.index(setting) % len(COLOURS)],
+            COLOURS[coloured.index(setting if len(settings) > 1 else (setting, callback)) % len(COLOURS)],
             _WITH[recycling.index(callback) % len(_WITH)] if recycles else _WITHOUT,
         )
         for condition, setting, callback, recycles in zip(

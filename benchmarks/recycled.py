@@ -1,0 +1,187 @@
+"""Tables and figures of what becomes of recycled neurons, from the folders of two finished sweeps.
+
+    python benchmarks/recycled.py survival runs/recycling_survival --figure docs/images/recycling_survival.png
+    python benchmarks/recycled.py runs runs/recycling_runs --figure docs/images/recycling_runs.png
+
+Prints Markdown. Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from sb3_redo.reports import read_curves, read_sweep
+from sb3_redo.reports.styles import COLOURS
+
+LINES = ("-", "--", "-.", ":")
+LABELS = {
+    "clear": "clear (the paper)",
+    "restart": "restart",
+    "match": "match: layer's mean",
+    "median": "match: layer's median",
+    "own": "second moment kept",
+    "gradient": "seeded with first gradient",
+    "counted": "step counted per weight",
+    "clear_active": "clear, redrawn until active",
+    "match_active": "match, redrawn until active",
+    "none": "no recycling",
+}
+QUANTITIES = {
+    "survival/dormant": "dormant [%]",
+    "survival/norm": "outgoing norm over that of others",
+    "survival/contribution": "contribution over that of others",
+}
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and the ends of its interval."""
+    draws = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
+def ages(folder: Path) -> pd.DataFrame:
+    """Columns ``epsilon``, ``callback``, ``seed``, ``age`` and one for each quantity."""
+    curves = read_curves(read_sweep(folder))
+    mine = curves[curves["key"].str.startswith("survival/")]
+    names = ["policy_kwargs", "callback", "seed", "step", "key"]
+    wide = mine.set_index(names)["value"].unstack("key").reset_index()
+    return wide.rename(columns={"survival/age": "age", "policy_kwargs": "epsilon"}).astype({"age": int})
+
+
+def survival(folder: Path, figure: Path | None) -> None:
+    """Print and draw what :class:`benchmarks.recyclers.Survival` logged."""
+    table = ages(folder)
+    for epsilon, mine in table.groupby("epsilon", sort=False):
+        for quantity, name in QUANTITIES.items():
+            percent = 100 if "%" in name else 1
+            print(f"\nAdam's epsilon {epsilon}: {name}, {mine['seed'].nunique()} seeds\n")
+            ages_seen = sorted(mine["age"].unique())
+            print(f"| | {' | '.join(map(str, ages_seen))} |\n|---|{'---|' * len(ages_seen)}")
+            for callback, label in LABELS.items():
+                of = mine[mine["callback"] == callback]
+                if len(of):
+                    means = of.groupby("age")[quantity].mean() * percent
+                    cells = " | ".join(
+                        f"{means[age]:.0f}" if percent == 100 else f"{means[age]:.2f}" for age in ages_seen
+                    )
+                    print(f"| {label} | {cells} |")
+    if figure is not None:
+        draw_survival(table, figure)
+
+
+def draw_survival(table: pd.DataFrame, figure: Path) -> None:
+    """A row for each quantity, a column for each epsilon."""
+    epsilons = list(dict.fromkeys(table["epsilon"]))
+    shape = (len(QUANTITIES), len(epsilons))
+    drawn, grid = plt.subplots(
+        *shape, figsize=(5.2 * shape[1], 3.1 * shape[0]), sharex=True, sharey="row", squeeze=False
+    )
+    for row, (quantity, name) in zip(grid, QUANTITIES.items(), strict=True):
+        percent = 100 if "%" in name else 1
+        for ax, epsilon in zip(row, epsilons, strict=True):
+            for number, (callback, label) in enumerate(LABELS.items()):
+                of = table[(table["epsilon"] == epsilon) & (table["callback"] == callback)]
+                if len(of):
+                    each = of.groupby("age")[quantity].agg(["mean", "min", "max"]) * percent
+                    style: dict[str, Any] = {
+                        "color": COLOURS[number % len(COLOURS)],
+                        "linestyle": LINES[number % len(LINES)],
+                    }
+                    ax.plot(each.index, each["mean"], label=label, **style)
+                    ax.fill_between(each.index, each["min"], each["max"], color=style["color"], alpha=0.12, linewidth=0)
+            ax.set_xscale("symlog", linthresh=1)
+            ax.set_xlim(0)
+            ax.spines[["top", "right"]].set_visible(False)
+            if quantity == next(iter(QUANTITIES)):
+                ax.set_title(f"Adam's epsilon {epsilon}")
+        row[0].set_ylabel(name)
+    for ax in grid[-1]:
+        ax.set_xlabel("gradient steps since recycling")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    drawn.set_layout_engine("constrained")
+    drawn.savefig(figure, dpi=110)
+
+
+def ends(folder: Path) -> pd.DataFrame:
+    """Columns ``environment``, ``callback``, ``seed``, ``fraction`` (at the end) and ``return`` (mean over the run)."""
+    curves = read_curves(read_sweep(folder), max_points=10_000)
+    names = ["environment", "callback", "seed"]
+    fraction = curves[curves["key"] == "dormancy/fraction"].groupby(names, observed=True)["value"].last()
+    returns = curves[curves["key"] == "rollout/ep_rew_mean"].groupby(names, observed=True)["value"].mean()
+    return pd.DataFrame({"fraction": 100 * fraction, "return": returns}).reset_index()
+
+
+def runs(folder: Path, figure: Path | None) -> None:
+    """Print and draw how whole runs ended."""
+    table = ends(folder)
+    for environment, mine in table.groupby("environment", sort=False, observed=True):
+        print(f"\n{environment}, {mine['seed'].nunique()} seeds\n")
+        print("| | dormant at the end [%] | against none | mean return | against none |\n|---|---|---|---|---|")
+        for label, cells in rows(mine):
+            print(f"| {label} | {' | '.join(cells)} |")
+    if figure is not None:
+        draw_runs(table, figure)
+
+
+def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+    """A line of the table for each way to recycle."""
+    without = mine[mine["callback"] == "none"].set_index("seed")
+    for callback, label in LABELS.items():
+        of = mine[mine["callback"] == callback].set_index("seed")
+        cells = []
+        for quantity in ("fraction", "return"):
+            if len(of):
+                cells.append("{:.0f} [{:.0f}, {:.0f}]".format(*interval(of[quantity].to_numpy())))
+                gain = (of[quantity] - without[quantity]).dropna().to_numpy()
+                paired = (
+                    "{:+.0f} [{:+.0f}, {:+.0f}]".format(*interval(gain)) if len(gain) and callback != "none" else ""
+                )
+                cells.append(paired)
+        if cells:
+            yield label, cells
+
+
+def draw_runs(table: pd.DataFrame, figure: Path) -> None:
+    """A dot for each seed, a tick for the mean."""
+    environments = list(dict.fromkeys(table["environment"]))
+    there = [callback for callback in LABELS if callback in set(table["callback"])][::-1]
+    shape = (len(environments), 2)
+    drawn, grid = plt.subplots(*shape, figsize=(10, 0.5 + 0.32 * len(there) * shape[0]), sharey=True, squeeze=False)
+    for row, environment in zip(grid, environments, strict=True):
+        for ax, quantity, name in zip(
+            row, ("fraction", "return"), ("dormant at the end [%]", "return, mean over the run"), strict=True
+        ):
+            for place, callback in enumerate(there):
+                of = table[(table["environment"] == environment) & (table["callback"] == callback)][quantity]
+                ax.plot(of, [place] * len(of), "o", color=COLOURS[0], alpha=0.5, markersize=4)
+                ax.plot([of.mean()], [place], "|", color=COLOURS[1], markersize=14, markeredgewidth=2)
+            ax.set_yticks(range(len(there)), [LABELS[callback] for callback in there])
+            ax.set_xlabel(f"{environment}: {name}")
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.grid(axis="x", alpha=0.3)
+    drawn.set_layout_engine("constrained")
+    drawn.savefig(figure, dpi=110)
+
+
+def main() -> None:
+    """Print the tables and draw the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("survival", "runs"))
+    parser.add_argument("folder", type=Path, help="of the sweep")
+    parser.add_argument("--figure", type=Path, help="file for the figure")
+    options = parser.parse_args()
+    {"survival": survival, "runs": runs}[options.what](options.folder, options.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Callbacks that change whole layers every so many gradient steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sb3_redo.agents import initial_weights_of, whole_batch
+from sb3_redo.forward_pass import uncompiled_name
+from sb3_redo.interventions.scope import check_layers, names_in
+from sb3_redo.sampling import torch_generator
+from sb3_redo.settings import non_negative_integer, optional_integer, positive_integer
+from sb3_redo.stepping import GradientStepCallback, is_over
+from sb3_redo.tensorboard import write_point, write_totals
+from sb3_redo.wiring import trace_wiring
+
+
+class PeriodicCallback(GradientStepCallback):
+    """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses."""
+
+    prefix: str
+    """Of the keys that are logged."""
+
+    def __init__(
+        self,
+        layers: str | int | Sequence[str],
+        period: int,
+        start: int,
+        stop: int | None,
+        seed: int | None,
+        verbose: int,
+    ):
+        super().__init__(non_negative_integer("verbose", verbose))
+        self.layers = check_layers(layers)
+        self.period = positive_integer("period", period)
+        self.start = non_negative_integer("start", start)
+        self.stop = optional_integer("stop", stop)
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop must be greater than start, got start={self.start} and stop={self.stop}")
+        self.seed = optional_integer("seed", seed)
+
+    def _identity(self) -> str:
+        return " ".join(map(str, (type(self).__name__, self.layers, self.period, self.seed)))
+
+    def _prepare(self) -> None:
+        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
+        batch = whole_batch(self.model, self.model._last_obs)
+        wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
+        self._names = names_in(self.model.policy, wiring, self.layers)
+        self._initial_weights = initial_weights_of(self.model)
+        if self.verbose > 0:
+            self.logger.info(f"{type(self).__name__} changes {', '.join(self._names)}")
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
+        if within and is_over(self.period, before, gradient_step):
+            self._act(gradient_step)
+
+    def _act(self, gradient_step: int) -> None:
+        # A stream of its own: the training's random numbers are none of ours.
+        generator = torch_generator((self._seed, gradient_step))
+        state = self._initial_weights.state(int(torch.randint(2**62, (), generator=generator)))
+        values = self._intervene({name: state[uncompiled_name(name)] for name in self._names})
+        total = self._memory.count(self.prefix)
+        write_point(self.logger, {**values, f"{self.prefix}/total": total}, self.model.num_timesteps)
+        write_totals(self.logger, {f"{self.prefix}/total": total})
+
+    def _intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
+        """Change the layers.
+
+        :param fresh: path of each of their parameters and buffers to what a freshly built policy has there
+        :return: what to log
+        """
+        raise NotImplementedError

@@ -1,0 +1,86 @@
+"""Shrink and perturb (Ash & Adams 2020, "On Warm-Starting Neural Network Training")."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sb3_redo.interventions.periodic import PeriodicCallback
+from sb3_redo.interventions.scope import targets_of
+from sb3_redo.settings import flag, non_negative_number
+
+
+def shrink_and_perturb(
+    policy: nn.Module,
+    fresh: dict[str, Tensor],
+    shrink: float,
+    perturb: float,
+    optimizers: Iterable[Optimizer] = (),
+) -> None:
+    """Make every value ``shrink`` times what it is plus ``perturb`` times a fresh one, in place.
+
+    Twins in target networks get the same with the same fresh values. Buffers, such as running statistics and
+    counters, are left alone.
+
+    :param fresh: path below the policy to fresh values
+    :param optimizers: forget what they know of the parameters; by default they go on as they were
+    """
+    parameters = dict(policy.named_parameters())
+    fresh = {name: values for name, values in fresh.items() if name in parameters}
+    twins = dict(targets_of(policy, fresh))
+    with torch.no_grad():
+        for name, values in fresh.items():
+            changed = [name, twins[name]] if name in twins else [name]
+            for path in changed:
+                parameter = parameters[path]
+                parameter.mul_(shrink).add_(values.to(parameter), alpha=perturb)
+            for optimizer in optimizers:
+                optimizer.state.pop(parameters[name], None)
+
+
+class ShrinkAndPerturbCallback(PeriodicCallback):
+    """Moves a network part of the way back to a fresh one, drawn anew each time, while a model trains.
+
+    :param shrink: what old weights are multiplied by
+    :param perturb: what fresh weights, from the distribution that the network began with, are multiplied by before
+        they are added. 0.8 and 0.2 are those of D'Oro et al. 2023; 0.5 and 0.5 those of Schwarzer et al. 2023 (BBF)
+    :param layers: ``"all"``, ``"last"``, a number of last layers, or a list of module paths
+    :param period: in gradient steps
+    :param start: from this gradient step on
+    :param stop: up to, not including, this gradient step; to the end if not given
+    :param reset_optimizer: forget the optimizer's state of the parameters
+    :param seed: of the weights drawn; the model's own seed if not given
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    prefix = "perturb"
+
+    def __init__(
+        self,
+        shrink: float = 0.8,
+        perturb: float = 0.2,
+        layers: str | int | Sequence[str] = "all",
+        period: int = 200_000,
+        start: int = 0,
+        stop: int | None = None,
+        reset_optimizer: bool = False,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(layers, period, start, stop, seed, verbose)
+        self.shrink = non_negative_number("shrink", shrink)
+        self.perturb = non_negative_number("perturb", perturb)
+        if self.shrink > 1:
+            raise ValueError(f"shrink must be at most 1, got {shrink!r}")
+        self.reset_optimizer = flag("reset_optimizer", reset_optimizer)
+
+    def _intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
+        optimizers = self._agent.optimizers if self.reset_optimizer else ()
+        parameters = dict(self.model.policy.named_parameters())
+        before = {name: parameters[name].detach().clone() for name in fresh if name in parameters}
+        shrink_and_perturb(self.model.policy, fresh, self.shrink, self.perturb, optimizers)
+        moved = sum(float((parameters[name].detach() - old).pow(2).sum()) for name, old in before.items())
+        return {"perturb/distance": moved**0.5}

@@ -1,0 +1,88 @@
+"""Periodic resets of layers (Nikishin et al. 2022, "The Primacy Bias in Deep Reinforcement Learning")."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sb3_redo.interventions.periodic import PeriodicCallback
+from sb3_redo.interventions.scope import targets_of
+from sb3_redo.settings import flag
+
+
+def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Optimizer]) -> None:
+    """Give parameters and buffers fresh values, in place, their twins in target networks too, and forget what
+    optimizers know of them.
+
+    The optimizers keep the parameters themselves, which go on training.
+
+    :param fresh: path below the policy to new values
+    :param optimizers: all that may hold the parameters
+    """
+    state = dict((*policy.named_parameters(), *policy.named_buffers()))
+    twins = dict(targets_of(policy, fresh))
+    with torch.no_grad():
+        for name, values in fresh.items():
+            state[name].copy_(values)
+            if name in twins:
+                state[twins[name]].copy_(values)
+            for optimizer in optimizers:
+                # Empty, as before the parameter's first step: the next one fills it.
+                optimizer.state.pop(state[name], None)
+
+
+class ResetCallback(PeriodicCallback):
+    """Resets layers while a model trains: fresh weights in the network and its target, optimizer state forgotten.
+
+    :param layers: ``"last"``, which are the output layers of all networks (Nikishin et al. 2022 for DQN: ``"last"``
+        or the last two or three), a number of last layers, ``"all"`` (theirs for SAC) or a list of module paths, such
+        as ``["q_net.q_net.2"]`` or ``["critic"]``
+    :param period: in gradient steps. Nikishin et al. reset SAC every 200,000, DQN on Atari 100k every 20,000.
+    :param start: reset from this gradient step on
+    :param stop: reset up to, not including, this gradient step; to the end if not given. The authors leave the time
+        before the end of training alone, and so should a run whose last return is to be compared.
+    :param entropy_coefficient: reset a learned entropy coefficient and its optimizer too
+    :param seed: of the weights drawn; the model's own seed if not given
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    prefix = "reset"
+
+    def __init__(
+        self,
+        layers: str | int | Sequence[str] = "last",
+        period: int = 200_000,
+        start: int = 0,
+        stop: int | None = None,
+        entropy_coefficient: bool = False,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(layers, period, start, stop, seed, verbose)
+        self.entropy_coefficient = flag("entropy_coefficient", entropy_coefficient)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self.entropy_coefficient and getattr(self.model, "ent_coef_optimizer", None) is None:
+            raise RuntimeError(f"entropy_coefficient=True, but this {type(self.model).__name__} learns none")
+
+    def _intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
+        reset(self.model.policy, fresh, self._agent.optimizers)
+        if self.entropy_coefficient:
+            reset_entropy_coefficient(self.model)
+        return {"reset/parameters": sum(values.numel() for values in fresh.values())}
+
+
+def reset_entropy_coefficient(model: Any) -> None:
+    """Set a learned entropy coefficient to what it began with, in place, and forget its optimizer's state.
+
+    :param model: SAC or one of its kin whose ``ent_coef`` is ``"auto"`` or ``"auto_0.1"``
+    """
+    _, _, initial = str(model.ent_coef).partition("_")
+    with torch.no_grad():
+        model.log_ent_coef.fill_(math.log(float(initial or 1.0)))
+    model.ent_coef_optimizer.state.clear()

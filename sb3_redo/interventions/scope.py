@@ -1,0 +1,97 @@
+"""Which parameters of a policy an intervention is to change."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from sb3_redo.forward_pass import uncompiled_name
+from sb3_redo.wiring import Wiring
+
+Layers = str | int | Sequence[str]
+"""``"all"``, ``"last"``, how many of the last layers, or module paths below the policy."""
+
+_TARGET = "_target"
+
+
+def check_layers(layers: Any) -> Layers:
+    """:raises TypeError: on anything but a name, a number or a list; :raises ValueError: on an unknown name"""
+    if isinstance(layers, str):
+        if layers not in ("all", "last"):
+            raise ValueError(f"layers must be 'all', 'last', a number or a list of module paths, got {layers!r}")
+        return layers
+    if isinstance(layers, bool) or not isinstance(layers, (int, list, tuple)):
+        raise TypeError(f"layers must be 'all', 'last', a number or a list of module paths, got {layers!r}")
+    if isinstance(layers, int) and layers < 1:
+        raise ValueError(f"layers must be at least 1, got {layers}")
+    if layers == [] or (not isinstance(layers, int) and not all(isinstance(path, str) for path in layers)):
+        raise TypeError(f"layers must list module paths, got {layers!r}")
+    return layers
+
+
+def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
+    """Paths of the parameters and buffers of some layers of a policy's networks, target networks left out.
+
+    ``"last"`` are the layers that feed no other one, of all networks; ``2`` are those and the ones that feed them,
+    and so on, with the normalisations that follow the hidden ones of them. A module path stands for everything below
+    it.
+
+    :raises ValueError: when a path leads to no parameter, or there are fewer layers
+    """
+    online = [name for name in _state_names(policy) if not is_target(name)]
+    if layers == "all":
+        return online
+    if isinstance(layers, (str, int)):
+        number = 1 if layers == "last" else int(layers)
+        chosen = _last(wiring, number)
+    else:
+        chosen = {_known_path(online, path) for path in layers}
+    return [name for name in online if any(_is_below(name, path) for path in chosen)]
+
+
+def is_target(name: str) -> bool:
+    """Whether a path leads into a target network, which follows another one and is not trained."""
+    return uncompiled_name(name).split(".")[0].endswith(_TARGET)
+
+
+def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of a path and the one to its twin in a target network, for those that have one."""
+    state = {uncompiled_name(name): name for name in _state_names(policy)}
+    for name in names:
+        network, _, rest = uncompiled_name(name).partition(".")
+        twin = state.get(f"{network}{_TARGET}.{rest}")
+        if twin is not None:
+            yield name, twin
+
+
+def _state_names(policy: nn.Module) -> list[str]:
+    return [name for name, _ in (*policy.named_parameters(), *policy.named_buffers())]
+
+
+def _last(wiring: Wiring, number: int) -> set[str]:
+    """Module paths of layers whose outputs are so near to the end, and of the normalisations behind them."""
+    depths = dict.fromkeys(wiring.outputs, 1)
+    consumers = {layer.name: layer for layer in wiring}
+    for layer in reversed(list(wiring)):
+        behind = [depths[name] for name in layer.consumers if name in depths]
+        if behind:
+            depths[layer.name] = 1 + min(behind)
+    if number > max(depths.values()):
+        raise ValueError(f"there are only {max(depths.values())} layers to reset behind one another, not {number}")
+    chosen = {name for name, depth in depths.items() if depth <= number}
+    return chosen | {path for name in chosen if name in consumers for path in consumers[name].normalisations}
+
+
+def _known_path(names: Sequence[str], path: str) -> str:
+    if any(_is_below(name, path) for name in names):
+        return path
+    modules = sorted({uncompiled_name(name).rpartition(".")[0] for name in names})
+    near = get_close_matches(path, modules, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"layers names {path!r}, below which the policy has no parameter{hint}")
+
+
+def _is_below(name: str, path: str) -> bool:
+    name = uncompiled_name(name)
+    return name == path or name.startswith(f"{path}.")

@@ -1,0 +1,84 @@
+"""Callbacks that act on a model between its gradient steps."""
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_redo.agents import Agent, agent_of, gradient_steps_of
+from sb3_redo.clock import GradientClock
+from sb3_redo.companions import listen, refuse_parallel_training
+from sb3_redo.memory import Memory
+
+
+class GradientStepCallback(BaseCallback):
+    """Acts after gradient steps: exactly there, also inside a long ``train()`` call.
+
+    On-policy algorithms are looked at when a rollout has been collected, since only there may the network change or
+    the observations be read.
+    """
+
+    _clock: GradientClock | None = None
+    _agent: Agent
+    _memory: Memory
+
+    def _identity(self) -> str:
+        """What tells it apart from other callbacks of the same model, and finds what it remembers after loading."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """Everything that the first gradient step will need; the agent and the memory are there."""
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        """Do what is due when gradient steps after ``before``, up to ``gradient_step``, have been made."""
+        raise NotImplementedError
+
+    def _on_training_start(self) -> None:
+        self._stop()
+        refuse_parallel_training(self.locals.get("callback"))
+        self._agent = agent_of(self.model)
+        self._memory = Memory(self.model, self._identity())
+        self._prepare()
+        learn_call = self.model.start_time
+        self._clock = GradientClock(
+            self._agent.clock,
+            gradient_steps_of(self.model),
+            self._on_gradient_step,
+            is_current=lambda: self.model.start_time == learn_call,
+        )
+        if self.parent is not None:
+            listen(self.locals["callback"], self._on_rollout_end, self._stop)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        training_begins = self.model.num_timesteps > getattr(self.model, "learning_starts", 0)
+        if self._clock is None or not training_begins:
+            return
+        try:
+            self._before_training(self._clock.gradient_step)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _before_training(self, gradient_step: int) -> None:
+        if self._agent.at_rollout_end:
+            self._after(self._memory.looked_at or 0, gradient_step)
+            self._memory.looked_at = gradient_step
+
+    def _on_gradient_step(self, gradient_step: int) -> None:
+        self._memory.remember_gradient_steps(gradient_step)
+        if not self._agent.at_rollout_end:
+            self._after(gradient_step - 1, gradient_step)
+
+    def _on_training_end(self) -> None:
+        # The zoo calls this twice, once even when learn() failed before this callback was ready.
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
+
+
+def is_over(period: int, before: int, gradient_step: int) -> bool:
+    """Whether a multiple of the period lies among the gradient steps after ``before``, up to ``gradient_step``."""
+    return gradient_step // period > before // period

@@ -1,0 +1,99 @@
+"""Recycling a share of every layer: exactly as many as the schedule says, by whatever they are ranked."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3.common.logger import Logger
+
+from sb3_redo.interventions import ScheduledReDoCallback
+from sb3_redo.interventions.scheduled import least
+
+from algorithms import build
+from runs import Tape, differences, fingerprint, reloaded
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=30), st.data())
+def test_exactly_as_many_are_taken_and_none_outranks_one_that_is_left(ranks, data):
+    count = data.draw(st.integers(0, len(ranks)))
+    ranks = torch.tensor(ranks)
+    taken = least(ranks, count, generator(data.draw(st.integers(0, 9))))
+    assert int(taken.sum()) == count
+    if 0 < count < len(ranks):
+        assert ranks[taken].max() <= ranks[~taken].min()
+
+
+def test_ties_are_left_to_chance():
+    masks = [least(torch.zeros(40), 20, generator(seed)) for seed in range(200)]
+    shares = torch.stack(masks).float().mean(0)
+    assert 0.3 < shares.min() <= shares.max() < 0.7
+
+
+class Selecting(ScheduledReDoCallback):
+    def _select(self, report, gradient_step):
+        selected = super()._select(report, gradient_step)
+        self.__dict__.setdefault("seen", []).append((gradient_step, report, selected))
+        return selected
+
+
+def learn(callback, steps=80, model=None, tape=None):
+    model = model or build("DQN", policy_kwargs={"net_arch": [20, 30]})
+    model.set_logger(Logger(None, [tape or Tape()]))
+    return model.learn(steps, callback=callback, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("selection", ["lowest", "highest", "random"])
+def test_the_share_falls_as_a_cosine(selection):
+    tape = Tape()
+    callback = Selecting(40, 0.5, selection, recycling_period=5, measuring_period=5, batch_size=8)
+    learn(callback, tape=tape)
+    steps = [step for step, _, _ in callback.seen]
+    expected = [
+        sum(round(size * 0.5 * math.cos(math.pi / 2 * min(step / 40, 1))) for size in (20, 30)) for step in steps
+    ]
+    assert tape.values("redo/recycled") == expected
+    assert expected[0] > expected[-1] == 0
+    for _, report, selected in callback.seen[:3]:
+        for layer, chosen in zip(report.layers, selected.layers, strict=True):
+            taken, left = layer.scores[chosen.dormant], layer.scores[~chosen.dormant]
+            assert (taken.max() <= left.min()) == (selection == "lowest")
+            assert (taken.min() >= left.max()) == (selection == "highest")
+
+
+def test_what_is_logged_as_dormant_is_what_is_dormant():
+    tape = Tape()
+    callback = Selecting(1000, 0.5, dormancy_threshold=0.0, recycling_period=5, measuring_period=5, batch_size=8)
+    learn(callback, tape=tape)
+    fractions = [report.dormant_fraction for _, report, _ in callback.seen]
+    assert tape.values("dormancy/fraction")[1:] == pytest.approx(fractions)
+
+
+def test_a_run_saved_and_continued_is_the_uninterrupted_run(tmp_path):
+    def recycling():
+        return ScheduledReDoCallback(60, 0.3, "random", recycling_period=7, measuring_period=7, batch_size=8)
+
+    whole, parts = Tape(), Tape()
+    uninterrupted = fingerprint(learn(recycling(), 80, build("DQN"), whole))
+    first = learn(recycling(), 40, build("DQN"), parts)
+    continued = fingerprint(learn(recycling(), 40, reloaded(first, tmp_path), parts))
+    assert parts.points == whole.points
+    assert differences(uninterrupted, continued) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fraction": 1.5}, "fraction must be at most 1"),
+        ({"end": 0}, "end must be at least 1"),
+        ({"selection": "lowset"}, "did you mean 'lowest'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ScheduledReDoCallback(**settings)
