@@ -1,7 +1,21 @@
-"""What ReDo is compared with: callbacks that change the network while it trains."""
+"""What ReDo is compared with: callbacks that change the network, or how it is trained, while it trains."""
 
 from sb3_redo.interventions.perturbation import ShrinkAndPerturbCallback
+from sb3_redo.interventions.regularisers import (
+    NormProjectionCallback,
+    ParsevalCallback,
+    RegenerativeCallback,
+    WeightClippingCallback,
+)
 from sb3_redo.interventions.resets import ResetCallback
 from sb3_redo.interventions.scheduled import ScheduledReDoCallback
 
-__all__ = ["ResetCallback", "ScheduledReDoCallback", "ShrinkAndPerturbCallback"]
+__all__ = [
+    "NormProjectionCallback",
+    "ParsevalCallback",
+    "RegenerativeCallback",
+    "ResetCallback",
+    "ScheduledReDoCallback",
+    "ShrinkAndPerturbCallback",
+    "WeightClippingCallback",
+]

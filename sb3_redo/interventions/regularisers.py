@@ -1,0 +1,269 @@
+"""Regularisers that act on every gradient step: penalties whose gradient is added, and constraints on the weights."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sb3_redo.agents import agent_of, gradient_steps_of, whole_batch
+from sb3_redo.companions import refuse_parallel_training
+from sb3_redo.frozen import LAYER_TYPES
+from sb3_redo.interventions.scope import is_target
+from sb3_redo.settings import non_negative_integer, non_negative_number, positive_integer
+from sb3_redo.tensorboard import write_point
+from sb3_redo.wiring import trace_wiring
+
+_INITIAL = "initial_parameters"
+
+
+class RegulariserCallback(BaseCallback):
+    """Acts on an algorithm's parameters at every step of their optimizers; see its subclasses.
+
+    Logs under its ``prefix`` at the end of the first rollout after every ``logging_period`` gradient steps.
+    """
+
+    prefix: str
+
+    def __init__(self, logging_period: int, verbose: int):
+        super().__init__(non_negative_integer("verbose", verbose))
+        self.logging_period = positive_integer("logging_period", logging_period)
+        self._handles: list[Any] = []
+
+    def _on_training_start(self) -> None:
+        self._stop()
+        refuse_parallel_training(self.locals.get("callback"))
+        self._agent = agent_of(self.model)
+        self._parameters = {
+            name: parameter
+            for name, parameter in self.model.policy.named_parameters()
+            if parameter.requires_grad and not is_target(name)
+        }
+        self._prepare()
+        self._logged_at = gradient_steps_of(self.model) // self.logging_period
+        self._learn_call = self.model.start_time
+        for optimizer in self._agent.optimizers:
+            held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+            names = [name for name, parameter in self._parameters.items() if parameter in held]
+            self._handles += self._hook(optimizer, names)
+
+    def _hook(self, optimizer: Optimizer, names: list[str]) -> Iterator[Any]:
+        yield optimizer.register_step_pre_hook(self._acting(self._before_step, names))
+        yield optimizer.register_step_post_hook(self._acting(self._after_step, names))
+
+    def _acting(self, act: Callable[[list[str]], None], names: list[str]) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            # SB3 tells callbacks nothing when learn() is left by an exception.
+            if self.model.start_time == self._learn_call:
+                with torch.no_grad():
+                    act(names)
+
+        return hook
+
+    def _prepare(self) -> None:
+        """Everything that the first gradient step will need; ``_parameters`` are those that are trained."""
+
+    def _before_step(self, names: list[str]) -> None:
+        """Told of the parameters of an optimizer that is about to step, whose gradients are there."""
+
+    def _after_step(self, names: list[str]) -> None:
+        """Told of the parameters of an optimizer that has stepped."""
+
+    def _values(self) -> dict[str, float]:
+        """What to log, without the prefix."""
+        raise NotImplementedError
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        period = gradient_steps_of(self.model) // self.logging_period
+        if self._handles and period > self._logged_at:
+            self._logged_at = period
+            values = {f"{self.prefix}/{name}": value for name, value in self._values().items()}
+            write_point(self.logger, values, self.model.num_timesteps)
+
+    def _on_training_end(self) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _add_to_gradients(self, names: list[str], terms: Callable[[str, Tensor], Tensor]) -> None:
+        for name in names:
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                gradient.add_(terms(name, self._parameters[name]))
+
+    def _refuse_trained(self) -> None:
+        if gradient_steps_of(self.model) > 0:
+            name = type(self).__name__
+            raise RuntimeError(f"this model was trained without {name}: the values that it began with are not known")
+
+    def _layer_weights(self, with_outputs: bool) -> dict[str, Tensor]:
+        """The trained weights of linear layers and convolutions, by their names."""
+        batch = whole_batch(self.model, self.model._last_obs)
+        wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
+        layers = [layer.name for layer in wiring] + (list(wiring.outputs) if with_outputs else [])
+        modules = {name: self.model.policy.get_submodule(name) for name in layers}
+        names = [f"{name}.weight" for name, module in modules.items() if isinstance(module, LAYER_TYPES)]
+        return {name: self._parameters[name] for name in names if name in self._parameters}
+
+
+class RegenerativeCallback(RegulariserCallback):
+    """Regenerative regularisation (L2 init, Kumar et al. 2023): pulls every parameter towards its initial value.
+
+    The loss gets ``strength · ‖θ - θ₀‖²``; its gradient, ``2 · strength · (θ - θ₀)``, is added before the optimizer
+    steps, and so after SB3 has clipped gradients. The initial values are kept on the model as
+    ``initial_parameters``, which is saved with it. Logs ``regenerative/distance``, ‖θ - θ₀‖.
+
+    :param strength: of the penalty
+    :param logging_period: in gradient steps
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    prefix = "regenerative"
+
+    def __init__(self, strength: float = 1e-4, logging_period: int = 1000, verbose: int = 0):
+        super().__init__(logging_period, verbose)
+        self.strength = non_negative_number("strength", strength)
+
+    def _prepare(self) -> None:
+        kept = self.model.__dict__.get(_INITIAL)
+        if kept is None:
+            self._refuse_trained()
+            kept = {name: parameter.detach().cpu().clone() for name, parameter in self._parameters.items()}
+            self.model.__dict__[_INITIAL] = kept
+        self._initial = {name: kept[name].to(parameter) for name, parameter in self._parameters.items()}
+
+    def _before_step(self, names: list[str]) -> None:
+        self._add_to_gradients(names, lambda name, parameter: 2 * self.strength * (parameter - self._initial[name]))
+
+    def _values(self) -> dict[str, float]:
+        return {
+            "distance": _norm(
+                [parameter.detach() - self._initial[name] for name, parameter in self._parameters.items()]
+            )
+        }
+
+
+class ParsevalCallback(RegulariserCallback):
+    """Parseval regularisation (Chung et al. 2024): keeps the rows of hidden layers orthogonal.
+
+    The loss gets ``strength · Σ ‖W Wᵀ - s·I‖²`` over the weights of hidden layers, each flattened to ``[neurons,
+    inputs]``; its gradient, ``4 · strength · (W Wᵀ - s·I) W``, is added before the optimizer steps, and so after SB3
+    has clipped gradients. A layer with more neurons than inputs cannot have orthogonal rows, and is left with what
+    comes nearest. Logs ``parseval/penalty``, the sum.
+
+    :param strength: of the penalty
+    :param scale: s, the square of the norm that rows are to have
+    :param logging_period: in gradient steps
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    prefix = "parseval"
+
+    def __init__(self, strength: float = 1e-3, scale: float = 2.0, logging_period: int = 1000, verbose: int = 0):
+        super().__init__(logging_period, verbose)
+        self.strength = non_negative_number("strength", strength)
+        self.scale = non_negative_number("scale", scale)
+
+    def _prepare(self) -> None:
+        self._weights = self._layer_weights(with_outputs=False)
+
+    def _before_step(self, names: list[str]) -> None:
+        mine = [name for name in names if name in self._weights]
+        self._add_to_gradients(mine, lambda name, weight: 4 * self.strength * self._pull(weight))
+
+    def _excess(self, weight: Tensor) -> Tensor:
+        rows = weight.detach().flatten(1)
+        return rows @ rows.T - self.scale * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+
+    def _pull(self, weight: Tensor) -> Tensor:
+        return (self._excess(weight) @ weight.flatten(1)).view_as(weight)
+
+    def _values(self) -> dict[str, float]:
+        return {"penalty": sum(float(self._excess(weight).pow(2).sum()) for weight in self._weights.values())}
+
+
+class WeightClippingCallback(RegulariserCallback):
+    """Weight clipping (Elsayed et al. 2024): after every step, weights and biases beyond a bound are put on it.
+
+    The bound of a layer is ``bound`` times that of PyTorch's uniform initialisation, one over the root of the number
+    of inputs that a neuron has. Other parameters are left alone. Logs ``clipping/fraction``, the share of entries
+    that are on the bound.
+
+    :param bound: in units of the initialisation's
+    :param logging_period: in gradient steps
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    prefix = "clipping"
+
+    def __init__(self, bound: float = 2.0, logging_period: int = 1000, verbose: int = 0):
+        super().__init__(logging_period, verbose)
+        self.bound = non_negative_number("bound", bound)
+        if self.bound == 0:
+            raise ValueError("bound must be greater than 0: nothing but zeros would be left")
+
+    def _prepare(self) -> None:
+        self._bounds: dict[str, float] = {}
+        for name, weight in self._layer_weights(with_outputs=True).items():
+            bound = self.bound / weight[0].numel() ** 0.5
+            bias = f"{name.removesuffix('weight')}bias"
+            self._bounds |= dict.fromkeys([name, *([bias] if bias in self._parameters else [])], bound)
+
+    def _after_step(self, names: list[str]) -> None:
+        for name in names:
+            if name in self._bounds:
+                self._parameters[name].clamp_(-self._bounds[name], self._bounds[name])
+
+    def _values(self) -> dict[str, float]:
+        on_bound = sum(int((self._parameters[name].abs() >= bound).sum()) for name, bound in self._bounds.items())
+        return {"fraction": on_bound / sum(self._parameters[name].numel() for name in self._bounds)}
+
+
+class NormProjectionCallback(RegulariserCallback):
+    """Weight projection (the second half of normalise-and-project, Lyle et al. 2024): after every step, each layer's
+    weights are scaled back to the norm that they began with.
+
+    The first half, a normalisation before every activation, makes the scale of the weights in front of it
+    irrelevant to the network's output: use a policy of ``sb3_redo.networks`` with ``layer_norm: true``. Hidden layers
+    are projected, output layers are not. The initial norms are kept on the model as ``initial_norms``, which is saved
+    with it. Logs ``projection/scale``, the mean factor of the last step.
+
+    :param logging_period: in gradient steps
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    prefix = "projection"
+
+    def __init__(self, logging_period: int = 1000, verbose: int = 0):
+        super().__init__(logging_period, verbose)
+
+    def _prepare(self) -> None:
+        self._weights = self._layer_weights(with_outputs=False)
+        if "initial_norms" not in self.model.__dict__:
+            self._refuse_trained()
+            norms = {name: float(weight.detach().norm()) for name, weight in self._weights.items()}
+            self.model.__dict__["initial_norms"] = norms
+        self._norms: dict[str, float] = self.model.__dict__["initial_norms"]
+        self._factors: dict[str, Tensor] = {}
+
+    def _after_step(self, names: list[str]) -> None:
+        for name in names:
+            if name in self._weights:
+                weight = self._weights[name]
+                self._factors[name] = self._norms[name] / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
+                weight.mul_(self._factors[name])
+
+    def _values(self) -> dict[str, float]:
+        return {"scale": float(torch.stack(list(self._factors.values())).mean()) if self._factors else 1.0}

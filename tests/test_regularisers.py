@@ -1,0 +1,210 @@
+"""Regularisers: the gradient of the penalty that they name, constraints that hold after every step, nothing else."""
+
+import math
+
+import pytest
+import torch
+from stable_baselines3.common.logger import Logger
+
+from sb3_redo.interventions import (
+    NormProjectionCallback,
+    ParsevalCallback,
+    RegenerativeCallback,
+    WeightClippingCallback,
+)
+from sb3_redo.interventions.scope import is_target
+
+from algorithms import ALGORITHMS, build, is_on_policy
+from runs import Tape, differences, fingerprint, reloaded
+
+REGULARISERS = {
+    "regenerative": lambda **settings: RegenerativeCallback(0.01, **settings),
+    "parseval": lambda **settings: ParsevalCallback(0.01, **settings),
+    "clipping": lambda **settings: WeightClippingCallback(0.5, **settings),
+    "projection": lambda **settings: NormProjectionCallback(**settings),
+}
+every_regulariser = pytest.mark.parametrize("make", REGULARISERS.values(), ids=REGULARISERS)
+
+
+def half(name):
+    return {"A2C": 64}.get(name, 48 if is_on_policy(name) else 40)
+
+
+def learn(model, callback, steps=None, tape=None, name="DQN"):
+    model.set_logger(Logger(None, [tape or Tape()]))
+    return model.learn(steps or 2 * half(name), callback=callback, reset_num_timesteps=False)
+
+
+def penalty_gradients(penalty, model):
+    """By autograd, of a penalty that is a function of named parameters."""
+    copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.policy.named_parameters()}
+    loss = penalty(copies)
+    gradients = torch.autograd.grad(loss, list(copies.values()), allow_unused=True)
+    return dict(zip(copies, gradients, strict=True)), float(loss)
+
+
+def regenerative(model):
+    initial = model.initial_parameters
+
+    def penalty(parameters):
+        return 0.01 * sum((parameters[name] - initial[name]).pow(2).sum() for name in initial)
+
+    return penalty
+
+
+def parseval(model):
+    def penalty(parameters):
+        names = [name for name in parameters if name in ("q_net.q_net.0.weight", "q_net.q_net.2.weight")]
+        weights = [parameters[name] for name in names]
+        return 0.01 * sum((weight @ weight.T - 2 * torch.eye(len(weight))).pow(2).sum() for weight in weights)
+
+    return penalty
+
+
+@pytest.mark.parametrize(
+    ("callback", "penalty"),
+    [(RegenerativeCallback(0.01), regenerative), (ParsevalCallback(0.01, 2.0), parseval)],
+    ids=["regenerative", "parseval"],
+)
+def test_what_is_added_is_the_gradient_of_the_penalty(callback, penalty):
+    model = build("DQN")
+    optimizer = model.policy.optimizer
+    seen = []
+
+    def before(*_):
+        seen.append([{name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None}])
+
+    def after(*_):
+        added = {name: p.grad - seen[-1][0][name] for name, p in model.policy.named_parameters() if p.grad is not None}
+        seen[-1] += [added, penalty_gradients(penalty(model), model)[0]]
+
+    optimizer.register_step_pre_hook(before)
+    hooked = callback._on_training_start
+
+    def start():
+        hooked()
+        optimizer.register_step_pre_hook(after)
+
+    callback._on_training_start = start
+    learn(model, callback)
+    assert len(seen) > 10
+    for _, added, expected in seen:
+        for name, gradient in added.items():
+            wanted = expected[name] if expected[name] is not None else torch.zeros_like(gradient)
+            torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+    assert any(float(gradient.abs().max()) > 1e-5 for gradient in seen[-1][1].values())
+
+
+def test_what_is_logged_is_the_penalty_without_its_strength():
+    tape, model, callback = Tape(), build("DQN"), ParsevalCallback(0.01, logging_period=5)
+    learn(model, callback, tape=tape)
+    _, loss = penalty_gradients(parseval(model), model)
+    callback._on_training_start()
+    assert callback._values()["penalty"] == pytest.approx(loss / 0.01, rel=1e-4)
+    assert len(tape.values("parseval/penalty")) > 3
+    tape, model = Tape(), build("DQN")
+    learn(model, RegenerativeCallback(0.0, logging_period=5), tape=tape)
+    assert 0 < tape.values("regenerative/distance")[0] < tape.values("regenerative/distance")[-1]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_strong_pull_keeps_a_network_near_to_where_it_began(name):
+    def moved(callback):
+        model = build(name)
+        initial = {key: tensor.detach().clone() for key, tensor in model.policy.named_parameters()}
+        learn(model, callback, name=name)
+        return sum(
+            float((tensor - initial[key]).pow(2).sum())
+            for key, tensor in model.policy.named_parameters()
+            if not is_target(key)
+        )
+
+    # Adam makes steps of one size whatever the gradient's: the pull decides their direction.
+    assert moved(RegenerativeCallback(100.0)) < 0.5 * moved(None)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_weight_is_beyond_its_bound_after_a_step(name):
+    model, callback = build(name), WeightClippingCallback(0.5)
+    learn(model, callback, name=name)
+    assert len(callback._bounds) >= 4
+    for path, bound in callback._bounds.items():
+        assert float(model.policy.get_parameter(path).abs().max()) <= bound * (1 + 1e-6)
+    first = next(path for path in callback._bounds if path.endswith("weight"))
+    inputs = model.policy.get_parameter(first)[0].numel()
+    assert callback._bounds[first] == callback._bounds[first.replace("weight", "bias")] == 0.5 / math.sqrt(inputs)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_hidden_layers_keep_their_norm_and_output_layers_do_not(name):
+    model = build(name)
+    initial = {key: float(tensor.norm()) for key, tensor in model.policy.named_parameters()}
+    callback = NormProjectionCallback()
+    learn(model, callback, name=name)
+    for key, tensor in model.policy.named_parameters():
+        if key in callback._weights:
+            assert float(tensor.norm()) == pytest.approx(initial[key], rel=1e-4)
+    outputs = [key for key in callback._parameters if key not in callback._weights and key.endswith("weight")]
+    assert any(
+        float(model.policy.get_parameter(key).norm()) != pytest.approx(initial[key], rel=1e-4) for key in outputs
+    )
+
+
+@every_regulariser
+@pytest.mark.parametrize("name", ["DQN", "SAC", "PPO"])
+def test_a_run_saved_and_continued_is_the_uninterrupted_run(make, name, tmp_path):
+    whole, parts = Tape(), Tape()
+    uninterrupted = fingerprint(learn(build(name), make(logging_period=5), tape=whole, name=name))
+    first = learn(build(name), make(logging_period=5), half(name), parts)
+    continued = fingerprint(learn(reloaded(first, tmp_path), make(logging_period=5), half(name), parts))
+    assert parts.points == whole.points
+    assert len(whole.points) > 1
+    assert differences(uninterrupted, continued) == []
+
+
+@every_regulariser
+def test_nothing_is_left_behind(make):
+    model = build("DQN")
+    learn(model, make())
+    assert not model.policy.optimizer._optimizer_step_pre_hooks
+    assert not model.policy.optimizer._optimizer_step_post_hooks
+
+
+def test_a_hook_that_an_interrupted_training_left_does_nothing():
+    class Stopping(WeightClippingCallback):
+        def _on_step(self):
+            if self.num_timesteps == 30:
+                raise KeyboardInterrupt
+            return True
+
+    model = build("DQN")
+    with pytest.raises(KeyboardInterrupt):
+        learn(model, Stopping(1e-6))
+    learn(model, None)
+    assert max(float(parameter.abs().max()) for parameter in model.policy.parameters()) > 1e-3
+
+
+@pytest.mark.parametrize("make", [REGULARISERS["regenerative"], REGULARISERS["projection"]])
+def test_what_a_model_began_with_must_be_known(make):
+    model = learn(build("DQN"), None)
+    with pytest.raises(RuntimeError, match="was trained without .*: the values that it began with are not known"):
+        learn(model, make())
+
+
+def test_target_networks_are_not_pulled():
+    model = build("DQN")
+    learn(model, RegenerativeCallback())
+    assert not any(is_target(name) for name in model.initial_parameters)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RegenerativeCallback(-1), "strength must be a finite number of at least 0"),
+        (lambda: WeightClippingCallback(0), "bound must be greater than 0"),
+        (lambda: ParsevalCallback(logging_period=0), "logging_period must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
