@@ -187,7 +187,7 @@ def test_a_hook_that_an_interrupted_training_left_does_nothing():
 @pytest.mark.parametrize("make", [REGULARISERS["regenerative"], REGULARISERS["projection"]])
 def test_what_a_model_began_with_must_be_known(make):
     model = learn(build("DQN"), None)
-    with pytest.raises(RuntimeError, match="was trained without .*: the values that it began with are not known"):
+    with pytest.raises(RuntimeError, match=r"was trained without .*: the values that it began with are not known"):
         learn(model, make())
 
 

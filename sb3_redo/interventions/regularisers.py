@@ -145,11 +145,8 @@ class RegenerativeCallback(RegulariserCallback):
         self._add_to_gradients(names, lambda name, parameter: 2 * self.strength * (parameter - self._initial[name]))
 
     def _values(self) -> dict[str, float]:
-        return {
-            "distance": _norm(
-                [parameter.detach() - self._initial[name] for name, parameter in self._parameters.items()]
-            )
-        }
+        moved = [parameter.detach() - self._initial[name] for name, parameter in self._parameters.items()]
+        return {"distance": float(torch.stack([tensor.norm() for tensor in moved]).norm())}
 
 
 class ParsevalCallback(RegulariserCallback):
