@@ -18,6 +18,7 @@ from typing import Any
 
 # Nothing here computes or draws a random number when it is imported.
 _PRELOADED = (
+    "torch._dynamo",  # which the first optimizer loads
     "rl_zoo3.import_envs",
     "rl_zoo3.exp_manager",
     "torch.utils.tensorboard",
