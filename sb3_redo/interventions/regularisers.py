@@ -93,11 +93,12 @@ class RegulariserCallback(BaseCallback):
             handle.remove()
         self._handles = []
 
-    def _add_to_gradients(self, names: list[str], terms: Callable[[str, Tensor], Tensor]) -> None:
+    def _gradients(self, names: list[str]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, parameter and gradient of those that have one."""
         for name in names:
-            gradient = self._parameters[name].grad
-            if gradient is not None:
-                gradient.add_(terms(name, self._parameters[name]))
+            parameter = self._parameters[name]
+            if parameter.grad is not None:
+                yield name, parameter, parameter.grad
 
     def _refuse_trained(self) -> None:
         if gradient_steps_of(self.model) > 0:
@@ -142,7 +143,9 @@ class RegenerativeCallback(RegulariserCallback):
         self._initial = {name: kept[name].to(parameter) for name, parameter in self._parameters.items()}
 
     def _before_step(self, names: list[str]) -> None:
-        self._add_to_gradients(names, lambda name, parameter: 2 * self.strength * (parameter - self._initial[name]))
+        for name, parameter, gradient in self._gradients(names):
+            # Without a tensor in between, which would be as large as the network.
+            gradient.add_(parameter, alpha=2 * self.strength).sub_(self._initial[name], alpha=2 * self.strength)
 
     def _values(self) -> dict[str, float]:
         moved = [parameter.detach() - self._initial[name] for name, parameter in self._parameters.items()]
@@ -175,15 +178,13 @@ class ParsevalCallback(RegulariserCallback):
         self._weights = self._layer_weights(with_outputs=False)
 
     def _before_step(self, names: list[str]) -> None:
-        mine = [name for name in names if name in self._weights]
-        self._add_to_gradients(mine, lambda name, weight: 4 * self.strength * self._pull(weight))
+        for _, weight, gradient in self._gradients([name for name in names if name in self._weights]):
+            rows = weight.flatten(1)
+            gradient.add_((self._excess(weight) @ rows).view_as(weight), alpha=4 * self.strength)
 
     def _excess(self, weight: Tensor) -> Tensor:
         rows = weight.detach().flatten(1)
         return rows @ rows.T - self.scale * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-
-    def _pull(self, weight: Tensor) -> Tensor:
-        return (self._excess(weight) @ weight.flatten(1)).view_as(weight)
 
     def _values(self) -> dict[str, float]:
         return {"penalty": sum(float(self._excess(weight).pow(2).sum()) for weight in self._weights.values())}

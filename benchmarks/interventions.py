@@ -1,0 +1,169 @@
+"""What the interventions cost, as ratios in one process on one thread: a table, and JSON with ``--json FILE``.
+
+- ``gradient step with / without``: of those that act at every gradient step, CPU time of ``train()`` calls with the
+  callback over that of the same calls without it, in turns.
+- ``over its floor``: what the callback adds to a gradient step, over a pass that reads and writes the tensors that it
+  must, once.
+- ``share at its period``: of those that act once in a while, the time of one intervention over that of the gradient
+  steps in its default period.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from overhead import NETWORKS
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_redo import ReDoCallback
+from sb3_redo.agents import gradient_steps_of
+from sb3_redo.interventions import (
+    NormProjectionCallback,
+    ParsevalCallback,
+    RegenerativeCallback,
+    ResetCallback,
+    ScheduledReDoCallback,
+    ShrinkAndPerturbCallback,
+    WeightClippingCallback,
+)
+from sb3_redo.interventions.regularisers import RegulariserCallback
+from sb3_redo.stepping import GradientStepCallback
+
+from passes import Line, table
+
+ALWAYS: tuple[Callable[[], RegulariserCallback], ...] = (
+    RegenerativeCallback,
+    ParsevalCallback,
+    WeightClippingCallback,
+    NormProjectionCallback,
+)
+SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
+    ReDoCallback,
+    ScheduledReDoCallback,
+    ResetCallback,
+    ShrinkAndPerturbCallback,
+)
+
+
+class Bench:
+    """A model whose buffer is filled, and its gradient steps."""
+
+    def __init__(self, name: str, steps_at_once: int = 5):
+        self.name = name
+        self.model: Any = NETWORKS[name]()[0]
+        self.model.__dict__["start_time"] = time.time_ns()
+        self.steps_at_once = steps_at_once
+
+    def begin(self, callback: BaseCallback) -> None:
+        """As ``learn()`` does it."""
+        # What this model began with was not kept; what it is now will do for the time that it takes.
+        policy = self.model.policy
+        self.model.__dict__["initial_parameters"] = {name: p.detach().clone() for name, p in policy.named_parameters()}
+        self.model.__dict__["initial_norms"] = {name: float(p.norm()) for name, p in policy.named_parameters()}
+        callback.init_callback(self.model)
+        callback.on_training_start({"callback": callback}, {})
+
+    def step(self) -> float:
+        """CPU time of a few gradient steps."""
+        begin = time.thread_time()
+        self.model.train(gradient_steps=self.steps_at_once, batch_size=self.model.batch_size)
+        return time.thread_time() - begin
+
+    def always(self, make: Callable[[], RegulariserCallback], seconds: float) -> Iterator[Line]:
+        """With and without in turns."""
+        ours: list[float] = []
+        bare: list[float] = []
+        callback = make()
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(bare) < 20:
+            for is_ours in sorted((True, False), reverse=len(bare) % 2 == 0):
+                if is_ours:
+                    self.begin(callback)
+                self.step()  # the first after a change meets cold caches
+                (ours if is_ours else bare).append(self.step())
+                callback.on_training_end()
+        low, _, high = quantiles([one / other for one, other in zip(ours, bare, strict=True)])
+        each = median(bare) / self.steps_at_once
+        note = f"a gradient step takes {1e3 * each:.2f} ms, {len(bare)} times"
+        subject = f"{self.name}, {type(callback).__name__}"
+        value = median(ours) / median(bare)
+        yield Line(subject, "gradient step with / without", value, low, high, float("inf"), note)
+        added = (value - 1) * each
+        floor = self.floor(callback)
+        note = f"{1e3 * added:.3f} / {1e3 * floor:.3f} ms"
+        yield Line(subject, "over its floor", added / floor, added / floor, added / floor, 2.0, note)
+
+    def floor(self, callback: RegulariserCallback) -> float:
+        """Seconds in which what it must read and write is read and written once."""
+        self.begin(callback)
+        parameters = list(getattr(callback, "_weights", None) or callback._parameters)
+        tensors = [callback._parameters[name].detach() for name in parameters]
+        others = [tensor.clone() for tensor in tensors]
+        callback.on_training_end()
+
+        def once() -> float:
+            begin = time.thread_time()
+            for tensor, other in zip(tensors, others, strict=True):
+                other.add_(tensor)
+            return time.thread_time() - begin
+
+        return median(once() for _ in range(200))
+
+    def sometimes(self, make: Callable[[], GradientStepCallback]) -> Line:
+        """One intervention beside the gradient steps of a period."""
+        callback = make()
+        self.begin(callback)
+        period = getattr(callback, "recycling_period", None) or getattr(callback, "period")  # noqa: B009
+        times = []
+        for number in range(1, 8):
+            step = (gradient_steps_of(self.model) // period + number) * period
+            begin = time.thread_time()
+            callback._after(step - 1, step)
+            times.append(time.thread_time() - begin)
+        callback.on_training_end()
+        each = median(self.step() for _ in range(20)) / self.steps_at_once
+        shares = [seconds / (period * each) for seconds in times]
+        note = f"{1e3 * median(times):.1f} ms every {period:,} gradient steps of {1e3 * each:.2f} ms"
+        subject = f"{self.name}, {type(callback).__name__}"
+        return Line(subject, "share at its period", median(shares), min(shares), max(shares), 0.02, note)
+
+
+def lines(seconds: float, networks: list[str]) -> Iterator[Line]:
+    for name in networks:
+        bench = Bench(name)
+        for periodic in SOMETIMES:
+            yield bench.sometimes(periodic)
+        for regulariser in ALWAYS:
+            yield from bench.always(regulariser, seconds)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="per comparison (default: %(default)g)")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["Nature CNN", "SAC 256x256"])
+    parser.add_argument("--json", type=Path, help="file for the JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: list[Any] = []
+    for line in lines(options.seconds, options.networks):
+        print(line.subject, line.quantity, file=sys.stderr)
+        found.append(line)
+    print(table(found))
+    if options.json is not None:
+        rows = [{**asdict(line), "bar": line.bar if line.bar != float("inf") else None} for line in found]
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
