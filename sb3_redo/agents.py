@@ -71,6 +71,7 @@ class Agent:
     :param at_rollout_end: whether to measure when a rollout has been collected, since its observations are gone when
         the next one begins, and not inside ``train()``
     :param player: acts as the algorithm does while it collects experience
+    :param by_gradients: whether all networks are changed by their optimizers' steps alone
     """
 
     networks: tuple[str, ...]
@@ -82,6 +83,7 @@ class Agent:
     states: Callable[[Any, int], tuple[Tensor, ...]] = _no_states
     at_rollout_end: bool = False
     player: Callable[[Any, Any], Player] = Player
+    by_gradients: bool = True
 
 
 def _q_learner(model: Any, network: str) -> Agent:
@@ -122,7 +124,7 @@ def _deterministic(actor: Any, observations: Any) -> Any:
     return actor(observations)
 
 
-def _on_policy(model: Any, player: type[Player] = Player) -> Agent:
+def _on_policy(model: Any, player: type[Player] = Player, by_gradients: bool = True) -> Agent:
     return Agent(
         networks=("policy", "value", "shared"),
         optimizers=(model.policy.optimizer,),
@@ -131,6 +133,7 @@ def _on_policy(model: Any, player: type[Player] = Player) -> Agent:
         network_of=_by_head,
         at_rollout_end=True,
         player=player,
+        by_gradients=by_gradients,
     )
 
 
@@ -165,7 +168,7 @@ _AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {
     TD3: partial(_actor_critic, clock="critic", act=_deterministic),  # and DDPG, which extends it
     PPO: _on_policy,
     A2C: _on_policy,
-    TRPO: _on_policy,
+    TRPO: partial(_on_policy, by_gradients=False),  # a line search along natural gradients sets its policy
     MaskablePPO: partial(_on_policy, player=MaskedPlayer),
     RecurrentPPO: _recurrent,
 }

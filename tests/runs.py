@@ -79,6 +79,9 @@ class BatchNormAndDropout(BaseFeaturesExtractor):
 NOISY = {"features_extractor_class": BatchNormAndDropout}
 
 
+INTERVENTIONS = ("reset", "perturb", "regenerative", "parseval", "clipping", "projection")
+
+
 class Tape(KVWriter):
     """Notes optimizer steps and every point that the callbacks write, in order.
 
@@ -96,7 +99,7 @@ class Tape(KVWriter):
             self.events.append(("measured by a second callback", key_values["dormancy_2/gradient_step"]))
         elif "redo/recycled" in key_values:
             self.events.append(("recycled", key_values["redo/recycled"]))
-        else:
+        elif "time/fps" in key_values or not any(key.split("/")[0] in INTERVENTIONS for key in key_values):
             return  # SB3's own dump
         self.points.append((step, dict(key_values)))
 

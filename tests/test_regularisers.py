@@ -40,7 +40,7 @@ def penalty_gradients(penalty, model):
     copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.policy.named_parameters()}
     loss = penalty(copies)
     gradients = torch.autograd.grad(loss, list(copies.values()), allow_unused=True)
-    return dict(zip(copies, gradients, strict=True)), float(loss)
+    return dict(zip(copies, gradients, strict=True)), float(loss.detach())
 
 
 def regenerative(model):
@@ -107,14 +107,14 @@ def test_what_is_logged_is_the_penalty_without_its_strength():
     assert 0 < tape.values("regenerative/distance")[0] < tape.values("regenerative/distance")[-1]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "TRPO"])
 def test_a_strong_pull_keeps_a_network_near_to_where_it_began(name):
     def moved(callback):
         model = build(name)
         initial = {key: tensor.detach().clone() for key, tensor in model.policy.named_parameters()}
         learn(model, callback, name=name)
         return sum(
-            float((tensor - initial[key]).pow(2).sum())
+            float((tensor.detach() - initial[key]).pow(2).sum())
             for key, tensor in model.policy.named_parameters()
             if not is_target(key)
         )
@@ -123,13 +123,19 @@ def test_a_strong_pull_keeps_a_network_near_to_where_it_began(name):
     assert moved(RegenerativeCallback(100.0)) < 0.5 * moved(None)
 
 
+@pytest.mark.parametrize("make", [REGULARISERS["regenerative"], REGULARISERS["parseval"]])
+def test_gradients_that_are_not_all_of_training_are_refused(make):
+    with pytest.raises(RuntimeError, match="TRPO changes its policy without an optimizer"):
+        learn(build("TRPO"), make(), name="TRPO")
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_no_weight_is_beyond_its_bound_after_a_step(name):
     model, callback = build(name), WeightClippingCallback(0.5)
     learn(model, callback, name=name)
     assert len(callback._bounds) >= 4
     for path, bound in callback._bounds.items():
-        assert float(model.policy.get_parameter(path).abs().max()) <= bound * (1 + 1e-6)
+        assert float(model.policy.get_parameter(path).detach().abs().max()) <= bound * (1 + 1e-6)
     first = next(path for path in callback._bounds if path.endswith("weight"))
     inputs = model.policy.get_parameter(first)[0].numel()
     assert callback._bounds[first] == callback._bounds[first.replace("weight", "bias")] == 0.5 / math.sqrt(inputs)
@@ -138,16 +144,15 @@ def test_no_weight_is_beyond_its_bound_after_a_step(name):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_hidden_layers_keep_their_norm_and_output_layers_do_not(name):
     model = build(name)
-    initial = {key: float(tensor.norm()) for key, tensor in model.policy.named_parameters()}
+    initial = {key: float(tensor.detach().norm()) for key, tensor in model.policy.named_parameters()}
     callback = NormProjectionCallback()
     learn(model, callback, name=name)
     for key, tensor in model.policy.named_parameters():
         if key in callback._weights:
-            assert float(tensor.norm()) == pytest.approx(initial[key], rel=1e-4)
-    outputs = [key for key in callback._parameters if key not in callback._weights and key.endswith("weight")]
-    assert any(
-        float(model.policy.get_parameter(key).norm()) != pytest.approx(initial[key], rel=1e-4) for key in outputs
-    )
+            assert float(tensor.detach().norm()) == pytest.approx(initial[key], rel=1e-4)
+    others = [key for key in callback._parameters if key not in callback._weights and key.endswith("weight")]
+    norms = {key: float(model.policy.get_parameter(key).detach().norm()) for key in others}
+    assert any(norm != pytest.approx(initial[key], rel=1e-4) for key, norm in norms.items())
 
 
 @every_regulariser
@@ -181,7 +186,7 @@ def test_a_hook_that_an_interrupted_training_left_does_nothing():
     with pytest.raises(KeyboardInterrupt):
         learn(model, Stopping(1e-6))
     learn(model, None)
-    assert max(float(parameter.abs().max()) for parameter in model.policy.parameters()) > 1e-3
+    assert max(float(parameter.detach().abs().max()) for parameter in model.policy.parameters()) > 1e-3
 
 
 @pytest.mark.parametrize("make", [REGULARISERS["regenerative"], REGULARISERS["projection"]])

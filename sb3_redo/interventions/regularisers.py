@@ -4,54 +4,46 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
-from torch.optim import Optimizer
 
-from sb3_redo.agents import agent_of, gradient_steps_of, whole_batch
-from sb3_redo.companions import refuse_parallel_training
+from sb3_redo.agents import gradient_steps_of, whole_batch
 from sb3_redo.frozen import LAYER_TYPES
 from sb3_redo.interventions.scope import is_target
 from sb3_redo.settings import non_negative_integer, non_negative_number, positive_integer
+from sb3_redo.stepping import GradientStepCallback, is_over
 from sb3_redo.tensorboard import write_point
 from sb3_redo.wiring import trace_wiring
 
 _INITIAL = "initial_parameters"
 
 
-class RegulariserCallback(BaseCallback):
-    """Acts on an algorithm's parameters at every step of their optimizers; see its subclasses.
-
-    Logs under its ``prefix`` at the end of the first rollout after every ``logging_period`` gradient steps.
-    """
+class RegulariserCallback(GradientStepCallback):
+    """Acts on an algorithm's parameters at every step of their optimizers; see its subclasses."""
 
     prefix: str
+    """Of the keys that are logged, every ``logging_period`` gradient steps."""
 
     def __init__(self, logging_period: int, verbose: int):
         super().__init__(non_negative_integer("verbose", verbose))
         self.logging_period = positive_integer("logging_period", logging_period)
         self._handles: list[Any] = []
 
-    def _on_training_start(self) -> None:
-        self._stop()
-        refuse_parallel_training(self.locals.get("callback"))
-        self._agent = agent_of(self.model)
+    def _identity(self) -> str:
+        return f"{type(self).__name__} {self.logging_period}"
+
+    def _prepare(self) -> None:
         self._parameters = {
             name: parameter
             for name, parameter in self.model.policy.named_parameters()
             if parameter.requires_grad and not is_target(name)
         }
-        self._prepare()
-        self._logged_at = gradient_steps_of(self.model) // self.logging_period
+        self._prepare_parameters()
         self._learn_call = self.model.start_time
         for optimizer in self._agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             names = [name for name, parameter in self._parameters.items() if parameter in held]
-            self._handles += self._hook(optimizer, names)
-
-    def _hook(self, optimizer: Optimizer, names: list[str]) -> Iterator[Any]:
-        yield optimizer.register_step_pre_hook(self._acting(self._before_step, names))
-        yield optimizer.register_step_post_hook(self._acting(self._after_step, names))
+            self._handles.append(optimizer.register_step_pre_hook(self._acting(self._before_step, names)))
+            self._handles.append(optimizer.register_step_post_hook(self._acting(self._after_step, names)))
 
     def _acting(self, act: Callable[[list[str]], None], names: list[str]) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -62,7 +54,7 @@ class RegulariserCallback(BaseCallback):
 
         return hook
 
-    def _prepare(self) -> None:
+    def _prepare_parameters(self) -> None:
         """Everything that the first gradient step will need; ``_parameters`` are those that are trained."""
 
     def _before_step(self, names: list[str]) -> None:
@@ -75,23 +67,23 @@ class RegulariserCallback(BaseCallback):
         """What to log, without the prefix."""
         raise NotImplementedError
 
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        period = gradient_steps_of(self.model) // self.logging_period
-        if self._handles and period > self._logged_at:
-            self._logged_at = period
+    def _after(self, before: int, gradient_step: int) -> None:
+        if is_over(self.logging_period, before, gradient_step):
             values = {f"{self.prefix}/{name}": value for name, value in self._values().items()}
             write_point(self.logger, values, self.model.num_timesteps)
 
-    def _on_training_end(self) -> None:
-        self._stop()
-
     def _stop(self) -> None:
+        super()._stop()
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def _refuse_without_gradients(self) -> None:
+        if not self._agent.by_gradients:
+            raise RuntimeError(
+                f"{type(self).__name__} adds to gradients before an optimizer steps, and {type(self.model).__name__} "
+                "changes its policy without an optimizer: only half of the networks would be regularised"
+            )
 
     def _gradients(self, names: list[str]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, parameter and gradient of those that have one."""
@@ -134,7 +126,8 @@ class RegenerativeCallback(RegulariserCallback):
         super().__init__(logging_period, verbose)
         self.strength = non_negative_number("strength", strength)
 
-    def _prepare(self) -> None:
+    def _prepare_parameters(self) -> None:
+        self._refuse_without_gradients()
         kept = self.model.__dict__.get(_INITIAL)
         if kept is None:
             self._refuse_trained()
@@ -174,7 +167,8 @@ class ParsevalCallback(RegulariserCallback):
         self.strength = non_negative_number("strength", strength)
         self.scale = non_negative_number("scale", scale)
 
-    def _prepare(self) -> None:
+    def _prepare_parameters(self) -> None:
+        self._refuse_without_gradients()
         self._weights = self._layer_weights(with_outputs=False)
 
     def _before_step(self, names: list[str]) -> None:
@@ -211,7 +205,7 @@ class WeightClippingCallback(RegulariserCallback):
         if self.bound == 0:
             raise ValueError("bound must be greater than 0: nothing but zeros would be left")
 
-    def _prepare(self) -> None:
+    def _prepare_parameters(self) -> None:
         self._bounds: dict[str, float] = {}
         for name, weight in self._layer_weights(with_outputs=True).items():
             bound = self.bound / weight[0].numel() ** 0.5
@@ -235,7 +229,7 @@ class NormProjectionCallback(RegulariserCallback):
     The first half, a normalisation before every activation, makes the scale of the weights in front of it
     irrelevant to the network's output: use a policy of ``sb3_redo.networks`` with ``layer_norm: true``. Hidden layers
     are projected, output layers are not. The initial norms are kept on the model as ``initial_norms``, which is saved
-    with it. Logs ``projection/scale``, the mean factor of the last step.
+    with it. Logs ``projection/output_norm``, the norm of the output layers' weights, which are free to grow.
 
     :param logging_period: in gradient steps
     :raises TypeError: on a setting of the wrong type
@@ -247,21 +241,21 @@ class NormProjectionCallback(RegulariserCallback):
     def __init__(self, logging_period: int = 1000, verbose: int = 0):
         super().__init__(logging_period, verbose)
 
-    def _prepare(self) -> None:
+    def _prepare_parameters(self) -> None:
         self._weights = self._layer_weights(with_outputs=False)
         if "initial_norms" not in self.model.__dict__:
             self._refuse_trained()
             norms = {name: float(weight.detach().norm()) for name, weight in self._weights.items()}
             self.model.__dict__["initial_norms"] = norms
         self._norms: dict[str, float] = self.model.__dict__["initial_norms"]
-        self._factors: dict[str, Tensor] = {}
+        every = self._layer_weights(with_outputs=True)
+        self._outputs = [weight for name, weight in every.items() if name not in self._weights]
 
     def _after_step(self, names: list[str]) -> None:
         for name in names:
             if name in self._weights:
                 weight = self._weights[name]
-                self._factors[name] = self._norms[name] / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
-                weight.mul_(self._factors[name])
+                weight.mul_(self._norms[name] / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny))
 
     def _values(self) -> dict[str, float]:
-        return {"scale": float(torch.stack(list(self._factors.values())).mean()) if self._factors else 1.0}
+        return {"output_norm": float(torch.stack([weight.detach().norm() for weight in self._outputs]).norm())}
