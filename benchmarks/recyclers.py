@@ -135,7 +135,10 @@ class CountedReDo(_ClearingReDo):
 
 
 class ActiveReDo(ReDoCallback):
-    """Draws incoming weights again, at most so often, until the neuron is not dormant on the measured batch."""
+    """Draws incoming weights again, at most so often, until the neuron is not dormant on the measured batch.
+
+    Weights between two recycled neurons stay at 0, as with a single draw.
+    """
 
     def __init__(self, redraws: int = 20, **settings: Any):
         super().__init__(**settings)
@@ -158,6 +161,14 @@ class ActiveReDo(ReDoCallback):
                 self.surgery,
                 initial_state=initial_state,
             )
+            self._clear_outgoing(recycled)
+
+    @torch.no_grad()
+    def _clear_outgoing(self, recycled: Masks) -> None:
+        for name, mask in recycled.items():
+            for consumer, positions in self._meter.wiring[name].consumers.items():
+                columns = (positions >= 0) & mask[positions]
+                self.model.policy.get_parameter(f"{consumer}.weight")[:, columns] = 0.0
 
 
 def recycled_neurons(report: DormancyReport) -> Masks:
