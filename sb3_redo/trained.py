@@ -20,15 +20,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_redo.algorithms import ALGORITHMS as OURS
 from sb3_redo.networks.names import algorithms_of
 from sb3_redo.settings import UsageError, one_of
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {**ALGOS, "ppo_mask": MaskablePPO}
-"""By the zoo's names, with sb3-contrib's for the one that the zoo does not train."""
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {**ALGOS, **OURS, "ppo_mask": MaskablePPO}
+"""By the zoo's names, ours among them, with sb3-contrib's for the one that the zoo does not train."""
 
 _OF_POLICIES = {
     "stable_baselines3.common.policies": ("ppo", "a2c", "trpo"),
-    "stable_baselines3.dqn.policies": ("dqn",),
+    "stable_baselines3.dqn.policies": ("dqn", *OURS),
     "stable_baselines3.sac.policies": ("sac",),
     "stable_baselines3.td3.policies": ("td3", "ddpg"),
     "sb3_contrib.ars.policies": ("ars",),
@@ -112,8 +113,10 @@ def algorithm_of(source: Source, given: str | None) -> str:
         policy = json.loads(archive.read("data")).get("policy_class", {})
     possible = _algorithms_of(policy)
     name = given or source.arguments.get("algo")
-    if name is None and len(possible) == 1:
-        return possible[0]
+    # Ours differ from the one that they extend in how they are trained, and here nothing is.
+    plain = [algorithm for algorithm in possible if algorithm not in OURS]
+    if name is None and len(plain) == 1:
+        return plain[0]
     if name is None:
         reason = f"it may be {' or '.join(possible)}" if possible else "its policy is of a class of your own"
         raise UsageError(f"give --algo: the file does not tell which algorithm it is of; {reason}")
@@ -129,7 +132,7 @@ def algorithm_of(source: Source, given: str | None) -> str:
 def _algorithms_of(policy: Mapping[str, Any]) -> tuple[str, ...]:
     """Which algorithms a saved policy may be of, from what the zip says of its class."""
     module = policy.get("__module__", "")
-    if module != "sb3_redo.networks.policies":
+    if module not in ("sb3_redo.networks.policies", "sb3_redo.networks.dueling"):
         return _OF_POLICIES.get(module, ())
     # Policies of all algorithms lie in one module: the pickle, which is not run here, has the name of the class.
     pickled = pickletools.genops(base64.b64decode(policy[":serialized:"]))

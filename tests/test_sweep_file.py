@@ -112,7 +112,7 @@ WRONG = {
         r"sweep.yml:\d+: grid.callback: expected a mapping of labels to lists of callbacks",
     ),
     "an unknown environment": ("CartPole-v1", "CartPole-v7", r"sweep.yml:2: environments.0: 'CartPole-v7' is not reg"),
-    "an unknown algorithm": ("dqn", "dqm", r"sweep.yml:1: algorithm: .* did you mean 'dqn'\?"),
+    "an unknown algorithm": ("dqn", "dqnn", r"sweep.yml:1: algorithm: .* did you mean 'dqn'\?"),
     "an unknown hyper-parameter": ("learning_rate", "learnig_rate", r"sweep.yml:6: .* did you mean 'learning_rate'\?"),
     "an unknown axis": ("width", "widht", r"sweep.yml:9: grid.widht: .* did you mean 'width'\?"),
     "no replay ratio": ("[0.25, 2]", "[0.25, 2, 0]", r"sweep.yml:8: grid.replay_ratio.2: .* must be positive"),
@@ -304,3 +304,15 @@ def test_anchors_and_merges_are_read_as_the_zoo_reads_them():
     content = yaml.safe_load((SWEEPS / "small_replay_ratio.yml").read_text())
     sweep = read_sweep(SWEEPS / "small_replay_ratio.yml")
     assert sweep.runs[-1].callbacks == content["grid"]["callback"]["redo"]
+
+
+def test_a_merge_behind_an_anchor_is_no_key_twice(read):
+    merged = read(
+        "    redo:\n      - sb3_redo.ReDoCallback: {dormancy_threshold: 0.1}\n",
+        "    redo:\n"
+        "      - sb3_redo.ReDoCallback: &one {<<: &settings {dormancy_threshold: 0.1, batch_size: 8}, batch_size: 16}\n"
+        "    again:\n      - sb3_redo.ReDoCallback: *one\n",
+    )
+    by_label = {run.condition["callback"]: run.callbacks[0] for run in merged.runs if run.replay_ratio == 0.25}
+    expected = {"sb3_redo.ReDoCallback": {"dormancy_threshold": 0.1, "batch_size": 16}}
+    assert by_label["redo"] == by_label["again"] == expected

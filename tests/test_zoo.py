@@ -12,6 +12,7 @@ import yaml
 from rl_zoo3.utils import ALGOS, get_callback_list
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import sb3_redo.algorithms  # noqa: F401
 from sb3_redo import DormancyCallback, ReDoCallback
 
 CONFIGS = Path(__file__).parents[1] / "zoo_configs"

@@ -29,6 +29,7 @@ class Document:
             loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
             self._lines: dict[Location, int] = {}
+            self._seen: set[int] = set()
             self.content: Any = None
             if node is not None:
                 self._note(loader, node, ())
@@ -42,8 +43,11 @@ class Document:
     def _note(self, loader: yaml.SafeLoader, node: yaml.Node, location: Location) -> None:
         self._lines[location] = node.start_mark.line + 1
         if isinstance(node, yaml.MappingNode):
-            self._refuse_twins(loader, node, location)
-            loader.flatten_mapping(node)
+            # An alias leads to the same node again, which then holds what was merged into it.
+            if id(node) not in self._seen:
+                self._seen.add(id(node))
+                self._refuse_twins(loader, node, location)
+                loader.flatten_mapping(node)
             for key_node, value in node.value:
                 key = loader.construct_object(key_node, deep=True)
                 self._note(loader, value, (*location, key))

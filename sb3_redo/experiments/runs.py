@@ -12,6 +12,9 @@ from sb3_redo.experiments.conditions import python_text
 from sb3_redo.experiments.folders import FAILED, OUTCOME, PROGRESS, RESULT, RUN, read_json, write_json
 from sb3_redo.settings import UsageError
 
+# Those that sb3_redo.algorithms adds to the zoo's own.
+OUR_ALGORITHMS = ("double_dqn", "drq")
+
 _PACKAGES = ("sb3-redo", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "numpy")
 
 
@@ -84,8 +87,9 @@ class Run:
         }
         callbacks = [{"sb3_redo.experiments.RunFolder": keeper}, *self.callbacks]
         hyper = {**self.overrides, "callback": callbacks}
+        command = "sb3_redo.zoo" if self.algorithm in OUR_ALGORITHMS else "rl_zoo3.train"
         return [
-            *(python, "-m", "rl_zoo3.train", "--algo", self.algorithm, "--env", self.environment),
+            *(python, "-m", command, "--algo", self.algorithm, "--env", self.environment),
             *("-conf", self.config, "-f", str(folder / "zoo"), "--seed", str(self.seed)),
             *("--eval-freq", "-1", "--num-threads", str(threads)),
             *(("-n", str(self.n_timesteps)) if self.n_timesteps else ()),

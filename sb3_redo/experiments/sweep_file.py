@@ -97,6 +97,8 @@ class _Reader:
     def check(self) -> None:
         from rl_zoo3.utils import ALGOS
 
+        import sb3_redo.algorithms  # noqa: F401  adds ours to the zoo's
+
         self._named(self.algorithm, tuple(ALGOS), "algorithm")
         self._check_environments()
         self.parameters = dict(inspect.signature(ALGOS[self.algorithm]).parameters)

@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sb3_redo.networks.dueling import DuelingDQNCnnPolicy as DuelingDQNCnnPolicy
+    from sb3_redo.networks.dueling import DuelingDQNMlpPolicy as DuelingDQNMlpPolicy
+    from sb3_redo.networks.dueling import DuelingDQNMultiInputPolicy as DuelingDQNMultiInputPolicy
     from sb3_redo.networks.extractors import CombinedExtractor as CombinedExtractor
     from sb3_redo.networks.extractors import ImpalaCNN as ImpalaCNN
     from sb3_redo.networks.extractors import NatureCNN as NatureCNN
@@ -37,6 +40,9 @@ __all__ = [
     "DQNCnnPolicy",
     "DQNMlpPolicy",
     "DQNMultiInputPolicy",
+    "DuelingDQNCnnPolicy",
+    "DuelingDQNMlpPolicy",
+    "DuelingDQNMultiInputPolicy",
     "ImpalaCNN",
     "NatureCNN",
     "QRDQNCnnPolicy",
@@ -59,7 +65,8 @@ def __getattr__(name: str) -> Any:
     # Imported when asked for, as in sb3_redo: the names alone must not cost torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "names" if name == "scalable_policy" else "policies" if name.endswith("Policy") else "extractors"
+    rooms = {"scalable_policy": "names", "DuelingDQN": "dueling", "Policy": "policies"}
+    room = next((room for part, room in rooms.items() if part in name), "extractors")
     return getattr(import_module(f"sb3_redo.networks.{room}"), name)
 
 

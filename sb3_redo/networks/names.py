@@ -6,6 +6,8 @@ _PACKAGE = "sb3_redo.networks"
 _KINDS = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 _OWNERS = {
     "dqn": "DQN",
+    "double_dqn": "DQN",
+    "drq": "DQN",
     "qrdqn": "QRDQN",
     "sac": "SAC",
     "td3": "TD3",
@@ -33,6 +35,8 @@ def scalable_policy(algorithm: str, policy: str) -> str:
     # CrossQ comes with a policy for vectors alone.
     kinds = _KINDS[:1] if owner == "CrossQ" else _KINDS
     own = {f"{_PACKAGE}.{room}{owner}{kind}" for room in ("", "policies.") for kind in kinds}
+    if owner == "DQN":
+        own |= {f"{_PACKAGE}.{room}Dueling{owner}{kind}" for room in ("", "dueling.") for kind in kinds}
     if policy in own:
         return policy
     return f"{_PACKAGE}.{owner}{one_of(f'the policy of {algorithm}', policy, kinds)}"
@@ -44,5 +48,5 @@ def algorithms_of(policy: str) -> tuple[str, ...]:
     >>> algorithms_of("TD3CnnPolicy")
     ('td3', 'ddpg')
     """
-    owner = next((policy.removesuffix(kind) for kind in _KINDS if policy.endswith(kind)), None)
+    owner = next((policy.removesuffix(kind).removeprefix("Dueling") for kind in _KINDS if policy.endswith(kind)), None)
     return tuple(algorithm for algorithm, name in _OWNERS.items() if name == owner)

@@ -1,0 +1,24 @@
+"""Agents of the two papers that Stable-Baselines3 lacks; each file holds what differs from its DQN.
+
+Importing this registers them with the RL Zoo, as ``double_dqn`` and ``drq``. From the command line, where nothing is
+imported before the zoo looks at ``--algo``, ``python -m sb3_redo.zoo`` takes the place of ``python -m rl_zoo3.train``.
+"""
+
+from sb3_redo.algorithms.double_dqn import DoubleDQN
+from sb3_redo.algorithms.drq import DrQ
+
+__all__ = ["ALGORITHMS", "DoubleDQN", "DrQ"]
+
+ALGORITHMS = {"double_dqn": DoubleDQN, "drq": DrQ}
+"""By the zoo's names."""
+
+
+def _register() -> None:
+    try:
+        from rl_zoo3.utils import ALGOS
+    except ImportError:
+        return
+    ALGOS.update(ALGORITHMS)
+
+
+_register()
