@@ -75,9 +75,10 @@ class _ClearingReDo(ReDoCallback):
 
 
 class FirstGradientReDo(_ClearingReDo):
-    """The second moment becomes the square of the first gradient that the renewed weights get.
+    """The second moment of a renewed weight becomes the square of the first gradient that is not zero.
 
-    It is that of the training batch that follows, not of the measured one, so that no loss has to be known here.
+    It is that of a training batch that follows, not of the measured one, so that no loss has to be known here. (In the
+    very first one incoming weights have a gradient of zero, since outgoing ones are.)
     """
 
     def _prepare(self) -> None:
@@ -91,9 +92,10 @@ class FirstGradientReDo(_ClearingReDo):
 
     def _seed_second_moments(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for parameter in [parameter for parameter in self._waiting if parameter in optimizer.state]:
-            renewed = self._waiting.pop(parameter)
             if parameter.grad is not None:
-                optimizer.state[parameter]["exp_avg_sq"][renewed] = parameter.grad[renewed] ** 2
+                now = self._waiting[parameter] & (parameter.grad != 0)
+                optimizer.state[parameter]["exp_avg_sq"][now] = parameter.grad[now] ** 2
+                self._waiting[parameter] &= ~now
 
 
 class CountedReDo(_ClearingReDo):
