@@ -100,8 +100,7 @@ class DormancyCallback(GradientStepCallback):
         settings = (self.dormancy_threshold, self.measuring_period, self.batch_size, self.networks, self.seed)
         return " ".join(map(str, (type(self).__name__, *settings)))
 
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
+    def _announce(self) -> None:
         if self._number == 1:
             write_layout(self.logger, self._meter.networks, log_layers=self.log_layers, recycles=self._recycles)
 

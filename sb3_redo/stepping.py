@@ -26,6 +26,9 @@ class GradientStepCallback(BaseCallback):
     def _prepare(self) -> None:
         """Everything that the first gradient step will need; the agent and the memory are there."""
 
+    def _announce(self) -> None:
+        """Write what is written once, when everything is prepared."""
+
     def _after(self, before: int, gradient_step: int) -> None:
         """Do what is due when gradient steps after ``before``, up to ``gradient_step``, have been made."""
         raise NotImplementedError
@@ -36,6 +39,8 @@ class GradientStepCallback(BaseCallback):
         self._agent = agent_of(self.model)
         self._memory = Memory(self.model, self._identity())
         self._prepare()
+        self._announce()
+        # Last of all: should anything above fail, nothing hangs on the optimizer.
         learn_call = self.model.start_time
         self._clock = GradientClock(
             self._agent.clock,

@@ -139,10 +139,13 @@ def test_an_exception_while_recycling_leaves_no_hook(monkeypatch):
     assert hooks_of(model) == []
 
 
-@pytest.mark.parametrize("place", ["agent_of", "meter_of", "write_layout", "initial_weights_of"])
+@pytest.mark.parametrize(
+    "place",
+    ["stepping.agent_of", "callbacks.meter_of", "callbacks.write_layout", "callbacks.initial_weights_of"],
+)
 def test_an_exception_at_training_start_leaves_no_hook(monkeypatch, place):
     model = dqn()
-    monkeypatch.setattr(sb3_redo.callbacks, place, fail)
+    monkeypatch.setattr(f"sb3_redo.{place}", fail)
     with pytest.raises(BrokenError):
         model.learn(80, callback=recycling(10))
     assert hooks_of(model) == []
