@@ -6,13 +6,14 @@ import torch
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
-from sb3_redo import ReDoCallback
+from sb3_redo import ReDoCallback, trace_wiring
+from sb3_redo.agents import agent_of, whole_batch
 from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.resets import reset
-from sb3_redo.interventions.scope import is_target, targets_of
+from sb3_redo.interventions.scope import is_target, names_in, targets_of
 
-from algorithms import ALGORITHMS, CASES, build, case, is_on_policy
+from algorithms import ALGORITHMS, CASES, IMAGES, build, case, is_on_policy
 from runs import Tape, differences, fingerprint, reloaded
 
 PERIOD = 7
@@ -97,6 +98,30 @@ def test_everything_still_trains_after_a_reset(name):
 
 def trained_by_gradient(model):
     return {key for key, tensor in model.policy.named_parameters() if tensor.grad is not None}
+
+
+def test_a_shared_extractor_is_reset_in_the_target_too():
+    model = build("SAC", IMAGES, policy_kwargs={"share_features_extractor": True})
+    callback = Spied("all", PERIOD, stop=PERIOD + 1)
+    learn(model, callback)
+    before, after, fresh, _ = callback.seen[0]
+    shared = [name for name in fresh if name.startswith("actor.features_extractor")]
+    assert shared
+    for name in shared:
+        twin = name.replace("actor", "critic_target", 1)
+        assert torch.equal(after[twin], after[name])
+        assert not torch.equal(before[twin], after[twin]) or "bias" in name
+
+
+def test_a_compiled_policy_is_reset():
+    model = build("DQN")
+    model.policy.q_net = torch.compile(model.policy.q_net, backend="eager")
+    model._create_aliases()
+    batch = whole_batch(model, model.env.reset())
+    names = names_in(model.policy, trace_wiring(model.policy, batch, forward=agent_of(model).forward), "last")
+    assert [name.replace("_orig_mod.", "") for name in names] == ["q_net.q_net.4.weight", "q_net.q_net.4.bias"]
+    twins = [twin for _, twin in targets_of(model.policy, names)]
+    assert twins == ["q_net_target.q_net.4.weight", "q_net_target.q_net.4.bias"]
 
 
 def test_layers_are_chosen_by_their_distance_from_the_end():

@@ -57,12 +57,20 @@ def is_target(name: str) -> bool:
 
 def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Pairs of a path and the one to its twin in a target network, for those that have one."""
-    state = {uncompiled_name(name): name for name in _state_names(policy)}
+    every = (*policy.named_parameters(remove_duplicate=False), *policy.named_buffers(remove_duplicate=False))
+    paths = {uncompiled_name(name): name for name, _ in every}
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in every:
+        aliases.setdefault(id(tensor), []).append(name)
+    tensors = dict(every)
     for name in names:
-        network, _, rest = uncompiled_name(name).partition(".")
-        twin = state.get(f"{network}{_TARGET}.{rest}")
-        if twin is not None:
-            yield name, twin
+        # What actor and critic share has the actor's name, and its twin the critic's.
+        for alias in aliases[id(tensors[name])]:
+            network, _, rest = uncompiled_name(alias).partition(".")
+            twin = paths.get(f"{network}{_TARGET}.{rest}")
+            if twin is not None:
+                yield name, twin
+                break
 
 
 def _state_names(policy: nn.Module) -> list[str]:
@@ -93,5 +101,5 @@ def _known_path(names: Sequence[str], path: str) -> str:
 
 
 def _is_below(name: str, path: str) -> bool:
-    name = uncompiled_name(name)
+    name, path = uncompiled_name(name), uncompiled_name(path)
     return name == path or name.startswith(f"{path}.")
