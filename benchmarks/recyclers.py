@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from sb3_redo import DormancyCallback, ReDoCallback
-from sb3_redo.agents import initial_state
+from sb3_redo.agents import gradient_steps_of, initial_state
 from sb3_redo.companions import callbacks_in
 from sb3_redo.dormancy import DormancyReport
 from sb3_redo.recycling import recycle
@@ -56,6 +56,17 @@ class _ClearingReDo(ReDoCallback):
 
     def __init__(self, **settings: Any):
         super().__init__(**{**settings, "optimizer_state": "clear"})
+        self._handles: list[Any] = []
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        _refuse_to_go_on(self)
+
+    def _stop(self) -> None:
+        super()._stop()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
         before: dict[Tensor, Tensor] = {
@@ -85,7 +96,7 @@ class FirstGradientReDo(_ClearingReDo):
         super()._prepare()
         self._waiting: dict[Tensor, Tensor] = {}
         for optimizer in self._agent.optimizers:
-            optimizer.register_step_pre_hook(self._seed_second_moments)
+            self._handles.append(optimizer.register_step_pre_hook(self._seed_second_moments))
 
     def _note(self, optimizer: Optimizer, parameter: Tensor, renewed: Tensor) -> None:
         self._waiting[parameter] = renewed
@@ -108,7 +119,7 @@ class CountedReDo(_ClearingReDo):
         super()._prepare()
         self._counts: dict[Tensor, Tensor] = {}
         for optimizer in self._agent.optimizers:
-            optimizer.register_step_post_hook(self._correct)
+            self._handles.append(optimizer.register_step_post_hook(self._correct))
 
     def _note(self, optimizer: Optimizer, parameter: Tensor, renewed: Tensor) -> None:
         old = self._counts.get(parameter, torch.full_like(parameter, torch.inf, requires_grad=False))
@@ -187,6 +198,11 @@ def _only(report: DormancyReport, allowed: Masks) -> DormancyReport:
     return replace(report, layers=tuple(layers))
 
 
+def _refuse_to_go_on(callback: DormancyCallback) -> None:
+    if gradient_steps_of(callback.model) > 0:
+        raise RuntimeError(f"{type(callback).__name__} keeps nothing with the model: start the run anew")
+
+
 class Survival(DormancyCallback):
     """Follows the neurons of one recycling, and logs what has become of them at ages of 0 to 10,000 gradient steps.
 
@@ -202,6 +218,7 @@ class Survival(DormancyCallback):
 
     def _prepare(self) -> None:
         super()._prepare()
+        _refuse_to_go_on(self)
         everyone = callbacks_in(self.locals["callback"])
         (self._recycler,) = (callback for callback in everyone if isinstance(callback, ReDoCallback))
         self._born: int | None = None

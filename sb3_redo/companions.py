@@ -27,12 +27,13 @@ def refuse_parallel_training(root: BaseCallback | None) -> None:
             )
 
 
-def listen(root: BaseCallback, at_rollout_end: Callable[[], None], at_training_end: Callable[[], None]) -> None:
+def listen(root: BaseCallback, **events: Callable[[], None]) -> None:
     """Hear what the callback that was given to ``learn()`` hears, until training ends.
 
     For callbacks inside an ``EventCallback``, which passes on that training starts but not what follows.
+
+    :param events: name of an event of SB3's, ``on_training_end`` among them, to what is to be called
     """
-    events = {"on_rollout_end": at_rollout_end, "on_training_end": at_training_end}
 
     def telling(event: str) -> Callable[[], None]:
         tell: Callable[[], None] = getattr(root, event)

@@ -182,8 +182,7 @@ class _Planner:
         if self.second_moment is None or key not in _SECOND_MOMENTS or not len(live):
             return Edit(tensor, axis, index, self.initial_state(optimizer, key))
         values = self.second_moment(tensor, axis, index, live)
-        is_shared = values.shape[axis] == 1
-        if is_shared and redrawn is not None and redrawn.any() and not redrawn.all():
+        if self.second_moment is _mean_of_live and redrawn is not None and redrawn.any() and not redrawn.all():
             values[redrawn] = values[~redrawn].mean(0)
         return Edit(tensor, axis, index, values)
 

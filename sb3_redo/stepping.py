@@ -40,6 +40,8 @@ class GradientStepCallback(BaseCallback):
         self._memory = Memory(self.model, self._identity())
         self._prepare()
         self._announce()
+        if self._memory.looked_at is None:
+            self._memory.looked_at = gradient_steps_of(self.model)  # periods before are none of ours
         # Last of all: should anything above fail, nothing hangs on the optimizer.
         learn_call = self.model.start_time
         self._clock = GradientClock(
@@ -49,7 +51,12 @@ class GradientStepCallback(BaseCallback):
             is_current=lambda: self.model.start_time == learn_call,
         )
         if self.parent is not None:
-            listen(self.locals["callback"], self._on_rollout_end, self._stop)
+            listen(
+                self.locals["callback"],
+                on_rollout_start=self._on_rollout_start,
+                on_rollout_end=self._on_rollout_end,
+                on_training_end=self._stop,
+            )
 
     def _on_step(self) -> bool:
         return True
@@ -66,8 +73,12 @@ class GradientStepCallback(BaseCallback):
 
     def _before_training(self, gradient_step: int) -> None:
         if self._agent.at_rollout_end:
-            self._after(self._memory.looked_at or 0, gradient_step)
-            self._memory.looked_at = gradient_step
+            self._look(gradient_step)
+
+    def _look(self, gradient_step: int) -> None:
+        """Do what became due since the last time."""
+        self._after(self._memory.looked_at or 0, gradient_step)
+        self._memory.looked_at = gradient_step
 
     def _on_gradient_step(self, gradient_step: int) -> None:
         self._memory.remember_gradient_steps(gradient_step)

@@ -186,7 +186,7 @@ def test_a_hook_that_an_interrupted_training_left_does_nothing():
     with pytest.raises(KeyboardInterrupt):
         learn(model, Stopping(1e-6))
     learn(model, None)
-    assert max(float(parameter.detach().abs().max()) for parameter in model.policy.parameters()) > 1e-3
+    assert max(float(parameter.detach().abs().max()) for parameter in model.q_net.parameters()) > 1e-3
 
 
 @pytest.mark.parametrize("make", [REGULARISERS["regenerative"], REGULARISERS["projection"]])

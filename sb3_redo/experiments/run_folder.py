@@ -65,6 +65,7 @@ class RunFolder(BaseCallback):
         if (self.folder / RESULT).exists():
             self._held.close()
             raise RuntimeError(f"{self.folder} holds a finished run: remove it to train again")
+        (self.folder / OUTCOME).unlink(missing_ok=True)  # of a shorter training
         if not (self.folder / RUN).exists():
             self._describe()
         notes = restore_checkpoint(self.folder, self.model)
@@ -81,11 +82,17 @@ class RunFolder(BaseCallback):
 
     def _describe(self) -> None:
         """Of a training that was typed by hand; a sweep has done it for its own."""
-        (spec,) = self.training_env.get_attr("spec", indices=0)
+        from rl_zoo3.utils import ALGOS
+
+        try:
+            (spec,) = self.training_env.get_attr("spec", indices=0)
+        except AttributeError:  # an environment of one's own need not have any
+            spec = None
+        name = next((name for name, kind in ALGOS.items() if type(self.model) is kind), type(self.model).__name__)
         describe_run(
             self.folder,
             environment=self.condition.get("environment", spec.id if spec else "unknown"),
-            algorithm=self.condition.get("algorithm", type(self.model).__name__.lower()),
+            algorithm=self.condition.get("algorithm", name),
             condition={axis: self.condition[axis] for axis in self.axes},
             seed=self.model.seed or 0,
         )

@@ -85,19 +85,23 @@ def die_with_parent() -> None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _next_training() -> dict[str, Any] | None:
-    """Fork a process for every order; returns the order in that process, and nothing when there are no more."""
-    orders, answers = sys.stdin.buffer, sys.stdout
+def _next_training(answers: int) -> dict[str, Any] | None:
+    """Fork a process for every order; returns the order in that process, and nothing when there are no more.
+
+    :param answers: descriptor of the file that exit codes are written to
+    """
+    orders = sys.stdin.buffer
     myself = os.getpid()
     while line := orders.readline():
         child = os.fork()
         if child == 0:
+            os.close(answers)
             die_with_parent()
             if os.getppid() != myself:  # it ended before this process asked to be told
                 os._exit(1)
             return dict(json.loads(line))
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+        os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     return None
 
 
@@ -115,11 +119,14 @@ def _become(order: dict[str, Any]) -> None:
 
 
 def _main() -> None:
+    # What is imported may print: that is not to be taken for an answer.
+    answers = os.dup(1)
+    os.dup2(2, 1)
     for name in _PRELOADED:
         # The training that needs it says what is wrong, in its own log.
         with suppress(Exception):
             importlib.import_module(name)
-    order = _next_training()
+    order = _next_training(answers)
     if order is not None:
         _become(order)
 

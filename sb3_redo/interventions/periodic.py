@@ -49,8 +49,28 @@ class PeriodicCallback(GradientStepCallback):
         wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
         self._names = names_in(self.model.policy, wiring, self.layers)
         self._initial_weights = initial_weights_of(self.model)
+        self._check_shapes()
         if self.verbose > 0:
             self.logger.info(f"{type(self).__name__} changes {', '.join(self._names)}")
+
+    def _check_shapes(self) -> None:
+        fresh = self._initial_weights.state(0)
+        state = dict((*self.model.policy.named_parameters(), *self.model.policy.named_buffers()))
+        for name in self._names:
+            built = fresh.get(uncompiled_name(name))
+            if built is None or built.shape != state[name].shape:
+                raise RuntimeError(
+                    f"{name} is {tuple(state[name].shape)}, but {'absent' if built is None else tuple(built.shape)} in "
+                    "a policy built from the model's policy_kwargs: what it began with is not known. Give its shape "
+                    "in policy_kwargs, or leave it out of layers."
+                )
+
+    def _before_training(self, gradient_step: int) -> None:
+        """Nothing: what was collected with a network is to be trained on with that network."""
+
+    def _on_rollout_start(self) -> None:
+        if self._clock is not None and self._agent.at_rollout_end:
+            self._look(self._clock.gradient_step)
 
     def _after(self, before: int, gradient_step: int) -> None:
         within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)

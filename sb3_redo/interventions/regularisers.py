@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sb3_redo.agents import gradient_steps_of, whole_batch
+from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.frozen import LAYER_TYPES
 from sb3_redo.interventions.scope import is_target
 from sb3_redo.settings import non_negative_integer, non_negative_number, positive_integer
@@ -131,9 +132,13 @@ class RegenerativeCallback(RegulariserCallback):
         kept = self.model.__dict__.get(_INITIAL)
         if kept is None:
             self._refuse_trained()
-            kept = {name: parameter.detach().cpu().clone() for name, parameter in self._parameters.items()}
+            kept = {
+                uncompiled_name(name): parameter.detach().cpu().clone() for name, parameter in self._parameters.items()
+            }
             self.model.__dict__[_INITIAL] = kept
-        self._initial = {name: kept[name].to(parameter) for name, parameter in self._parameters.items()}
+        self._initial = {
+            name: kept[uncompiled_name(name)].to(parameter) for name, parameter in self._parameters.items()
+        }
 
     def _before_step(self, names: list[str]) -> None:
         for name, parameter, gradient in self._gradients(names):
@@ -245,9 +250,10 @@ class NormProjectionCallback(RegulariserCallback):
         self._weights = self._layer_weights(with_outputs=False)
         if "initial_norms" not in self.model.__dict__:
             self._refuse_trained()
-            norms = {name: float(weight.detach().norm()) for name, weight in self._weights.items()}
+            norms = {uncompiled_name(name): float(weight.detach().norm()) for name, weight in self._weights.items()}
             self.model.__dict__["initial_norms"] = norms
-        self._norms: dict[str, float] = self.model.__dict__["initial_norms"]
+        kept = self.model.__dict__["initial_norms"]
+        self._norms: dict[str, float] = {name: kept[uncompiled_name(name)] for name in self._weights}
         every = self._layer_weights(with_outputs=True)
         self._outputs = [weight for name, weight in every.items() if name not in self._weights]
 
