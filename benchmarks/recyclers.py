@@ -15,7 +15,7 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.agents import gradient_steps_of, initial_state
 from sb3_redo.companions import callbacks_in
 from sb3_redo.dormancy import DormancyReport
-from sb3_redo.recycling import recycle
+from sb3_redo.recycling import SecondMoment, recycle
 from sb3_redo.sampling import torch_generator
 from sb3_redo.tensorboard import write_point
 from sb3_redo.wiring import LayerWiring
@@ -32,7 +32,7 @@ class MedianReDo(ReDoCallback):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.surgery = replace(self.surgery, optimizer_state=_median)
+        self.surgery = replace(self.surgery, optimizer_state=SecondMoment(_median))
 
 
 class OwnReDo(ReDoCallback):
@@ -40,7 +40,7 @@ class OwnReDo(ReDoCallback):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.surgery = replace(self.surgery, optimizer_state=_own)
+        self.surgery = replace(self.surgery, optimizer_state=SecondMoment(_own, shared=False))
 
 
 def _median(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
@@ -155,6 +155,8 @@ class ActiveReDo(ReDoCallback):
 
     def __init__(self, redraws: int = 20, **settings: Any):
         super().__init__(**settings)
+        if self.surgery.compensate or self.surgery.outgoing != "zero":
+            raise ValueError("ActiveReDo clears outgoing weights, and compensates for nothing")
         self.redraws = redraws
 
     def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
@@ -200,7 +202,9 @@ def _only(report: DormancyReport, allowed: Masks) -> DormancyReport:
 
 def _refuse_to_go_on(callback: DormancyCallback) -> None:
     if gradient_steps_of(callback.model) > 0:
-        raise RuntimeError(f"{type(callback).__name__} keeps nothing with the model: start the run anew")
+        raise RuntimeError(
+            f"{type(callback).__name__} keeps nothing with the model: remove the run's folder and start it anew"
+        )
 
 
 class Survival(DormancyCallback):
@@ -219,6 +223,7 @@ class Survival(DormancyCallback):
     def _prepare(self) -> None:
         super()._prepare()
         _refuse_to_go_on(self)
+        self._seed += 2**32  # other observations than the recycler's, which redraws until neurons are active on those
         everyone = callbacks_in(self.locals["callback"])
         (self._recycler,) = (callback for callback in everyone if isinstance(callback, ReDoCallback))
         self._born: int | None = None

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_redo.agents import (
     NETWORK_NAMES,
@@ -89,12 +89,6 @@ class DormancyCallback(GradientStepCallback):
         self.seed = optional_integer("seed", seed)
         self.report: DormancyReport | None = None
         """The latest measurement."""
-
-    def _init_callback(self) -> None:
-        if isinstance(self.parent, EvalCallback) and self.parent.callback_on_new_best is self:
-            raise RuntimeError(
-                "callback_on_new_best hears nothing of training: give this callback to learn(), beside the EvalCallback"
-            )
 
     def _identity(self) -> str:
         settings = (self.dormancy_threshold, self.measuring_period, self.batch_size, self.networks, self.seed)

@@ -25,9 +25,18 @@ InitialState = Callable[[Optimizer, str], float]
 """The value with which an optimizer first fills the state tensor of that name."""
 
 
-SecondMoment = Callable[[Tensor, int, Tensor, Tensor], Tensor]
-"""What renewed entries get, from an optimizer's second moment, an axis of it, the entries along that axis that are
-renewed, and those that belong to live neurons of the same layer."""
+@dataclass(frozen=True)
+class SecondMoment:
+    """What renewed entries of an optimizer's second moment become.
+
+    :param of: from the second moment, an axis of it, the entries along that axis that are renewed, and those that
+        belong to live neurons of the same layer
+    :param shared: whether all renewed entries along the axis get the same. Of a weight between two recycled neurons
+        it would be what was known of its old row: it becomes the mean over the other rows then.
+    """
+
+    of: Callable[[Tensor, int, Tensor, Tensor], Tensor]
+    shared: bool = True
 
 
 def zero_state(optimizer: Optimizer, key: str) -> float:
@@ -58,7 +67,7 @@ class Surgery:
     :param outgoing: ``zero`` clears outgoing weights (the paper), ``random`` redraws them
     :param optimizer_state: ``clear`` zeroes both moments and keeps the step (the paper's code), ``restart`` also
         zeroes the tensor's step, ``match`` clears the first moment and gives the second one the mean over the
-        layer's live neurons, and a function clears the first moment and says what the second one becomes
+        layer's live neurons, and a :class:`SecondMoment` clears the first moment and says what the second one becomes
     :param compensate: add the recycled neurons' mean contribution to their consumers' biases
     """
 
@@ -134,9 +143,7 @@ class _Planner:
         self.optimizers = optimizers
         self.initial_state = initial_state
         self.restart = mode == "restart"
-        self.second_moment: SecondMoment | None = _mean_of_live if mode == "match" else None
-        if callable(mode):
-            self.second_moment = mode
+        self.second_moment = _MATCH if mode == "match" else mode if isinstance(mode, SecondMoment) else None
         self.edits: list[Edit] = []
         self.restarts: list[dict[str, Any]] = []
         self.device = next(policy.parameters()).device
@@ -181,8 +188,8 @@ class _Planner:
     ) -> Edit:
         if self.second_moment is None or key not in _SECOND_MOMENTS or not len(live):
             return Edit(tensor, axis, index, self.initial_state(optimizer, key))
-        values = self.second_moment(tensor, axis, index, live)
-        if self.second_moment is _mean_of_live and redrawn is not None and redrawn.any() and not redrawn.all():
+        values = self.second_moment.of(tensor, axis, index, live)
+        if self.second_moment.shared and redrawn is not None and redrawn.any() and not redrawn.all():
             values[redrawn] = values[~redrawn].mean(0)
         return Edit(tensor, axis, index, values)
 
@@ -207,6 +214,9 @@ def _mean_of_live(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> T
     if not torch.isfinite(mean).all():  # 0 times infinity is NaN
         mean = tensor.index_select(axis, live).mean(axis, keepdim=True)
     return mean
+
+
+_MATCH = SecondMoment(_mean_of_live)
 
 
 def _mask(size: int, index: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Callbacks that act on a model between its gradient steps."""
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 
 from sb3_redo.agents import Agent, agent_of, gradient_steps_of
 from sb3_redo.clock import GradientClock
@@ -18,6 +18,12 @@ class GradientStepCallback(BaseCallback):
     _clock: GradientClock | None = None
     _agent: Agent
     _memory: Memory
+
+    def _init_callback(self) -> None:
+        if isinstance(self.parent, EvalCallback) and self.parent.callback_on_new_best is self:
+            raise RuntimeError(
+                "callback_on_new_best hears nothing of training: give this callback to learn(), beside the EvalCallback"
+            )
 
     def _identity(self) -> str:
         """What tells it apart from other callbacks of the same model, and finds what it remembers after loading."""

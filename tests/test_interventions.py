@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
@@ -122,6 +123,49 @@ def test_a_compiled_policy_is_reset():
     assert [name.replace("_orig_mod.", "") for name in names] == ["q_net.q_net.4.weight", "q_net.q_net.4.bias"]
     twins = [twin for _, twin in targets_of(model.policy, names)]
     assert twins == ["q_net_target.q_net.4.weight", "q_net_target.q_net.4.bias"]
+    callback = Spied("all", PERIOD, stop=PERIOD + 1)
+    learn(model, callback)
+    _, after, fresh, known = callback.seen[0]
+    assert len(fresh) == 6
+    assert all(torch.equal(after[name], values) for name, values in fresh.items())
+    assert not known
+    torch.compiler.reset()
+
+
+def test_frozen_parameters_are_left_alone():
+    model = build("DQN")
+    model.q_net.q_net[0].requires_grad_(False)
+    callback = Spied("all", PERIOD, stop=PERIOD + 1)
+    learn(model, callback)
+    assert not any(name.startswith("q_net.q_net.0") for name in callback.seen[0][2])
+    with pytest.raises(RuntimeError, match="no parameter that is trained"):
+        learn(model, ResetCallback(["q_net.q_net.0"]))
+
+
+def test_two_of_a_kind_both_act_on_policy():
+    early, late = ResetCallback("last", 6, stop=13), ResetCallback("last", 6, start=13)
+    tape = Tape()
+    learn(build("PPO"), [early, late], 128, tape, name="PPO")
+    alone = Tape()
+    learn(build("PPO"), ResetCallback("last", 6, start=13), 128, alone, name="PPO")
+    assert tape.values("reset/total")[-1] > alone.values("reset/total")[-1] > 0
+
+
+def test_a_reset_and_a_perturbation_at_one_step_draw_different_weights():
+    class Noise(ShrinkAndPerturbCallback):
+        def _intervene(self, fresh):
+            self.drawn = dict(fresh)
+            return super()._intervene(fresh)
+
+    reset, noise = Spied("all", PERIOD, stop=PERIOD + 1), Noise(period=PERIOD, stop=PERIOD + 1)
+    learn(build("DQN"), [reset, noise])
+    assert not torch.equal(reset.seen[0][2]["q_net.q_net.0.weight"], noise.drawn["q_net.q_net.0.weight"])
+
+
+def test_a_callback_that_hears_nothing_of_training_says_so():
+    model = build("DQN")
+    with pytest.raises(RuntimeError, match="callback_on_new_best hears nothing of training"):
+        learn(model, EvalCallback(model.get_env(), callback_on_new_best=ResetCallback()))
 
 
 def test_layers_are_chosen_by_their_distance_from_the_end():
@@ -140,12 +184,12 @@ def test_layers_are_chosen_by_their_distance_from_the_end():
     assert chosen("SAC", "last") == pairs(*heads)
     assert chosen("SAC", 2) == pairs(*heads, "actor.latent_pi.2", "critic.qf0.2", "critic.qf1.2")
     assert chosen("SAC", ["critic.qf0"]) == pairs("critic.qf0.0", "critic.qf0.2", "critic.qf0.4")
-    with pytest.raises(ValueError, match="there are only 3 layers to reset behind one another, not 4"):
+    with pytest.raises(RuntimeError, match="there are only 3 layers to reset behind one another, not 4"):
         chosen("DQN", 4)
-    with pytest.raises(ValueError, match=r"'q_net.q_nte.4', below which .* did you mean 'q_net.q_net.4'"):
+    with pytest.raises(RuntimeError, match=r"'q_net.q_nte.4', below which .* did you mean 'q_net.q_net.4'"):
         chosen("DQN", ["q_net.q_nte.4"])
     # A part of a name is no path.
-    with pytest.raises(ValueError, match="no parameter"):
+    with pytest.raises(RuntimeError, match="no parameter"):
         chosen("SAC", ["critic.qf"])
 
 
@@ -153,7 +197,7 @@ def test_normalisations_behind_a_layer_go_with_it():
     callback = Spied(2, PERIOD)
     learn(build("CrossQ"), callback)
     normalisations = {key.rpartition(".")[2] for _, _, fresh, _ in callback.seen for key in fresh}
-    assert {"ra_mean", "ra_var", "weight", "bias"} <= normalisations
+    assert {"ra_mean", "ra_var", "steps", "weight", "bias"} <= normalisations
 
 
 def test_a_learned_entropy_coefficient_is_reset_on_demand():
@@ -183,6 +227,41 @@ def test_a_fresh_policys_own_initialisation_is_used():
     rows = fresh["action_net.weight"]
     torch.testing.assert_close(rows @ rows.T, 1e-4 * torch.eye(len(rows)), rtol=1e-4, atol=1e-8)
     assert not fresh["action_net.bias"].any()
+
+
+def test_periods_that_were_over_before_do_not_count():
+    model, tape = build("PPO"), Tape()
+    learn(model, None, 64, name="PPO")
+    learn(model, ResetCallback("last", 1000), 64, tape, name="PPO")
+    assert tape.values("reset/total") == []
+
+
+def test_on_policy_no_rollout_is_trained_on_with_another_network():
+    class Looking(ResetCallback):
+        resets = 0
+
+        def _intervene(self, fresh):
+            self.resets += 1
+            return super()._intervene(fresh)
+
+        def _on_rollout_end(self):
+            super()._on_rollout_end()
+            buffer, policy = self.model.rollout_buffer, self.model.policy
+            with torch.no_grad():
+                values = policy.predict_values(torch.as_tensor(buffer.observations[0])).flatten()
+            torch.testing.assert_close(values, torch.as_tensor(buffer.values[0]))
+
+    callback = Looking("all", PERIOD)
+    learn(build("PPO"), callback, 128, name="PPO")
+    assert callback.resets > 2
+
+
+def test_a_layer_of_another_shape_than_was_asked_for_is_refused_at_the_start():
+    model = build("DQN")
+    model.policy.q_net.q_net[0] = nn.Linear(3, 16)
+    model.policy.q_net.q_net[2] = nn.Linear(16, 8)
+    with pytest.raises(RuntimeError, match=r"q_net.q_net.0.weight is \(16, 3\), but \(8, 3\) in a policy built from"):
+        learn(model, ResetCallback("all"))
 
 
 # Shrink and perturb

@@ -147,6 +147,7 @@ def test_hidden_layers_keep_their_norm_and_output_layers_do_not(name):
     initial = {key: float(tensor.detach().norm()) for key, tensor in model.policy.named_parameters()}
     callback = NormProjectionCallback()
     learn(model, callback, name=name)
+    assert len(callback._weights) > 1
     for key, tensor in model.policy.named_parameters():
         if key in callback._weights:
             assert float(tensor.detach().norm()) == pytest.approx(initial[key], rel=1e-4)
@@ -165,6 +166,15 @@ def test_a_run_saved_and_continued_is_the_uninterrupted_run(make, name, tmp_path
     assert parts.points == whole.points
     assert len(whole.points) > 1
     assert differences(uninterrupted, continued) == []
+
+
+@pytest.mark.parametrize("make", [REGULARISERS["regenerative"], REGULARISERS["projection"]])
+def test_what_a_network_began_with_is_found_when_it_is_compiled(make):
+    model = learn(build("DQN"), make())
+    model.policy.q_net = torch.compile(model.policy.q_net, backend="eager")
+    model._create_aliases()
+    learn(model, make())
+    torch.compiler.reset()
 
 
 @every_regulariser

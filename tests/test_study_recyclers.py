@@ -72,6 +72,7 @@ def test_the_own_second_moment_stays():
     callback = watching(OwnReDo)
     learn(callback)
     assert all(torch.equal(callback.before[parameter], callback.after[parameter]) for parameter in callback.before)
+    assert callback.report_recycled.dormant_fraction > 0
 
 
 def test_the_first_gradient_becomes_the_second_moment():

@@ -235,6 +235,25 @@ def test_a_warm_process_runs_a_module_as_python_would(starter, tmp_path, monkeyp
 
 
 @pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
+def test_what_is_printed_when_environments_are_loaded_is_no_answer(tmp_path, monkeypatch):
+    log = module(tmp_path, monkeypatch, "import os; os.write(1, b'done')")
+    (tmp_path / "custom_envs.py").write_text("import os; print('hello', flush=True); os.write(1, b'hello')")
+    starter = Starter(os.environ)
+    assert starter.run(["trained"], log, os.environ) == 0
+    assert log.read_text() == "done"
+    starter.kill()
+
+
+@pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
+def test_trainings_do_not_share_a_random_state(starter, tmp_path, monkeypatch):
+    log = module(tmp_path, monkeypatch, "import numpy; print(numpy.random.randint(2**31))")
+    for _ in range(2):
+        assert starter.run(["trained"], log, {}) == 0
+    first, second = log.read_text().split()
+    assert first != second
+
+
+@pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
 def test_a_training_dies_with_its_warm_process(tmp_path, monkeypatch):
     log = module(tmp_path, monkeypatch, "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
     starter = Starter(os.environ)

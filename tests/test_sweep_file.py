@@ -195,6 +195,7 @@ def test_values_that_the_zoo_takes_are_taken(name, value):
         ("learning_rate", "1e-3", "a number, got '1e-3', which is text to YAML: write 1.0e-3"),
         ("gamma", "lin_0.9", "a number, got 'lin_0.9'"),
         ("ent_coef", "1e-2", "a number or text, got '1e-2', which is text to YAML: write 1.0e-2"),
+        ("learning_starts", "1e4", "a whole number, got '1e4', which is text to YAML: write 10000"),
         ("buffer_size", 1e6, "a whole number, got 1000000.0"),
         ("use_sde", 1, "true or false, got 1"),
         ("policy_kwargs", [8], "text or a mapping, got [8]"),

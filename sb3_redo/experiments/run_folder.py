@@ -84,18 +84,21 @@ class RunFolder(BaseCallback):
         """Of a training that was typed by hand; a sweep has done it for its own."""
         from rl_zoo3.utils import ALGOS
 
-        try:
-            (spec,) = self.training_env.get_attr("spec", indices=0)
-        except AttributeError:  # an environment of one's own need not have any
-            spec = None
         name = next((name for name, kind in ALGOS.items() if type(self.model) is kind), type(self.model).__name__)
         describe_run(
             self.folder,
-            environment=self.condition.get("environment", spec.id if spec else "unknown"),
+            environment=self.condition.get("environment") or self._environment_id(),
             algorithm=self.condition.get("algorithm", name),
             condition={axis: self.condition[axis] for axis in self.axes},
             seed=self.model.seed or 0,
         )
+
+    def _environment_id(self) -> str:
+        try:
+            (spec,) = self.training_env.get_attr("spec", indices=0)
+        except AttributeError:  # an environment of one's own need not have any
+            spec = None
+        return str(spec.id) if spec else "unknown"
 
     def _open_tensorboard(self, purge_step: int | None) -> None:
         """Write all points into the folder too.

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # Nothing here computes or draws a random number when it is imported.
 _PRELOADED = (
     "torch._dynamo",  # which the first optimizer loads
@@ -33,7 +35,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 class Starter:
     """Runs ``python -m`` commands, each in a process of its own that has been forked from one that is warm.
 
-    The processes die with whoever made this.
+    The processes die with the thread that made this.
 
     :param environment: variables of the warm process; those that are read when a library is loaded count
     """
@@ -106,13 +108,14 @@ def _next_training(answers: int) -> dict[str, Any] | None:
 
 
 def _become(order: dict[str, Any]) -> None:
+    os.chdir(order["directory"])
     nothing = os.open(os.devnull, os.O_RDONLY)
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for target, source in ((0, nothing), (1, log), (2, log)):
         os.dup2(source, target)
     os.environ.clear()
     os.environ.update(order["environment"])
-    os.chdir(order["directory"])
+    np.random.seed()  # as that of a process that starts
     module, *_ = sys.argv = order["arguments"]
     sys.path[0] = order["directory"]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -24,7 +24,10 @@ from sb3_redo.reports.points import write_points
 
 _TAIL = 4000
 
-_STARTERS: dict[int, Starter] = {}
+# Those that differ from run to run, and that nothing reads while it is loaded.
+_HARMLESS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "RAY_JOB_ID", "RAY_TASK_ID")
+
+_STARTERS: dict[frozenset[tuple[str, str]], Starter] = {}
 
 
 def train(folder: Path, command: Sequence[str], threads: int) -> float:
@@ -65,11 +68,13 @@ def _run(folder: Path, command: Sequence[str], threads: int) -> int:
     environment = {**os.environ, **thread_variables(threads)}
     _, option, *arguments = command
     if option == "-m" and Starter.AVAILABLE:
-        starter = _starter(threads, environment)
+        starter = _starter(environment)
         try:
             return starter.run(arguments, folder / LOG, environment)
         except BaseException:
             starter.kill()
+            while is_busy(folder):  # the training ends a moment later, and lets go of its folder then
+                time.sleep(0.01)
             raise
     with open(folder / LOG, "ab") as log:
         process = subprocess.Popen(
@@ -88,11 +93,15 @@ def _run(folder: Path, command: Sequence[str], threads: int) -> int:
             raise
 
 
-def _starter(threads: int, environment: Mapping[str, str]) -> Starter:
-    # Libraries read the number of threads when they are loaded.
-    starter = _STARTERS.get(threads)
+def _starter(environment: Mapping[str, str]) -> Starter:
+    # Libraries read some variables when they are loaded, the number of threads for instance.
+    key = frozenset((name, value) for name, value in environment.items() if name not in _HARMLESS)
+    starter = _STARTERS.get(key)
     if starter is None or not starter.alive:
-        starter = _STARTERS[threads] = Starter(environment)
+        for other in _STARTERS.values():
+            other.kill()
+        _STARTERS.clear()
+        starter = _STARTERS[key] = Starter(environment)
     return starter
 
 

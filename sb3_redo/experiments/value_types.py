@@ -83,8 +83,11 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _hint(value: Any, kinds: set[Any]) -> str:
-    if isinstance(value, str) and float in kinds and _reads_as_number(value):
-        return f", which is text to YAML: write {_with_point(value)}"
+    if isinstance(value, str) and _reads_as_number(value):
+        if float in kinds:
+            return f", which is text to YAML: write {_with_point(value)}"
+        if int in kinds and float(value).is_integer():
+            return f", which is text to YAML: write {int(float(value))}"
     return ""
 
 

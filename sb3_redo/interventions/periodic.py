@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -41,13 +42,21 @@ class PeriodicCallback(GradientStepCallback):
         self.seed = optional_integer("seed", seed)
 
     def _identity(self) -> str:
-        return " ".join(map(str, (type(self).__name__, self.layers, self.period, self.seed)))
+        settings = (self.layers, self.period, self.start, self.stop, self.seed, *self._further_settings())
+        return " ".join(map(str, (type(self).__name__, *settings)))
+
+    def _further_settings(self) -> tuple[Any, ...]:
+        """Those that a subclass has besides."""
+        return ()
 
     def _prepare(self) -> None:
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
         batch = whole_batch(self.model, self.model._last_obs)
         wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
-        self._names = names_in(self.model.policy, wiring, self.layers)
+        try:
+            self._names = names_in(self.model.policy, wiring, self.layers)
+        except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+            raise RuntimeError(str(error)) from None
         self._initial_weights = initial_weights_of(self.model)
         self._check_shapes()
         if self.verbose > 0:
@@ -78,8 +87,8 @@ class PeriodicCallback(GradientStepCallback):
             self._act(gradient_step)
 
     def _act(self, gradient_step: int) -> None:
-        # A stream of its own: the training's random numbers are none of ours.
-        generator = torch_generator((self._seed, gradient_step))
+        # A stream of its own, which is neither the training's nor that of another intervention at the same time.
+        generator = torch_generator((self._seed + crc32(self.prefix.encode()), gradient_step))
         state = self._initial_weights.state(int(torch.randint(2**62, (), generator=generator)))
         values = self._intervene({name: state[uncompiled_name(name)] for name in self._names})
         total = self._memory.count(self.prefix)

@@ -77,6 +77,9 @@ class ShrinkAndPerturbCallback(PeriodicCallback):
             raise ValueError(f"shrink must be at most 1, got {shrink!r}")
         self.reset_optimizer = flag("reset_optimizer", reset_optimizer)
 
+    def _further_settings(self) -> tuple[Any, ...]:
+        return self.shrink, self.perturb, self.reset_optimizer
+
     def _intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
         optimizers = self._agent.optimizers if self.reset_optimizer else ()
         parameters = dict(self.model.policy.named_parameters())

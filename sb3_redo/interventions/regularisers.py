@@ -30,7 +30,11 @@ class RegulariserCallback(GradientStepCallback):
         self._handles: list[Any] = []
 
     def _identity(self) -> str:
-        return f"{type(self).__name__} {self.logging_period}"
+        return " ".join(map(str, (type(self).__name__, self.logging_period, *self._further_settings())))
+
+    def _further_settings(self) -> tuple[float, ...]:
+        """Those that a subclass has besides."""
+        return ()
 
     def _prepare(self) -> None:
         self._parameters = {
@@ -127,6 +131,9 @@ class RegenerativeCallback(RegulariserCallback):
         super().__init__(logging_period, verbose)
         self.strength = non_negative_number("strength", strength)
 
+    def _further_settings(self) -> tuple[float, ...]:
+        return (self.strength,)
+
     def _prepare_parameters(self) -> None:
         self._refuse_without_gradients()
         kept = self.model.__dict__.get(_INITIAL)
@@ -172,6 +179,9 @@ class ParsevalCallback(RegulariserCallback):
         self.strength = non_negative_number("strength", strength)
         self.scale = non_negative_number("scale", scale)
 
+    def _further_settings(self) -> tuple[float, ...]:
+        return self.strength, self.scale
+
     def _prepare_parameters(self) -> None:
         self._refuse_without_gradients()
         self._weights = self._layer_weights(with_outputs=False)
@@ -209,6 +219,9 @@ class WeightClippingCallback(RegulariserCallback):
         self.bound = non_negative_number("bound", bound)
         if self.bound == 0:
             raise ValueError("bound must be greater than 0: nothing but zeros would be left")
+
+    def _further_settings(self) -> tuple[float, ...]:
+        return (self.bound,)
 
     def _prepare_parameters(self) -> None:
         self._bounds: dict[str, float] = {}

@@ -70,6 +70,9 @@ class ResetCallback(PeriodicCallback):
         if self.entropy_coefficient and getattr(self.model, "ent_coef_optimizer", None) is None:
             raise RuntimeError(f"entropy_coefficient=True, but this {type(self.model).__name__} learns none")
 
+    def _further_settings(self) -> tuple[Any, ...]:
+        return (self.entropy_coefficient,)
+
     def _intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
         reset(self.model.policy, fresh, self._agent.optimizers)
         if self.entropy_coefficient:

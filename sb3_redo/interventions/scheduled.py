@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class ScheduledReDoCallback(ReDoCallback):
         return self.fraction * math.cos(math.pi / 2 * min(gradient_step / self.end, 1.0))
 
     def _select(self, report: DormancyReport, gradient_step: int) -> DormancyReport:
-        generator = torch_generator((self._seed, gradient_step))
+        generator = torch_generator((self._seed + crc32(b"selection"), gradient_step))
         layers = []
         for layer in report.layers:
             count = round(layer.neurons * self.share(gradient_step))

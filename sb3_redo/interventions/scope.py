@@ -25,7 +25,7 @@ def check_layers(layers: Any) -> Layers:
         raise TypeError(f"layers must be 'all', 'last', a number or a list of module paths, got {layers!r}")
     if isinstance(layers, int) and layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
-    if layers == [] or (not isinstance(layers, int) and not all(isinstance(path, str) for path in layers)):
+    if layers in ([], ()) or (not isinstance(layers, int) and not all(isinstance(path, str) for path in layers)):
         raise TypeError(f"layers must list module paths, got {layers!r}")
     return layers
 
@@ -35,11 +35,12 @@ def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
 
     ``"last"`` are the layers that feed no other one, of all networks; ``2`` are those and the ones that feed them,
     and so on, with the normalisations that follow the hidden ones of them. A module path stands for everything below
-    it.
+    it. Frozen parameters are none of them.
 
     :raises ValueError: when a path leads to no parameter, or there are fewer layers
     """
-    online = [name for name in _state_names(policy) if not is_target(name)]
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    online = [name for name in _state_names(policy) if not is_target(name) and name not in frozen]
     if layers == "all":
         return online
     if isinstance(layers, (str, int)):
@@ -88,7 +89,9 @@ def _last(wiring: Wiring, number: int) -> set[str]:
     if number > max(depths.values()):
         raise ValueError(f"there are only {max(depths.values())} layers to reset behind one another, not {number}")
     chosen = {name for name, depth in depths.items() if depth <= number}
-    return chosen | {path for name in chosen if name in consumers for path in consumers[name].normalisations}
+    normalisations = {path for name in chosen if name in consumers for path in consumers[name].normalisations}
+    # All of a normalisation, since counters go with its statistics.
+    return chosen | {path.rpartition(".")[0] for path in normalisations}
 
 
 def _known_path(names: Sequence[str], path: str) -> str:
@@ -97,7 +100,7 @@ def _known_path(names: Sequence[str], path: str) -> str:
     modules = sorted({uncompiled_name(name).rpartition(".")[0] for name in names})
     near = get_close_matches(path, modules, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"layers names {path!r}, below which the policy has no parameter{hint}")
+    raise ValueError(f"layers names {path!r}, below which the policy has no parameter that is trained{hint}")
 
 
 def _is_below(name: str, path: str) -> bool:

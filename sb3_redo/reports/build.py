@@ -70,9 +70,9 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0) -> Report
     is_whole = write_csv(gathered, out / "points.parquet", out / "points.csv")
     outcomes = run_outcomes(sweep, gathered.curves)
     conditions = condition_outcomes(outcomes, seed)
-    paper = beside_paper(
-        conditions, sweep.algorithm, _last_fractions(gathered.curves), _n_steps(sweep), _extractor(sweep)
-    )
+    comparable = conditions[conditions["condition"].isin(_of_the_paper(sweep))] if len(conditions) else conditions
+    fractions = _last_fractions(gathered.curves)
+    paper = beside_paper(comparable, sweep.algorithm, fractions, _n_steps(sweep), _extractor(sweep))
     notes = _notes(sweep, gathered.points, is_whole, conditions)
     report = _report(sweep, out, gathered.broken, notes)
     tables = tables_of(sweep, gathered.curves, outcomes, conditions, seed)
@@ -114,6 +114,23 @@ def _notes(sweep: Sweep, points: int, is_whole: bool, conditions: pd.DataFrame) 
 
 def _n_steps(sweep: Sweep) -> int:
     return next((int(run.settings.get("n_steps") or 1) for run in sweep.runs), 1)
+
+
+def _of_the_paper(sweep: Sweep) -> set[str]:
+    """Conditions that train as the paper's do with and without ReDo: no rival of it acts on them."""
+    plain = ("RunFolder", "DormancyCallback", "ReDoCallback")
+    return {
+        run.label
+        for run in sweep.runs
+        if all(name.rpartition(".")[2] in plain for name in _callbacks(run.settings.get("callback")))
+        and "weight_decay" not in str(run.settings.get("policy_kwargs"))
+    }
+
+
+def _callbacks(listed: object) -> list[str]:
+    """The paths of callbacks as the zoo lists them."""
+    listed = [listed] if isinstance(listed, (str, dict)) else listed
+    return [name for each in listed or () for name in ([each] if isinstance(each, str) else each)]  # type: ignore[attr-defined]
 
 
 def _extractor(sweep: Sweep) -> str:
