@@ -3,6 +3,8 @@
 import argparse
 import inspect
 import shlex
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -317,3 +319,14 @@ def test_a_merge_behind_an_anchor_is_no_key_twice(read):
     by_label = {run.condition["callback"]: run.callbacks[0] for run in merged.runs if run.replay_ratio == 0.25}
     expected = {"sb3_redo.ReDoCallback": {"dormancy_threshold": 0.1, "batch_size": 16}}
     assert by_label["redo"] == by_label["again"] == expected
+
+
+def test_callbacks_of_the_folder_where_the_command_is_typed_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.py").write_text("from sb3_redo import DormancyCallback\nclass Mine(DormancyCallback): pass\n")
+    (tmp_path / "config.yml").write_text(CONFIG)
+    (tmp_path / "sweep.yml").write_text(TEXT.replace("sb3_redo.ReDoCallback", "here.Mine"))
+    command = Path(sys.executable).with_name("sb3-redo")
+    done = subprocess.run([command, "sweep", "sweep.yml", "--dry-run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "here.Mine" in done.stdout

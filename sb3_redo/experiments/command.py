@@ -1,6 +1,7 @@
 """``sb3-redo sweep`` and ``sb3-redo report``."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
         from sb3_redo.experiments.training import thread_variables
     except ImportError as error:
         raise UsageError(f'sweeps need more packages ({error}): pip install "sb3-redo[sweep]"') from None
+    # The runs are started by python -m, and import what lies here; so does the check, whichever way this was started.
+    sys.path.insert(0, os.getcwd())
     sweep = read_sweep(arguments.file)
     out = arguments.out or Path("runs") / sweep.name
     if arguments.dry_run:
