@@ -20,6 +20,7 @@ from made_runs import KEYS, LAYERS, write_events, write_run, write_sweep
 from matplotlib import pyplot
 
 from sb3_redo.reports import figures, read_curves, read_points, read_sweep, write_points, write_report
+from sb3_redo.reports.build import _of_the_paper
 from sb3_redo.reports.curves import layers_over_seeds, over_seeds, return_curves
 from sb3_redo.reports.outcomes import by_replay_ratio, condition_outcomes, run_outcomes
 from sb3_redo.reports.paper import PUBLISHED, beside_paper
@@ -349,7 +350,25 @@ def test_ours_stand_beside_the_papers_of_the_same_setting_with_both_scales(sweep
     assert "17 Atari games, 5 seeds, 10M frames" in table.loc[(1.0, True), "paper_scale"]
     assert beside_paper(conditions, "dqn", nothing, n_steps=3)["paper"].tolist() == [0.656, 0.554, 0.689, 0.727]
     assert beside_paper(conditions, "dqn", nothing, extractor="impala")["paper"].tolist() == [0.79, 0.509, 0.833, 0.842]
+    assert beside_paper(conditions, "drq", nothing)["paper"].tolist() == [0.609, 0.634]  # our sweep has a ratio of 1
     assert beside_paper(conditions, "ppo", nothing).empty
+
+
+def test_rivals_are_not_set_beside_the_papers_redo(tmp_path):
+    labels = {
+        "none": ["sb3_redo.DormancyCallback"],
+        "redo": [{"sb3_redo.experiments.RunFolder": {}}, {"sb3_redo.ReDoCallback": {"start": 1}}],
+        "reset": ["sb3_redo.DormancyCallback", {"sb3_redo.interventions.ResetCallback": {}}],
+        "decayed": "sb3_redo.DormancyCallback",
+    }
+    for label, callbacks in labels.items():
+        about = {"environment": "PongNoFrameskip-v4", "algorithm": "dqn", "condition": {"callback": label}, "seed": 0}
+        kwargs = {"optimizer_kwargs": {"weight_decay": 1e-5}} if label == "decayed" else {}
+        folder = tmp_path / label
+        folder.mkdir()
+        settings = {"callback": callbacks, "policy_kwargs": kwargs}
+        (folder / "run.json").write_text(json.dumps({**about, "settings": settings}))
+    assert _of_the_paper(read_sweep(tmp_path)) == {"callback=none", "callback=redo"}
     assert len({(number.figure, number.quantity, number.game, number.replay_ratio, number.width, number.redo)
                 for number in PUBLISHED}) == len(PUBLISHED)  # fmt: skip
 

@@ -15,6 +15,7 @@ _DEMON = "DemonAttack, 5 seeds, 40M frames"
 _AT_A_TENTH = "dormant fraction at threshold 0.1"
 _DEMON_WIDTH = "DemonAttack, 5 seeds, 2.5M gradient steps; read from the curves, low and high over widths"
 _WIDTH = "17 Atari games, 5 seeds, replay ratio 1, 10M frames, human-normalised"
+_ATARI_100K = "26 Atari 100k games, 10 seeds, 400,000 agent steps, human-normalised"
 _MUJOCO = "10 seeds, 1M environment steps; read from the curves"
 
 
@@ -70,6 +71,15 @@ PUBLISHED: tuple[Published, ...] = (
     *_figure_10(
         *("10c", 1, True, (0.833, _NONE, 0.93), (0.998, 0.93, 1.105), (0.842, 0.77, 0.917), (0.528, 0.46, 0.603)),
         extractor="impala",
+    ),
+    *(
+        Published("10d", "drq", "return", "Atari", ratio, 1, redo, value, low, high, _ATARI_100K, n_steps=None)
+        for ratio, redo, value, low, high in (
+            (1, False, 0.609, 0.578, _NONE), (2, False, 0.530, 0.50, 0.56),
+            (4, False, 0.424, 0.404, 0.445), (8, False, 0.347, 0.326, 0.369),
+            (1, True, 0.634, _NONE, 0.676), (2, True, 0.615, 0.58, 0.65),
+            (4, True, 0.558, 0.53, 0.586), (8, True, 0.514, 0.489, 0.54),
+        )
     ),
     *(
         Published("12", "dqn", "return", "Atari", 1, width, redo, value, scale=_WIDTH)
