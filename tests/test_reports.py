@@ -20,7 +20,7 @@ from made_runs import KEYS, LAYERS, write_events, write_run, write_sweep
 from matplotlib import pyplot
 
 from sb3_redo.reports import figures, read_curves, read_points, read_sweep, write_points, write_report
-from sb3_redo.reports.build import _of_the_paper
+from sb3_redo.reports.build import _rivals
 from sb3_redo.reports.curves import layers_over_seeds, over_seeds, return_curves
 from sb3_redo.reports.outcomes import by_replay_ratio, condition_outcomes, run_outcomes
 from sb3_redo.reports.paper import PUBLISHED, beside_paper
@@ -360,6 +360,7 @@ def test_rivals_are_not_set_beside_the_papers_redo(tmp_path):
         "redo": [{"sb3_redo.experiments.RunFolder": {}}, {"sb3_redo.ReDoCallback": {"start": 1}}],
         "reset": ["sb3_redo.DormancyCallback", {"sb3_redo.interventions.ResetCallback": {}}],
         "decayed": "sb3_redo.DormancyCallback",
+        "both": ["sb3_redo.ReDoCallback", {"sb3_redo.interventions.ShrinkAndPerturbCallback": {}}],
     }
     for label, callbacks in labels.items():
         about = {"environment": "PongNoFrameskip-v4", "algorithm": "dqn", "condition": {"callback": label}, "seed": 0}
@@ -368,8 +369,40 @@ def test_rivals_are_not_set_beside_the_papers_redo(tmp_path):
         folder.mkdir()
         settings = {"callback": callbacks, "policy_kwargs": kwargs}
         (folder / "run.json").write_text(json.dumps({**about, "settings": settings}))
-    assert _of_the_paper(read_sweep(tmp_path)) == {"callback=none", "callback=redo"}
-    assert len({(number.figure, number.quantity, number.game, number.replay_ratio, number.width, number.redo)
+    rivals = _rivals(read_sweep(tmp_path))
+    assert rivals == {
+        "callback=none": "",
+        "callback=redo": "",
+        "callback=reset": "reset",
+        "callback=decayed": "weight_decay",
+    }
+    conditions = pd.DataFrame(
+        {
+            "environment": "PongNoFrameskip-v4",
+            "condition": list(rivals),
+            "rival": list(rivals.values()),
+            "replay_ratio": 1.0,
+            "redo": [label == "callback=redo" for label in rivals],
+            "value": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+            "environments": 1,
+            "frames": 4.0,
+            "num_timesteps": 1.0,
+            "runs": 1,
+            "measure": "human-normalised return (0: random play)",
+        }
+    )
+    nothing = pd.DataFrame(columns=["environment", "condition", "threshold", "value"])
+    beside = beside_paper(conditions, "dqn", nothing).set_index("condition")["paper"].to_dict()
+    assert beside == {
+        "callback=none": 0.302,
+        "callback=redo": 0.625,
+        "callback=reset": 0.326,
+        "callback=decayed": 0.416,
+    }
+    assert len({(number.figure, number.quantity, number.game, number.replay_ratio, number.width, number.redo,
+                 number.rival)
                 for number in PUBLISHED}) == len(PUBLISHED)  # fmt: skip
 
 

@@ -70,7 +70,10 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0) -> Report
     is_whole = write_csv(gathered, out / "points.parquet", out / "points.csv")
     outcomes = run_outcomes(sweep, gathered.curves)
     conditions = condition_outcomes(outcomes, seed)
-    comparable = conditions[conditions["condition"].isin(_of_the_paper(sweep))] if len(conditions) else conditions
+    rivals = _rivals(sweep)
+    comparable = conditions[conditions["condition"].isin(rivals)] if len(conditions) else conditions
+    if len(comparable):
+        comparable = comparable.assign(rival=comparable["condition"].map(rivals))
     fractions = _last_fractions(gathered.curves)
     paper = beside_paper(comparable, sweep.algorithm, fractions, _n_steps(sweep), _extractor(sweep))
     notes = _notes(sweep, gathered.points, is_whole, conditions)
@@ -116,15 +119,17 @@ def _n_steps(sweep: Sweep) -> int:
     return next((int(run.settings.get("n_steps") or 1) for run in sweep.runs), 1)
 
 
-def _of_the_paper(sweep: Sweep) -> set[str]:
-    """Conditions that train as the paper's do with and without ReDo: no rival of it acts on them."""
-    plain = ("RunFolder", "DormancyCallback", "ReDoCallback")
-    return {
-        run.label
-        for run in sweep.runs
-        if all(name.rpartition(".")[2] in plain for name in _callbacks(run.settings.get("callback")))
-        and "weight_decay" not in str(run.settings.get("policy_kwargs"))
-    }
+def _rivals(sweep: Sweep) -> dict[str, str]:
+    """Conditions that train as one of the paper's does, to which of ReDo's rivals acts on them; empty for none."""
+    plain = {"RunFolder", "DormancyCallback", "ReDoCallback"}
+    rivals = {}
+    for run in sweep.runs:
+        acting = {name.rpartition(".")[2] for name in _callbacks(run.settings.get("callback"))} - plain
+        acting |= {"weight_decay"} if "weight_decay" in str(run.settings.get("policy_kwargs")) else set()
+        kind = {"": "", "ResetCallback": "reset", "weight_decay": "weight_decay"}.get(",".join(sorted(acting)))
+        if kind is not None:
+            rivals[run.label] = kind
+    return rivals
 
 
 def _callbacks(listed: object) -> list[str]:

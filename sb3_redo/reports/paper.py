@@ -25,6 +25,7 @@ class Published(NamedTuple):
     :param game: the environment it is of, or the collection
     :param n_steps: of the return that DQN learns from; nothing where it is not said to matter
     :param extractor: of the images' features, by the name that our policies give it; nothing without images
+    :param rival: ``reset`` or ``weight_decay`` in place of ReDo
     """
 
     figure: str
@@ -40,6 +41,7 @@ class Published(NamedTuple):
     scale: str = _ATARI
     n_steps: int | None = 1
     extractor: str | None = "nature"
+    rival: str = ""
 
 
 def _figure_10(
@@ -86,6 +88,8 @@ PUBLISHED: tuple[Published, ...] = (
         for redo, values in ((False, (0.374, 0.327)), (True, (0.695, 0.710)))
         for width, value in zip((2, 4), values, strict=True)
     ),
+    Published("13", "dqn", "return", "Atari", 1, 1, False, 0.326, rival="reset"),
+    Published("13", "dqn", "return", "Atari", 1, 1, False, 0.416, rival="weight_decay"),
     *(
         Published("7", "dqn", "dormant fraction at threshold 0", "DemonAttack", ratio, 1, False, value, scale=_DEMON)
         for ratio, value in ((0.25, 0.09), (0.5, 0.24), (1, 0.38), (2, 0.48))
@@ -119,14 +123,15 @@ def beside_paper(
 
     The scales differ, and both are in the table: compare directions and ratios before sizes.
 
-    :param conditions: from :func:`~sb3_redo.reports.outcomes.condition_outcomes`
+    :param conditions: from :func:`~sb3_redo.reports.outcomes.condition_outcomes`; a column ``rival``, if there is one,
+        says of each which of the paper's rivals of ReDo it trains with, if it does with any
     :param algorithm: the sweep's
     :param dormancy: last dormant fractions at thresholds: columns ``environment``, ``condition``, ``threshold``,
         ``value``
     :param n_steps: of the return that our DQN learned from
     :param extractor: of the images' features
-    :return: columns ``quantity``, ``replay_ratio``, ``width``, ``redo``, ``ours``, ``ours_low``, ``ours_high``,
-        ``our_scale``, ``paper``, ``paper_low``, ``paper_high``, ``paper_scale``, ``figure``; no rows where nothing
+    :return: columns ``quantity``, ``replay_ratio``, ``width``, ``redo``, ``rival``, ``ours``, ``ours_low``,
+        ``ours_high``, ``our_scale``, ``paper``, ``paper_low``, ``paper_high``, ``paper_scale``, ``figure``; no rows where nothing
         was published that fits
     """
     rows = []
@@ -151,6 +156,7 @@ def _fitting(conditions: pd.DataFrame, number: Published) -> pd.DataFrame:
     width = conditions[WIDTH] if WIDTH in conditions else pd.Series(1.0, conditions.index)
     fits = (conditions["redo"].astype(bool) == number.redo) & np.isclose(ratio.astype(float), number.replay_ratio)
     fits &= np.isclose(width.astype(float), number.width)
+    fits &= (conditions["rival"] if "rival" in conditions else pd.Series("", conditions.index)) == number.rival
     mine = conditions[fits]
     if number.game == "Atari":
         whole = mine[mine["environment"] == ALL]
@@ -175,6 +181,7 @@ def _row(number: Published, ours: pd.Series, dormancy: pd.DataFrame) -> dict[str
         "replay_ratio": number.replay_ratio,
         "width": number.width,
         "redo": number.redo,
+        "rival": number.rival,
         "condition": ours["condition"],
         "ours": value,
         "ours_low": low,
