@@ -131,8 +131,8 @@ def beside_paper(
     :param n_steps: of the return that our DQN learned from
     :param extractor: of the images' features
     :return: columns ``quantity``, ``replay_ratio``, ``width``, ``redo``, ``rival``, ``ours``, ``ours_low``,
-        ``ours_high``, ``our_scale``, ``paper``, ``paper_low``, ``paper_high``, ``paper_scale``, ``figure``; no rows where nothing
-        was published that fits
+        ``ours_high``, ``our_scale``, ``paper``, ``paper_low``, ``paper_high``, ``paper_scale``, ``figure``; no rows
+        where nothing was published that fits
     """
     rows = []
     for number in PUBLISHED:
