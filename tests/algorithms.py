@@ -87,6 +87,9 @@ def case(name: str, kind: str) -> Any:
     return pytest.param(name, kind, marks=[] if kind == VECTORS or name in ALWAYS else pytest.mark.slow)
 
 
+EVERY = [pytest.param(name, marks=[] if name in {"DQN", "SAC", "PPO"} else pytest.mark.slow) for name in ALGORITHMS]
+"""Every algorithm, one of each family at once and the others slow."""
+
 Q_LEARNERS = {"DQN": "q_net", "QR-DQN": "quantile_net"}
 
 

@@ -14,7 +14,7 @@ from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.resets import reset
 from sb3_redo.interventions.scope import is_target, names_in, targets_of
 
-from algorithms import ALGORITHMS, CASES, IMAGES, build, case, is_on_policy
+from algorithms import CASES, EVERY, IMAGES, build, case, is_on_policy
 from runs import Tape, differences, fingerprint, reloaded
 
 PERIOD = 7
@@ -79,7 +79,7 @@ def test_a_reset_draws_the_chosen_layers_anew_and_nothing_else(name, kind):
         assert not any(torch.equal(firsts[0][key], firsts[1][key]) for key in weights)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", EVERY)
 def test_everything_still_trains_after_a_reset(name):
     steps = 2 * half(name)
     callback = Spied("all", PERIOD, stop=PERIOD + 1 if not is_on_policy(name) else None)

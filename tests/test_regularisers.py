@@ -14,7 +14,7 @@ from sb3_redo.interventions import (
 )
 from sb3_redo.interventions.scope import is_target
 
-from algorithms import ALGORITHMS, build, is_on_policy
+from algorithms import EVERY, build, is_on_policy
 from runs import Tape, differences, fingerprint, reloaded
 
 REGULARISERS = {
@@ -107,7 +107,7 @@ def test_what_is_logged_is_the_penalty_without_its_strength():
     assert 0 < tape.values("regenerative/distance")[0] < tape.values("regenerative/distance")[-1]
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "TRPO"])
+@pytest.mark.parametrize("name", [each for each in EVERY if each.values != ("TRPO",)])
 def test_a_strong_pull_keeps_a_network_near_to_where_it_began(name):
     def moved(callback):
         model = build(name)
@@ -129,7 +129,7 @@ def test_gradients_that_are_not_all_of_training_are_refused(make):
         learn(build("TRPO"), make(), name="TRPO")
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_weight_is_beyond_its_bound_after_a_step(name):
     model, callback = build(name), WeightClippingCallback(0.5)
     learn(model, callback, name=name)
@@ -141,7 +141,7 @@ def test_no_weight_is_beyond_its_bound_after_a_step(name):
     assert callback._bounds[first] == callback._bounds[first.replace("weight", "bias")] == 0.5 / math.sqrt(inputs)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", EVERY)
 def test_hidden_layers_keep_their_norm_and_output_layers_do_not(name):
     model = build(name)
     initial = {key: float(tensor.detach().norm()) for key, tensor in model.policy.named_parameters()}
