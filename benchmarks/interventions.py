@@ -1,4 +1,4 @@
-"""What the interventions cost, as ratios in one process on one thread: a table, and JSON with ``--json FILE``.
+"""What the interventions cost, as ratios in one process on one thread: a table, and as JSON.
 
 - ``gradient step with / without``: of those that act at every gradient step, CPU time of ``train()`` calls with the
   callback over that of the same calls without it, in turns.
@@ -9,12 +9,10 @@
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -39,7 +37,7 @@ from sb3_redo.interventions import (
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.stepping import GradientStepCallback
 
-from passes import Line, table
+from passes import Line, tell
 
 ALWAYS: tuple[Callable[[], RegulariserCallback], ...] = (
     RegenerativeCallback,
@@ -97,7 +95,7 @@ class Bench:
         note = f"a gradient step takes {1e3 * each:.2f} ms, {len(bare)} times"
         subject = f"{self.name}, {type(callback).__name__}"
         value = median(ours) / median(bare)
-        yield Line(subject, "gradient step with / without", value, low, high, float("inf"), note)
+        yield Line(subject, "gradient step with / without", value, low, high, None, note)
         added = (value - 1) * each
         floor = self.floor(callback)
         note = f"{1e3 * added:.3f} / {1e3 * floor:.3f} ms"
@@ -152,17 +150,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="per comparison (default: %(default)g)")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["Nature CNN", "SAC 256x256"])
-    parser.add_argument("--json", type=Path, help="file for the JSON")
+    parser.add_argument("--json", type=Path, help="file for the JSON; without it, it follows the table")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: list[Any] = []
     for line in lines(options.seconds, options.networks):
         print(line.subject, line.quantity, file=sys.stderr)
         found.append(line)
-    print(table(found))
-    if options.json is not None:
-        rows = [{**asdict(line), "bar": line.bar if line.bar != float("inf") else None} for line in found]
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

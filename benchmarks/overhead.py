@@ -15,15 +15,13 @@
 import argparse
 import ctypes
 import gc
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -45,7 +43,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 from sb3_redo import ReDoCallback
 from sb3_redo.clock import GradientClock
 
-from passes import Line, Rig, table
+from passes import Line, Rig, tell
 
 START_HOOKS = ("init_callback", "on_training_start")
 HOOKS = (*START_HOOKS, "on_rollout_start", "update_locals", "on_step", "on_rollout_end", "on_training_end")
@@ -240,13 +238,7 @@ def main() -> None:
     for line in lines(options):
         print(line.subject, line.quantity, file=sys.stderr)  # progress, since the table comes at the end
         found.append(line)
-    print(table(found))
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "cpu": platform.machine()}
-    text = json.dumps({"machine": machine, "lines": [asdict(line) for line in found]}, indent=2)
-    if options.json is None:
-        print(text)
-    else:
-        options.json.write_text(text + "\n")
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The cost of one measurement, in time and memory, beside a forward pass of the same networks on the same batch."""
 
 import json
+import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
 from operator import itemgetter
@@ -24,26 +25,38 @@ from sb3_redo.sampling import sample_batch, torch_generator
 
 @dataclass(frozen=True)
 class Line:
-    """One figure, the range it was seen in, and the bar it should not exceed."""
+    """One figure, the range it was seen in, and the bar it should not exceed, if there is one."""
 
     subject: str
     quantity: str
     value: float
     low: float
     high: float
-    bar: float
+    bar: float | None
     note: str
 
     def row(self) -> tuple[str, ...]:
         """The cells of a table."""
-        figures = f"{self.value:.4f}", f"{self.low:.4f} to {self.high:.4f}", f"{self.bar:g}"
-        return self.subject, self.quantity, *figures, "pass" if self.value <= self.bar else "FAIL", self.note
+        figures = f"{self.value:.4f}", f"{self.low:.4f} to {self.high:.4f}"
+        bar = ("", "") if self.bar is None else (f"{self.bar:g}", "pass" if self.value <= self.bar else "FAIL")
+        return self.subject, self.quantity, *figures, *bar, self.note
 
 
 def table(lines: list[Line]) -> str:
     rows = [("subject", "quantity", "value", "range", "bar", "", ""), *(line.row() for line in lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def tell(lines: list[Line], file: Path | None) -> None:
+    """Print lines as a table, and write them as JSON into a file, or behind the table without one."""
+    print(table(lines))
+    machine = {"python": platform.python_version(), "torch": torch.__version__, "cpu": platform.machine()}
+    text = json.dumps({"machine": machine, "lines": [asdict(line) for line in lines]}, indent=2)
+    if file is None:
+        print(text)
+    else:
+        file.write_text(text + "\n")
 
 
 class Rig:

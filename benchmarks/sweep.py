@@ -18,12 +18,10 @@ be believed. Its lines:
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -34,7 +32,7 @@ from sb3_redo.experiments.runs import Run
 from sb3_redo.experiments.sweep_file import read_sweep
 from sb3_redo.experiments.training import thread_variables
 
-from passes import Line, table
+from passes import Line, tell
 
 LONG = 60.0
 """Seconds from which on a run counts as long."""
@@ -110,7 +108,7 @@ def lines(file: Path, out: Path, workers: int, typed_seeds: int | None) -> list[
     training = sum(trained for _, trained in each)
     changed = sum(differ(run, swept, typed) for run in to_type) / len(to_type)
 
-    def one(quantity: str, value: float, bar: float, note: str) -> Line:
+    def one(quantity: str, value: float, bar: float | None, note: str) -> Line:
         return Line(file.stem, quantity, value, value, value, bar, note)
 
     return [
@@ -118,7 +116,7 @@ def lines(file: Path, out: Path, workers: int, typed_seeds: int | None) -> list[
             "sweep / one after the other", wall / sequence, 0.6, f"{wall:.0f} s and {sequence:.0f} s, {len(runs)} runs"
         ),
         *overhead_of_long_runs(file.stem, each),
-        one("own overhead of all", 1 - training / (workers * wall), 1.0, f"{training:.0f} s of training"),
+        one("own overhead of all", 1 - training / (workers * wall), None, f"{training:.0f} s of training"),
         one("other weights", changed, 0.0, f"{len(to_type)} runs"),
     ]
 
@@ -142,14 +140,7 @@ def main() -> None:
     parser.add_argument("--typed-seeds", type=int, metavar="N", help="type only the runs of so many seeds")
     parser.add_argument("--json", type=Path, help="file for the JSON; without it, it follows the table")
     options = parser.parse_args()
-    found = lines(options.file, options.out, options.workers, options.typed_seeds)
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
-    text = json.dumps({"machine": machine, "lines": [asdict(line) for line in found]}, indent=2)
-    print(table(found))
-    if options.json is None:
-        print(text)
-    else:
-        options.json.write_text(text + "\n")
+    tell(lines(options.file, options.out, options.workers, options.typed_seeds), options.json)
 
 
 if __name__ == "__main__":

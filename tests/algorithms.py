@@ -10,6 +10,7 @@ from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -91,6 +92,17 @@ EVERY = [pytest.param(name, marks=[] if name in {"DQN", "SAC", "PPO"} else pytes
 """Every algorithm, one of each family at once and the others slow."""
 
 Q_LEARNERS = {"DQN": "q_net", "QR-DQN": "quantile_net"}
+
+
+def half(name: str) -> int:
+    """Environment steps of half a short training."""
+    return {"A2C": 64}.get(name, 48 if is_on_policy(name) else 40)
+
+
+def learn(model: Any, callback: Any, steps: int | None = None, tape: Tape | None = None, name: str = "DQN") -> Any:
+    """Train, both halves if not told how long, logging to a tape."""
+    model.set_logger(Logger(None, [tape or Tape()]))
+    return model.learn(steps or 2 * half(name), callback=callback, reset_num_timesteps=False)
 
 
 def is_on_policy(name: str) -> bool:

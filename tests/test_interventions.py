@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from sb3_redo import ReDoCallback, trace_wiring
@@ -14,7 +13,7 @@ from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.resets import reset
 from sb3_redo.interventions.scope import is_target, names_in, targets_of
 
-from algorithms import CASES, EVERY, IMAGES, build, case, is_on_policy
+from algorithms import CASES, EVERY, IMAGES, build, case, half, is_on_policy, learn
 from runs import Tape, differences, fingerprint, reloaded
 
 PERIOD = 7
@@ -23,15 +22,6 @@ INTERVENTIONS = {
     "perturb": lambda **settings: ShrinkAndPerturbCallback(**{"period": PERIOD, **settings}),
 }
 every_intervention = pytest.mark.parametrize("make", INTERVENTIONS.values(), ids=INTERVENTIONS)
-
-
-def half(name):
-    return {"A2C": 64}.get(name, 48 if is_on_policy(name) else 40)
-
-
-def learn(model, callback, steps=None, tape=None, name="DQN"):
-    model.set_logger(Logger(None, [tape or Tape()]))
-    return model.learn(steps or 2 * half(name), callback=callback, reset_num_timesteps=False)
 
 
 class Spied(ResetCallback):

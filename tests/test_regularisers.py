@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from stable_baselines3.common.logger import Logger
 
 from sb3_redo.interventions import (
     NormProjectionCallback,
@@ -14,7 +13,7 @@ from sb3_redo.interventions import (
 )
 from sb3_redo.interventions.scope import is_target
 
-from algorithms import EVERY, build, is_on_policy
+from algorithms import EVERY, build, half, learn
 from runs import Tape, differences, fingerprint, reloaded
 
 REGULARISERS = {
@@ -24,15 +23,6 @@ REGULARISERS = {
     "projection": lambda **settings: NormProjectionCallback(**settings),
 }
 every_regulariser = pytest.mark.parametrize("make", REGULARISERS.values(), ids=REGULARISERS)
-
-
-def half(name):
-    return {"A2C": 64}.get(name, 48 if is_on_policy(name) else 40)
-
-
-def learn(model, callback, steps=None, tape=None, name="DQN"):
-    model.set_logger(Logger(None, [tape or Tape()]))
-    return model.learn(steps or 2 * half(name), callback=callback, reset_num_timesteps=False)
 
 
 def penalty_gradients(penalty, model):
@@ -173,8 +163,18 @@ def test_what_a_network_began_with_is_found_when_it_is_compiled(make):
     model = learn(build("DQN"), make())
     model.policy.q_net = torch.compile(model.policy.q_net, backend="eager")
     model._create_aliases()
-    learn(model, make())
+    callback = make()
+    learn(model, callback)
     torch.compiler.reset()
+    began = dict(build("DQN").policy.named_parameters())
+    found = callback._initial if isinstance(callback, RegenerativeCallback) else callback._norms
+    assert len(found) > 1
+    assert all("_orig_mod" in name for name in found)
+    for name, kept in found.items():
+        start = began[name.replace("_orig_mod.", "")].detach()
+        torch.testing.assert_close(
+            torch.as_tensor(kept), start if start.shape == torch.as_tensor(kept).shape else start.norm()
+        )
 
 
 @every_regulariser

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sb3_redo.interventions.periodic import PeriodicCallback
-from sb3_redo.interventions.scope import targets_of
+from sb3_redo.interventions.scope import with_twins
 from sb3_redo.settings import flag, non_negative_number
 
 
@@ -28,16 +28,12 @@ def shrink_and_perturb(
     :param optimizers: forget what they know of the parameters; by default they go on as they were
     """
     parameters = dict(policy.named_parameters())
-    fresh = {name: values for name, values in fresh.items() if name in parameters}
-    twins = dict(targets_of(policy, fresh))
     with torch.no_grad():
-        for name, values in fresh.items():
-            changed = [name, twins[name]] if name in twins else [name]
-            for path in changed:
-                parameter = parameters[path]
-                parameter.mul_(shrink).add_(values.to(parameter), alpha=perturb)
+        for name, tensors in with_twins(policy, [name for name in fresh if name in parameters]):
+            for tensor in tensors:
+                tensor.mul_(shrink).add_(fresh[name].to(tensor), alpha=perturb)
             for optimizer in optimizers:
-                optimizer.state.pop(parameters[name], None)
+                optimizer.state.pop(tensors[0], None)
 
 
 class ShrinkAndPerturbCallback(PeriodicCallback):

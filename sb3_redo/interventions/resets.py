@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sb3_redo.interventions.periodic import PeriodicCallback
-from sb3_redo.interventions.scope import targets_of
+from sb3_redo.interventions.scope import with_twins
 from sb3_redo.settings import flag
 
 
@@ -22,16 +22,13 @@ def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Opti
     :param fresh: path below the policy to new values
     :param optimizers: all that may hold the parameters
     """
-    state = dict((*policy.named_parameters(), *policy.named_buffers()))
-    twins = dict(targets_of(policy, fresh))
     with torch.no_grad():
-        for name, values in fresh.items():
-            state[name].copy_(values)
-            if name in twins:
-                state[twins[name]].copy_(values)
+        for name, tensors in with_twins(policy, fresh):
+            for tensor in tensors:
+                tensor.copy_(fresh[name])
             for optimizer in optimizers:
                 # Empty, as before the parameter's first step: the next one fills it.
-                optimizer.state.pop(state[name], None)
+                optimizer.state.pop(tensors[0], None)
 
 
 class ResetCallback(PeriodicCallback):

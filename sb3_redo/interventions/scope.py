@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.wiring import Wiring
@@ -72,6 +72,15 @@ def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, s
             if twin is not None:
                 yield name, twin
                 break
+
+
+def with_twins(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, list[Tensor]]]:
+    """Each path with its tensor and, if there is one, that of its twin in a target network."""
+    names = list(names)
+    state = dict((*policy.named_parameters(), *policy.named_buffers()))
+    twins = dict(targets_of(policy, names))
+    for name in names:
+        yield name, [state[path] for path in (name, twins.get(name)) if path is not None]
 
 
 def _state_names(policy: nn.Module) -> list[str]:
