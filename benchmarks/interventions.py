@@ -22,6 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from overhead import NETWORKS
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 
 from sb3_redo import ReDoCallback
 from sb3_redo.agents import gradient_steps_of
@@ -59,6 +60,7 @@ class Bench:
     def __init__(self, name: str, steps_at_once: int = 5):
         self.name = name
         self.model: Any = NETWORKS[name]()[0]
+        self.model.set_logger(Logger(None, []))  # that of the training is closed
         self.model.__dict__["start_time"] = time.time_ns()
         self.steps_at_once = steps_at_once
 

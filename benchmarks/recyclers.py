@@ -15,7 +15,8 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.agents import gradient_steps_of, initial_state
 from sb3_redo.companions import callbacks_in
 from sb3_redo.dormancy import DormancyReport
-from sb3_redo.recycling import SecondMoment, recycle
+from sb3_redo.planning import SecondMoment
+from sb3_redo.recycling import recycle
 from sb3_redo.sampling import torch_generator
 from sb3_redo.tensorboard import write_point
 from sb3_redo.wiring import LayerWiring

@@ -20,8 +20,8 @@ from sb3_redo.forward_pass import evaluating, seeded, tensors_in, uncompiled_nam
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.memory import Memory
 from sb3_redo.meter import Meter
+from sb3_redo.planning import zero_state
 from sb3_redo.playing import MaskedPlayer, Player, RecurrentPlayer, ScaledPlayer
-from sb3_redo.recycling import zero_state
 from sb3_redo.sampling import Batch
 from sb3_redo.wiring import Wiring, trace_wiring
 

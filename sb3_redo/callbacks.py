@@ -16,7 +16,8 @@ from sb3_redo.agents import (
 from sb3_redo.companions import callbacks_in
 from sb3_redo.dormancy import DormancyReport, overlap
 from sb3_redo.meter import Meter
-from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, Surgery, recycle
+from sb3_redo.planning import OPTIMIZER_STATE
+from sb3_redo.recycling import OUTGOING, Surgery, recycle
 from sb3_redo.sampling import (
     Batch,
     buffer_capacity,

@@ -8,7 +8,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_redo.agents import agent_of, gradient_steps_of, initial_state, initial_weights_of, meter_of, whole_batch
 from sb3_redo.dormancy import DormancyReport
 from sb3_redo.gathering import gather_batch, integer_seed
-from sb3_redo.recycling import OPTIMIZER_STATE, OUTGOING, RecyclingRecord, Surgery, recycle
+from sb3_redo.planning import OPTIMIZER_STATE
+from sb3_redo.recycling import OUTGOING, RecyclingRecord, Surgery, recycle
 from sb3_redo.sampling import Batch, sample_batch, stored_observations, torch_generator
 from sb3_redo.settings import flag, non_negative_number, one_of, optional_integer, positive_integer
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
 from sb3_redo.dormancy import DormancyReport
-from sb3_redo.recycling import OPTIMIZER_STATE
+from sb3_redo.planning import OPTIMIZER_STATE
 from sb3_redo.sampling import sample_batch
 
 from algorithms import (

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, assume, given, note, settings
 from torch import nn
 
 from sb3_redo.meter import Meter
-from sb3_redo.recycling import OPTIMIZER_STATE, Surgery, recycle
+from sb3_redo.planning import OPTIMIZER_STATE
+from sb3_redo.recycling import Surgery, recycle
 from sb3_redo.wiring import trace_wiring
 
 from flows import WIDTH

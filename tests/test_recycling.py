@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_redo import recycling
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.meter import Meter
+from sb3_redo.planning import OPTIMIZER_STATE
 from sb3_redo.recycling import Surgery, recycle
 from sb3_redo.wiring import trace_wiring
 
@@ -104,7 +104,7 @@ def attached_entries(network, report):
 
 
 @every_network
-@pytest.mark.parametrize("optimizer_state", recycling.OPTIMIZER_STATE)
+@pytest.mark.parametrize("optimizer_state", OPTIMIZER_STATE)
 def test_entries_of_other_neurons_stay_bit_for_bit(name, optimizer_state):
     network, optimizer, _, report = prepared(name, threshold=0.4)
     before = copy.deepcopy(dict(network.named_parameters()))
@@ -255,7 +255,7 @@ def test_worked_optimizer_state(optimizer_state, step, second_moments):
     assert optimizer.state[network[4].bias]["step"] == 5.0
 
 
-@pytest.mark.parametrize("optimizer_state", recycling.OPTIMIZER_STATE)
+@pytest.mark.parametrize("optimizer_state", OPTIMIZER_STATE)
 def test_recycling_nothing_is_nothing(optimizer_state):
     network, optimizer, batch, _ = prepared("Images")
     report = report_on(network, batch, threshold=0.0)
