@@ -20,7 +20,6 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from overhead import NETWORKS
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
@@ -38,7 +37,8 @@ from sb3_redo.interventions import (
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.stepping import GradientStepCallback
 
-from passes import Line, tell
+from benchmarks.overhead import NETWORKS
+from benchmarks.passes import Line, tell
 
 ALWAYS: tuple[Callable[[], RegulariserCallback], ...] = (
     RegenerativeCallback,

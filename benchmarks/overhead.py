@@ -1,6 +1,6 @@
 """What measuring and recycling dormant neurons costs, in one process on one thread, as a table and as JSON.
 
-``python benchmarks/overhead.py`` takes about a quarter of an hour, with ``--all`` for more algorithms three of them,
+``python -m benchmarks.overhead`` takes about a quarter of an hour, with ``--all`` for more algorithms three of them,
 ``--quick`` a tenth. Its lines:
 
 - ``share in hooks``: of ``learn()``'s wall time, spent in the hooks of ``ReDoCallback()`` that SB3 calls and in the
@@ -43,7 +43,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 from sb3_redo import ReDoCallback
 from sb3_redo.clock import GradientClock
 
-from passes import Line, Rig, tell
+from benchmarks.passes import Line, Rig, tell
 
 START_HOOKS = ("init_callback", "on_training_start")
 HOOKS = (*START_HOOKS, "on_rollout_start", "update_locals", "on_step", "on_rollout_end", "on_training_end")

@@ -1,7 +1,7 @@
 """Tables and figures of what becomes of recycled neurons, from the folders of two finished sweeps.
 
-    python benchmarks/recycled.py survival runs/recycling_survival --figure docs/images/recycling_survival.png
-    python benchmarks/recycled.py runs runs/recycling_runs --figure docs/images/recycling_runs.png
+    python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
+    python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
 
 Prints Markdown. Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
 """

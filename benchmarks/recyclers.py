@@ -3,12 +3,12 @@
 For sweeps that are started in the root of a clone, whose files name them ``benchmarks.recyclers.NAME``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from sb3_redo import DormancyCallback, ReDoCallback
@@ -28,109 +28,112 @@ AGES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Gradient steps after recycling."""
 
 
-class MedianReDo(ReDoCallback):
-    """The second moment becomes the median over the layer's live neurons, entry by entry."""
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        self.surgery = replace(self.surgery, optimizer_state=SecondMoment(_median))
-
-
-class OwnReDo(ReDoCallback):
-    """The second moment stays what it was; only the first one is cleared."""
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        self.surgery = replace(self.surgery, optimizer_state=SecondMoment(_own, shared=False))
-
-
-def _median(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
+def median_of_live(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
+    """For a :class:`SecondMoment`: the median over the layer's live neurons, entry by entry."""
     return tensor.index_select(axis, live).median(axis, keepdim=True).values
 
 
-def _own(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
+def own_second_moment(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
+    """For a :class:`SecondMoment`: what it was."""
     return tensor.index_select(axis, renewed)
 
 
-class _ClearingReDo(ReDoCallback):
-    """Clears the state of renewed weights, and knows which these are."""
-
-    def __init__(self, **settings: Any):
-        super().__init__(**{**settings, "optimizer_state": "clear"})
-        self._handles: list[Any] = []
+class MedianReDo(ReDoCallback):
+    """See :func:`median_of_live`."""
 
     def _prepare(self) -> None:
         super()._prepare()
-        _refuse_to_go_on(self)
+        self.surgery = replace(self.surgery, optimizer_state=SecondMoment(median_of_live))
 
-    def _stop(self) -> None:
-        super()._stop()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
-    def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
-        before: dict[Tensor, Tensor] = {
-            parameter: parameter.detach().clone() for parameter in self.model.policy.parameters()
-        }
-        super()._recycle(report, gradient_step)
-        for optimizer in self._agent.optimizers:
+class OwnReDo(ReDoCallback):
+    """See :func:`own_second_moment`: only the first moment is cleared."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.surgery = replace(self.surgery, optimizer_state=SecondMoment(own_second_moment, shared=False))
+
+
+class _Renewed:
+    """Follows the weights of some optimizers that were renewed with cleared moments, over the steps that come.
+
+    :param optimizers: Adams
+    :raises TypeError: when they are not
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer]):
+        self.optimizers = tuple(optimizers)
+        for optimizer in self.optimizers:
             if not isinstance(optimizer, Adam):
                 raise TypeError(f"{type(self).__name__} is for Adam, not for {type(optimizer).__name__}")
+        self.handles = self._register()
+
+    def values(self) -> dict[Tensor, Tensor]:
+        """Copies of all parameters, to be taken before recycling."""
+        parameters = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+        return {parameter: parameter.detach().clone() for parameter in parameters}
+
+    def note(self, before: dict[Tensor, Tensor]) -> None:
+        """Told after recycling, with what :meth:`values` gave before it."""
+        for optimizer in self.optimizers:
             for parameter, state in optimizer.state.items():
                 cleared = (state["exp_avg_sq"] == 0) & (state["exp_avg"] == 0)
-                self._note(optimizer, parameter, cleared & ((parameter != before[parameter]) | (parameter == 0)))
+                self._note(parameter, cleared & ((parameter != before[parameter]) | (parameter == 0)))
 
-    def _note(self, optimizer: Optimizer, parameter: Tensor, renewed: Tensor) -> None:
+    def stop(self) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _register(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _note(self, parameter: Tensor, renewed: Tensor) -> None:
         """Told of every parameter with a bool mask of its shape."""
         raise NotImplementedError
 
 
-class FirstGradientReDo(_ClearingReDo):
+class FirstGradient(_Renewed):
     """The second moment of a renewed weight becomes the square of the first gradient that is not zero.
 
     It is that of a training batch that follows, not of the measured one, so that no loss has to be known here. (In the
     very first one incoming weights have a gradient of zero, since outgoing ones are.)
     """
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._waiting: dict[Tensor, Tensor] = {}
-        for optimizer in self._agent.optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._seed_second_moments))
+    def _register(self) -> list[Any]:
+        self.waiting: dict[Tensor, Tensor] = {}
+        return [optimizer.register_step_pre_hook(self._seed_second_moments) for optimizer in self.optimizers]
 
-    def _note(self, optimizer: Optimizer, parameter: Tensor, renewed: Tensor) -> None:
-        self._waiting[parameter] = renewed
+    def _note(self, parameter: Tensor, renewed: Tensor) -> None:
+        self.waiting[parameter] = renewed
 
     def _seed_second_moments(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for parameter in [parameter for parameter in self._waiting if parameter in optimizer.state]:
+        for parameter in [parameter for parameter in self.waiting if parameter in optimizer.state]:
             if parameter.grad is not None:
-                now = self._waiting[parameter] & (parameter.grad != 0)
+                now = self.waiting[parameter] & (parameter.grad != 0)
                 optimizer.state[parameter]["exp_avg_sq"][now] = parameter.grad[now] ** 2
-                self._waiting[parameter] &= ~now
+                self.waiting[parameter] &= ~now
 
 
-class CountedReDo(_ClearingReDo):
+class CountedSteps(_Renewed):
     """Adam with a step count of its own for every renewed weight, so that its bias correction begins anew there.
 
     After every step of the optimizer the update of renewed weights is made what it would have been with that count.
     """
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._counts: dict[Tensor, Tensor] = {}
-        for optimizer in self._agent.optimizers:
-            self._handles.append(optimizer.register_step_post_hook(self._correct))
+    def _register(self) -> list[Any]:
+        self.counts: dict[Tensor, Tensor] = {}
+        return [optimizer.register_step_post_hook(self._correct) for optimizer in self.optimizers]
 
-    def _note(self, optimizer: Optimizer, parameter: Tensor, renewed: Tensor) -> None:
-        old = self._counts.get(parameter, torch.full_like(parameter, torch.inf, requires_grad=False))
-        self._counts[parameter] = old.masked_fill(renewed, 0.0)
+    def _note(self, parameter: Tensor, renewed: Tensor) -> None:
+        old = self.counts.get(parameter, torch.full_like(parameter, torch.inf, requires_grad=False))
+        self.counts[parameter] = old.masked_fill(renewed, 0.0)
 
     def _correct(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if parameter in self._counts:
-                    self._correct_one(parameter, optimizer.state[parameter], group, self._counts[parameter])
+                if parameter in self.counts:
+                    self._correct_one(parameter, optimizer.state[parameter], group, self.counts[parameter])
 
     @staticmethod
     @torch.no_grad()
@@ -148,11 +151,46 @@ class CountedReDo(_ClearingReDo):
         parameter[young] += made - update(1 - beta1**k, 1 - beta2**k)
 
 
-class ActiveReDo(ReDoCallback):
-    """Draws incoming weights again, at most so often, until the neuron is not dormant on the measured batch.
+class _ClearingReDo(ReDoCallback):
+    """Clears the state of renewed weights, and follows these."""
 
-    Weights between two recycled neurons stay at 0, as with a single draw.
-    """
+    following: type[_Renewed]
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{**settings, "optimizer_state": "clear"})
+        self._renewed: _Renewed | None = None
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        _refuse_to_go_on(self)
+        self._renewed = self.following(self._agent.optimizers)
+
+    def _stop(self) -> None:
+        super()._stop()
+        if self._renewed is not None:
+            self._renewed.stop()
+
+    def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
+        assert self._renewed is not None
+        before = self._renewed.values()
+        super()._recycle(report, gradient_step)
+        self._renewed.note(before)
+
+
+class FirstGradientReDo(_ClearingReDo):
+    """See :class:`FirstGradient`."""
+
+    following = FirstGradient
+
+
+class CountedReDo(_ClearingReDo):
+    """See :class:`CountedSteps`."""
+
+    following = CountedSteps
+
+
+class ActiveReDo(ReDoCallback):
+    """Draws incoming weights again, at most so often, until the neuron is not dormant on the measured batch."""
 
     def __init__(self, redraws: int = 20, **settings: Any):
         super().__init__(**settings)
@@ -162,29 +200,49 @@ class ActiveReDo(ReDoCallback):
 
     def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
         super()._recycle(report, gradient_step)
-        recycled = recycled_neurons(report)
-        for attempt in range(1, self.redraws + 1):
-            again = self._meter.measure(self._forward, report.batch, self.dormancy_threshold)
-            again = _only(again, recycled)
-            if not any(layer.dormant.any() for layer in again.layers):
-                return
+
+        def again(report: DormancyReport, attempt: int) -> None:
             recycle(
                 self.model.policy,
-                again,
+                report,
                 self._agent.optimizers,
                 self._initial_weights,
                 torch_generator((self._seed + attempt * 2**32, gradient_step)),
                 self.surgery,
                 initial_state=initial_state,
             )
-            self._clear_outgoing(recycled)
 
-    @torch.no_grad()
-    def _clear_outgoing(self, recycled: Masks) -> None:
-        for name, mask in recycled.items():
-            for consumer, positions in self._meter.wiring[name].consumers.items():
-                columns = (positions >= 0) & mask[positions]
-                self.model.policy.get_parameter(f"{consumer}.weight")[:, columns] = 0.0
+        def measure() -> DormancyReport:
+            return self._meter.measure(self._forward, report.batch, self.dormancy_threshold)
+
+        redraw_until_active(self.model.policy, recycled_neurons(report), measure, again, self.redraws)
+
+
+def redraw_until_active(
+    policy: nn.Module,
+    recycled: Masks,
+    measure: Callable[[], DormancyReport],
+    again: Callable[[DormancyReport, int], None],
+    redraws: int,
+) -> None:
+    """Recycle those of the recycled neurons that are dormant at birth again, at most so often, in place.
+
+    Weights between two recycled neurons stay at 0, as with a single draw.
+
+    :param measure: on the batch that was measured
+    :param again: recycles the dormant neurons of a report, at the attempt of that number
+    """
+    for attempt in range(1, redraws + 1):
+        report = measure()
+        report = _only(report, recycled)
+        if not any(layer.dormant.any() for layer in report.layers):
+            return
+        again(report, attempt)
+        with torch.no_grad():
+            for name, mask in recycled.items():
+                for consumer, positions in report.wiring[name].consumers.items():
+                    columns = (positions >= 0) & mask[positions]
+                    policy.get_parameter(f"{consumer}.weight")[:, columns] = 0.0
 
 
 def recycled_neurons(report: DormancyReport) -> Masks:

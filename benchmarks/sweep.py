@@ -1,6 +1,6 @@
 """What a sweep costs beside its trainings, and what it saves, as a table and as JSON.
 
-``python benchmarks/sweep.py zoo_configs/sweeps/small_replay_ratio.yml --out runs/sweep_benchmark`` trains every run
+``python -m benchmarks.sweep zoo_configs/sweeps/small_replay_ratio.yml --out runs/sweep_benchmark`` trains every run
 twice, which takes the better part of an hour on two cores; given again, it goes on where it was stopped, and must not
 be believed. Its lines:
 
@@ -32,7 +32,7 @@ from sb3_redo.experiments.runs import Run
 from sb3_redo.experiments.sweep_file import read_sweep
 from sb3_redo.experiments.training import thread_variables
 
-from passes import Line, tell
+from benchmarks.passes import Line, tell
 
 LONG = 60.0
 """Seconds from which on a run counts as long."""

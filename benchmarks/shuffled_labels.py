@@ -1,0 +1,173 @@
+"""Recycling while a classifier learns one random labelling of the digits after another, by how neurons are renewed.
+
+    python -m benchmarks.shuffled_labels --out runs/shuffled_labels.csv --workers 2
+    python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
+
+The images stay, their labels are drawn anew for every task, and network and optimizer go on (Sokar et al. 2023,
+figure 4; Lyle et al. 2023, 4.1). Three ReLU layers of 128, Adam at 1e-3, 20 tasks of 700 steps of 64 images, dormancy
+threshold 0.025, recycling every 100 steps. Needs scikit-learn for the images. Rows are added to the file as trainings
+end, and a second start goes on with what is missing.
+"""
+
+import argparse
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sb3_redo import trace_wiring
+from sb3_redo.dormancy import DormancyReport
+from sb3_redo.forward_pass import everything_seeded
+from sb3_redo.initial_weights import InitialWeights
+from sb3_redo.meter import Meter
+from sb3_redo.planning import SecondMoment
+from sb3_redo.recycling import Surgery, recycle
+from sb3_redo.sampling import torch_generator
+
+from benchmarks.recyclers import (
+    CountedSteps,
+    FirstGradient,
+    median_of_live,
+    own_second_moment,
+    recycled_neurons,
+    redraw_until_active,
+)
+
+TASKS, STEPS, BATCH, PERIOD, THRESHOLD = 20, 700, 64, 100, 0.025
+EPSILONS = {"1e-8": 1e-8, "1.5e-4": 1.5e-4}
+SURGERIES = {
+    "clear": Surgery(optimizer_state="clear"),
+    "restart": Surgery(optimizer_state="restart"),
+    "match": Surgery(optimizer_state="match"),
+    "median": Surgery(optimizer_state=SecondMoment(median_of_live)),
+    "own": Surgery(optimizer_state=SecondMoment(own_second_moment, shared=False)),
+    "gradient": Surgery(optimizer_state="clear"),
+    "counted": Surgery(optimizer_state="clear"),
+    "clear_active": Surgery(optimizer_state="clear"),
+    "match_active": Surgery(optimizer_state="match"),
+}
+FOLLOWED = {"gradient": FirstGradient, "counted": CountedSteps}
+MODES = ("none", *SURGERIES)
+
+
+@cache
+def digits() -> Tensor:
+    """The images of scikit-learn's digits, [1797, 64], in [0, 1]."""
+    from sklearn.datasets import load_digits
+
+    return torch.from_numpy(load_digits().data.astype(np.float32) / 16)
+
+
+def network() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs in (64, 128, 128):
+        layers += [nn.Linear(inputs, 128), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(128, 10))
+
+
+class Classifier:
+    """A network, its optimizer, and how its dormant neurons are renewed."""
+
+    def __init__(self, mode: str, epsilon: float, seed: int):
+        self.mode, self.seed = mode, seed
+        with everything_seeded(seed):
+            self.network = network()
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3, eps=epsilon)
+        self.initial_weights = InitialWeights(network, untrained=self.network)
+        wiring = trace_wiring(self.network, digits()[:2])
+        self.meter = Meter(self.network, wiring, {layer.name: "classifier" for layer in wiring})
+        self.followed = FOLLOWED[mode]([self.optimizer]) if mode in FOLLOWED else None
+
+    def measure(self, images: Tensor) -> DormancyReport:
+        return self.meter.measure(self.network, images, THRESHOLD)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.network(images), labels)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+
+    def recycle(self, step: int) -> None:
+        if self.mode == "none":
+            return
+        rows = np.random.default_rng((self.seed, step)).choice(len(digits()), 256, replace=False)
+        report = self.measure(digits()[rows])
+        before = self.followed.values() if self.followed else {}
+        self._renew(report, 0, step)
+        if self.followed:
+            self.followed.note(before)
+        if self.mode.endswith("_active"):
+            redraw_until_active(
+                self.network,
+                recycled_neurons(report),
+                lambda: self.measure(report.batch),
+                lambda again, attempt: self._renew(again, attempt, step),
+                redraws=20,
+            )
+
+    def _renew(self, report: DormancyReport, attempt: int, step: int) -> None:
+        generator = torch_generator((self.seed + attempt * 2**32, step))
+        recycle(self.network, report, [self.optimizer], self.initial_weights, generator, SURGERIES[self.mode])
+
+
+def train(mode: str, epsilon: str, seed: int, tasks: int = TASKS, steps: int = STEPS) -> pd.DataFrame:
+    """:return: columns ``mode``, ``epsilon``, ``seed``, ``task``, ``accuracy`` and ``dormant``, of all images, at the
+    end of each task and before anything is recycled there"""
+    torch.set_num_threads(1)
+    classifier, draws = Classifier(mode, EPSILONS[epsilon], seed), np.random.default_rng(seed)
+    images, rows = digits(), []
+    for task in range(tasks):
+        labels = torch.from_numpy(draws.integers(10, size=len(images)))
+        for step in range(1, steps + 1):
+            batch = torch.from_numpy(draws.integers(len(images), size=BATCH))
+            classifier.step(images[batch], labels[batch])
+            if step == steps:
+                with torch.no_grad():
+                    accuracy = float((classifier.network(images).argmax(1) == labels).float().mean())
+                dormant = classifier.measure(images).dormant_fraction
+                rows.append((mode, epsilon, seed, task, accuracy, dormant))
+            if step % PERIOD == 0:
+                classifier.recycle(task * steps + step)
+    return pd.DataFrame(rows, columns=["mode", "epsilon", "seed", "task", "accuracy", "dormant"])
+
+
+def missing(out: Path, seeds: Iterable[int]) -> list[tuple[str, str, int]]:
+    wanted = [(mode, epsilon, seed) for epsilon, seed, mode in product(EPSILONS, seeds, MODES)]
+    if not out.exists():
+        return wanted
+    known = pd.read_csv(out, dtype={"epsilon": str})
+    done = set(known[["mode", "epsilon", "seed"]].itertuples(index=False, name=None))
+    return [training for training in wanted if training not in done]
+
+
+def main() -> None:
+    """Train what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="CSV file of the results")
+    parser.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="trainings at once (default: %(default)s)")
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    trainings = missing(options.out, range(options.seeds))
+    with ProcessPoolExecutor(options.workers) as pool:
+        for number, training in enumerate(as_completed([pool.submit(train, *which) for which in trainings]), start=1):
+            rows = training.result()
+            # In one write, so that a kill leaves no half of a training.
+            with open(options.out, "a") as file:
+                file.write(rows.to_csv(index=False, header=file.tell() == 0))
+            mode, epsilon, seed = rows[["mode", "epsilon", "seed"]].iloc[0]
+            print(f"finished {number}/{len(trainings)}: {mode}, epsilon {epsilon}, seed {seed}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
