@@ -1,7 +1,8 @@
-"""Tables and figures of what becomes of recycled neurons, from the folders of two finished sweeps.
+"""Tables and figures of what becomes of recycled neurons, from the folders of sweeps and a table of trainings.
 
     python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
     python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
+    python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
 
 Prints Markdown. Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
 """
@@ -17,6 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from sb3_redo.reports import read_curves, read_sweep
 from sb3_redo.reports.styles import COLOURS
@@ -86,26 +89,32 @@ def draw_survival(table: pd.DataFrame, figure: Path) -> None:
         *shape, figsize=(5.2 * shape[1], 3.1 * shape[0]), sharex=True, sharey="row", squeeze=False
     )
     for row, (quantity, name) in zip(grid, QUANTITIES.items(), strict=True):
-        percent = 100 if "%" in name else 1
         for ax, epsilon in zip(row, epsilons, strict=True):
-            for number, (callback, label) in enumerate(LABELS.items()):
-                of = table[(table["epsilon"] == epsilon) & (table["callback"] == callback)]
-                if len(of):
-                    each = of.groupby("age")[quantity].agg(["mean", "min", "max"]) * percent
-                    style: dict[str, Any] = {
-                        "color": COLOURS[number % len(COLOURS)],
-                        "linestyle": LINES[number % len(LINES)],
-                    }
-                    ax.plot(each.index, each["mean"], label=label, **style)
-                    ax.fill_between(each.index, each["min"], each["max"], color=style["color"], alpha=0.12, linewidth=0)
+            draw_modes(ax, table[table["epsilon"] == epsilon], "age", quantity, 100 if "%" in name else 1)
             ax.set_xscale("symlog", linthresh=1)
             ax.set_xlim(0)
-            ax.spines[["top", "right"]].set_visible(False)
             if quantity == next(iter(QUANTITIES)):
                 ax.set_title(f"Adam's epsilon {epsilon}")
         row[0].set_ylabel(name)
     for ax in grid[-1]:
         ax.set_xlabel("gradient steps since recycling")
+    finish(drawn, grid, figure)
+
+
+def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: float = 1.0) -> None:
+    """A line for each way to recycle, the mean over seeds, in a band from the least to the greatest."""
+    for number, (callback, label) in enumerate(LABELS.items()):
+        of = table[table["callback"] == callback]
+        if len(of):
+            each = of.groupby(x)[quantity].agg(["mean", "min", "max"]) * factor
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+            ax.plot(each.index, each["mean"], label=label, **style)
+            ax.fill_between(each.index, each["min"], each["max"], color=style["color"], alpha=0.12, linewidth=0)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def finish(drawn: Figure, grid: np.ndarray, figure: Path) -> None:
+    """One legend below all."""
     handles, labels = grid[0][0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     drawn.set_layout_engine("constrained")
@@ -173,14 +182,52 @@ def draw_runs(table: pd.DataFrame, figure: Path) -> None:
     drawn.savefig(figure, dpi=110)
 
 
+def labels(file: Path, figure: Path | None) -> None:
+    """Print and draw what :mod:`benchmarks.shuffled_labels` wrote; accuracies are means over the last five tasks."""
+    table = pd.read_csv(file, dtype={"epsilon": str})
+    table["fraction"], table["return"] = 100 * table["dormant"], 100 * table["accuracy"]
+    table["callback"] = table["mode"]
+    for epsilon, mine in table.groupby("epsilon", sort=False):
+        last = (
+            mine[mine["task"] >= mine["task"].max() - 4]
+            .groupby(["callback", "seed"], as_index=False)
+            .mean(numeric_only=True)
+        )
+        print(f"\nAdam's epsilon {epsilon}, {last['seed'].nunique()} seeds, last five tasks\n")
+        print("| | dormant [%] | against none | accuracy [%] | against none |\n|---|---|---|---|---|")
+        for label, cells in rows(last):
+            print(f"| {label} | {' | '.join(cells)} |")
+    if figure is not None:
+        draw_labels(table, figure)
+
+
+def draw_labels(table: pd.DataFrame, figure: Path) -> None:
+    """Accuracy and dormancy over the tasks, a column for each epsilon."""
+    epsilons = list(dict.fromkeys(table["epsilon"]))
+    quantities = {"return": "accuracy at the end of a task [%]", "fraction": "dormant [%]"}
+    shape = (len(quantities), len(epsilons))
+    drawn, grid = plt.subplots(
+        *shape, figsize=(5.2 * shape[1], 3.3 * shape[0]), sharex=True, sharey="row", squeeze=False
+    )
+    for row, (quantity, name) in zip(grid, quantities.items(), strict=True):
+        for ax, epsilon in zip(row, epsilons, strict=True):
+            draw_modes(ax, table[table["epsilon"] == epsilon], "task", quantity)
+            if quantity == "return":
+                ax.set_title(f"Adam's epsilon {epsilon}")
+        row[0].set_ylabel(name)
+    for ax in grid[-1]:
+        ax.set_xlabel("task")
+    finish(drawn, grid, figure)
+
+
 def main() -> None:
     """Print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("survival", "runs"))
-    parser.add_argument("folder", type=Path, help="of the sweep")
+    parser.add_argument("what", choices=("survival", "runs", "labels"))
+    parser.add_argument("folder", type=Path, help="of the sweep; of the table")
     parser.add_argument("--figure", type=Path, help="file for the figure")
     options = parser.parse_args()
-    {"survival": survival, "runs": runs}[options.what](options.folder, options.figure)
+    {"survival": survival, "runs": runs, "labels": labels}[options.what](options.folder, options.figure)
 
 
 if __name__ == "__main__":
