@@ -334,6 +334,19 @@ def test_conditions_are_told_apart_by_colour_and_line(sweep):
     assert styles["replay_ratio=1,callback=redo"].colour == styles["replay_ratio=1,callback=none"].colour
 
 
+def test_callbacks_of_either_kind_have_lines_of_their_own_beside_another_axis():
+    callbacks = {"none": False, "redo": True, "reset": False, "scheduled": True}
+    rows = [
+        {"condition": f"replay_ratio={ratio},callback={name}", "setting": ratio, "callback": name, "redo": redo}
+        for ratio in (1, 4)
+        for name, redo in callbacks.items()
+    ]
+    styles = styles_of(pd.DataFrame(rows))
+    assert len({(style.colour, style.line) for style in styles.values()}) == 8
+    of_one = [styles[f"replay_ratio=1,callback={name}"].line for name in callbacks]
+    assert of_one == ["--", "-", "-.", ":"]
+
+
 # Published numbers
 
 

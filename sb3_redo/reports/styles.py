@@ -1,7 +1,8 @@
 """How conditions are drawn: the same colour and line everywhere, in figures and on the page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 
 import pandas as pd
 
@@ -9,8 +10,7 @@ from sb3_redo.reports.runs import CALLBACK, text
 
 # Okabe and Ito's palette, whose colours stay apart for every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_WITHOUT = "--"
-_WITH = ("-", "-.", ":")
+_WITHOUT, _WITH, _FURTHER = "--", "-", ("-.", ":")
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Style:
 def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
     """The style of every condition in a table.
 
-    The colour tells the setting, the line the callback: dashed without recycling, otherwise solid, then dash-dotted
-    and dotted for further callbacks. Where callbacks are all that differs, the colour tells them too.
+    The colour tells the setting, the line the callback: dashed without recycling, solid with it, then dash-dotted and
+    dotted for further callbacks of either kind. Where callbacks are all that differs, the colour tells them too.
     """
     conditions = table.drop_duplicates("condition")
     settings = list(dict.fromkeys(conditions["setting"]))
     redo = conditions["redo"].astype(bool)
     callbacks = [text(value) for value in conditions[CALLBACK]] if CALLBACK in conditions else [""] * len(conditions)
-    recycling = list(dict.fromkeys(name for name, recycles in zip(callbacks, redo, strict=True) if recycles))
+    lines = _lines(zip(callbacks, redo, strict=True))
     labels = short_labels(list(conditions["condition"]))
     kinds = list(zip(conditions["setting"], callbacks, strict=True))
     coloured: list[object] = list(settings) if len(settings) > 1 else list(dict.fromkeys(kinds))
@@ -40,12 +40,23 @@ def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
         condition: Style(
             labels[condition],
             COLOURS[coloured.index(setting if len(settings) > 1 else (setting, callback)) % len(COLOURS)],
-            _WITH[recycling.index(callback) % len(_WITH)] if recycles else _WITHOUT,
+            lines[callback, recycles],
         )
         for condition, setting, callback, recycles in zip(
             conditions["condition"], conditions["setting"], callbacks, redo, strict=True
         )
     }
+
+
+def _lines(kinds: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
+    """The line of each callback and whether it recycles."""
+    lines: dict[tuple[str, bool], str] = {}
+    further = cycle(_FURTHER)
+    for callback, recycles in kinds:
+        first = _WITH if recycles else _WITHOUT
+        if (callback, recycles) not in lines:
+            lines[callback, recycles] = next(further) if first in lines.values() else first
+    return lines
 
 
 def short_labels(conditions: list[str]) -> dict[str, str]:
