@@ -37,14 +37,25 @@ def _integer(name: str, value: Any) -> int:
     return int(value)
 
 
+def finite_number(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return number
+
+
 def non_negative_number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        hint = " (PyYAML reads 1e-3 as text: write 0.001 or 1.0e-3)" if isinstance(value, str) else ""
-        raise TypeError(f"{name} must be a number, got {value!r}{hint}")
-    number = float(value)
+    number = _number(name, value)
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
     return number
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        hint = " (PyYAML reads 1e-3 as text: write 0.001 or 1.0e-3)" if isinstance(value, str) else ""
+        raise TypeError(f"{name} must be a number, got {value!r}{hint}")
+    return float(value)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -29,7 +29,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {**ALGOS, **OURS, "ppo_mask": Maska
 
 _OF_POLICIES = {
     "stable_baselines3.common.policies": ("ppo", "a2c", "trpo"),
-    "stable_baselines3.dqn.policies": ("dqn", *OURS),
+    "stable_baselines3.dqn.policies": algorithms_of("DQNMlpPolicy"),
     "stable_baselines3.sac.policies": ("sac",),
     "stable_baselines3.td3.policies": ("td3", "ddpg"),
     "sb3_contrib.ars.policies": ("ars",),
@@ -114,7 +114,7 @@ def algorithm_of(source: Source, given: str | None) -> str:
     possible = _algorithms_of(policy)
     name = given or source.arguments.get("algo")
     # Ours differ from the one that they extend in how they are trained, and here nothing is.
-    plain = [algorithm for algorithm in possible if algorithm not in OURS]
+    plain = tuple(algorithm for algorithm in possible if algorithm not in OURS) or possible
     if name is None and len(plain) == 1:
         return plain[0]
     if name is None:
@@ -132,7 +132,7 @@ def algorithm_of(source: Source, given: str | None) -> str:
 def _algorithms_of(policy: Mapping[str, Any]) -> tuple[str, ...]:
     """Which algorithms a saved policy may be of, from what the zip says of its class."""
     module = policy.get("__module__", "")
-    if module not in ("sb3_redo.networks.policies", "sb3_redo.networks.dueling"):
+    if module not in ("sb3_redo.networks.policies", "sb3_redo.networks.dueling", "sb3_redo.networks.categorical"):
         return _OF_POLICIES.get(module, ())
     # Policies of all algorithms lie in one module: the pickle, which is not run here, has the name of the class.
     pickled = pickletools.genops(base64.b64decode(policy[":serialized:"]))

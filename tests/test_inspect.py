@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 import sb3_redo.gathering
 import sb3_redo.models
 from sb3_redo import cli, networks
+from sb3_redo.algorithms import CategoricalDQN
 from sb3_redo.settings import UsageError
 from sb3_redo.trained import algorithm_of, find_model, load_agent
 
@@ -146,6 +147,7 @@ def test_an_algorithm_is_given_where_the_policy_does_not_tell(capsys, saved):
     ("kind", "policy", "possible"),
     [
         (DQN, "DQNMlpPolicy", "dqn"),
+        (CategoricalDQN, "CategoricalDQNMlpPolicy", "categorical_dqn"),
         (SAC, "SACMlpPolicy", "sac"),
         (PPO, "ActorCriticMlpPolicy", ""),
     ],

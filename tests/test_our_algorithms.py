@@ -1,13 +1,17 @@
 """Double DQN, DrQ and dueling networks: SB3's DQN but for what their papers change."""
 
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import yaml
 from gymnasium import spaces
 from rl_zoo3.utils import ALGOS
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
@@ -20,6 +24,7 @@ from sb3_redo.networks import DuelingDQNCnnPolicy, DuelingDQNMlpPolicy
 
 from runs import Corridor, differences, fingerprint, reloaded
 
+CONFIGS = Path(__file__).parents[1] / "zoo_configs"
 IMAGE = spaces.Box(0, 255, (1, 36, 36), "uint8")
 SETTINGS = {"learning_starts": 20, "batch_size": 8, "buffer_size": 200, "train_freq": 4, "gradient_steps": 4, "seed": 0}
 # Exploration that does not depend on how long learn() is asked to train.
@@ -103,6 +108,23 @@ def test_with_the_online_network_as_target_it_is_dqn():
         return fingerprint(model.learn(100, callback=Synchronised()))
 
     assert differences(run(DQN), run(DoubleDQN)) == []
+
+
+def test_rmsprop_of_the_configuration_has_epsilon_in_the_root():
+    # As optax has it in DQN Zoo. torch.optim.RMSprop adds it to the root, so that steps are up to 320 times as large.
+    text = yaml.safe_load((CONFIGS / "double_dqn.yml").read_text())["atari"]["policy_kwargs"]
+    settings = eval(text, {"RMSpropTFLike": RMSpropTFLike})  # as the zoo does
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = settings["optimizer_class"]([weight], lr=0.00025, **settings["optimizer_kwargs"])
+    value, square, mean, epsilon = 0.0, 1.0, 0.0, 0.01 / 1024
+    for step in range(400):
+        gradient = 0.01 * (step % 3)
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.step()
+        square = 0.95 * square + 0.05 * gradient**2
+        mean = 0.95 * mean + 0.05 * gradient
+        value -= 0.00025 * gradient / (square - mean**2 + epsilon) ** 0.5
+        assert float(weight.detach()) == pytest.approx(value)
 
 
 # Augmentation

@@ -18,6 +18,7 @@ from stable_baselines3.common import torch_layers
 from torch import nn
 from torch.nn import functional
 
+import sb3_redo.algorithms
 import sb3_redo.networks
 from sb3_redo import ReDoCallback, measure_dormancy, trace_wiring
 from sb3_redo.agents import initial_weights_of
@@ -42,7 +43,7 @@ from sb3_redo.networks.layers import INITIALIZERS, scaled_net_arch, scaled_size
 from algorithms import CONTINUOUS, DISCRETE, IMAGE, IMAGES, OBSERVATIONS, VECTORS
 from runs import Corridor
 
-SCALABLE = ("dqn", "qrdqn", "sac", "td3", "ddpg", "tqc", "crossq", "ppo", "a2c", "trpo")
+SCALABLE = ("dqn", "categorical_dqn", "qrdqn", "sac", "td3", "ddpg", "tqc", "crossq", "ppo", "a2c", "trpo")
 PAIRS = [(algorithm, kind) for algorithm in SCALABLE for kind in ALGOS[algorithm].policy_aliases]
 # One algorithm for each policy: DDPG's are TD3's, and A2C's and TRPO's are PPO's.
 DISTINCT = [pair for pair in PAIRS if pair[0] not in ("ddpg", "a2c", "trpo")]
@@ -50,9 +51,10 @@ EVERY_POLICY = pytest.mark.parametrize(("algorithm", "kind"), DISTINCT)
 EVERYTHING = {"width": 0.1, "layer_norm": True, "activation": "silu", "initializer": "xavier_uniform"}
 CAMERA = spaces.Box(0, 255, (4, 84, 84), "uint8")
 
-# Neurons of all output layers in these tests: values, actions, action values, quantiles, quantiles of action values.
+# Neurons of all output layers in these tests: values, actions, action values, quantiles, bins and quantiles of action
+# values.
 # No hidden layer has as few or as many at the widths tested.
-OUTPUTS = (1, 2, 3, 25, 600)
+OUTPUTS = (1, 2, 3, 25, 153, 600)
 
 
 def constant(_):
@@ -89,7 +91,7 @@ def kernels(module):
 @EVERY_POLICY
 @pytest.mark.parametrize("settings", [{}, {"net_arch": {"pi": [8], "qf": [6, 4], "vf": [5]}}], ids=["own", "given"])
 def test_the_defaults_build_the_stock_network_bit_for_bit(algorithm, kind, settings):
-    if settings and algorithm in ("dqn", "qrdqn"):
+    if settings and algorithm in ("dqn", "categorical_dqn", "qrdqn"):
         settings = {"net_arch": [7]}
     policy = ours(algorithm, kind, **settings)
     after = torch.get_rng_state()

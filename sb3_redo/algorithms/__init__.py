@@ -1,15 +1,17 @@
 """Agents of the two papers that Stable-Baselines3 lacks; each file holds what differs from its DQN.
 
-Importing this registers them with the RL Zoo, as ``double_dqn`` and ``drq``. From the command line, where nothing is
-imported before the zoo looks at ``--algo``, ``python -m sb3_redo.zoo`` takes the place of ``python -m rl_zoo3.train``.
+Importing this registers them with the RL Zoo, as ``double_dqn``, ``drq`` and ``categorical_dqn``. From the command
+line, where nothing is imported before the zoo looks at ``--algo``, ``python -m sb3_redo.zoo`` takes the place of
+``python -m rl_zoo3.train``.
 """
 
+from sb3_redo.algorithms.categorical_dqn import CategoricalDQN
 from sb3_redo.algorithms.double_dqn import DoubleDQN
 from sb3_redo.algorithms.drq import DrQ
 
-__all__ = ["ALGORITHMS", "DoubleDQN", "DrQ"]
+__all__ = ["ALGORITHMS", "CategoricalDQN", "DoubleDQN", "DrQ"]
 
-ALGORITHMS = {"double_dqn": DoubleDQN, "drq": DrQ}
+ALGORITHMS = {"double_dqn": DoubleDQN, "drq": DrQ, "categorical_dqn": CategoricalDQN}
 """By the zoo's names."""
 
 

@@ -13,7 +13,7 @@ from sb3_redo.experiments.folders import FAILED, OUTCOME, PROGRESS, RESULT, RUN,
 from sb3_redo.settings import UsageError
 
 # Those that sb3_redo.algorithms adds to the zoo's own.
-OUR_ALGORITHMS = ("double_dqn", "drq")
+OUR_ALGORITHMS = ("double_dqn", "drq", "categorical_dqn")
 
 _PACKAGES = ("sb3-redo", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "numpy")
 

@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sb3_redo.networks.categorical import CategoricalDQNCnnPolicy as CategoricalDQNCnnPolicy
+    from sb3_redo.networks.categorical import CategoricalDQNMlpPolicy as CategoricalDQNMlpPolicy
+    from sb3_redo.networks.categorical import CategoricalDQNMultiInputPolicy as CategoricalDQNMultiInputPolicy
     from sb3_redo.networks.dueling import DuelingDQNCnnPolicy as DuelingDQNCnnPolicy
     from sb3_redo.networks.dueling import DuelingDQNMlpPolicy as DuelingDQNMlpPolicy
     from sb3_redo.networks.dueling import DuelingDQNMultiInputPolicy as DuelingDQNMultiInputPolicy
@@ -35,6 +38,9 @@ __all__ = [
     "ActorCriticCnnPolicy",
     "ActorCriticMlpPolicy",
     "ActorCriticMultiInputPolicy",
+    "CategoricalDQNCnnPolicy",
+    "CategoricalDQNMlpPolicy",
+    "CategoricalDQNMultiInputPolicy",
     "CombinedExtractor",
     "CrossQMlpPolicy",
     "DQNCnnPolicy",
@@ -65,7 +71,12 @@ def __getattr__(name: str) -> Any:
     # Imported when asked for, as in sb3_redo: the names alone must not cost torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    rooms = {"scalable_policy": "names", "DuelingDQN": "dueling", "Policy": "policies"}
+    rooms = {
+        "scalable_policy": "names",
+        "CategoricalDQN": "categorical",
+        "DuelingDQN": "dueling",
+        "Policy": "policies",
+    }
     room = next((room for part, room in rooms.items() if part in name), "extractors")
     return getattr(import_module(f"sb3_redo.networks.{room}"), name)
 

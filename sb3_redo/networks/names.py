@@ -8,6 +8,7 @@ _OWNERS = {
     "dqn": "DQN",
     "double_dqn": "DQN",
     "drq": "DQN",
+    "categorical_dqn": "CategoricalDQN",
     "qrdqn": "QRDQN",
     "sac": "SAC",
     "td3": "TD3",

@@ -1,0 +1,98 @@
+"""Categorical DQN with two-hot targets, one of the interventions of Lyle et al. 2023 (section 6.2).
+
+Lyle et al. name a two-hot categorical output with cross-entropy and state neither bins nor support. The encoding is
+that of MuZero (Schrittwieser et al. 2020, appendix F) and of Farebrother et al. 2024 ("Stop Regressing", section 3.1).
+It is not C51, which projects the whole distribution of the next value; here a scalar target is encoded.
+"""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3 import DQN
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sb3_redo.networks.categorical import (
+    CategoricalDQNCnnPolicy,
+    CategoricalDQNMlpPolicy,
+    CategoricalDQNMultiInputPolicy,
+    CategoricalQNetwork,
+)
+
+
+class CategoricalDQN(DQN):
+    """DQN that learns to tell which bin its target lies in, instead of the target's value.
+
+    Bins are set by the policy: ``policy_kwargs={"n_bins": 51, "v_min": -10.0, "v_max": 10.0}``. Values beyond the
+    outermost centres cannot be learnt; targets there count as the nearest centre, and ``train/clipped_targets`` is
+    the fraction of them that did in the last ``train()``. All other settings are SB3's.
+
+    :raises TypeError: when the policy's network has no bins
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": CategoricalDQNMlpPolicy,
+        "CnnPolicy": CategoricalDQNCnnPolicy,
+        "MultiInputPolicy": CategoricalDQNMultiInputPolicy,
+    }
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if not isinstance(self.q_net, CategoricalQNetwork):
+            raise TypeError(
+                f"CategoricalDQN needs a policy whose values have bins, such as "
+                f"sb3_redo.networks.CategoricalDQNMlpPolicy, and got {type(self.policy).__name__}"
+            )
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """As SB3's, with the cross-entropy between two-hot targets and the distribution of the action taken."""
+        network: Any = self.q_net
+        buffer: Any = self.replay_buffer
+        losses, clipped = [], []
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        for _ in range(gradient_steps):
+            batch = buffer.sample(batch_size, env=self._vec_normalize_env)
+            targets = self._targets(batch)
+            taken = batch.actions.long().view(-1)
+            logits = network.logits(batch.observations)[torch.arange(len(taken), device=taken.device), taken]
+            loss = functional.cross_entropy(logits, two_hot(targets, network.centres))
+            losses.append(loss.item())
+            clipped.append(((targets < network.centres[0]) | (targets > network.centres[-1])).float().mean().item())
+            self.policy.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/loss", np.mean(losses))
+        self.logger.record("train/clipped_targets", np.mean(clipped))
+
+    @torch.no_grad()
+    def _targets(self, batch: Any) -> Tensor:
+        """SB3's: ``r + gamma * max_a Q_target(s', a)``, [batch]."""
+        discounts = self.gamma if batch.discounts is None else batch.discounts.view(-1)
+        following = self.q_net_target(batch.next_observations).amax(1)
+        targets: Tensor = batch.rewards.view(-1) + (1 - batch.dones.view(-1)) * discounts * following
+        return targets
+
+
+def two_hot(values: Tensor, centres: Tensor) -> Tensor:
+    """Each value as a distribution over the two bins nearest to it, whose mean it is.
+
+    >>> two_hot(torch.tensor([0.25, 1.0, 7.0]), torch.tensor([0.0, 1.0, 2.0]))
+    tensor([[0.7500, 0.2500, 0.0000],
+            [0.0000, 1.0000, 0.0000],
+            [0.0000, 0.0000, 1.0000]])
+
+    :param values: [batch]; those beyond the outermost centres count as the nearest of them
+    :param centres: [bins], evenly spaced in ascending order
+    :return: [batch, bins]
+    """
+    width = (centres[-1] - centres[0]) / (len(centres) - 1)
+    places = (values.clamp(centres[0], centres[-1]) - centres[0]) / width
+    # A bin's mass falls from 1 to 0 with the distance, counted in bins, which is below 1 for two of them at most.
+    bins = torch.arange(len(centres), device=centres.device)
+    return (1 - (places[:, None] - bins).abs()).clamp(min=0)

@@ -1,0 +1,117 @@
+"""Networks that give each action's value as a distribution over bins, for :class:`sb3_redo.algorithms.CategoricalDQN`.
+
+A value is the mean of its distribution (Imani & White 2018, "Improving Regression Performance with Distributional
+Losses"; Farebrother et al. 2024, "Stop Regressing", section 3). Acting, saving and exploring are SB3's.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import stable_baselines3.dqn.policies as dqn
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import create_mlp
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from sb3_redo.networks.policies import DQNCnnPolicy, DQNMlpPolicy, DQNMultiInputPolicy
+from sb3_redo.networks.scalable import Scalable
+from sb3_redo.settings import finite_number, positive_integer
+
+
+@dataclass(frozen=True)
+class Support:
+    """Where the bins lie: their centres are evenly spaced, the first at ``v_min`` and the last at ``v_max``."""
+
+    n_bins: int = 51
+    v_min: float = -10.0
+    v_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        if positive_integer("n_bins", self.n_bins) < 2:
+            raise ValueError("n_bins must be at least 2, got 1: one bin can hold a single value")
+        if finite_number("v_min", self.v_min) >= finite_number("v_max", self.v_max):
+            raise ValueError(f"v_min must be below v_max, got {self.v_min!r} and {self.v_max!r}")
+
+    def centres(self) -> Tensor:
+        """[bins], in ascending order."""
+        return torch.linspace(float(self.v_min), float(self.v_max), int(self.n_bins))
+
+
+class CategoricalQNetwork(dqn.QNetwork):
+    """A network of Q-values that are means of distributions: ``Q = sum(softmax(logits) * centres)``.
+
+    :param support: where the bins lie
+    :param settings: of :class:`stable_baselines3.dqn.policies.QNetwork`
+    """
+
+    centres: Tensor
+
+    def __init__(self, *args: Any, support: Support, **settings: Any):
+        super().__init__(*args, **settings)
+        self.support = support
+        # A buffer, so that weights are never loaded without the values that they stand for.
+        self.register_buffer("centres", support.centres())
+        outputs = int(self.action_space.n) * len(self.centres)
+        self.q_net = nn.Sequential(*create_mlp(self.features_dim, outputs, self.net_arch, self.activation_fn))
+
+    def logits(self, obs: Any) -> Tensor:
+        """Of the bins of each action's value, [batch, actions, bins]."""
+        outputs: Tensor = super().forward(obs)
+        return outputs.view(len(outputs), -1, len(self.centres))
+
+    def forward(self, obs: Any) -> Tensor:
+        """Q-values, [batch, actions]."""
+        return self.logits(obs).softmax(2) @ self.centres
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "support": self.support}
+
+
+class _Categorical(Scalable):
+    """Comes before a scalable policy of DQN.
+
+    :param n_bins: of each action's distribution, at least 2
+    :param v_min: centre of the first bin, and the lowest value that can be learnt
+    :param v_max: centre of the last bin, and the highest value that can be learnt
+    :param settings: of the scalable policy
+    :raises TypeError: on a setting of the wrong type; :raises ValueError: on a support that holds no values
+    """
+
+    net_args: dict[str, Any]
+
+    # 51 bins from -10 to 10 are C51's (Bellemare et al. 2017) for Atari games, where rewards are clipped to [-1, 1].
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        n_bins: int = 51,
+        v_min: float = -10.0,
+        v_max: float = 10.0,
+        **settings: Any,
+    ):
+        self.support = Support(n_bins, v_min, v_max)
+        super().__init__(observation_space, action_space, lr_schedule, **settings)
+
+    def make_q_net(self) -> Any:
+        net_args = self._update_features_extractor(self.net_args, features_extractor=None)
+        network = CategoricalQNetwork(**net_args, support=self.support).to(self.device)
+        self._finish(network)
+        return network
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), **asdict(self.support)}
+
+
+class CategoricalDQNMlpPolicy(_Categorical, DQNMlpPolicy):
+    """For categorical DQN on vectors."""
+
+
+class CategoricalDQNCnnPolicy(_Categorical, DQNCnnPolicy):
+    """For categorical DQN on images."""
+
+
+class CategoricalDQNMultiInputPolicy(_Categorical, DQNMultiInputPolicy):
+    """For categorical DQN on dictionaries."""
