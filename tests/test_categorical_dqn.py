@@ -1,5 +1,6 @@
 """Categorical DQN: two-hot targets, the loss on them, and an agent like any other."""
 
+import doctest
 import math
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_redo import ReDoCallback, measure_dormancy
-from sb3_redo.algorithms import CategoricalDQN
+from sb3_redo.algorithms import CategoricalDQN, categorical_dqn
 from sb3_redo.algorithms.categorical_dqn import two_hot
 from sb3_redo.networks import CategoricalDQNMlpPolicy
 from sb3_redo.networks.categorical import Support
@@ -55,6 +56,12 @@ def test_worked_encodings():
     expected[4, 50] = 1
     expected[5, 0] = 1
     torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=0)
+
+
+def test_examples_in_docstrings_hold():
+    outcome = doctest.testmod(categorical_dqn)
+    assert outcome.attempted
+    assert not outcome.failed
 
 
 @pytest.mark.parametrize("support", [Support(), Support(2, 0.0, 1.0), Support(7, 3.0, 400.0), Support(601, -300, 300)])
@@ -108,20 +115,20 @@ def test_values_are_means():
 
 
 def test_worked_loss_and_gradient():
-    # Targets 0.25 + 0.5 * 1 = 0.75; 1, a terminal state; 3 + 0.5 * 1, beyond the support.
-    model = worked(rewards=[0.25, 1.0, 3.0], dones=[0.0, 1.0, 0.0], actions=[0, 0, 1])
+    # Targets 0.25 + 0.5 * 1 = 0.75; 1, a terminal state; 3 + 0.5 * 1 and -1 + 0.5 * 1, beyond the support.
+    model = worked(rewards=[0.25, 1.0, 3.0, -1.0], dones=[0.0, 1.0, 0.0, 0.0], actions=[0, 0, 1, 1])
     last = model.q_net.q_net[-1]
     before = last.bias.detach().clone()
-    model.train(1, 3)
+    model.train(1, 4)
     first = -(0.25 * math.log(0.5) + 0.75 * math.log(0.25))
-    expected = (first - math.log(0.25) - math.log(0.7)) / 3
+    expected = (first - math.log(0.25) - math.log(0.7) - math.log(0.1)) / 4
     assert model.logger.name_to_value["train/loss"] == pytest.approx(expected, rel=1e-5)
-    assert model.logger.name_to_value["train/clipped_targets"] == pytest.approx(1 / 3)
+    assert model.logger.name_to_value["train/clipped_targets"] == pytest.approx(2 / 4)
     assert model.logger.name_to_value["train/n_updates"] == model._n_updates == 1
     # The gradient of cross-entropy is softmax minus target; each action's bins learn from its own samples alone.
     of_first = [(0.5 - 0.25) + 0.5, (0.25 - 0.75) + (0.25 - 1), 0.25 + 0.25]
-    of_second = [0.1, 0.2, 0.7 - 1]
-    gradient = torch.tensor([*of_first, *of_second]) / 3
+    of_second = [0.1 + (0.1 - 1), 0.2 + 0.2, (0.7 - 1) + 0.7]
+    gradient = torch.tensor([*of_first, *of_second]) / 4
     torch.testing.assert_close(last.bias.detach(), before - gradient)
 
 
@@ -191,6 +198,9 @@ def test_a_saved_agent_has_its_bins(kind, tmp_path):
     model.policy.save(tmp_path / "policy.zip")
     policy = type(model.policy).load(tmp_path / "policy.zip", device="cpu")
     assert torch.equal(policy.q_net(observations), model.q_net(observations))
+    model.q_net.save(tmp_path / "network.zip")
+    network = type(model.q_net).load(tmp_path / "network.zip", device="cpu")
+    assert torch.equal(network(observations), model.q_net(observations))
 
 
 @KINDS
