@@ -9,6 +9,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 import sb3_redo.callbacks
+import sb3_redo.redo
 from sb3_redo import DormancyCallback, ReDoCallback
 
 from runs import at_gradient_step, dqn, hooks_of, sac
@@ -133,7 +134,7 @@ def test_an_exception_in_a_measurement_leaves_no_hook(monkeypatch, place, gradie
 
 def test_an_exception_while_recycling_leaves_no_hook(monkeypatch):
     model = dqn()
-    monkeypatch.setattr(sb3_redo.callbacks, "recycle", fail)
+    monkeypatch.setattr(sb3_redo.redo, "recycle", fail)
     with pytest.raises(BrokenError):
         model.learn(80, callback=recycling(10))
     assert hooks_of(model) == []
@@ -141,7 +142,7 @@ def test_an_exception_while_recycling_leaves_no_hook(monkeypatch):
 
 @pytest.mark.parametrize(
     "place",
-    ["stepping.agent_of", "callbacks.meter_of", "callbacks.write_layout", "callbacks.initial_weights_of"],
+    ["stepping.agent_of", "callbacks.meter_of", "callbacks.write_layout", "redo.initial_weights_of"],
 )
 def test_an_exception_at_training_start_leaves_no_hook(monkeypatch, place):
     model = dqn()

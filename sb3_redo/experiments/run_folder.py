@@ -12,12 +12,13 @@ from stable_baselines3.common.utils import safe_mean
 from torch.utils.tensorboard import SummaryWriter
 
 from sb3_redo.agents import gradient_steps_of
-from sb3_redo.callbacks import DormancyCallback, ReDoCallback
+from sb3_redo.callbacks import DormancyCallback
 from sb3_redo.companions import callbacks_in
 from sb3_redo.experiments.checkpoint import restore_checkpoint, save_checkpoint
 from sb3_redo.experiments.folders import OUTCOME, PROGRESS, RESULT, RUN, locked, write_json
 from sb3_redo.experiments.runs import describe_run
 from sb3_redo.memory import Memory
+from sb3_redo.redo import ReDoCallback
 from sb3_redo.settings import listed, non_negative_number, one_of
 
 FINAL_RETURN = "sweep/final_return"

@@ -9,8 +9,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from sb3_redo.callbacks import ReDoCallback
 from sb3_redo.dormancy import DormancyReport
+from sb3_redo.redo import ReDoCallback
 from sb3_redo.sampling import torch_generator
 from sb3_redo.settings import non_negative_number, one_of, positive_integer
 
