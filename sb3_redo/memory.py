@@ -15,7 +15,7 @@ _ATTRIBUTE = "dormancy_memory"
 class Memory:
     """Kept on the model as a plain attribute, because SB3 saves those, and no callback.
 
-    :param model: gets an attribute ``dormancy_memory``, a dictionary of plain numbers and lists
+    :param model: gets an attribute ``dormancy_memory``, a dictionary of plain numbers, lists and tensors
     :param owner: tells the callbacks of one model apart, and finds the same one again after loading
     """
 
@@ -63,6 +63,11 @@ class Memory:
     def remember(self, report: DormancyReport) -> None:
         """Keep what is dormant in a report for the next comparison."""
         self._own["dormant"].update({layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers})
+
+    def tensors(self, what: str) -> dict[str, Tensor]:
+        """Tensors by name that the callback keeps, on the CPU; what it puts there is saved with the model."""
+        kept: dict[str, Tensor] = self._own.setdefault(what, {})
+        return kept
 
     def add_recycled(self, recycled: int) -> int:
         """Count neurons as recycled; returns how many there were in all."""

@@ -79,7 +79,7 @@ class BatchNormAndDropout(BaseFeaturesExtractor):
 NOISY = {"features_extractor_class": BatchNormAndDropout}
 
 
-INTERVENTIONS = ("reset", "perturb", "regenerative", "parseval", "clipping", "projection")
+INTERVENTIONS = ("reset", "perturb", "regenerative", "parseval", "clipping", "projection", "gradients", "cbp")
 
 
 class Tape(KVWriter):
