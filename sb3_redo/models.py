@@ -11,7 +11,14 @@ from sb3_redo.gathering import gather_batch, integer_seed
 from sb3_redo.planning import OPTIMIZER_STATE
 from sb3_redo.recycling import OUTGOING, RecyclingRecord, Surgery, recycle
 from sb3_redo.sampling import Batch, sample_batch, stored_observations, torch_generator
-from sb3_redo.settings import flag, non_negative_number, one_of, optional_integer, positive_integer
+from sb3_redo.settings import (
+    flag,
+    non_negative_number,
+    one_of,
+    optional_integer,
+    optional_positive_number,
+    positive_integer,
+)
 
 
 def measure_dormancy(
@@ -80,6 +87,8 @@ def recycle_dormant(
     optimizer_state: str = "match",
     compensate: bool = False,
     seed: int | None = None,
+    incoming_norm: float | None = None,
+    outgoing_norm: float | None = None,
 ) -> RecyclingRecord:
     """Recycle the dormant neurons of a report, in place (Sokar et al. 2023, algorithm 1).
 
@@ -92,6 +101,8 @@ def recycle_dormant(
     :param optimizer_state: ``clear``, ``restart`` or ``match``
     :param compensate: keep the mean input of every consumer where it was
     :param seed: of the fresh weights; the model's own seed if not given
+    :param incoming_norm: scale redrawn incoming weights to the mean norm of live neurons' times this
+    :param outgoing_norm: the same for redrawn outgoing weights
     :return: which neurons were recycled
     :raises ValueError: on an unknown choice
     """
@@ -99,6 +110,8 @@ def recycle_dormant(
         one_of("outgoing", outgoing, OUTGOING),
         one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE),
         flag("compensate", compensate),
+        optional_positive_number("incoming_norm", incoming_norm),
+        optional_positive_number("outgoing_norm", outgoing_norm),
     )
     seed = optional_integer("seed", seed)
     agent = agent_of(model)

@@ -1,6 +1,6 @@
 """One recycling step: redraw incoming weights, clear outgoing ones and the optimizer state of both."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -13,6 +13,7 @@ from sb3_redo.compensation import mean_contributions
 from sb3_redo.dormancy import DormancyReport
 from sb3_redo.edits import Edit
 from sb3_redo.initial_weights import InitialWeights
+from sb3_redo.outgoing import groups
 from sb3_redo.planning import InitialState, Planner, SecondMoment, zero_state
 from sb3_redo.wiring import LayerWiring
 
@@ -43,15 +44,22 @@ class Surgery:
         zeroes the tensor's step, ``match`` clears the first moment and gives the second one the mean over the
         layer's live neurons, and a :class:`SecondMoment` clears the first moment and says what the second one becomes
     :param compensate: add the recycled neurons' mean contribution to their consumers' biases
+    :param incoming_norm: scale each recycled neuron's incoming weights to the mean norm of those of the layer's live
+        neurons times this (the authors' ``weight_scaling`` and ``incoming_scale``); as drawn if not given
+    :param outgoing_norm: the same for redrawn outgoing weights, column by column of each consumer
     """
 
     outgoing: str = "zero"
     optimizer_state: str | SecondMoment = "match"
     compensate: bool = False
+    incoming_norm: float | None = None
+    outgoing_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.compensate and self.outgoing == "random":
             raise ValueError("compensate=True keeps the mean only with outgoing='zero': random weights move it again")
+        if self.outgoing_norm is not None and self.outgoing == "zero":
+            raise ValueError("outgoing_norm scales redrawn outgoing weights, and outgoing='zero' redraws none")
 
 
 def recycle(
@@ -93,10 +101,10 @@ def recycle(
             assert forward is not None
             _plan_compensation(planner, report, dormant, forward)
         for name, neurons in dormant.items():
-            _plan_incoming(planner, name, neurons, initial_weights, generator)
+            _plan_incoming(planner, name, neurons, initial_weights, generator, surgery.incoming_norm)
             _plan_normalisations(planner, report.wiring[name], neurons, initial_weights)
         for name in dormant:
-            _plan_outgoing(planner, report.wiring[name], dormant, initial_weights, generator, surgery.outgoing)
+            _plan_outgoing(planner, report.wiring[name], dormant, initial_weights, generator, surgery)
         planner.commit()
     return RecyclingRecord({name: neurons.cpu() for name, neurons in dormant.items()})
 
@@ -119,12 +127,18 @@ def _parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
 
 
 def _plan_incoming(
-    planner: Planner, name: str, neurons: Tensor, initial_weights: InitialWeights, generator: torch.Generator
+    planner: Planner,
+    name: str,
+    neurons: Tensor,
+    initial_weights: InitialWeights,
+    generator: torch.Generator,
+    norm: float | None,
 ) -> None:
     weight, bias = (_parameter(planner.policy, name, part) for part in ("weight", "bias"))
     assert weight is not None
     live = (~_mask(len(weight), neurons)).nonzero().flatten()
-    planner.change(weight, neurons, initial_weights.draw(f"{name}.weight", weight, neurons, generator), live)
+    drawn = initial_weights.draw(f"{name}.weight", weight, neurons, generator)
+    planner.change(weight, neurons, _with_norm(drawn, weight, live, 0, norm), live)
     if bias is not None:
         planner.change(bias, neurons, 0.0, live)
 
@@ -149,7 +163,7 @@ def _plan_outgoing(
     dormant: dict[str, Tensor],
     initial_weights: InitialWeights,
     generator: torch.Generator,
-    outgoing: str,
+    surgery: Surgery,
 ) -> None:
     neurons = dormant[layer.name]
     is_dormant = _mask(layer.neurons, neurons)
@@ -163,22 +177,37 @@ def _plan_outgoing(
             continue
         redrawn = _mask(len(weight), dormant.get(consumer, neurons[:0]))
         drawn = None
-        if outgoing == "random":
+        if surgery.outgoing == "random":
             every_row = torch.arange(len(weight))
             drawn = initial_weights.draw(f"{consumer}.weight", weight, every_row, generator)
-        for rows, columns in _groups(planner.policy.get_submodule(consumer), weight):
+        for rows, columns in groups(planner.policy.get_submodule(consumer), weight):
             index = cleared[columns].nonzero().flatten()
             if len(index):
-                values = 0.0 if drawn is None else drawn[rows].index_select(1, index)
                 alive = live[columns].nonzero().flatten()
+                values: Tensor | float = 0.0
+                if drawn is not None:
+                    values = drawn[rows].index_select(1, index)
+                    values = _with_norm(values, weight[rows], alive, 1, surgery.outgoing_norm)
                 planner.change(weight, index, values, alive, axis=1, part=itemgetter(rows), redrawn=redrawn[rows])
 
 
-def _groups(consumer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:
-    """Rows of a weight and the input positions they read: all and all, but for a grouped convolution."""
-    groups = int(getattr(consumer, "groups", 1))
-    outputs, inputs = len(weight) // groups, weight.shape[1]
-    return [(slice(g * outputs, (g + 1) * outputs), slice(g * inputs, (g + 1) * inputs)) for g in range(groups)]
+def _with_norm(drawn: Tensor, weight: Tensor, live: Tensor, axis: int, scale: float | None) -> Tensor:
+    """Drawn weights, scaled along an axis to the mean norm of the live entries there times ``scale``.
+
+    As drawn where no scale is given, or nothing is left alive to take a norm from.
+    """
+    if scale is None or not len(live):
+        return drawn
+    wanted = scale * _norms(weight, axis)[live].mean()
+    # Weights that are initialised to 0 stay there.
+    factors = wanted / _norms(drawn, axis).clamp_min(torch.finfo(drawn.dtype).tiny)
+    shape = [1] * drawn.ndim
+    shape[axis] = -1
+    return drawn * factors.view(shape)
+
+
+def _norms(weight: Tensor, axis: int) -> Tensor:
+    return weight.movedim(axis, 0).flatten(1).norm(dim=1)
 
 
 def _plan_compensation(

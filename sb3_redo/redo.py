@@ -10,7 +10,14 @@ from sb3_redo.meter import Meter
 from sb3_redo.planning import OPTIMIZER_STATE
 from sb3_redo.recycling import OUTGOING, Surgery, recycle
 from sb3_redo.sampling import torch_generator
-from sb3_redo.settings import flag, non_negative_integer, one_of, optional_integer, positive_integer
+from sb3_redo.settings import (
+    flag,
+    non_negative_integer,
+    one_of,
+    optional_integer,
+    optional_positive_number,
+    positive_integer,
+)
 from sb3_redo.stepping import is_over
 from sb3_redo.tensorboard import write_point, write_totals
 
@@ -34,7 +41,10 @@ class ReDoCallback(DormancyCallback):
         the others
     :param compensate: add what recycled neurons contributed on average to their consumers' biases
     :param measuring_period: in gradient steps; recycling measures for itself where the two do not coincide
-    :param thresholds: see :class:`DormancyCallback`, as all that follow
+    :param thresholds: see :class:`DormancyCallback`, as all up to ``verbose``
+    :param incoming_norm: scale each recycled neuron's incoming weights to the mean norm of those of the layer's live
+        neurons times this (``weight_scaling`` in the authors' code); as drawn if not given
+    :param outgoing_norm: the same for outgoing weights, column by column of each consumer, with ``outgoing="random"``
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """
@@ -58,6 +68,8 @@ class ReDoCallback(DormancyCallback):
         log_histograms: bool = False,
         seed: int | None = None,
         verbose: int = 0,
+        incoming_norm: float | None = None,
+        outgoing_norm: float | None = None,
     ):
         super().__init__(
             dormancy_threshold,
@@ -79,6 +91,8 @@ class ReDoCallback(DormancyCallback):
             one_of("outgoing", outgoing, OUTGOING),
             one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE),
             flag("compensate", compensate),
+            optional_positive_number("incoming_norm", incoming_norm),
+            optional_positive_number("outgoing_norm", outgoing_norm),
         )
 
     def _prepare(self) -> None:

@@ -51,6 +51,13 @@ def non_negative_number(name: str, value: Any) -> float:
     return number
 
 
+def optional_positive_number(name: str, value: Any) -> float | None:
+    number = None if value is None else non_negative_number(name, value)
+    if number == 0:
+        raise ValueError(f"{name} must be greater than 0, got {value!r}; leave it out for none")
+    return number
+
+
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         hint = " (PyYAML reads 1e-3 as text: write 0.001 or 1.0e-3)" if isinstance(value, str) else ""

@@ -66,6 +66,24 @@ def test_the_share_falls_as_a_cosine(selection):
             assert (taken.min() >= left.max()) == (selection == "highest")
 
 
+def test_utility_weighs_activations_with_outgoing_weights():
+    class Weighed(Selecting):
+        def _select(self, report, gradient_step):
+            weights = [self.model.q_net.q_net[index].weight.detach().clone() for index in (2, 4)]
+            self.__dict__.setdefault("outgoing", []).append([weight.abs().sum(0) for weight in weights])
+            return super()._select(report, gradient_step)
+
+    callback = Weighed(1000, 0.3, "utility", recycling_period=5, measuring_period=5, batch_size=8)
+    learn(callback)
+    differs = False
+    for (_, report, selected), outgoing in zip(callback.seen, callback.outgoing, strict=True):
+        for layer, chosen, weight in zip(report.layers, selected.layers, outgoing, strict=True):
+            utility = layer.scores * weight
+            assert utility[chosen.dormant].max() <= utility[~chosen.dormant].min()
+            differs |= bool(layer.scores[chosen.dormant].max() > layer.scores[~chosen.dormant].min())
+    assert differs
+
+
 def test_what_is_logged_as_dormant_is_what_is_dormant():
     tape = Tape()
     callback = Selecting(1000, 0.5, dormancy_threshold=0.0, recycling_period=5, measuring_period=5, batch_size=8)

@@ -9,17 +9,20 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from sb3_redo.dormancy import DormancyReport
+from sb3_redo.dormancy import DormancyReport, LayerDormancy
+from sb3_redo.outgoing import neuron_magnitudes
 from sb3_redo.redo import ReDoCallback
 from sb3_redo.sampling import torch_generator
 from sb3_redo.settings import non_negative_number, one_of, positive_integer
 
-SELECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "lowest": lambda scores: scores,
-    "random": torch.zeros_like,
-    "highest": lambda scores: -scores,
+SELECTIONS: dict[str, Callable[[Tensor, Callable[[], Tensor]], Tensor]] = {
+    "lowest": lambda scores, outgoing: scores,
+    "random": lambda scores, outgoing: torch.zeros_like(scores),
+    "highest": lambda scores, outgoing: -scores,
+    "utility": lambda scores, outgoing: scores * outgoing(),
 }
-"""What to rank neurons by, from their dormancy scores; those with the least are recycled."""
+"""What to rank neurons by, from their dormancy scores and the sums of their outgoing weights' magnitudes; those with
+the least are recycled."""
 
 
 def least(ranks: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -47,7 +50,9 @@ class ScheduledReDoCallback(ReDoCallback):
     :param end: gradient step at which the share has come to 0; the authors' 2,500,000
     :param fraction: in [0, 1], the share at the start; the paper's 0.1
     :param selection: ``"lowest"`` recycles the neurons with the lowest scores, ``"highest"`` those with the highest,
-        ``"random"`` any
+        ``"random"`` any, and ``"utility"`` those with the least mean \\|h\\| times the sum of \\|outgoing weights\\|,
+        the contribution utility of continual backpropagation (Dohare et al. 2024). The authors' ``cbp`` score also
+        takes the mean off h and divides by the sum of \\|incoming weights\\|.
     :param settings: of :class:`~sb3_redo.ReDoCallback`
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
@@ -70,5 +75,14 @@ class ScheduledReDoCallback(ReDoCallback):
         layers = []
         for layer in report.layers:
             count = round(layer.neurons * self.share(gradient_step))
-            layers.append(replace(layer, dormant=least(SELECTIONS[self.selection](layer.scores), count, generator)))
+            layers.append(replace(layer, dormant=least(self._ranks(layer, report), count, generator)))
         return replace(report, layers=tuple(layers))
+
+    def _ranks(self, layer: LayerDormancy, report: DormancyReport) -> Tensor:
+        def outgoing() -> Tensor:
+            # What cannot be recycled may have consumers whose weights are laid out in another way.
+            if not layer.recyclable:
+                return torch.ones_like(layer.scores)
+            return neuron_magnitudes(self.model.policy, report.wiring[layer.name])
+
+        return SELECTIONS[self.selection](layer.scores, outgoing)
