@@ -19,6 +19,9 @@ from sb3_redo.wiring import LayerWiring
 
 OUTGOING = ("zero", "random")
 
+Contributions = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""From consumers to masks over their input positions, what these contribute to their outputs on average, [neurons]."""
+
 
 @dataclass(frozen=True)
 class RecyclingRecord:
@@ -72,6 +75,7 @@ def recycle(
     *,
     initial_state: InitialState = zero_state,
     forward: Callable[[Any], Any] | None = None,
+    contributions: Contributions | None = None,
 ) -> RecyclingRecord:
     """Recycle the dormant neurons of a report (Sokar et al. 2023, algorithm 1), in place.
 
@@ -90,6 +94,7 @@ def recycle(
     :param surgery: how to recycle
     :param initial_state: what an optimizer's state starts at
     :param forward: runs the policy on the report's batch, needed to compensate
+    :param contributions: what to compensate for; measured on the report's batch if not given
     :return: which neurons were recycled
     :raises ValueError: when ``compensate`` meets a consumer without a bias
     """
@@ -98,8 +103,7 @@ def recycle(
     planner = Planner(policy, list(optimizers), initial_state, surgery.optimizer_state)
     with torch.no_grad():
         if surgery.compensate and dormant:
-            assert forward is not None
-            _plan_compensation(planner, report, dormant, forward)
+            _plan_compensation(planner, report, dormant, contributions or _measured(policy, report, forward))
         for name, neurons in dormant.items():
             _plan_incoming(planner, name, neurons, initial_weights, generator, surgery.incoming_norm)
             _plan_normalisations(planner, report.wiring[name], neurons, initial_weights)
@@ -207,28 +211,33 @@ def _with_norm(drawn: Tensor, weight: Tensor, live: Tensor, axis: int, scale: fl
 
 
 def _norms(weight: Tensor, axis: int) -> Tensor:
-    return weight.movedim(axis, 0).flatten(1).norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(weight.movedim(axis, 0).flatten(1), dim=1)
+    return norms
+
+
+def _measured(policy: nn.Module, report: DormancyReport, forward: Callable[[Any], Any] | None) -> Contributions:
+    assert forward is not None
+    run = forward
+
+    def contributions(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return mean_contributions(policy, columns, run, report.batch, report.wiring.rows_at_once)
+
+    return contributions
 
 
 def _plan_compensation(
-    planner: Planner, report: DormancyReport, dormant: dict[str, Tensor], forward: Callable[[Any], Any]
+    planner: Planner, report: DormancyReport, dormant: dict[str, Tensor], contributions: Contributions
 ) -> None:
-    """Add to each consumer's bias what its dormant inputs contributed on average over the measured batch."""
+    """Add to each consumer's bias what its dormant inputs contributed on average."""
     columns: dict[str, Tensor] = {}
     for name, neurons in dormant.items():
         for consumer, positions in report.wiring[name].consumers.items():
             theirs = torch.isin(positions, neurons.cpu())
             columns[consumer] = columns[consumer] | theirs if consumer in columns else theirs
     biases = {consumer: _parameter(planner.policy, consumer, "bias") for consumer in columns}
-    contributions = mean_contributions(
-        planner.policy,
-        {name: mask.to(planner.device) for name, mask in columns.items()},
-        forward,
-        report.batch,
-        report.wiring.rows_at_once,
-    )
+    means = contributions({name: mask.to(planner.device) for name, mask in columns.items()})
     for consumer, bias in biases.items():
         if bias is None:
             raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
         every = torch.arange(len(bias), device=bias.device)
-        planner.edits.append(Edit(bias, 0, every, bias + contributions[consumer]))
+        planner.edits.append(Edit(bias, 0, every, bias + means[consumer]))

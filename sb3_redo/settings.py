@@ -58,6 +58,13 @@ def optional_positive_number(name: str, value: Any) -> float | None:
     return number
 
 
+def fraction(name: str, value: Any) -> float:
+    number = non_negative_number(name, value)
+    if number > 1:
+        raise ValueError(f"{name} must be at most 1, got {value!r}")
+    return number
+
+
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         hint = " (PyYAML reads 1e-3 as text: write 0.001 or 1.0e-3)" if isinstance(value, str) else ""

@@ -1,5 +1,6 @@
 """What ReDo is compared with: callbacks that change the network, or how it is trained, while it trains."""
 
+from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
 from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.perturbation import ShrinkAndPerturbCallback
 from sb3_redo.interventions.regularisers import (
@@ -12,6 +13,7 @@ from sb3_redo.interventions.resets import ResetCallback
 from sb3_redo.interventions.scheduled import ScheduledReDoCallback
 
 __all__ = [
+    "ContinualBackpropCallback",
     "GradientReDoCallback",
     "NormProjectionCallback",
     "ParsevalCallback",

@@ -1,6 +1,6 @@
 """Recycling neurons whose weights get next to no gradient (ReGraMa, Liu et al. 2025)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,13 +51,13 @@ class GradientReDoCallback(ReDoCallback):
         self._magnitudes = self._memory.tensors("gradient magnitudes")
         self._learn_call = self.model.start_time
         recyclable = [layer.name for layer in self._meter.layers if layer.recyclable]
-        weights = {name: self.model.policy.get_submodule(name).weight for name in recyclable}
+        weights = {name: self.model.policy.get_parameter(f"{name}.weight") for name in recyclable}
         for optimizer in self._agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             theirs = {name: weight for name, weight in weights.items() if weight in held}
             self._handles.append(optimizer.register_step_pre_hook(self._reading(theirs)))
 
-    def _reading(self, weights: dict[str, Tensor]) -> Callable[..., None]:
+    def _reading(self, weights: Mapping[str, Tensor]) -> Callable[..., None]:
         def read(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             # SB3 tells callbacks nothing when learn() is left by an exception.
             if self.model.start_time == self._learn_call and self._is_due_soon():

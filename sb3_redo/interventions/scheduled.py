@@ -13,7 +13,8 @@ from sb3_redo.dormancy import DormancyReport, LayerDormancy
 from sb3_redo.outgoing import neuron_magnitudes
 from sb3_redo.redo import ReDoCallback
 from sb3_redo.sampling import torch_generator
-from sb3_redo.settings import non_negative_number, one_of, positive_integer
+from sb3_redo.settings import fraction as a_fraction
+from sb3_redo.settings import one_of, positive_integer
 
 SELECTIONS: dict[str, Callable[[Tensor, Callable[[], Tensor]], Tensor]] = {
     "lowest": lambda scores, outgoing: scores,
@@ -61,9 +62,7 @@ class ScheduledReDoCallback(ReDoCallback):
     def __init__(self, end: int = 2_500_000, fraction: float = 0.1, selection: str = "lowest", **settings: Any):
         super().__init__(**settings)
         self.end = positive_integer("end", end)
-        self.fraction = non_negative_number("fraction", fraction)
-        if self.fraction > 1:
-            raise ValueError(f"fraction must be at most 1, got {fraction!r}")
+        self.fraction = a_fraction("fraction", fraction)
         self.selection = one_of("selection", selection, tuple(SELECTIONS))
 
     def share(self, gradient_step: int) -> float:

@@ -1,0 +1,239 @@
+"""Continual backpropagation (Dohare et al. 2024, "Loss of plasticity in deep continual learning")."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from sb3_redo.agents import gradient_steps_of, initial_state, initial_weights_of, whole_batch
+from sb3_redo.companions import callbacks_in
+from sb3_redo.contribution import Contribution, Feed
+from sb3_redo.dormancy import DormancyReport, LayerDormancy
+from sb3_redo.forward_pass import is_compiled
+from sb3_redo.interventions.scheduled import least
+from sb3_redo.outgoing import position_effects
+from sb3_redo.planning import OPTIMIZER_STATE
+from sb3_redo.recycling import Surgery, recycle
+from sb3_redo.redo import ReDoCallback
+from sb3_redo.sampling import torch_generator
+from sb3_redo.settings import (
+    flag,
+    fraction,
+    non_negative_integer,
+    one_of,
+    optional_integer,
+    optional_positive_number,
+    positive_integer,
+)
+from sb3_redo.stepping import GradientStepCallback, is_over
+from sb3_redo.tensorboard import write_point, write_totals
+from sb3_redo.wiring import trace_wiring
+
+
+class ContinualBackpropCallback(GradientStepCallback):
+    """Replaces the neurons of least use, a few at a time, while a model trains (Dohare et al. 2024).
+
+    Every neuron has a utility, the running mean of \\|activation\\| times the sum of its \\|outgoing weights\\| over
+    the batches that training itself runs the networks on: what happens between two gradient steps is read as it
+    passes, no network runs for it. After each gradient step a share of every layer's mature neurons is due for
+    replacement, parts of a neuron adding up; those with the least utility get fresh incoming weights and no outgoing
+    ones, their consumers' biases get what they contributed on average, and their utility and age begin anew.
+    On-policy algorithms are changed between gradient steps too, as the authors' PPO is.
+
+    The settings are those of the authors' PPO (Ant, Slippery Ant, Hopper, Walker). They took maturity 100 and a
+    rate of 3e-4 for Continual ImageNet, 100 and 1e-4 to 1e-6 for Online Permuted MNIST, 1,000 and 1e-5 for
+    class-incremental CIFAR-100; decay 0.99 throughout. Logs ``cbp/replaced`` (since the point before),
+    ``cbp/replaced_total`` and ``cbp/mature``, the share of neurons that may be replaced.
+
+    :param replacement_rate: in [0, 1], share of a layer's mature neurons to replace per gradient step
+    :param decay: in [0, 1), of utility and mean activation per gradient step
+    :param maturity: a neuron is mature when it is older than this, in gradient steps
+    :param period: gradient steps from one look at the activations to the next. More than 1 costs less: decay, age and
+        replacements then make up for all of them at once.
+    :param compensate: add what replaced neurons contributed on average to their consumers' biases
+    :param optimizer_state: of renewed weights, see :class:`~sb3_redo.ReDoCallback`
+    :param incoming_norm: as in :class:`~sb3_redo.ReDoCallback`
+    :param logging_period: in gradient steps
+    :param seed: of the weights drawn; the model's own seed if not given
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    def __init__(
+        self,
+        replacement_rate: float = 1e-4,
+        decay: float = 0.99,
+        maturity: int = 10_000,
+        period: int = 1,
+        compensate: bool = True,
+        optimizer_state: str = "match",
+        incoming_norm: float | None = None,
+        logging_period: int = 1000,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(non_negative_integer("verbose", verbose))
+        self.replacement_rate = fraction("replacement_rate", replacement_rate)
+        self.decay = fraction("decay", decay)
+        if self.decay == 1:
+            raise ValueError("decay must be below 1, got 1: nothing would ever be added to a utility")
+        self.maturity = non_negative_integer("maturity", maturity)
+        self.period = positive_integer("period", period)
+        self.surgery = Surgery(
+            optimizer_state=one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE),
+            compensate=flag("compensate", compensate),
+            incoming_norm=optional_positive_number("incoming_norm", incoming_norm),
+        )
+        self.logging_period = positive_integer("logging_period", logging_period)
+        self.seed = optional_integer("seed", seed)
+        self._handles: list[Any] = []
+
+    def _identity(self) -> str:
+        settings = (self.replacement_rate, self.decay, self.maturity, self.period, self.seed)
+        return " ".join(map(str, (type(self).__name__, *settings)))
+
+    def _prepare(self) -> None:
+        policy: nn.Module = self.model.policy
+        self._refuse_companions()
+        if is_compiled(policy.modules()):
+            raise RuntimeError("compiled networks do not show what they compute while they train: do not compile them")
+        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
+        self._wiring = trace_wiring(policy, whole_batch(self.model, self.model._last_obs), forward=self._agent.forward)
+        recyclable = [layer for layer in self._wiring if layer.recyclable]
+        if not recyclable:
+            raise RuntimeError("no layer can be recycled:\n" + "\n".join(map(str, self._wiring)))
+        consumers = {name: policy.get_submodule(name) for layer in recyclable for name in layer.consumers}
+        without = [name for name, module in consumers.items() if module.bias is None]
+        if self.surgery.compensate and without:
+            raise RuntimeError(f"compensate=True adds to the bias of {without[0]}, which has none")
+        self._initial_weights = initial_weights_of(self.model)
+        self._contributions = [Contribution(layer, consumers, gradient_steps_of(self.model)) for layer in recyclable]
+        self._kept = self._memory.tensors("contributions")
+        for contribution in self._contributions:
+            contribution.load(self._kept)
+        self._replaced = int(self._kept.get("replaced", 0))
+        self._watch(consumers)
+
+    def _refuse_companions(self) -> None:
+        for other in callbacks_in(self.locals["callback"]):
+            if isinstance(other, (ReDoCallback, ContinualBackpropCallback)) and other is not self:
+                raise RuntimeError(
+                    f"{type(other).__name__} and {type(self).__name__} would recycle neurons that the other has just "
+                    "recycled and takes for old ones: keep one of them"
+                )
+
+    def _watch(self, consumers: dict[str, nn.Module]) -> None:
+        """Have every consumer show what it is called with in training."""
+        self._learn_call = self.model.start_time
+        feeds: dict[str, list[tuple[Contribution, Feed]]] = defaultdict(list)
+        for contribution in self._contributions:
+            for name, feed in contribution.feeds.items():
+                feeds[name].append((contribution, feed))
+        for name, module in consumers.items():
+            self._handles.append(module.register_forward_pre_hook(self._seeing(feeds[name]), with_kwargs=True))
+
+    def _seeing(self, feeds: list[tuple[Contribution, Feed]]) -> Callable[..., None]:
+        def see(module: nn.Module, args: Any, kwargs: Any) -> None:
+            # Acting, evaluating, measuring and target values all run without gradients. And SB3 tells callbacks
+            # nothing when learn() is left by an exception.
+            if not torch.is_grad_enabled() or self._clock is None or self.model.start_time != self._learn_call:
+                return
+            for contribution, feed in feeds:
+                if self._clock.gradient_step + 1 - contribution.updated_at >= self.period:
+                    feed.see(args[0] if args else kwargs["input"])
+
+        return see
+
+    def _on_gradient_step(self, gradient_step: int) -> None:
+        self._memory.remember_gradient_steps(gradient_step)
+        self._after(gradient_step - 1, gradient_step)
+
+    def _before_training(self, gradient_step: int) -> None:
+        """Nothing: all is done between gradient steps, on-policy too."""
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        with torch.no_grad():
+            due = {each.name: self._due(each, gradient_step) for each in self._contributions}
+            masks = {name: mask for name, mask in due.items() if mask is not None}
+            if masks:
+                self._replace(masks, gradient_step)
+        if is_over(self.logging_period, before, gradient_step):
+            self._log()
+
+    def _due(self, contribution: Contribution, gradient_step: int) -> Tensor | None:
+        """Bring a layer's utilities up to date, and say which of its neurons are to be replaced, if any."""
+        elapsed = contribution.update(gradient_step, self.decay)
+        mature = contribution.ages > self.maturity
+        number = int(mature.sum()) if elapsed else 0
+        count = contribution.due(number, self.replacement_rate * number * elapsed)
+        if not count:
+            return None
+        utility = contribution.corrected_utility(self.decay)
+        seed = self._seed + crc32(f"cbp {contribution.name}".encode())
+        ranks = utility.where(mature.to(utility.device), torch.inf)
+        return least(ranks, count, torch_generator((seed, gradient_step)))
+
+    def _replace(self, masks: dict[str, Tensor], gradient_step: int) -> None:
+        utilities = {each.name: each.corrected_utility(self.decay) for each in self._contributions}
+        layers = [
+            LayerDormancy(name, self._agent.network_of(self._wiring, name), utilities[name], mask, recyclable=True)
+            for name, mask in masks.items()
+        ]
+        record = recycle(
+            self.model.policy,
+            DormancyReport(tuple(layers), 0.0, self._wiring, batch=None),
+            self._agent.optimizers,
+            self._initial_weights,
+            torch_generator((self._seed + crc32(b"cbp"), gradient_step)),
+            self.surgery,
+            initial_state=initial_state,
+            contributions=self._mean_contributions,
+        )
+        for contribution in self._contributions:
+            if contribution.name in record.neurons:
+                contribution.forget(record.neurons[contribution.name].to(contribution.utility.device))
+        self._replaced += record.recycled
+        self._memory.add_recycled(record.recycled)
+
+    def _mean_contributions(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What some input positions of each consumer have contributed to its output on average."""
+        effects = {}
+        for consumer, chosen in columns.items():
+            means = [
+                each.corrected_mean(consumer, self.decay) for each in self._contributions if consumer in each.feeds
+            ]
+            values = torch.stack(means).sum(0).where(chosen, 0.0)
+            effects[consumer] = position_effects(self.model.policy.get_submodule(consumer), values)
+        return effects
+
+    def _log(self) -> None:
+        ages = torch.cat([contribution.ages for contribution in self._contributions])
+        total = self._memory.add_recycled(0)
+        values = {
+            "cbp/replaced": self._replaced,
+            "cbp/replaced_total": total,
+            "cbp/mature": float((ages > self.maturity).float().mean()),
+        }
+        self._replaced = 0
+        write_point(self.logger, values, self.model.num_timesteps)
+        write_totals(self.logger, {"cbp/replaced_total": total})
+
+    def _on_rollout_start(self) -> None:
+        self._keep()
+
+    def _keep(self) -> None:
+        """Put all that is known where it is saved with the model, since callbacks hear of no save."""
+        if self._clock is not None:
+            for contribution in self._contributions:
+                self._kept.update(contribution.state())
+            self._kept["replaced"] = torch.tensor(self._replaced)
+
+    def _stop(self) -> None:
+        self._keep()
+        super()._stop()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
