@@ -2,7 +2,7 @@
 
 - ``gradient step with / without``: of those that act at every gradient step, CPU time of ``train()`` calls with the
   callback over that of the same calls without it, in turns.
-- ``over its floor``: what the callback adds to a gradient step, over a pass that reads and writes the tensors that it
+- ``over its floor``: what a regulariser adds to a gradient step, over a pass that reads and writes the tensors that it
   must, once.
 - ``share at its period``: of those that act once in a while, the time of one intervention over that of the gradient
   steps in its default period.
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -26,6 +27,8 @@ from stable_baselines3.common.logger import Logger
 from sb3_redo import ReDoCallback
 from sb3_redo.agents import gradient_steps_of
 from sb3_redo.interventions import (
+    ContinualBackpropCallback,
+    GradientReDoCallback,
     NormProjectionCallback,
     ParsevalCallback,
     RegenerativeCallback,
@@ -40,15 +43,32 @@ from sb3_redo.stepping import GradientStepCallback
 from benchmarks.overhead import NETWORKS
 from benchmarks.passes import Line, tell
 
-ALWAYS: tuple[Callable[[], RegulariserCallback], ...] = (
+
+class ReadingGradients(GradientReDoCallback):
+    """Reads the gradients for every recycling that is asked of it, of whatever step was made last."""
+
+    def _is_due_soon(self) -> bool:
+        return True
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        for optimizer in self._agent.optimizers:
+            for hook in optimizer._optimizer_step_pre_hooks.values():
+                hook(optimizer, (), {})
+        super()._after(before, gradient_step)
+
+
+ALWAYS: tuple[Callable[[], GradientStepCallback], ...] = (
     RegenerativeCallback,
     ParsevalCallback,
     WeightClippingCallback,
     NormProjectionCallback,
+    ContinualBackpropCallback,
+    partial(ContinualBackpropCallback, period=10),
 )
 SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ReDoCallback,
     ScheduledReDoCallback,
+    ReadingGradients,
     ResetCallback,
     ShrinkAndPerturbCallback,
 )
@@ -79,7 +99,7 @@ class Bench:
         self.model.train(gradient_steps=self.steps_at_once, batch_size=self.model.batch_size)
         return time.thread_time() - begin
 
-    def always(self, make: Callable[[], RegulariserCallback], seconds: float) -> Iterator[Line]:
+    def always(self, make: Callable[[], GradientStepCallback], seconds: float) -> Iterator[Line]:
         """With and without in turns."""
         ours: list[float] = []
         bare: list[float] = []
@@ -96,8 +116,11 @@ class Bench:
         each = median(bare) / self.steps_at_once
         note = f"a gradient step takes {1e3 * each:.2f} ms, {len(bare)} times"
         subject = f"{self.name}, {type(callback).__name__}"
+        subject += f", period {period}" if (period := getattr(callback, "period", 1)) > 1 else ""
         value = median(ours) / median(bare)
         yield Line(subject, "gradient step with / without", value, low, high, None, note)
+        if not isinstance(callback, RegulariserCallback):
+            return
         added = (value - 1) * each
         floor = self.floor(callback)
         note = f"{1e3 * added:.3f} / {1e3 * floor:.3f} ms"
