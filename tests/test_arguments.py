@@ -31,6 +31,8 @@ RECYCLING = {
     "outgoing": "random",
     "optimizer_state": "clear",
     "compensate": False,
+    "incoming_norm": 0.5,
+    "outgoing_norm": 2.0,
 }
 
 
@@ -52,6 +54,7 @@ def test_settings_and_defaults_are_those_of_the_contract():
     measuring = "measuring_period=1000, thresholds=(0.0, 0.025, 0.1), networks=None, log_layers=True, "
     measuring += "log_histograms=False, seed=None, verbose=0"
     recycling = "recycling_period=1000, start=0, stop=None, outgoing='zero', optimizer_state='match', compensate=False"
+    recycling += ", incoming_norm=None, outgoing_norm=None"
     common = "dormancy_threshold=0.1, batch_size=64"
     assert defaults_of(DormancyCallback) == as_set(common, measuring)
     assert defaults_of(ReDoCallback) == as_set(common, measuring, recycling)

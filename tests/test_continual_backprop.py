@@ -244,8 +244,10 @@ def test_neurons_of_every_network_are_replaced(name):
     assert all(0 <= value <= 1 for value in tape.values("cbp/mature"))
 
 
-@pytest.mark.parametrize("period", [1, 3])
-@pytest.mark.parametrize("name", ["DQN", "TD3", "PPO"])
+@pytest.mark.parametrize(
+    ("name", "period"),
+    [("DQN", 3), ("TD3", 1), ("PPO", 1), *(pytest.param(name, 3, marks=pytest.mark.slow) for name in ("TD3", "PPO"))],
+)
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(name, period, tmp_path):
     whole, parts = Tape(), Tape()
     settings = {"period": period}

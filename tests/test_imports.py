@@ -6,7 +6,7 @@ from pathlib import Path
 
 TORCH_ONLY = (
     *("functions", "forward_pass", "probe", "sites", "wiring"),
-    *("dormancy", "meter", "compensation", "edits", "initial_weights", "recycling"),
+    *("dormancy", "meter", "compensation", "edits", "initial_weights", "outgoing", "contribution", "recycling"),
 )
 
 
