@@ -10,7 +10,15 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from sb3_redo.networks.layers import INITIALIZERS, initialise, layer_norm, positive_width, scaled_size
+from sb3_redo.networks.activations import Concatenating
+from sb3_redo.networks.layers import (
+    INITIALIZERS,
+    feature_size,
+    initialise,
+    layer_norm,
+    neurons_of,
+    positive_width,
+)
 from sb3_redo.settings import flag, one_of
 
 
@@ -21,6 +29,12 @@ class _Style:
     width: float
     layer_norm: bool
     activation_fn: type[nn.Module]
+
+    def features(self, size: int) -> int:
+        return feature_size(size, self.width, self.activation_fn)
+
+    def neurons(self, features: int) -> int:
+        return neurons_of(features, self.activation_fn)
 
     def normalised(self, layer: nn.Module) -> list[nn.Module]:
         return [layer, layer_norm(layer)] if self.layer_norm else [layer]
@@ -47,11 +61,11 @@ class _ImageExtractor(BaseFeaturesExtractor, ABC):
     ) -> None:
         style = _Style(positive_width(width), flag("layer_norm", layer_norm), activation_fn)
         shape = self._image_shape(observation_space, normalized_image)
-        super().__init__(observation_space, scaled_size(features_dim, style.width))
+        super().__init__(observation_space, style.features(features_dim))
         self.cnn = self._convolutions(shape[0], style)
         with torch.no_grad():
             flattened = self.cnn(torch.zeros(1, *shape)).shape[1]
-        self.linear = nn.Sequential(*style.activated(nn.Linear(flattened, self.features_dim)))
+        self.linear = nn.Sequential(*style.activated(nn.Linear(flattened, style.neurons(self.features_dim))))
         if initializer is not None:
             initialise(self, one_of("initializer", initializer, tuple(INITIALIZERS)))
 
@@ -109,8 +123,8 @@ class NatureCNN(_ImageExtractor):
     def _convolutions(self, channels: int, style: _Style) -> nn.Sequential:
         layers: list[nn.Module] = []
         for outputs, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-            outputs = scaled_size(outputs, style.width)
-            layers += style.activated(nn.Conv2d(channels, outputs, kernel, stride))
+            outputs = style.features(outputs)
+            layers += style.activated(nn.Conv2d(channels, style.neurons(outputs), kernel, stride))
             channels = outputs
         return nn.Sequential(*layers, nn.Flatten())
 
@@ -128,9 +142,14 @@ class ImpalaCNN(_ImageExtractor):
     smallest = 1
 
     def _convolutions(self, channels: int, style: _Style) -> nn.Sequential:
+        if issubclass(style.activation_fn, Concatenating):
+            raise ValueError(
+                f"{style.activation_fn.__name__} makes two features of each neuron, and what ImpalaCNN's residual "
+                "blocks add up has one: use the nature extractor"
+            )
         stacks: list[nn.Module] = []
         for outputs in (32, 64, 64):
-            outputs = scaled_size(outputs, style.width)
+            outputs = style.features(outputs)
             stacks.append(
                 nn.Sequential(
                     *style.normalised(nn.Conv2d(channels, outputs, 3, padding=1)),

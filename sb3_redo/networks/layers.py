@@ -1,10 +1,12 @@
 """What width, layer norm, activation and initialiser mean for one layer."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
+from sb3_redo.networks.activations import Concatenating, CReLU, Fourier
 from sb3_redo.settings import non_negative_number, positive_integer
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -18,6 +20,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
+    "crelu": CReLU,
+    "fourier": Fourier,
 }
 
 # By name, not by function: who watches how weights are filled replaces the functions of nn.init.
@@ -44,8 +48,20 @@ def scaled_size(size: int, width: float) -> int:
     return max(1, math.floor(size * width + 0.5))
 
 
-def scaled_net_arch(net_arch: Any, width: float) -> Any:
-    """A copy of ``net_arch`` with each layer scaled, in any of SB3's forms.
+def feature_size(size: int, width: float, activation_fn: type[nn.Module] = nn.ReLU) -> int:
+    """How many features a hidden layer of ``size`` neurons gives: as many, or twice that."""
+    if issubclass(activation_fn, Concatenating):
+        return 2 * scaled_size(size, width * activation_fn.neurons)
+    return scaled_size(size, width)
+
+
+def neurons_of(features: int, activation_fn: type[nn.Module]) -> int:
+    """The neurons of a hidden layer that gives so many features."""
+    return features // 2 if issubclass(activation_fn, Concatenating) else features
+
+
+def scaled_net_arch(net_arch: Any, width: float, activation_fn: type[nn.Module] = nn.ReLU) -> Any:
+    """A copy of ``net_arch`` with the number of features of each layer at some width, in any of SB3's forms.
 
     >>> scaled_net_arch({"pi": [64], "qf": [400, 300]}, 0.5)
     {'pi': [32], 'qf': [200, 150]}
@@ -53,9 +69,9 @@ def scaled_net_arch(net_arch: Any, width: float) -> Any:
     :raises TypeError: unless all sizes are integers; :raises ValueError: on one below 1
     """
     if isinstance(net_arch, dict):
-        return {name: scaled_net_arch(sizes, width) for name, sizes in net_arch.items()}
+        return {name: scaled_net_arch(sizes, width, activation_fn) for name, sizes in net_arch.items()}
     if isinstance(net_arch, (list, tuple)):
-        return [scaled_size(positive_integer("a size in net_arch", size), width) for size in net_arch]
+        return [feature_size(positive_integer("a size in net_arch", size), width, activation_fn) for size in net_arch]
     raise TypeError(f"net_arch must be a list of sizes or a dictionary of such lists, got {net_arch!r}")
 
 
@@ -72,14 +88,30 @@ def layer_norm(layer: nn.Module) -> nn.Module:
     return nn.LayerNorm(layer.out_features)
 
 
+def mlps(network: nn.Module) -> Iterator[tuple[nn.Sequential, list[nn.Linear]]]:
+    """A network's own MLPs, each with its hidden linear layers.
+
+    What is changed in them is changed in place, because SB3's critics keep these objects in a list too.
+    """
+    for name, mlp in network.named_children():
+        if isinstance(mlp, nn.Sequential):
+            linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
+            yield mlp, linear if name in _WITHOUT_OUTPUT else linear[:-1]
+
+
+def halve_neurons(network: nn.Module) -> None:
+    """Put layers of half as many neurons in place of the hidden linear ones of MLPs that were built for as many as
+    there are features, where an activation makes two of each."""
+    for mlp, hidden in mlps(network):
+        for layer in hidden:
+            halved = nn.Linear(layer.in_features, layer.out_features // 2, bias=layer.bias is not None)
+            mlp[list(mlp).index(layer)] = halved.to(layer.weight.device)
+
+
 def add_layer_norm(network: nn.Module) -> None:
     """Insert layer norm after each hidden linear layer of a network's own MLPs, in place."""
-    for name, mlp in network.named_children():
-        if not isinstance(mlp, nn.Sequential):
-            continue
-        linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
-        for layer in linear if name in _WITHOUT_OUTPUT else linear[:-1]:
-            # In place, because SB3's critics keep these objects in a list too.
+    for mlp, hidden in mlps(network):
+        for layer in hidden:
             mlp.insert(list(mlp).index(layer) + 1, layer_norm(layer).to(layer.weight.device))
 
 

@@ -25,6 +25,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_redo.networks.layers import initialise
 from sb3_redo.networks.scalable import Scalable
+from sb3_redo.networks.spectral import add_spectral_norm
 
 
 class _QValues(Scalable):
@@ -76,6 +77,10 @@ class _ActorCritic(Scalable):
         if self.scaling.initializer is not None:
             initialise(self.action_net, self.scaling.initializer)
             initialise(self.value_net, self.scaling.initializer)
+        if self.scaling.spectral_norm is not None:
+            # Now that SB3 has filled the weights. The optimizer has the same parameters as before.
+            extractors = [part for name, part in self.named_children() if name.endswith("features_extractor")]
+            add_spectral_norm(self.scaling.spectral_norm, self.mlp_extractor, extractors)
 
 
 class DQNMlpPolicy(_QValues, dqn.MlpPolicy):

@@ -12,15 +12,19 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_redo.networks.activations import Concatenating, CReLU, Fourier
 from sb3_redo.networks.extractors import EXTRACTORS, CombinedExtractor
 from sb3_redo.networks.layers import (
     ACTIVATIONS,
     INITIALIZERS,
     add_layer_norm,
+    halve_neurons,
     initialise,
     positive_width,
     scaled_net_arch,
 )
+from sb3_redo.networks.optimizers import optimizer_named
+from sb3_redo.networks.spectral import PLACES, add_spectral_norm
 from sb3_redo.settings import flag, one_of
 
 
@@ -33,11 +37,13 @@ class Scaling:
     activation: str | None = None
     initializer: str | None = None
     extractor: str = "nature"
+    spectral_norm: str | None = None
 
     def __post_init__(self) -> None:
         positive_width(self.width)
         flag("layer_norm", self.layer_norm)
-        for name, choices in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
+        choices_of = {"activation": ACTIVATIONS, "initializer": INITIALIZERS, "spectral_norm": PLACES}
+        for name, choices in choices_of.items():
             if getattr(self, name) is not None:
                 one_of(name, getattr(self, name), tuple(choices))
         one_of("extractor", self.extractor, tuple(EXTRACTORS))
@@ -46,9 +52,23 @@ class Scaling:
         """What differs from the defaults, in words; empty if nothing does."""
         return ", ".join(f"{name}={value!r}" for name, value in asdict(self).items() if value != _DEFAULTS[name])
 
+    @property
+    def activation_fn(self) -> type[nn.Module] | None:
+        """That of all hidden layers, if one was named."""
+        return None if self.activation is None else ACTIVATIONS[self.activation]
+
+    @property
+    def concatenates(self) -> bool:
+        """Whether the activation makes two features of each neuron."""
+        return self.activation_fn is not None and issubclass(self.activation_fn, Concatenating)
+
+    def net_arch(self, net_arch: Any) -> Any:
+        """A copy of ``net_arch`` with the number of features of each layer."""
+        return scaled_net_arch(net_arch, float(self.width), self.activation_fn or nn.ReLU)
+
     def of_extractor(self) -> dict[str, Any]:
         """Keyword arguments of the features extractors."""
-        activation = {} if self.activation is None else {"activation_fn": ACTIVATIONS[self.activation]}
+        activation = {} if self.activation_fn is None else {"activation_fn": self.activation_fn}
         return {"width": self.width, "layer_norm": self.layer_norm, "initializer": self.initializer, **activation}
 
 
@@ -64,12 +84,16 @@ class Scalable(BasePolicy):
         algorithm's own), the convolutions, and the dense layer of the features extractor
     :param layer_norm: whether layer norm follows each hidden layer and convolution, before its activation
     :param activation: name of the activation of all hidden layers, those of the features extractor included; the
-        algorithm's own if not given. SB3's ``activation_fn`` leaves the features extractor alone.
+        algorithm's own if not given. SB3's ``activation_fn`` leaves the features extractor alone. ``crelu`` and
+        ``fourier`` make two features of each neuron, see :mod:`sb3_redo.networks.activations`.
     :param initializer: name of the distribution of all kernels, output layers included, with biases 0:
         ``xavier_uniform`` (the paper's), ``kaiming_uniform``, ``orthogonal`` (gain 1); the algorithm's own if not given
     :param extractor: what sees images: ``nature`` or ``impala``. As in SB3, settings in ``features_extractor_kwargs``
         come first.
-    :param settings: of SB3's policy
+    :param spectral_norm: which linear layers have their weights divided by their largest singular value:
+        ``penultimate`` (Gogianu et al. 2021), the last hidden ones, or ``first`` (Lyle et al. 2023); see
+        :func:`~sb3_redo.networks.spectral.add_spectral_norm`
+    :param settings: of SB3's policy. ``optimizer_class`` may be a dotted path, as YAML has it.
     :raises TypeError: on an unknown setting or one of the wrong type; :raises ValueError: on a wrong value, and where
         a features extractor of another kind cannot follow
     """
@@ -88,14 +112,21 @@ class Scalable(BasePolicy):
         activation: str | None = None,
         initializer: str | None = None,
         extractor: str = "nature",
+        spectral_norm: str | None = None,
         **settings: Any,
     ) -> None:
         _check_names(type(self).__name__, settings, {*inspect.signature(super().__init__).parameters, *_DEFAULTS})
-        self.scaling = Scaling(width, layer_norm, activation, initializer, extractor)
+        self.scaling = Scaling(width, layer_norm, activation, initializer, extractor, spectral_norm)
         if activation is not None:
             if "activation_fn" in settings:
                 raise ValueError(f"activation={activation!r} and activation_fn exclude each other: give one of them")
             settings["activation_fn"] = ACTIVATIONS[activation]
+        elif settings.get("activation_fn") in (CReLU, Fourier):
+            raise ValueError(
+                "an activation that makes two features of each neuron is given by name: activation='crelu'"
+            )
+        if isinstance(settings.get("optimizer_class"), str):
+            settings["optimizer_class"] = optimizer_named(settings["optimizer_class"])
         super().__init__(observation_space, action_space, lr_schedule, **settings)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
@@ -126,21 +157,25 @@ class Scalable(BasePolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         """Runs when SB3's constructor knows ``net_arch`` and before it builds anything from it."""
         self._unscaled_net_arch = self.net_arch
-        width = float(self.scaling.width)
-        self.net_arch = scaled_net_arch(self.net_arch, width)
+        self.net_arch = self.scaling.net_arch(self.net_arch)
         for name in ("net_args", "actor_kwargs", "critic_kwargs"):
             if name in self.__dict__:
-                self.__dict__[name]["net_arch"] = scaled_net_arch(self.__dict__[name]["net_arch"], width)
+                self.__dict__[name]["net_arch"] = self.scaling.net_arch(self.__dict__[name]["net_arch"])
         super()._build(lr_schedule)  # type: ignore[misc]
 
     def _finish(self, network: nn.Module) -> None:
-        """Layer norm and initialiser of a network that SB3 has just built; its extractor saw to itself."""
+        """Everything but the width of a network that SB3 has just built; its extractor saw to itself."""
+        if self.scaling.concatenates:
+            halve_neurons(network)
         if self.scaling.layer_norm:
             add_layer_norm(network)
         if self.scaling.initializer is not None:
             for name, part in network.named_children():
                 if not name.endswith("features_extractor"):
                     initialise(part, self.scaling.initializer)
+        # Last, since what fills weights would fill a copy of normalised ones.
+        if self.scaling.spectral_norm is not None and hasattr(network, "features_extractor"):
+            add_spectral_norm(self.scaling.spectral_norm, network, [network.features_extractor])
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -1,0 +1,81 @@
+"""Spectral normalisation (Miyato et al. 2018), of single layers as reinforcement learning uses it."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from sb3_redo.networks.layers import mlps
+
+PLACES = ("penultimate", "first")
+"""Which linear layers can be normalised."""
+
+
+class SpectralNorm(nn.Module):
+    """Divides a weight by its largest singular value, which one power iteration for each training pass estimates.
+
+    The same as ``torch.nn.utils.parametrizations.spectral_norm``, but for the names of its buffers: those that begin
+    with ``running_`` are what SB3 copies to target networks. With torch's own, a target network would get new weights
+    and estimate their norm with the singular vectors of those that it was built with.
+
+    :param weight: [neurons, inputs]
+    :param iterations: before training
+    """
+
+    running_u: Tensor
+    running_v: Tensor
+
+    def __init__(self, weight: Tensor, iterations: int = 15):
+        super().__init__()
+        with torch.no_grad():
+            self.register_buffer("running_u", functional.normalize(torch.randn_like(weight[:, 0]), dim=0))
+            self.register_buffer("running_v", functional.normalize(weight.mT @ self.running_u, dim=0))
+            for _ in range(iterations):
+                self._iterate(weight)
+
+    def _iterate(self, weight: Tensor) -> None:
+        # In place: SB3 holds these tensors, and not their names.
+        self.running_u.copy_(functional.normalize(weight @ self.running_v, dim=0))
+        self.running_v.copy_(functional.normalize(weight.mT @ self.running_u, dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight over its norm. In training mode the buffers change."""
+        if self.training:
+            with torch.no_grad():
+                self._iterate(weight)
+        # Copies, which a later pass does not change before this one is differentiated.
+        norm = torch.dot(self.running_u.clone(), weight @ self.running_v.clone())
+        return weight / norm
+
+
+def add_spectral_norm(place: str, network: nn.Module, extractors: Iterable[nn.Module]) -> None:
+    """Normalise some linear layers of a network, in place. Parameters stay the objects that they were.
+
+    ``penultimate`` are the last hidden layers of its MLPs (of both critics, of both streams of a dueling network), or
+    where these have none, the last of the extractor. ``first`` are those that come first: of the extractor, or where
+    this has none, of the MLPs. Of a dictionary's extractor they are those of each image.
+
+    :param place: a name in :data:`PLACES`
+    :param network: whose MLPs are meant
+    :param extractors: what comes before them
+    :raises ValueError: when there is no hidden linear layer
+    """
+    end = -1 if place == "penultimate" else 0
+    own = [hidden for _, hidden in mlps(network) if hidden]
+    before = [linear for extractor in extractors for linear in _chains(extractor) if linear]
+    chains = (own or before) if place == "penultimate" else (before or own)
+    if not chains:
+        raise ValueError(f"spectral_norm={place!r} needs a hidden linear layer, and there is none: give a net_arch")
+    for layer in (chain[end] for chain in chains):
+        # An extractor may be shared.
+        if not parametrize.is_parametrized(layer):
+            parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight.detach()))
+
+
+def _chains(extractor: nn.Module) -> Iterator[list[nn.Linear]]:
+    """The linear layers of an extractor, or of each part of a dictionary's."""
+    parts = getattr(extractor, "extractors", None)
+    for part in parts.values() if isinstance(parts, nn.ModuleDict) else [extractor]:
+        yield [layer for layer in part.modules() if isinstance(layer, nn.Linear)]
