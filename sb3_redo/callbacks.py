@@ -127,6 +127,11 @@ class DormancyCallback(GradientStepCallback):
             self.logger.info(str(meter.wiring))
         return meter
 
+    def rewire(self) -> None:
+        """Read the network anew."""
+        if self._clock is not None:
+            self._meter = self._make_meter()
+
     def _before_training(self, gradient_step: int) -> None:
         if not self._is_waiting:
             super()._before_training(gradient_step)

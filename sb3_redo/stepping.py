@@ -39,6 +39,9 @@ class GradientStepCallback(BaseCallback):
         """Do what is due when gradient steps after ``before``, up to ``gradient_step``, have been made."""
         raise NotImplementedError
 
+    def rewire(self) -> None:
+        """Told when another callback has changed how the network is connected."""
+
     def _on_training_start(self) -> None:
         self._stop()
         refuse_parallel_training(self.locals.get("callback"))

@@ -132,7 +132,7 @@ def algorithm_of(source: Source, given: str | None) -> str:
 def _algorithms_of(policy: Mapping[str, Any]) -> tuple[str, ...]:
     """Which algorithms a saved policy may be of, from what the zip says of its class."""
     module = policy.get("__module__", "")
-    if module not in ("sb3_redo.networks.policies", "sb3_redo.networks.dueling", "sb3_redo.networks.categorical"):
+    if not module.startswith("sb3_redo.networks."):
         return _OF_POLICIES.get(module, ())
     # Policies of all algorithms lie in one module: the pickle, which is not run here, has the name of the class.
     pickled = pickletools.genops(base64.b64decode(policy[":serialized:"]))

@@ -79,7 +79,17 @@ class BatchNormAndDropout(BaseFeaturesExtractor):
 NOISY = {"features_extractor_class": BatchNormAndDropout}
 
 
-INTERVENTIONS = ("reset", "perturb", "regenerative", "parseval", "clipping", "projection", "gradients", "cbp")
+INTERVENTIONS = (
+    "injection",
+    "reset",
+    "perturb",
+    "regenerative",
+    "parseval",
+    "clipping",
+    "projection",
+    "gradients",
+    "cbp",
+)
 
 
 class Tape(KVWriter):

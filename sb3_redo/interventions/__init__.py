@@ -2,6 +2,7 @@
 
 from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
 from sb3_redo.interventions.gradients import GradientReDoCallback
+from sb3_redo.interventions.injection import PlasticityInjectionCallback
 from sb3_redo.interventions.perturbation import ShrinkAndPerturbCallback
 from sb3_redo.interventions.regularisers import (
     NormProjectionCallback,
@@ -17,6 +18,7 @@ __all__ = [
     "GradientReDoCallback",
     "NormProjectionCallback",
     "ParsevalCallback",
+    "PlasticityInjectionCallback",
     "RegenerativeCallback",
     "ResetCallback",
     "ScheduledReDoCallback",

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from sb3_redo.networks.extractors import CombinedExtractor as CombinedExtractor
     from sb3_redo.networks.extractors import ImpalaCNN as ImpalaCNN
     from sb3_redo.networks.extractors import NatureCNN as NatureCNN
+    from sb3_redo.networks.injection import InjectableDQNCnnPolicy as InjectableDQNCnnPolicy
+    from sb3_redo.networks.injection import InjectableDQNMlpPolicy as InjectableDQNMlpPolicy
+    from sb3_redo.networks.injection import InjectableDQNMultiInputPolicy as InjectableDQNMultiInputPolicy
     from sb3_redo.networks.names import scalable_policy as scalable_policy
+    from sb3_redo.networks.optimizers import Adam as Adam
     from sb3_redo.networks.policies import ActorCriticCnnPolicy as ActorCriticCnnPolicy
     from sb3_redo.networks.policies import ActorCriticMlpPolicy as ActorCriticMlpPolicy
     from sb3_redo.networks.policies import ActorCriticMultiInputPolicy as ActorCriticMultiInputPolicy
@@ -38,6 +42,7 @@ __all__ = [
     "ActorCriticCnnPolicy",
     "ActorCriticMlpPolicy",
     "ActorCriticMultiInputPolicy",
+    "Adam",
     "CategoricalDQNCnnPolicy",
     "CategoricalDQNMlpPolicy",
     "CategoricalDQNMultiInputPolicy",
@@ -50,6 +55,9 @@ __all__ = [
     "DuelingDQNMlpPolicy",
     "DuelingDQNMultiInputPolicy",
     "ImpalaCNN",
+    "InjectableDQNCnnPolicy",
+    "InjectableDQNMlpPolicy",
+    "InjectableDQNMultiInputPolicy",
     "NatureCNN",
     "QRDQNCnnPolicy",
     "QRDQNMlpPolicy",
@@ -71,12 +79,8 @@ def __getattr__(name: str) -> Any:
     # Imported when asked for, as in sb3_redo: the names alone must not cost torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    rooms = {
-        "scalable_policy": "names",
-        "CategoricalDQN": "categorical",
-        "DuelingDQN": "dueling",
-        "Policy": "policies",
-    }
+    rooms = {"scalable_policy": "names", "Adam": "optimizers", "CategoricalDQN": "categorical"}
+    rooms |= {"DuelingDQN": "dueling", "InjectableDQN": "injection", "Policy": "policies"}
     room = next((room for part, room in rooms.items() if part in name), "extractors")
     return getattr(import_module(f"sb3_redo.networks.{room}"), name)
 

@@ -4,6 +4,8 @@ from sb3_redo.settings import one_of
 
 _PACKAGE = "sb3_redo.networks"
 _KINDS = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+_KINDS_OF_DQN = {"Dueling": "dueling", "Injectable": "injection"}
+"""How the names of further policies of DQN begin, and the room that they are in."""
 _OWNERS = {
     "dqn": "DQN",
     "double_dqn": "DQN",
@@ -37,7 +39,8 @@ def scalable_policy(algorithm: str, policy: str) -> str:
     kinds = _KINDS[:1] if owner == "CrossQ" else _KINDS
     own = {f"{_PACKAGE}.{room}{owner}{kind}" for room in ("", "policies.") for kind in kinds}
     if owner == "DQN":
-        own |= {f"{_PACKAGE}.{room}Dueling{owner}{kind}" for room in ("", "dueling.") for kind in kinds}
+        for prefix, home in _KINDS_OF_DQN.items():
+            own |= {f"{_PACKAGE}.{room}{prefix}{owner}{kind}" for room in ("", f"{home}.") for kind in kinds}
     if policy in own:
         return policy
     return f"{_PACKAGE}.{owner}{one_of(f'the policy of {algorithm}', policy, kinds)}"
@@ -49,5 +52,7 @@ def algorithms_of(policy: str) -> tuple[str, ...]:
     >>> algorithms_of("TD3CnnPolicy")
     ('td3', 'ddpg')
     """
-    owner = next((policy.removesuffix(kind).removeprefix("Dueling") for kind in _KINDS if policy.endswith(kind)), None)
+    owner = next((policy.removesuffix(kind) for kind in _KINDS if policy.endswith(kind)), "")
+    for prefix in _KINDS_OF_DQN:
+        owner = owner.removeprefix(prefix)
     return tuple(algorithm for algorithm, name in _OWNERS.items() if name == owner)

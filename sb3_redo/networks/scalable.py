@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,7 +43,11 @@ class Scaling:
     def __post_init__(self) -> None:
         positive_width(self.width)
         flag("layer_norm", self.layer_norm)
-        choices_of = {"activation": ACTIVATIONS, "initializer": INITIALIZERS, "spectral_norm": PLACES}
+        choices_of: dict[str, Iterable[str]] = {
+            "activation": ACTIVATIONS,
+            "initializer": INITIALIZERS,
+            "spectral_norm": PLACES,
+        }
         for name, choices in choices_of.items():
             if getattr(self, name) is not None:
                 one_of(name, getattr(self, name), tuple(choices))
@@ -174,8 +179,9 @@ class Scalable(BasePolicy):
                 if not name.endswith("features_extractor"):
                     initialise(part, self.scaling.initializer)
         # Last, since what fills weights would fill a copy of normalised ones.
-        if self.scaling.spectral_norm is not None and hasattr(network, "features_extractor"):
-            add_spectral_norm(self.scaling.spectral_norm, network, [network.features_extractor])
+        extractor = getattr(network, "features_extractor", None)
+        if self.scaling.spectral_norm is not None and extractor is not None:
+            add_spectral_norm(self.scaling.spectral_norm, network, [extractor])
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -1,0 +1,84 @@
+"""Plasticity injection (Nikishin et al. 2023, "Deep RL with Plasticity Injection"), at chosen gradient steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sb3_redo.agents import gradient_steps_of
+from sb3_redo.companions import callbacks_in
+from sb3_redo.interventions.periodic import PeriodicCallback
+from sb3_redo.interventions.regularisers import RegulariserCallback
+from sb3_redo.networks.injection import Injectable
+from sb3_redo.settings import listed, non_negative_integer, positive_integer
+from sb3_redo.stepping import GradientStepCallback
+from sb3_redo.tensorboard import write_point, write_totals
+
+
+class PlasticityInjectionCallback(GradientStepCallback):
+    """Freezes a network's head and adds a fresh one to it, without changing any output, while a model trains.
+
+    The network is that of the policy, which must have room for the new heads:
+    ``sb3_redo.networks.InjectableDQNMlpPolicy``, ``InjectableDQNCnnPolicy`` or ``InjectableDQNMultiInputPolicy``, for
+    DQN and its kin. Measuring callbacks see the new heads from then on. Logs ``injection/total``, the injections so
+    far, and ``injection/parameters``, how many were frozen.
+
+    :param at: after how many gradient steps to inject; a list for several injections, in ascending order, with those
+        that a loaded model had already
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    def __init__(self, at: int | Sequence[int], verbose: int = 0):
+        super().__init__(non_negative_integer("verbose", verbose))
+        given = [at] if not isinstance(at, (str, dict)) and not hasattr(at, "__iter__") else listed("at", at)
+        self.at = [positive_integer("at", step) for step in given]
+        if not self.at or self.at != sorted(set(self.at)):
+            raise ValueError(f"at must list gradient steps in ascending order, got {at!r}")
+
+    def _identity(self) -> str:
+        return f"{type(self).__name__} {self.at}"
+
+    def _prepare(self) -> None:
+        policy = self.model.policy
+        if not isinstance(policy, Injectable):
+            raise RuntimeError(
+                f"a {type(policy).__name__} has no room for new heads: use the policy "
+                "sb3_redo.networks.InjectableDQNMlpPolicy, InjectableDQNCnnPolicy or InjectableDQNMultiInputPolicy, "
+                "which are for DQN and its kin"
+            )
+        if len(self.at) > policy.room:
+            raise RuntimeError(
+                f"at lists {len(self.at)} injections, and the policy has room for {policy.room}: "
+                f"give policy_kwargs={{'injections': {len(self.at)}}}"
+            )
+        self._refuse_companions()
+        steps, made = gradient_steps_of(self.model), policy.q_net.injections
+        if made != sum(step <= steps for step in self.at):
+            raise RuntimeError(
+                f"at is {self.at}, but this model has made {steps} gradient steps with {made} injections: list all "
+                "that it had, and for new ones gradient steps that are still to come"
+            )
+
+    def _refuse_companions(self) -> None:
+        for other in callbacks_in(self.locals.get("callback")):
+            if isinstance(other, (PeriodicCallback, RegulariserCallback)):
+                raise RuntimeError(
+                    f"{type(other).__name__} keeps to the parameters that are trained when training starts, and "
+                    "plasticity injection freezes some of them and trains others: remove one of the two callbacks"
+                )
+            if isinstance(other, PlasticityInjectionCallback) and other is not self:
+                raise RuntimeError("there are two PlasticityInjectionCallbacks: give one of them a list of both steps")
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        for _ in range(sum(before < step <= gradient_step for step in self.at)):
+            self._inject()
+
+    def _inject(self) -> None:
+        policy: Any = self.model.policy
+        total = policy.inject_plasticity()
+        replaced = policy.q_net.added[total - 1]
+        values = {"injection/total": total, "injection/parameters": sum(p.numel() for p in replaced.parameters())}
+        write_point(self.logger, values, self.model.num_timesteps)
+        write_totals(self.logger, {"injection/total": total})
+        for other in callbacks_in(self.locals.get("callback")):
+            if isinstance(other, GradientStepCallback):
+                other.rewire()
