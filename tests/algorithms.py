@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from gymnasium import spaces
+from rl_zoo3.utils import get_class_by_name
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -13,6 +14,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_redo.networks.names import scalable_policy
 
 from runs import Corridor, Tape
 
@@ -115,9 +118,10 @@ def build(
     env: Any = None,
     policy_kwargs: dict[str, Any] | None = None,
     actions: spaces.Space | None = None,
+    policy: Any = None,
     **settings: Any,
 ) -> Any:
-    """A tiny model; on-policy algorithms collect from two environments."""
+    """A tiny model, with SB3's policy if given none; on-policy algorithms collect from two environments."""
     algorithm = ALGORITHMS[name]
     if env is None:
         actions = actions or (DISCRETE if algorithm.is_on_policy or name in Q_LEARNERS else CONTINUOUS)
@@ -130,13 +134,18 @@ def build(
         architecture["features_extractor_kwargs"] = {"features_dim": 8}
     elif kind == DICTIONARIES:
         architecture["features_extractor_kwargs"] = {"cnn_output_dim": 8}
-    policy = kind.replace("Policy", "LstmPolicy") if name == "RecurrentPPO" else kind
+    policy = policy or (kind.replace("Policy", "LstmPolicy") if name == "RecurrentPPO" else kind)
     return algorithm.cls(
         policy,
         env,
         **{"seed": 0, "device": "cpu", **algorithm.settings, **settings},
         policy_kwargs={**architecture, **algorithm.policy, **(policy_kwargs or {})},
     )
+
+
+def scalable(name: str, kind: str) -> Any:
+    """Our policy for an algorithm."""
+    return get_class_by_name(scalable_policy(name.lower().replace("-", ""), kind))
 
 
 def steps_of(name: str) -> int:

@@ -122,7 +122,7 @@ class Injectable(BasePolicy):
         """
         self.q_net.inject()
         self.q_net_target.inject()
-        number = self.q_net.injections - 1
+        number: int = self.q_net.injections - 1
         for part in ("added", "subtracted"):
             state = getattr(self.q_net, part)[number].state_dict()
             getattr(self.q_net_target, part)[number].load_state_dict(state)

@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_redo.networks.activations import Concatenating, CReLU, Fourier
+from sb3_redo.networks.activations import Concatenating
 from sb3_redo.networks.extractors import EXTRACTORS, CombinedExtractor
 from sb3_redo.networks.layers import (
     ACTIVATIONS,
@@ -126,10 +126,9 @@ class Scalable(BasePolicy):
             if "activation_fn" in settings:
                 raise ValueError(f"activation={activation!r} and activation_fn exclude each other: give one of them")
             settings["activation_fn"] = ACTIVATIONS[activation]
-        elif settings.get("activation_fn") in (CReLU, Fourier):
-            raise ValueError(
-                "an activation that makes two features of each neuron is given by name: activation='crelu'"
-            )
+        for name, kind in ACTIVATIONS.items():
+            if issubclass(kind, Concatenating) and settings.get("activation_fn") is kind and activation != name:
+                raise ValueError(f"what makes two features of each neuron is given by name: activation={name!r}")
         if isinstance(settings.get("optimizer_class"), str):
             settings["optimizer_class"] = optimizer_named(settings["optimizer_class"])
         super().__init__(observation_space, action_space, lr_schedule, **settings)
