@@ -39,6 +39,14 @@ class Adam(torch.optim.Adam):
         beta1, beta2 = betas  # a list, from YAML
         super().__init__(params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, foreach=False)
         self.defaults["eps_root"] = non_negative_number("eps_root", eps_root)
+        self._complete_groups()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._complete_groups()
+
+    def _complete_groups(self) -> None:
+        """Also those that torch's Adam has saved."""
         for group in self.param_groups:
             group.setdefault("eps_root", self.defaults["eps_root"])
 
