@@ -122,13 +122,7 @@ class Injectable(BasePolicy):
         """
         self.q_net.inject()
         self.q_net_target.inject()
-        number: int = self.q_net.injections - 1
-        for part in ("added", "subtracted"):
-            state = getattr(self.q_net, part)[number].state_dict()
-            getattr(self.q_net_target, part)[number].load_state_dict(state)
-        for parameter in self.q_net.added[number].parameters():
-            self.optimizer.state.pop(parameter, None)
-        return number + 1
+        return int(self.q_net.injections)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "injections": self.room}
