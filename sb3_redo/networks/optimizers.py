@@ -42,7 +42,7 @@ class Adam(torch.optim.Adam):
         self._complete_groups()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._complete_groups()
 
     def _complete_groups(self) -> None:
