@@ -272,3 +272,30 @@ def test_the_one_liner_adds_redo_to_the_zoos_own_configuration(tmp_path):
     curves = scalars(tmp_path, "CartPole-v1", "DQN_1")
     assert curves["dormancy/gradient_step"] == [(1024, 0), (1024, 100), (1280, 200)]
     assert [step for step, _ in curves["redo/recycled"]] == [1024, 1280]
+
+
+@pytest.mark.slow
+def test_our_networks_and_optimizers_and_an_injection_from_the_command_line(tmp_path):
+    zoo(
+        tmp_path,
+        "dqn",
+        "CartPole-v1",
+        *("-conf", CONFIGS / "dqn.yml", "-n", "1400"),
+        callback={
+            "ReDoCallback": {"dormancy_threshold": 0.5, "recycling_period": 60, "measuring_period": 60},
+            "interventions.PlasticityInjectionCallback": {"at": 100},
+        },
+        policy="sb3_redo.networks.InjectableDQNMlpPolicy",
+        policy_kwargs={
+            "net_arch": [32, 32],
+            "activation": "crelu",
+            "optimizer_class": "sb3_redo.networks.Adam",
+            "optimizer_kwargs": {"eps_root": 0.001},
+        },
+    )
+    curves = scalars(tmp_path, "CartPole-v1", "DQN_1")
+    # 128 gradient steps after 1,024 environment steps and after each 256 more.
+    assert curves["injection/total"] == [(1024, 1)]
+    assert [value for _, value in curves["dormancy/gradient_step"]] == list(range(0, 3 * 128, 60))
+    assert "dormancy_layers/q_net.added.0.2" in curves
+    assert curves["redo/recycled"]
