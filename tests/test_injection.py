@@ -13,6 +13,8 @@ from torch import nn
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy
 from sb3_redo.algorithms import DoubleDQN, DrQ
 from sb3_redo.interventions import (
+    ContinualBackpropCallback,
+    GradientReDoCallback,
     PlasticityInjectionCallback,
     RegenerativeCallback,
     ResetCallback,
@@ -370,6 +372,8 @@ def test_the_names_are_known():
         (agent, [ResetCallback()], "ResetCallback keeps to the parameters that are trained when training starts"),
         (agent, [ShrinkAndPerturbCallback()], "ShrinkAndPerturbCallback keeps to"),
         (agent, [RegenerativeCallback()], "RegenerativeCallback keeps to"),
+        (agent, [GradientReDoCallback()], "GradientReDoCallback keeps to"),
+        (agent, [ContinualBackpropCallback()], "ContinualBackpropCallback keeps to"),
         (agent, [PlasticityInjectionCallback(9)], "there are two PlasticityInjectionCallbacks"),
     ],
 )

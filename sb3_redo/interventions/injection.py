@@ -5,12 +5,21 @@ from typing import Any
 
 from sb3_redo.agents import gradient_steps_of
 from sb3_redo.companions import callbacks_in
+from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
+from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.networks.injection import Injectable
 from sb3_redo.settings import listed, non_negative_integer, positive_integer
 from sb3_redo.stepping import GradientStepCallback
 from sb3_redo.tensorboard import write_point, write_totals
+
+_KEEP_TO_WHAT_IS_TRAINED = (
+    PeriodicCallback,
+    RegulariserCallback,
+    GradientReDoCallback,
+    ContinualBackpropCallback,
+)
 
 
 class PlasticityInjectionCallback(GradientStepCallback):
@@ -60,7 +69,7 @@ class PlasticityInjectionCallback(GradientStepCallback):
 
     def _refuse_companions(self) -> None:
         for other in callbacks_in(self.locals.get("callback")):
-            if isinstance(other, (PeriodicCallback, RegulariserCallback)):
+            if isinstance(other, _KEEP_TO_WHAT_IS_TRAINED):
                 raise RuntimeError(
                     f"{type(other).__name__} keeps to the parameters that are trained when training starts, and "
                     "plasticity injection freezes some of them and trains others: remove one of the two callbacks"
