@@ -6,6 +6,8 @@
   must, once.
 - ``share at its period``: of those that act once in a while, the time of one intervention over that of the gradient
   steps in its default period.
+- ``gradient step over the plain network's``: of those that are chosen in ``policy_kwargs`` or as a policy, in turns
+  with a model of the plain policy.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
+import sb3_redo.networks
 from sb3_redo import ReDoCallback
 from sb3_redo.agents import gradient_steps_of
 from sb3_redo.interventions import (
@@ -40,7 +43,7 @@ from sb3_redo.interventions import (
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.stepping import GradientStepCallback
 
-from benchmarks.overhead import NETWORKS
+from benchmarks.overhead import NETWORKS, TASKS
 from benchmarks.passes import Line, tell
 
 
@@ -74,12 +77,27 @@ SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
 )
 
 
+CHOICES: dict[str, dict[str, Any]] = {
+    "activation: crelu": {"policy_kwargs": {"activation": "crelu"}},
+    "activation: crelu, width: 0.5": {"policy_kwargs": {"activation": "crelu", "width": 0.5}},
+    "activation: fourier": {"policy_kwargs": {"activation": "fourier"}},
+    "spectral_norm: penultimate": {"policy_kwargs": {"spectral_norm": "penultimate"}},
+    "layer_norm: true": {"policy_kwargs": {"layer_norm": True}},
+    "optimizer_class: sb3_redo.networks.Adam": {
+        "policy_kwargs": {"optimizer_class": "sb3_redo.networks.Adam", "optimizer_kwargs": {"eps_root": 1e-3}}
+    },
+    "optimizer_class: torch.optim.AdamW": {"policy_kwargs": {"optimizer_class": "torch.optim.AdamW"}},
+    "plasticity injection": {"policy": "Injectable"},
+}
+TASKS_OF = {"Nature CNN": ("atari", "DQNCnnPolicy"), "SAC 256x256": ("sac", "SACMlpPolicy")}
+
+
 class Bench:
     """A model whose buffer is filled, and its gradient steps."""
 
-    def __init__(self, name: str, steps_at_once: int = 5):
+    def __init__(self, name: str, steps_at_once: int = 5, model: Any = None):
         self.name = name
-        self.model: Any = NETWORKS[name]()[0]
+        self.model: Any = model or NETWORKS[name]()[0]
         self.model.set_logger(Logger(None, []))  # that of the training is closed
         self.model.__dict__["start_time"] = time.time_ns()
         self.steps_at_once = steps_at_once
@@ -161,8 +179,37 @@ class Bench:
         return Line(subject, "share at its period", median(shares), min(shares), max(shares), 0.02, note)
 
 
+def chosen(name: str, seconds: float) -> Iterator[Line]:
+    """Models of other policies beside one of the plain policy, which has the same layers."""
+    task, policy = TASKS_OF[name]
+
+    def bench(of: str, **settings: Any) -> Bench:
+        return Bench(name, model=TASKS[task].train(20, policy=getattr(sb3_redo.networks, of), **settings)[0])
+
+    plain = bench(policy)
+    for choice, settings in CHOICES.items():
+        if settings.get("policy") != "Injectable":
+            other = bench(policy, **settings)
+        elif policy.startswith("DQN"):
+            other = bench(f"Injectable{policy}")
+            other.model.policy.inject_plasticity()
+        else:
+            continue
+        ratios: list[float] = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(ratios) < 20:
+            order = sorted((True, False), reverse=len(ratios) % 2 == 0)
+            took = {is_other: (other if is_other else plain).step() for is_other in order}
+            ratios.append(took[True] / took[False])
+        low, middle, high = quantiles(ratios)
+        quantity = "gradient step over the plain network's"
+        yield Line(f"{name}, {choice}", quantity, middle, low, high, None, f"{len(ratios)} times")
+
+
 def lines(seconds: float, networks: list[str]) -> Iterator[Line]:
     for name in networks:
+        if name in TASKS_OF:
+            yield from chosen(name, seconds)
         bench = Bench(name)
         for periodic in SOMETIMES:
             yield bench.sometimes(periodic)
