@@ -1,0 +1,122 @@
+"""Block MDPs on labelled images (Lyle et al. 2023, "Understanding Plasticity in Neural Networks", section 3.2)."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sb3_redo.environments.images import LabelledImages, load_images
+from sb3_redo.settings import non_negative_integer, one_of, positive_integer
+
+VARIANTS = ("true-label", "random-label", "sparse-reward")
+"""The paper's "easy", "hard" and "sparse"."""
+
+
+class BlockMDP(gymnasium.Env[NDArray[np.uint8], np.int64]):
+    """States that are seen as images: in state s an image with label s, each time another one, drawn uniformly.
+
+    There is a state and an action for each class, ten in the paper.
+
+    ============= =================== ========================= ====================================
+    variant       labels              reward                    next state
+    ============= =================== ========================= ====================================
+    true-label    the images' classes 1 if a = s, else 0        drawn uniformly, whatever is done
+    random-label  drawn once          1 if a = s, else 0        drawn uniformly, whatever is done
+    sparse-reward the images' classes 1 if a = s = 9, else 0    s + 1 if a = s, else drawn uniformly
+    ============= =================== ========================= ====================================
+
+    What the paper does not state, and what we chose: the first state is drawn uniformly, and so is the one that
+    follows the last state (s = 9), whichever action is taken there, so that no state ends an episode. Registered
+    environments are truncated after 100 steps, which is for the time limit to say, and not in here. The classes are
+    those of the training files.
+
+    In the sparse variant a wrong action is not always worse: it leads to a random state, which from the lower half of
+    the states is a shorter way to the reward than one right action after the other.
+
+    Each reset and step returns ``{"state": s}`` beside the observation.
+
+    :param variant: ``true-label``, ``random-label`` or ``sparse-reward``
+    :param data: ``digits`` (scikit-learn's), ``mnist`` or ``cifar10``, or images of your own
+    :param folder: where the files of MNIST or CIFAR-10 are; nothing is downloaded
+    :param label_seed: of the random labels, which stay the same for as long as the environment lives. It has nothing
+        to do with ``reset(seed=...)``, so that environments that run side by side, or evaluate, label alike.
+    :param n_images: how many images to use, from the first; all if not given
+    :param enlarge: whole factor on height and width. SB3's ``NatureCNN`` needs 36 pixels at least: 5 for digits, 2
+        for the others
+    :param render_mode: ``rgb_array`` renders the observation
+    :raises TypeError, ValueError: on wrong settings, and when a label has no image; :raises ImportError: without
+        scikit-learn; :raises FileNotFoundError: saying which files are missing and where to get them
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  as Gymnasium has it
+
+    def __init__(
+        self,
+        variant: str = "true-label",
+        data: str | LabelledImages = "digits",
+        *,
+        folder: str | None = None,
+        label_seed: int = 0,
+        n_images: int | None = None,
+        enlarge: int = 1,
+        render_mode: str | None = None,
+    ):
+        self.variant = one_of("variant", variant, VARIANTS)
+        self.enlarge = positive_integer("enlarge", enlarge)
+        self.render_mode = None if render_mode is None else one_of("render_mode", render_mode, ("rgb_array",))
+        non_negative_integer("label_seed", label_seed)
+        source = load_images(data, folder)
+        available = len(source.images)
+        number = available if n_images is None else positive_integer("n_images", n_images)
+        if number > available:
+            raise ValueError(f"n_images is {number}, and there are {available} images")
+        self.images, self.labels = source.images[:number], source.labels[:number]
+        if variant == "random-label":
+            self.labels = np.random.default_rng(int(label_seed)).integers(source.n_classes, size=number)
+        self._images_of = [np.flatnonzero(self.labels == state) for state in range(source.n_classes)]
+        missing = [state for state, found in enumerate(self._images_of) if not len(found)]
+        if missing:
+            raise ValueError(f"none of {number} images has the label {', '.join(map(str, missing))}: use more of them")
+        height, width, channels = self.images.shape[1:]
+        shape = (height * self.enlarge, width * self.enlarge, channels)
+        self.observation_space = spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = spaces.Discrete(source.n_classes)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = self._any_state()
+        return self._observe()
+
+    def step(self, action: np.int64 | int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        if not self.action_space.contains(action):
+            raise ValueError(f"an action is one of 0 to {self._last}, got {action!r}")
+        is_right = int(action) == self.state
+        is_sparse = self.variant == "sparse-reward"
+        reward = float(is_right and (self.state == self._last or not is_sparse))
+        moves_on = is_sparse and is_right and self.state < self._last
+        self.state = self.state + 1 if moves_on else self._any_state()
+        observation, info = self._observe()
+        return observation, reward, False, False, info
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """What was observed last, [height, width, 3]; nothing without ``render_mode``."""
+        if self.render_mode is None:
+            return None
+        return np.broadcast_to(self._shown, (*self._shown.shape[:2], 3)).copy()
+
+    @property
+    def _last(self) -> int:
+        return len(self._images_of) - 1
+
+    def _any_state(self) -> int:
+        return int(self.np_random.integers(self._last + 1))
+
+    def _observe(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        image = self.images[self.np_random.choice(self._images_of[self.state])]
+        self._shown: NDArray[np.uint8] = image.repeat(self.enlarge, 0).repeat(self.enlarge, 1)
+        # A copy: whoever changes an observation must not change what is shown.
+        return self._shown.copy(), {"state": self.state}
