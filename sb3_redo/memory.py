@@ -69,6 +69,14 @@ class Memory:
         kept: dict[str, Tensor] = self._own.setdefault(what, {})
         return kept
 
+    def kept(self, name: str) -> Any:
+        """What was last kept under a name; ``None`` if nothing was."""
+        return self._own.get("kept", {}).get(name)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep plain numbers, or dictionaries of such, of this callback."""
+        self._own.setdefault("kept", {})[name] = value
+
     def add_recycled(self, recycled: int) -> int:
         """Count neurons as recycled; returns how many there were in all."""
         self._shared["recycled_total"] += recycled

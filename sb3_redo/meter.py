@@ -35,7 +35,7 @@ class Meter:
         self._sites: Sites = defaultdict(list)
         for number, layer in enumerate(self.layers):
             for site in layer.sites:
-                self._sites[site.kind, site.name, site.call].append(_LayerSite(number, layer, site))
+                self._sites[site.kind, site.name, site.call].append(LayerSite(number, layer, site))
         names = {name for kind, name, _ in self._sites if kind != "activation"}
         self._watched = {name: policy.get_submodule(name) for name in names}
         self._number_of_sites = sum(map(len, self._sites.values()))
@@ -102,7 +102,7 @@ class Meter:
         )
 
 
-class _LayerSite:
+class LayerSite:
     """One site of a measured layer.
 
     :param number: of the layer, in the meter's order
@@ -142,7 +142,7 @@ class _Totals:
         self.counts: list[Tensor | float] = [0.0] * layers
         self.sites_seen = 0
 
-    def add(self, site: _LayerSite, value: Tensor) -> None:
+    def add(self, site: LayerSite, value: Tensor) -> None:
         total, number = site.total(value)
         before = self.sums[site.number]
         self.sums[site.number] = total if before is None else before + total
@@ -159,7 +159,7 @@ class _Totals:
         ]
 
 
-Sites = dict[tuple[str, str, int], list[_LayerSite]]
+Sites = dict[tuple[str, str, int], list[LayerSite]]
 
 
 class _SiteWatcher(FunctionWatcher):

@@ -9,6 +9,8 @@ from stable_baselines3.common.logger import (
     DISABLED,
     CSVOutputFormat,
     HumanOutputFormat,
+    Image,
+    JSONOutputFormat,
     KVWriter,
     Logger,
     TensorBoardOutputFormat,
@@ -24,7 +26,7 @@ def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -
     with the dump's step. The console is left out: its table cuts keys to 36 characters and stops the run when two
     of them coincide.
 
-    :param values: key to number, or to a tensor for a histogram (not in CSV)
+    :param values: key to number, to a tensor for a histogram (not in CSV), or to an ``Image`` (in TensorBoard alone)
     :param num_timesteps: SB3's own x axis. CSV and JSON rows carry it as ``time/total_timesteps``.
     """
     if logger.level == DISABLED:
@@ -35,6 +37,8 @@ def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -
         row = dict(values)
         if isinstance(output, CSVOutputFormat):
             row = {key: value for key, value in row.items() if not isinstance(value, torch.Tensor)}
+        if isinstance(output, (CSVOutputFormat, JSONOutputFormat)):
+            row = {key: value for key, value in row.items() if not isinstance(value, Image)}
         if not isinstance(output, TensorBoardOutputFormat):
             row["time/total_timesteps"] = num_timesteps
         output.write(row, dict.fromkeys(row, ("",)), num_timesteps)

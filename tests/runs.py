@@ -89,6 +89,7 @@ INTERVENTIONS = (
     "projection",
     "gradients",
     "cbp",
+    "plasticity",
 )
 
 

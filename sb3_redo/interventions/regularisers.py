@@ -9,13 +9,11 @@ from torch import Tensor
 from sb3_redo.agents import gradient_steps_of, whole_batch
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.frozen import LAYER_TYPES
-from sb3_redo.interventions.scope import is_target
+from sb3_redo.interventions.beginnings import initial_parameters_of, trained_parameters
 from sb3_redo.settings import non_negative_integer, non_negative_number, positive_integer
 from sb3_redo.stepping import GradientStepCallback, is_over
 from sb3_redo.tensorboard import write_point
 from sb3_redo.wiring import trace_wiring
-
-_INITIAL = "initial_parameters"
 
 
 class RegulariserCallback(GradientStepCallback):
@@ -37,11 +35,7 @@ class RegulariserCallback(GradientStepCallback):
         return ()
 
     def _prepare(self) -> None:
-        self._parameters = {
-            name: parameter
-            for name, parameter in self.model.policy.named_parameters()
-            if parameter.requires_grad and not is_target(name)
-        }
+        self._parameters = trained_parameters(self.model)
         self._prepare_parameters()
         self._learn_call = self.model.start_time
         for optimizer in self._agent.optimizers:
@@ -99,8 +93,10 @@ class RegulariserCallback(GradientStepCallback):
 
     def _refuse_trained(self) -> None:
         if gradient_steps_of(self.model) > 0:
-            name = type(self).__name__
-            raise RuntimeError(f"this model was trained without {name}: the values that it began with are not known")
+            raise RuntimeError(self._trained_before())
+
+    def _trained_before(self) -> str:
+        return f"this model was trained without {type(self).__name__}: the values that it began with are not known"
 
     def _layer_weights(self, with_outputs: bool) -> dict[str, Tensor]:
         """The trained weights of linear layers and convolutions, by their names."""
@@ -136,13 +132,9 @@ class RegenerativeCallback(RegulariserCallback):
 
     def _prepare_parameters(self) -> None:
         self._refuse_without_gradients()
-        kept = self.model.__dict__.get(_INITIAL)
+        kept = initial_parameters_of(self.model)
         if kept is None:
-            self._refuse_trained()
-            kept = {
-                uncompiled_name(name): parameter.detach().cpu().clone() for name, parameter in self._parameters.items()
-            }
-            self.model.__dict__[_INITIAL] = kept
+            raise RuntimeError(self._trained_before())
         self._initial = {
             name: kept[uncompiled_name(name)].to(parameter) for name, parameter in self._parameters.items()
         }

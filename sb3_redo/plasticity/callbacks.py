@@ -1,0 +1,197 @@
+"""The cheap instruments as a callback."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sb3_redo.forward_pass import uncompiled_name
+from sb3_redo.interventions.beginnings import initial_parameters_of
+from sb3_redo.plasticity.features import feature_matrices, feature_norm, feature_ranks
+from sb3_redo.plasticity.measuring import ExaminingCallback
+from sb3_redo.plasticity.network import Network
+from sb3_redo.plasticity.ranks import Ranks
+from sb3_redo.plasticity.units import units_of
+from sb3_redo.plasticity.weights import distance_from, norm_of, update_ratio, weight_norm, weight_ranks
+from sb3_redo.sampling import Batch
+from sb3_redo.settings import flag, listed, one_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an instrument says of a network.
+
+    :param pooled: quantity to its value for the network
+    :param layers: quantity and layer to the value for the layer
+    """
+
+    pooled: dict[str, float]
+    layers: dict[tuple[str, str], float]
+
+
+def _features(network: Network, batch: Batch) -> Found:
+    matrices = list(feature_matrices(network, batch).values())
+    pooled = {"feature_norm": fmean(map(feature_norm, matrices))}
+    return Found({**pooled, **_mean_ranks("feature", [feature_ranks(matrix) for matrix in matrices])}, {})
+
+
+def _weights(network: Network, batch: Batch) -> Found:
+    ranks = weight_ranks(network)
+    pooled = {"weight_norm": weight_norm(network), **_mean_ranks("weight", list(ranks.values()))}
+    layers = {(quantity, layer): value for layer, one in ranks.items() for quantity, value in _named("weight", one)}
+    return Found(pooled, layers)
+
+
+def _units(network: Network, batch: Batch) -> Found:
+    pooled: dict[str, float] = {}
+    layers: dict[tuple[str, str], float] = {}
+    found = units_of(network, batch)
+    for quantity in ("dead", "saturated"):
+        masks = {layer.name: getattr(layer, quantity) for layer in found}
+        pooled[f"{quantity}_fraction"] = float(torch.cat(list(masks.values())).float().mean())
+        layers |= {(f"{quantity}_fraction", name): float(mask.float().mean()) for name, mask in masks.items()}
+    return Found(pooled, layers)
+
+
+def _named(of: str, ranks: Ranks) -> Iterator[tuple[str, float]]:
+    for kind, value in vars(ranks).items():
+        yield f"{of}_{kind}", value
+
+
+def _mean_ranks(of: str, ranks: list[Ranks]) -> dict[str, float]:
+    pairs = [pair for each in ranks for pair in _named(of, each)]
+    return {quantity: fmean(value for name, value in pairs if name == quantity) for quantity, _ in pairs}
+
+
+_ON_A_BATCH: dict[str, Callable[[Network, Batch], Found]] = {
+    "features": _features,
+    "units": _units,
+    "weights": _weights,
+}
+INSTRUMENTS = (*_ON_A_BATCH, "distance", "updates")
+
+
+class PlasticityCallback(ExaminingCallback):
+    """Logs the cheap measures of plasticity while a model trains, which is bit for bit what it is without.
+
+    ``docs/plasticity.md`` explains what each of them is, and lists the keys. The values that distances are taken from
+    are kept on the model as ``initial_parameters``, as :class:`~sb3_redo.interventions.RegenerativeCallback` does.
+
+    :param measuring_period: in gradient steps
+    :param batch_size: observations per measurement; ranks of features are at most this. All of a rollout that has fewer
+    :param instruments: which of ``features``, ``units``, ``weights``, ``distance`` and ``updates``; all if not given
+    :param networks: names of the networks to examine, for instance ``["critic"]``; all of them if not given
+    :param log_layers: whether to log a curve for every layer too, where there is one
+    :param seed: of the observations drawn; the model's own seed if not given
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    def __init__(
+        self,
+        measuring_period: int = 1000,
+        batch_size: int = 256,
+        instruments: Sequence[str] | None = None,
+        networks: Sequence[str] | None = None,
+        log_layers: bool = False,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(measuring_period, batch_size, networks, seed, verbose)
+        names = INSTRUMENTS if instruments is None else listed("instruments", instruments)
+        self.instruments = tuple(one_of("instruments", name, INSTRUMENTS) for name in names)
+        if not self.instruments:
+            raise ValueError("instruments must name at least one instrument, got an empty list; leave it out for all")
+        self.log_layers = flag("log_layers", log_layers)
+        self._watched: list[_UpdateWatch] = []
+
+    def _further_settings(self) -> tuple[Any, ...]:
+        return (self.instruments,)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._initial = initial_parameters_of(self.model) if "distance" in self.instruments else None
+        if "distance" in self.instruments and self._initial is None:
+            warnings.warn(
+                "this model was trained before: the weights that it began with are not known, and plasticity/distance "
+                "is not logged",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if "updates" in self.instruments:
+            self._watched = [_UpdateWatch(optimizer, self) for optimizer in self._agent.optimizers]
+
+    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, network in self._networks.items():
+            for instrument in self.instruments:
+                if instrument in _ON_A_BATCH:
+                    found = _ON_A_BATCH[instrument](network, batch)
+                    values |= {f"plasticity/{quantity}/{name}": value for quantity, value in found.pooled.items()}
+                    for (quantity, layer), value in found.layers.items() if self.log_layers else ():
+                        values[f"plasticity_layers/{quantity}/{layer}"] = value
+            if self._initial is not None:
+                values[f"plasticity/distance/{name}"] = distance_from(network, self._initial)
+        for watch in self._watched:
+            watch.is_due = True
+        return values
+
+    def _stop(self) -> None:
+        super()._stop()
+        for watch in self._watched:
+            watch.stop()
+        self._watched = []
+
+
+class _UpdateWatch:
+    """Sees an optimizer's first step after each measurement: the gradients that it gets, and what it changes.
+
+    At that step, and not after ``train()``, because there an actor's loss has left gradients in the critic, too.
+    """
+
+    def __init__(self, optimizer: Optimizer, callback: PlasticityCallback):
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        self.callback = callback
+        self.is_due = False
+        # All of a network, since TD3's critic optimizer holds the extractor that an actor may share with it.
+        mine = [network for network in callback._networks.values() if held.issuperset(network.parameters.values())]
+        # TRPO's policy is set by a line search, and its optimizer moves the value network alone.
+        self.networks = [network for network in mine if callback._agent.by_gradients or network.name == "value"]
+        self.before: dict[str, dict[str, Tensor]] = {}
+        self.learn_call = callback.model.start_time
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def _before_step(self, *_: Any) -> None:
+        # SB3 tells callbacks nothing when learn() is left by an exception.
+        if not self.is_due or self.callback.model.start_time != self.learn_call:
+            return
+        self.is_due = False
+        self.values: dict[str, Any] = {}
+        for network in self.networks:
+            gradients = {name: p.grad for name, p in network.parameters.items() if p.grad is not None}
+            if gradients:
+                self.values[f"plasticity/gradient_norm/{network.name}"] = norm_of(gradients)
+                self.before[network.name] = {
+                    uncompiled_name(name): parameter.detach().clone() for name, parameter in network.parameters.items()
+                }
+
+    def _after_step(self, *_: Any) -> None:
+        before, self.before = self.before, {}
+        for network in self.networks if before else ():
+            if network.name in before:
+                ratio = update_ratio(network, before[network.name])
+                self.values[f"plasticity/update_ratio/{network.name}"] = ratio
+        if before:
+            self.callback._write(self.values)
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()

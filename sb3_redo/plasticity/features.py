@@ -1,0 +1,54 @@
+"""A network's features: what its output layers read."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sb3_redo.forward_pass import chunks, replaced_forward
+from sb3_redo.plasticity.network import Network
+from sb3_redo.plasticity.ranks import Ranks, ranks_of
+
+
+def feature_matrices(network: Network, batch: Any) -> dict[str, Tensor]:
+    """The inputs of a network's output layers, [batch, features], by the name of the layer.
+
+    A layer that reads the very tensor that another one does is left out: of an actor's mean and log standard deviation
+    one remains, of two critics both.
+    """
+    layers = {name: network.module.get_submodule(name) for name in network.wiring.outputs}
+    parts: list[dict[str, Tensor]] = []
+
+    def recording(name: str, layer: nn.Module) -> Callable[..., Any]:
+        real = layer.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            read: Tensor = args[0] if args else kwargs["input"]
+            if not any(read is other for other in parts[-1].values()):
+                parts[-1][name] = read
+            return real(*args, **kwargs)
+
+        return forward
+
+    with network.examined(), torch.no_grad(), replaced_forward(layers, recording):
+        for part in chunks(batch, network.wiring.rows_at_once):
+            parts.append({})
+            network(part)
+    return {name: torch.cat([part[name].flatten(1) for part in parts]) for name in parts[0]}
+
+
+def feature_norm(features: Tensor) -> float:
+    """Mean over the batch of the length of the feature vector.
+
+    :param features: [batch, features]
+    """
+    return float(features.norm(dim=1).mean())
+
+
+def feature_ranks(features: Tensor) -> Ranks:
+    """Ranks of the matrix of features as it is, not centred.
+
+    :param features: [batch, features]. More rows can only raise the ranks: compare on batches of one size.
+    """
+    return ranks_of(features)

@@ -1,0 +1,141 @@
+"""Callbacks that examine networks while a model trains, and leave the training as it is."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+
+from sb3_redo.agents import whole_batch
+from sb3_redo.companions import callbacks_in
+from sb3_redo.plasticity.agent_networks import EXAMINED, networks_of
+from sb3_redo.plasticity.network import Network
+from sb3_redo.sampling import Batch, buffer_capacity, has_buffer, sample_batch, stored_observations
+from sb3_redo.settings import flag, listed, non_negative_integer, one_of, optional_integer, positive_integer
+from sb3_redo.stepping import GradientStepCallback, is_over
+from sb3_redo.tensorboard import numbered, write_point
+
+
+class ExaminingCallback(GradientStepCallback):
+    """Examines networks on stored observations, first when training is about to begin and then after every
+    ``measuring_period`` gradient steps; see its subclasses.
+
+    On-policy algorithms are examined on the rollout just collected, at the end of the first one after each period.
+
+    :param measuring_period: in gradient steps
+    :param batch_size: observations per measurement; all of a rollout that has fewer
+    :param networks: names of the networks to examine; all of them if not given
+    :param seed: of everything that is drawn; the model's own seed if not given
+    """
+
+    _networks: dict[str, Network]
+
+    def __init__(
+        self,
+        measuring_period: int,
+        batch_size: int,
+        networks: Sequence[str] | None,
+        seed: int | None,
+        verbose: int,
+    ):
+        super().__init__(non_negative_integer("verbose", verbose))
+        self.measuring_period = positive_integer("measuring_period", measuring_period)
+        self.batch_size = positive_integer("batch_size", batch_size)
+        names = None if networks is None else listed("networks", networks)
+        self.networks = names and tuple(one_of("networks", name, EXAMINED) for name in names)
+        if names == []:
+            raise ValueError("networks must name at least one network, got an empty list; leave it out for all")
+        self.seed = optional_integer("seed", seed)
+
+    def _identity(self) -> str:
+        settings = (self.measuring_period, self.batch_size, self.networks, self.seed, *self._further_settings())
+        return " ".join(map(str, (type(self).__name__, *settings)))
+
+    def _further_settings(self) -> tuple[Any, ...]:
+        """Those that a subclass has besides."""
+        return ()
+
+    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+        """What to log, by key; numbers that are not finite are left out.
+
+        :param batch: drawn from the buffer for this measurement
+        """
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        self._batch_size = self._available_batch_size()
+        self._networks = networks_of(self.model, whole_batch(self.model, self.model._last_obs), self.networks)
+        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
+        self._is_waiting = not self._memory.kept("measured")
+        alike = [each for each in callbacks_in(self.locals.get("callback")) if type(each) is type(self)]
+        self._number = 1 + alike.index(self) if self in alike else 1
+
+    def _available_batch_size(self) -> int:
+        """Observations per measurement, as far as the buffer can ever hold that many."""
+        if not has_buffer(self.model):
+            raise RuntimeError(f"{type(self.model).__name__} has no buffer to measure on")
+        capacity = buffer_capacity(self.model)
+        if self.batch_size <= capacity:
+            return self.batch_size
+        if not self._agent.at_rollout_end:
+            raise RuntimeError(
+                f"batch_size is {self.batch_size}, but the replay buffer never holds more than {capacity} "
+                "observations: choose a smaller batch_size or a larger buffer_size"
+            )
+        warnings.warn(
+            f"a rollout holds {capacity} observations and batch_size is {self.batch_size}: networks are examined on "
+            f"{capacity}, on which ranks are lower. More n_steps or environments give more.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return capacity
+
+    def _before_training(self, gradient_step: int) -> None:
+        if not self._is_waiting:
+            super()._before_training(gradient_step)
+            return
+        self._examine_and_log(gradient_step)
+        if self._agent.at_rollout_end:
+            self._memory.looked_at = gradient_step
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        if is_over(self.measuring_period, before, gradient_step):
+            self._examine_and_log(gradient_step)
+
+    def _examine_and_log(self, gradient_step: int) -> None:
+        if stored_observations(self.model) < self._batch_size:
+            return
+        self._is_waiting = False
+        self._memory.keep("measured", True)
+        batch = sample_batch(self.model, self._batch_size, (self._seed, gradient_step))
+        self._log(self._examine(batch, gradient_step), gradient_step)
+
+    def _log(self, values: dict[str, Any], gradient_step: int) -> None:
+        self._write({**values, "plasticity/gradient_step": gradient_step})
+
+    def _write(self, values: dict[str, Any]) -> None:
+        off = sorted(key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value))
+        if off:
+            message = f"{', '.join(off)}: NaN or infinite after {self.model.num_timesteps} environment steps, left out"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        finite = {key: value for key, value in values.items() if key not in off}
+        write_point(self.logger, numbered(finite, self._number), self.model.num_timesteps)
+
+    def _draws_pictures(self, wanted: bool) -> bool:
+        """Whether there is a TensorBoard file for pictures, and something to draw them with.
+
+        :raises RuntimeError: when there is no matplotlib
+        """
+        if not flag("log_images", wanted):
+            return False
+        if not any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats):
+            return False
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            raise RuntimeError(
+                "log_images=True draws with matplotlib, which is not installed: pip install 'sb3-redo[plots]', or set "
+                "log_images=False"
+            ) from None
+        return True

@@ -1,0 +1,58 @@
+"""Norms and ranks of a network's weights, and how far they have moved."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sb3_redo.forward_pass import uncompiled_name
+from sb3_redo.frozen import TRANSPOSED
+from sb3_redo.plasticity.network import Network
+from sb3_redo.plasticity.ranks import Ranks, ranks_of
+
+
+def weight_norm(network: Network) -> float:
+    """‖θ‖: L2 norm of all trained parameters together, biases and normalisations included."""
+    return norm_of(network.parameters)
+
+
+def weight_ranks(network: Network) -> dict[str, Ranks]:
+    """Ranks of the weights of every hidden layer, as matrices [neurons, inputs], by the layer's name."""
+    # Weights that are computed from other parameters may change them while they train.
+    with network.examined(), torch.no_grad():
+        return {layer.name: ranks_of(_matrix(network.module.get_submodule(layer.name))) for layer in network.wiring}
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    # Transposed convolutions have their neurons on the second axis.
+    return (weight.movedim(1, 0) if isinstance(layer, TRANSPOSED) else weight).flatten(1)
+
+
+def distance_from(network: Network, before: Mapping[str, Tensor]) -> float:
+    """‖θ - θ'‖: L2 norm of how far all trained parameters have moved.
+
+    :param before: θ', by the parameters' names, without the steps that ``torch.compile`` puts into them
+    """
+    return norm_of(
+        {
+            name: parameter.detach() - before[uncompiled_name(name)].to(parameter)
+            for name, parameter in network.parameters.items()
+        }
+    )
+
+
+def update_ratio(network: Network, before: Mapping[str, Tensor]) -> float:
+    """‖θ - θ'‖ / ‖θ'‖: the length of an update over that of the weights that it changed; NaN where these are all 0.
+
+    :param before: θ' before the update, see :func:`distance_from`
+    """
+    length = norm_of({name: before[uncompiled_name(name)] for name in network.parameters})
+    return distance_from(network, before) / length if length else float("nan")
+
+
+def norm_of(tensors: Mapping[str, Tensor]) -> float:
+    """L2 norm of all entries of some tensors together; 0 of none."""
+    if not tensors:
+        return 0.0
+    return float(torch.stack([tensor.detach().norm().float().cpu() for tensor in tensors.values()]).norm())
