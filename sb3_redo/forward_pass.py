@@ -66,6 +66,19 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.__dict__["training"] = True
 
 
+@contextmanager
+def training(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Training mode inside; each module's own mode restored afterwards."""
+    resting = [module for module in modules if not module.training]
+    try:
+        for module in resting:
+            module.__dict__["training"] = True
+        yield
+    finally:
+        for module in resting:
+            module.__dict__["training"] = False
+
+
 def uncompiled_name(path: str) -> str:
     """A module's or parameter's path without the steps that ``torch.compile`` puts in."""
     return path.replace("_orig_mod.", "")

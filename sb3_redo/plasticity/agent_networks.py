@@ -6,8 +6,9 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BaseModel
 from torch import Tensor
+from torch.optim import Optimizer
 
-from sb3_redo.agents import agent_of
+from sb3_redo.agents import Agent, agent_of
 from sb3_redo.plasticity.network import Network, read_network
 from sb3_redo.sampling import Batch
 
@@ -76,3 +77,13 @@ def networks_of(model: BaseAlgorithm, batch: Batch, names: Sequence[str] | None 
             have = ", ".join(map(repr, known))
             raise RuntimeError(f"networks names {name!r}, but the networks of {type(model).__name__} are {have}")
     return {name: read_network(model.policy, batch, _FORWARD[name], name) for name in names or known}
+
+
+def trained_by(agent: Agent, optimizer: Optimizer, network: Network) -> bool:
+    """Whether an optimizer's steps are what changes a network.
+
+    It must hold all of it, since TD3's critic optimizer holds the extractor that an actor may share with it. TRPO sets
+    its policy by a line search, and its optimizer moves the value network alone.
+    """
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    return held.issuperset(network.parameters.values()) and (agent.by_gradients or network.name == "value")

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.interventions.beginnings import initial_parameters_of
+from sb3_redo.plasticity.agent_networks import trained_by
 from sb3_redo.plasticity.features import feature_matrices, feature_norm, feature_ranks
 from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.network import Network
@@ -155,13 +156,10 @@ class _UpdateWatch:
     """
 
     def __init__(self, optimizer: Optimizer, callback: PlasticityCallback):
-        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         self.callback = callback
         self.is_due = False
-        # All of a network, since TD3's critic optimizer holds the extractor that an actor may share with it.
-        mine = [network for network in callback._networks.values() if held.issuperset(network.parameters.values())]
-        # TRPO's policy is set by a line search, and its optimizer moves the value network alone.
-        self.networks = [network for network in mine if callback._agent.by_gradients or network.name == "value"]
+        every, agent = callback._networks.values(), callback._agent
+        self.networks = [network for network in every if trained_by(agent, optimizer, network)]
         self.before: dict[str, dict[str, Tensor]] = {}
         self.learn_call = callback.model.start_time
         self._handles = [

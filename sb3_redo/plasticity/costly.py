@@ -1,0 +1,161 @@
+"""Gradients of single samples and the curvature of a loss as callbacks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sb3_redo.plasticity.curvature import hessian_spectrum
+from sb3_redo.plasticity.gradients import gradient_covariance, gradient_norm
+from sb3_redo.plasticity.measuring import ExaminingCallback
+from sb3_redo.plasticity.network import Network
+from sb3_redo.plasticity.objectives import Objective, has_td_loss, probe_loss, td_loss
+from sb3_redo.plasticity.pictures import cosine_picture, density_picture
+from sb3_redo.sampling import Batch, torch_generator
+from sb3_redo.settings import flag, one_of, positive_integer
+
+LOSSES = ("td", "probe")
+
+
+class _LossCallback(ExaminingCallback):
+    """Examines a loss.
+
+    :param loss: ``"td"``, the loss that the algorithm trains its values with, or ``"probe"``, Lyle et al.'s, which
+        every network has
+    """
+
+    def __init__(
+        self,
+        measuring_period: int,
+        batch_size: int,
+        loss: str,
+        networks: Sequence[str] | None,
+        log_images: bool,
+        seed: int | None,
+        verbose: int,
+    ):
+        super().__init__(measuring_period, batch_size, networks, seed, verbose)
+        self.loss = one_of("loss", loss, LOSSES)
+        self.log_images = flag("log_images", log_images)
+
+    def _further_settings(self) -> tuple[Any, ...]:
+        return (self.loss,)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._draws = self._draws_pictures(self.log_images)
+        if self.loss == "probe":
+            return
+        known = {name: network for name, network in self._networks.items() if has_td_loss(self.model, name)}
+        unknown = [name for name in self._networks if name not in known]
+        if not known or (self.networks and unknown):
+            raise RuntimeError(
+                f"loss='td', but no temporal-difference loss of {type(self.model).__name__}'s {unknown[0]} is known "
+                "here: take loss='probe', or name other networks"
+            )
+        self._networks = known
+
+    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, network in self._networks.items():
+            seed = (self._seed, gradient_step)
+            number = int(torch.randint(2**62, (), generator=torch_generator(seed)))
+            if self.loss == "probe":
+                objective = probe_loss(network, batch, number)
+            else:
+                objective = td_loss(self.model, name, self._batch_size, seed)
+            found = self._of_loss(network, objective, number)
+            values |= {f"plasticity/{quantity}/{name}": value for quantity, value in found.items()}
+        return values
+
+    def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
+        """What to log of a network's loss, without prefix and the network's name."""
+        raise NotImplementedError
+
+
+class GradientCovarianceCallback(_LossCallback):
+    """Logs how the gradients of single samples agree while a model trains, which is bit for bit what it is without.
+
+    :param measuring_period: in gradient steps
+    :param batch_size: samples, all pairs of which are compared; the paper has 512. Memory for the gradients of all of
+        them is needed up to 512 MiB; beyond that, some are computed more than once.
+    :param loss: ``"td"``, the loss that the algorithm trains its values with (DQN, Double DQN, DrQ, QR-DQN, DDPG, TD3,
+        SAC, TQC), or ``"probe"``, which every network has, but whose gradients have random signs
+    :param networks: names of the networks to examine; all that have such a loss if not given
+    :param log_images: whether to draw the matrix of cosines for TensorBoard, its rows in clusters
+    :param seed: of all that is drawn; the model's own seed if not given
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    def __init__(
+        self,
+        measuring_period: int = 50_000,
+        batch_size: int = 64,
+        loss: str = "td",
+        networks: Sequence[str] | None = None,
+        log_images: bool = True,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(measuring_period, batch_size, loss, networks, log_images, seed, verbose)
+
+    def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
+        covariance = gradient_covariance(network, objective)
+        values: dict[str, Any] = {
+            "loss_gradient_norm": gradient_norm(network, objective),
+            "gradient_negative_share": covariance.negative_share,
+            "gradient_mean_cosine": covariance.mean_cosine,
+            "gradient_effective_rank": covariance.effective_rank,
+        }
+        cosines = covariance.cosines
+        if self._draws and bool(torch.isfinite(cosines).all()):
+            values["gradient_cosines"] = cosine_picture(cosines, network.name)
+        return values
+
+
+class CurvatureCallback(_LossCallback):
+    """Logs the sharpness of a loss and the density of its Hessian's eigenvalues while a model trains, which is bit for
+    bit what it is without.
+
+    :param measuring_period: in gradient steps
+    :param batch_size: samples that the loss is averaged over
+    :param steps: of Lanczos; memory for as many copies of a network's parameters is needed
+    :param vectors: how many random vectors to start from
+    :param loss: ``"probe"``, Lyle et al.'s, or ``"td"``, see :class:`GradientCovarianceCallback`
+    :param networks: names of the networks to examine; all that have such a loss if not given
+    :param log_images: whether to draw the density for TensorBoard
+    :param seed: of all that is drawn; the model's own seed if not given
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    def __init__(
+        self,
+        measuring_period: int = 50_000,
+        batch_size: int = 128,
+        steps: int = 30,
+        vectors: int = 1,
+        loss: str = "probe",
+        networks: Sequence[str] | None = None,
+        log_images: bool = True,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(measuring_period, batch_size, loss, networks, log_images, seed, verbose)
+        self.steps = positive_integer("steps", steps)
+        self.vectors = positive_integer("vectors", vectors)
+
+    def _further_settings(self) -> tuple[Any, ...]:
+        return (*super()._further_settings(), self.steps, self.vectors)
+
+    def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
+        found = hessian_spectrum(network, objective, steps=self.steps, vectors=self.vectors, seed=seed)
+        values: dict[str, Any] = {
+            "sharpness": found.largest,
+            "hessian_smallest": found.smallest,
+            "hessian_trace": found.trace,
+        }
+        if self._draws and found.is_finite:
+            values["hessian_density"] = density_picture(found, network.name)
+        return values

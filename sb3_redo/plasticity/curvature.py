@@ -1,0 +1,185 @@
+"""Curvature of a loss: the largest eigenvalue of its Hessian, and the density of them all.
+
+Matrix-free: what is needed of the Hessian is its product with a vector. There is a maintained library for this,
+``curvlinops``; it wants the loss to be one of torch's modules, draws its vectors from torch's global random stream,
+does not keep them orthogonal, and brings eight packages with it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sb3_redo.plasticity.network import Network
+from sb3_redo.plasticity.objectives import Objective
+
+Product = Callable[[Tensor], Tensor]
+"""A symmetric matrix times a vector [entries]."""
+
+
+def hessian_product(network: Network, objective: Objective) -> Product:
+    """The Hessian of the mean loss times a vector [parameters], in the order of ``network.parameters``.
+
+    Keeps the graph of the gradient, so that each product is one backward pass. ``.grad`` stays as it is.
+    """
+    parameters = list(network.parameters.values())
+    with network.examined():
+        loss = objective.mean(network)
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    pairs = [(g, p) for g, p in zip(gradients, parameters, strict=True) if g is not None and g.requires_grad]
+
+    def product(vector: Tensor) -> Tensor:
+        parts = dict(zip(parameters, vector.split([p.numel() for p in parameters]), strict=True))  # type: ignore[no-untyped-call]
+        with network.examined():
+            found = torch.autograd.grad(
+                [g for g, _ in pairs],
+                parameters,
+                [parts[p].view_as(p) for _, p in pairs],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        filled = [torch.zeros_like(p) if f is None else f for p, f in zip(parameters, found, strict=True)]
+        return torch.cat([tensor.detach().flatten() for tensor in filled])
+
+    return product
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues as Lanczos runs from several vectors see them: nodes and weights of a Gauss quadrature for each.
+
+    :param nodes: [vectors, at most steps], of each run NaN where it ended sooner
+    :param weights: of the same shape; those of a run add up to 1
+    :param size: how many eigenvalues there are
+    """
+
+    nodes: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
+    size: int
+
+    @property
+    def largest(self) -> float:
+        """The largest node; from below it comes as near to the largest eigenvalue as the steps allow."""
+        return float(self.nodes.nan_to_num(-math.inf).max()) if self.is_finite else math.nan
+
+    @property
+    def smallest(self) -> float:
+        return float(self.nodes.nan_to_num(math.inf).min()) if self.is_finite else math.nan
+
+    @property
+    def trace(self) -> float:
+        """Estimate of the sum of all eigenvalues."""
+        return self.size * float((self.nodes.nan_to_num(0.0) * self.weights).sum(1).mean())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all products with the matrix were."""
+        return bool(torch.isfinite(self.weights).all())
+
+    def density(self, at: Tensor, width: float) -> Tensor:
+        """Density of the eigenvalues, each of them a normal distribution around its value; it integrates to 1.
+
+        :param at: where, [points]
+        :param width: standard deviation
+        """
+        points = at.double()[:, None, None]
+        bumps = torch.exp(-0.5 * ((points - self.nodes.nan_to_num(0.0)) / width).pow(2)) / (width * math.sqrt(math.tau))
+        return (bumps * self.weights).sum(2).mean(1)
+
+
+def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of the tridiagonal matrix that so many Lanczos steps make, and their weights, both [steps or fewer].
+
+    Every new vector is made orthogonal to all before, twice, so that no eigenvalue is found more than once. Ends sooner
+    when there is no direction left.
+
+    :param product: of the matrix
+    :param start: [entries], not all 0
+    :param tolerance: ends also when the largest eigenvalue is known to within this share of it
+    """
+    basis = [start / start.norm()]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    while True:
+        vector = product(basis[-1])
+        diagonal.append(float(torch.dot(vector, basis[-1])))
+        for _ in range(2):
+            for other in basis:
+                vector = vector - torch.dot(vector, other) * other
+        left = float(vector.norm())
+        nodes, vectors = _tridiagonal(diagonal, beside)
+        if len(diagonal) == steps or not left > _rounding(start) * float(nodes.abs().max()):
+            break
+        if tolerance is not None and abs(left * float(vectors[-1, -1])) <= tolerance * abs(float(nodes[-1])):
+            break
+        beside.append(left)
+        basis.append(vector / left)
+    return nodes, vectors[0].pow(2)
+
+
+def _rounding(like: Tensor) -> float:
+    """What is left of a vector by rounding alone, relative to the largest eigenvalue."""
+    return 100 * torch.finfo(like.dtype).eps
+
+
+def _tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, the smallest first, and eigenvectors, [entries, eigenvalues]; NaN where an entry is not finite."""
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    if beside:
+        off = torch.tensor(beside, dtype=torch.float64)
+        matrix = matrix + torch.diag(off, 1) + torch.diag(off, -1)
+    if not torch.isfinite(matrix).all():
+        return torch.full((len(matrix),), torch.nan, dtype=torch.float64), torch.full_like(matrix, torch.nan)
+    nodes, vectors = torch.linalg.eigh(matrix)
+    return nodes, vectors
+
+
+def spectrum(product: Product, starts: Sequence[Tensor], steps: int) -> Spectrum:
+    """Stochastic Lanczos quadrature (Ghorbani et al. 2019, "An investigation into neural net optimization via Hessian
+    eigenvalue density").
+
+    :param product: of the matrix
+    :param starts: the vectors to start from, each [entries]; unit vectors of all directions give the exact density
+    :param steps: of Lanczos from each; memory for as many vectors is needed
+    """
+    runs = [lanczos(product, start, steps) for start in starts]
+    longest = max(len(nodes) for nodes, _ in runs)
+    nodes = torch.full((len(runs), longest), torch.nan, dtype=torch.float64)
+    weights = torch.zeros_like(nodes)
+    for row, (found, share) in enumerate(runs):
+        nodes[row, : len(found)], weights[row, : len(found)] = found, share
+    return Spectrum(nodes, weights, len(starts[0]))
+
+
+def hessian_spectrum(
+    network: Network, objective: Objective, *, steps: int = 40, vectors: int = 2, seed: int = 0
+) -> Spectrum:
+    """Spectrum of the Hessian of the mean loss, from random vectors.
+
+    :param steps: of Lanczos, each of which is one product with the Hessian
+    :param vectors: how many to start from
+    :param seed: of the vectors
+    """
+    return spectrum(hessian_product(network, objective), _random_vectors(network, vectors, seed), steps)
+
+
+def sharpness(
+    network: Network, objective: Objective, *, steps: int = 100, tolerance: float = 1e-3, seed: int = 0
+) -> float:
+    """The largest eigenvalue of the Hessian of the mean loss.
+
+    :param steps: of Lanczos, at most
+    :param tolerance: relative, of the eigenvalue
+    :param seed: of the vector to start from
+    """
+    start = _random_vectors(network, 1, seed)[0]
+    nodes, _ = lanczos(hessian_product(network, objective), start, steps, tolerance)
+    return float(nodes[-1])
+
+
+def _random_vectors(network: Network, vectors: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    like = next(iter(network.parameters.values()))
+    return [torch.randn(network.size, generator=generator).to(like) for _ in range(vectors)]

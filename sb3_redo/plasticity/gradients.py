@@ -1,0 +1,128 @@
+"""Gradients of a loss: their norm, and how those of single samples agree (Lyle et al. 2023, eq. 3)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from sb3_redo.forward_pass import map_tensors, tensors_in
+from sb3_redo.plasticity.network import Network, flat
+from sb3_redo.plasticity.objectives import Objective
+from sb3_redo.plasticity.ranks import effective_rank, singular_values
+
+_ENTRIES_AT_ONCE = 2**27
+"""Of gradients: 512 MiB in float32."""
+
+
+def gradient(network: Network, objective: Objective) -> Tensor:
+    """Gradient of the mean loss on all parameters one after the other, [parameters]. ``.grad`` stays as it is."""
+    parameters = list(network.parameters.values())
+    with network.examined():
+        found = torch.autograd.grad(objective.mean(network), parameters, allow_unused=True)
+    return flat([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
+
+
+def gradient_norm(network: Network, objective: Objective) -> float:
+    """L2 norm of the gradient of the mean loss."""
+    return float(gradient(network, objective).norm())
+
+
+def per_sample_gradients(network: Network, objective: Objective) -> Tensor:
+    """The gradient of each row's loss, [batch, parameters]."""
+    with network.examined():
+        try:
+            return _vectorised(network, objective)
+        except RuntimeError:
+            # A network that looks at values while it runs, as recurrent ones do, cannot be vectorised.
+            return torch.stack([_of_row(network, objective, row) for row in range(_rows(objective))])
+
+
+def _vectorised(network: Network, objective: Objective) -> Tensor:
+    nest = objective.batch, objective.targets
+
+    def loss_of_one(parameters: dict[str, Tensor], *leaves: Tensor) -> Tensor:
+        remaining = iter(leaves)
+        batch, targets = map_tensors(lambda _: next(remaining).unsqueeze(0), nest)
+        return objective.loss(network(batch, parameters), targets).squeeze(0)
+
+    leaves = list(tensors_in(nest))
+    parameters = {name: parameter.detach() for name, parameter in network.parameters.items()}
+    found = vmap(grad(loss_of_one), in_dims=(None, *([0] * len(leaves))))(parameters, *leaves)
+    return torch.cat([found[name].detach().flatten(1) for name in network.parameters], 1)
+
+
+def _of_row(network: Network, objective: Objective, row: int) -> Tensor:
+    return gradient(network, _part(objective, slice(row, row + 1)))
+
+
+def _part(objective: Objective, rows: slice) -> Objective:
+    batch, targets = map_tensors(lambda tensor: tensor[rows], (objective.batch, objective.targets))
+    return Objective(batch, targets, objective.loss)
+
+
+def _rows(objective: Objective) -> int:
+    return len(next(tensors_in(objective.batch)))
+
+
+@dataclass(frozen=True)
+class GradientCovariance:
+    """How the gradients of single samples agree.
+
+    :param products: ⟨gᵢ, gⱼ⟩, [batch, batch]; not centred, as in the paper
+    """
+
+    products: Tensor = field(repr=False)
+
+    @property
+    def cosines(self) -> Tensor:
+        """⟨gᵢ, gⱼ⟩ / (‖gᵢ‖ ‖gⱼ‖), [batch, batch]: eq. 3; 0 where a gradient is 0."""
+        lengths = self.products.diagonal().sqrt()
+        scale = torch.outer(lengths, lengths)
+        return torch.where(scale > 0, self.products / scale, 0.0).clamp(-1, 1)
+
+    @property
+    def _pairs(self) -> Tensor:
+        """Cosines of pairs of different samples, neither of whose gradients is 0."""
+        some = self.products.diagonal() > 0
+        cosines = self.cosines[some][:, some]
+        above = torch.triu_indices(len(cosines), len(cosines), 1)
+        return cosines[above[0], above[1]]
+
+    @property
+    def negative_share(self) -> float:
+        """Share of pairs of samples whose gradients point apart: what a step for one undoes for the other; NaN where
+        there is no pair."""
+        pairs = self._pairs
+        return float((pairs < 0).double().mean())
+
+    @property
+    def mean_cosine(self) -> float:
+        """Mean over pairs of different samples: 1 for collinear gradients, 0 for unrelated ones."""
+        return float(self._pairs.double().mean())
+
+    @property
+    def effective_rank(self) -> float:
+        """Of the cosines: 1 for collinear gradients, their number for orthogonal ones."""
+        return effective_rank(singular_values(self.cosines))
+
+
+def gradient_covariance(network: Network, objective: Objective) -> GradientCovariance:
+    """Products of all pairs of per-sample gradients, in blocks where the gradients would take too much memory."""
+    size = max(1, _ENTRIES_AT_ONCE // network.size)
+    parts = [slice(start, start + size) for start in range(0, _rows(objective), size)]
+    products = torch.zeros(_rows(objective), _rows(objective), dtype=torch.float64)
+    for rows, columns, one, other in _pairs_of_blocks(network, objective, parts):
+        block = (one @ other.T).double().cpu()
+        products[rows, columns], products[columns, rows] = block, block.T
+    return GradientCovariance(products)
+
+
+def _pairs_of_blocks(network: Network, objective: Objective, parts: list[slice]) -> Iterator[tuple[Any, ...]]:
+    for number, rows in enumerate(parts):
+        one = per_sample_gradients(network, _part(objective, rows))
+        yield rows, rows, one, one
+        for columns in parts[number + 1 :]:
+            yield rows, columns, one, per_sample_gradients(network, _part(objective, columns))

@@ -1,0 +1,210 @@
+"""Losses that gradients and curvature are those of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import BaseBuffer
+from torch import Tensor
+from torch.nn import functional
+
+from sb3_redo.forward_pass import chunks, evaluating, everything_seeded, is_compiled, uncompiled
+from sb3_redo.plasticity.network import Network
+from sb3_redo.sampling import Batch, stored_observations, torch_generator
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A loss of a network on a batch.
+
+    :param batch: what the network is run on
+    :param targets: a nest of tensors [batch, ...]
+    :param loss: the network's outputs [batch, outputs] and the targets to the loss of every row, [batch]; what is
+        minimised is their mean
+    """
+
+    batch: Any = field(repr=False)
+    targets: Any = field(repr=False)
+    loss: Callable[[Tensor, Any], Tensor]
+
+    def mean(self, network: Network, state: Any = None) -> Tensor:
+        """The loss, a scalar.
+
+        :param state: parameters and buffers to run the network with, by name; its own if not given
+        """
+        return self.loss(network(self.batch, state), self.targets).mean()
+
+
+def probe_loss(network: Network, batch: Any, seed: int = 0) -> Objective:
+    """``[f(X) - sg(f(X)) + e]²`` with e ~ N(0, 1), averaged over outputs (Lyle et al. 2023, section 4.2).
+
+    What the paper takes the Hessian of: it needs no knowledge of the algorithm. Its gradients point to where chance
+    says, so that cosines between them mean nothing.
+
+    :param seed: of e
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with network.examined(), torch.no_grad():
+        outputs = torch.cat([network(part) for part in chunks(batch, network.wiring.rows_at_once)])
+    noise = torch.randn(outputs.shape, generator=generator).to(outputs)
+    return Objective(batch, outputs - noise, _squared_error)
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).pow(2).mean(1)
+
+
+def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, int]) -> Objective:
+    """The temporal-difference loss that an algorithm trains a network with, on transitions from its replay buffer.
+
+    In evaluation mode, without augmentation, and of hindsight replay on what has happened.
+
+    :param model: DQN, Double DQN, DrQ, QR-DQN, DDPG, TD3, SAC or TQC
+    :param name: of its network of values: ``q_net``, ``quantile_net`` or ``critic``
+    :param batch_size: how many transitions
+    :param seed: of the transitions, and of actions that targets are made of
+    :raises RuntimeError: where no such loss is known
+    """
+    made = _how(model, name)
+    if made is None:
+        raise RuntimeError(
+            f"no temporal-difference loss of {type(model).__name__}'s {name} is known here: there is one of the values "
+            "of DQN, DoubleDQN, DrQ, QRDQN, DDPG, TD3, SAC and TQC. The loss 'probe' is one of every network."
+        )
+    if batch_size > stored_observations(model):
+        raise ValueError(f"batch_size is {batch_size}, but the buffer holds {stored_observations(model)} transitions")
+    modules = list(model.policy.modules())
+    number = int(torch.randint(2**62, (), generator=torch_generator(seed)))
+    with everything_seeded(number), evaluating(modules), uncompiled(is_compiled(modules)):
+        sample = _transitions(model, batch_size)
+        targets, loss = made(model, sample)
+    return Objective(Batch(sample.observations, sample.actions), targets, loss)
+
+
+def has_td_loss(model: BaseAlgorithm, name: str) -> bool:
+    """Whether :func:`td_loss` knows a loss of a network."""
+    return _how(model, name) is not None
+
+
+def _transitions(model: Any, batch_size: int) -> Any:
+    buffer, env = model.replay_buffer, model._vec_normalize_env
+    while not isinstance(buffer, BaseBuffer):  # while DrQ trains, one that augments stands before it
+        buffer = buffer.buffer
+    if isinstance(buffer, HerReplayBuffer):
+        # Its sample() asks the environment for rewards of goals that it makes up.
+        rows, environments = np.divmod(np.random.choice(stored_observations(model), batch_size), buffer.n_envs)
+        return buffer._get_real_samples(rows, environments, env)
+    return buffer.sample(batch_size, env=env)
+
+
+def _bootstrapped(model: Any, sample: Any, values: Tensor) -> Tensor:
+    """``r + gamma · values``, without the values where an episode has ended; values are [batch, any number]."""
+    discounts = model.gamma if sample.discounts is None else sample.discounts
+    target: Tensor = sample.rewards + (1 - sample.dones) * discounts * values
+    return target
+
+
+Made = tuple[Any, Callable[[Tensor, Any], Tensor]]
+"""Targets, and the loss that compares outputs with them."""
+
+
+def _dqn(model: Any, sample: Any) -> Made:
+    values = model.policy.q_net_target(sample.next_observations).max(1, keepdim=True).values
+    return (sample.actions.long(), _bootstrapped(model, sample, values)), _huber
+
+
+def _double_dqn(model: Any, sample: Any) -> Made:
+    # The policy's own, since while it trains the model has something else in the target's place.
+    chosen = model.policy.q_net(sample.next_observations).argmax(1, keepdim=True)
+    values = model.policy.q_net_target(sample.next_observations).gather(1, chosen)
+    return (sample.actions.long(), _bootstrapped(model, sample, values)), _huber
+
+
+def _huber(outputs: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
+    actions, values = targets
+    return functional.smooth_l1_loss(outputs.gather(1, actions), values, reduction="none").squeeze(1)
+
+
+def _qrdqn(model: Any, sample: Any) -> Made:
+    quantiles = model.policy.quantile_net_target(sample.next_observations)
+    best = quantiles.mean(1).argmax(1)
+    ahead = quantiles.gather(2, best.view(-1, 1, 1).expand(-1, quantiles.shape[1], 1)).squeeze(2)
+    count = quantiles.shape[1]
+
+    def loss(outputs: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
+        actions, values = targets
+        every = outputs.view(len(outputs), count, -1)
+        current = every.gather(2, actions.unsqueeze(1).expand(-1, count, 1)).squeeze(2)
+        return _quantile_huber(current.unsqueeze(1), values).squeeze(1).sum(1).mean(1)
+
+    return (sample.actions.long(), _bootstrapped(model, sample, ahead)), loss
+
+
+def _quantile_huber(current: Tensor, targets: Tensor) -> Tensor:
+    """Of each quantile and each target (Dabney et al. 2018, eq. 10), [batch, critics, quantiles, targets].
+
+    :param current: [batch, critics, quantiles]
+    :param targets: [batch, targets]
+    """
+    count = current.shape[2]
+    middles = (torch.arange(count, device=current.device, dtype=current.dtype) + 0.5) / count
+    error = targets[:, None, None, :] - current[..., None]
+    huber = torch.where(error.abs() > 1, error.abs() - 0.5, 0.5 * error.pow(2))
+    return (middles[:, None] - (error.detach() < 0).to(error)).abs() * huber
+
+
+def _td3(model: Any, sample: Any) -> Made:
+    noise = torch.randn_like(sample.actions) * model.target_policy_noise
+    noise = noise.clamp(-model.target_noise_clip, model.target_noise_clip)
+    actions = (model.policy.actor_target(sample.next_observations) + noise).clamp(-1, 1)
+    values = torch.cat(model.policy.critic_target(sample.next_observations, actions), 1).min(1, keepdim=True).values
+    return _bootstrapped(model, sample, values), lambda outputs, targets: (outputs - targets).pow(2).sum(1)
+
+
+def _next_of_sac(model: Any, sample: Any) -> tuple[Tensor, Tensor]:
+    """What the actor does in the next observations, and what its log-probability takes off the values, [batch, 1]."""
+    actions, log_prob = model.policy.actor.action_log_prob(sample.next_observations)
+    ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
+    return actions, ent_coef * log_prob.reshape(-1, 1)
+
+
+def _sac(model: Any, sample: Any) -> Made:
+    actions, entropy = _next_of_sac(model, sample)
+    values = torch.cat(model.policy.critic_target(sample.next_observations, actions), 1).min(1, keepdim=True).values
+    targets = _bootstrapped(model, sample, values - entropy)
+    return targets, lambda outputs, targets: 0.5 * (outputs - targets).pow(2).sum(1)
+
+
+def _tqc(model: Any, sample: Any) -> Made:
+    actions, entropy = _next_of_sac(model, sample)
+    critic = model.policy.critic
+    kept = critic.quantiles_total - model.top_quantiles_to_drop_per_net * critic.n_critics
+    quantiles = model.policy.critic_target(sample.next_observations, actions).flatten(1).sort(1).values[:, :kept]
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return _quantile_huber(outputs.view(len(outputs), critic.n_critics, -1), targets).mean((1, 2, 3))
+
+    return _bootstrapped(model, sample, quantiles - entropy), loss
+
+
+_TARGETS: dict[str, tuple[str, Callable[[Any, Any], Made]]] = {
+    "stable_baselines3.dqn.dqn.DQN.train": ("q_net", _dqn),
+    "sb3_redo.algorithms.double_dqn.DoubleDQN.train": ("q_net", _double_dqn),
+    "sb3_redo.algorithms.drq.DrQ.train": ("q_net", _double_dqn),
+    "sb3_contrib.qrdqn.qrdqn.QRDQN.train": ("quantile_net", _qrdqn),
+    "stable_baselines3.td3.td3.TD3.train": ("critic", _td3),  # and DDPG, which trains the same way
+    "stable_baselines3.sac.sac.SAC.train": ("critic", _sac),
+    "sb3_contrib.tqc.tqc.TQC.train": ("critic", _tqc),
+}
+"""How an algorithm trains to the network that its temporal-difference loss is of, and how its targets are made."""
+
+
+def _how(model: Any, name: str) -> Callable[[Any, Any], Made] | None:
+    # By how it trains and not by its class, since a subclass may train on something else.
+    train = type(model).train
+    network, made = _TARGETS.get(f"{train.__module__}.{train.__qualname__}", ("", None))
+    return made if network == name else None

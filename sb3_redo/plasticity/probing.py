@@ -1,0 +1,120 @@
+"""The probe task as a callback."""
+
+from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from sb3_redo.agents import initial_weights_of
+from sb3_redo.forward_pass import uncompiled_name
+from sb3_redo.plasticity.agent_networks import trained_by
+from sb3_redo.plasticity.measuring import ExaminingCallback
+from sb3_redo.plasticity.network import Network
+from sb3_redo.plasticity.probe_task import ProbeResult, probe
+from sb3_redo.sampling import Batch, torch_generator
+from sb3_redo.settings import one_of, positive_integer
+
+BUDGETS = {"paper": (2000, 10), "cheap": (200, 2)}
+"""Steps for each target, and targets."""
+
+
+class ProbeTaskCallback(ExaminingCallback):
+    """Measures plasticity while a model trains: pauses, lets copies of each network fit random targets, and logs how
+    far they got (Lyle et al. 2023). Training is bit for bit what it is without.
+
+    A probe of the paper's costs 20,000 gradient steps for each network, a cheap one 400; the authors made the former
+    every 5,000 gradient steps.
+
+    :param measuring_period: in gradient steps
+    :param budget: ``"cheap"`` is 200 steps on each of 2 targets, ``"paper"`` 2,000 on each of 10
+    :param steps: of the optimizer on each target; those of ``budget`` if not given
+    :param targets: how many; those of ``budget`` if not given
+    :param batch_size: observations that targets are given to; the paper does not say how many. A step is made on as
+        many of them as the algorithm trains on.
+    :param networks: names of the networks to probe; all of them if not given
+    :param seed: of all that is drawn; the model's own seed if not given
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    def __init__(
+        self,
+        measuring_period: int = 50_000,
+        budget: str = "cheap",
+        steps: int | None = None,
+        targets: int | None = None,
+        batch_size: int = 512,
+        networks: Sequence[str] | None = None,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(measuring_period, batch_size, networks, seed, verbose)
+        its_steps, its_targets = BUDGETS[one_of("budget", budget, tuple(BUDGETS))]
+        self.steps = its_steps if steps is None else positive_integer("steps", steps)
+        self.targets = its_targets if targets is None else positive_integer("targets", targets)
+
+    def _further_settings(self) -> tuple[Any, ...]:
+        return self.steps, self.targets
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._optimizers = {}
+        for name, network in list(self._networks.items()):
+            of_it = [each for each in self._agent.optimizers if trained_by(self._agent, each, network)]
+            if of_it:
+                self._optimizers[name] = of_it[0]
+            elif self.networks is None:
+                del self._networks[name]
+            else:
+                raise RuntimeError(f"{name} cannot be probed: no optimizer's steps are what changes all of it")
+        self._initial_weights = initial_weights_of(self.model)
+        for network in self._networks.values():
+            self._fresh(network, 0)
+
+    def _fresh(self, network: Network, seed: int) -> dict[str, Tensor]:
+        """Parameters and buffers of a freshly initialised network, by the names that it has in the policy."""
+        state = self._initial_weights.state(seed)
+        buffers = {name: buffer for name, buffer in network.module.named_buffers() if uncompiled_name(name) in state}
+        fresh: dict[str, Tensor] = {}
+        for name, tensor in {**buffers, **network.parameters}.items():
+            built = state.get(uncompiled_name(name))
+            if built is None or built.shape != tensor.shape:
+                raise RuntimeError(
+                    f"{name} is {tuple(tensor.shape)}, but {'absent' if built is None else tuple(built.shape)} in a "
+                    "policy built from the model's policy_kwargs: a fresh network, whose outputs make the targets, is "
+                    "not known. Give its shape in policy_kwargs."
+                )
+            fresh[name] = built.to(tensor)
+        return fresh
+
+    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, network in self._networks.items():
+            result = self._probe(network, batch, gradient_step)
+            values |= {
+                f"plasticity/probe_loss/{name}": result.loss,
+                f"plasticity/probe_first_loss/{name}": result.first_loss,
+                f"plasticity/plasticity/{name}": result.plasticity,
+            }
+            if gradient_step == 0:
+                self._memory.keep(name, result.plasticity)
+            at_first = self._memory.kept(name)
+            if at_first is not None:
+                values[f"plasticity/plasticity_loss/{name}"] = at_first - result.plasticity
+        return values
+
+    def _probe(self, network: Network, batch: Batch, gradient_step: int) -> ProbeResult:
+        # A stream of its own, and another for each network: its number does not depend on which others are probed.
+        generator = torch_generator((self._seed + crc32(network.name.encode()), gradient_step))
+        seeds = torch.randint(2**62, (1 + self.targets,), generator=generator).tolist()
+        return probe(
+            network,
+            batch,
+            [self._fresh(network, seed) for seed in seeds[1:]],
+            self._optimizers[network.name],
+            steps=self.steps,
+            minibatch_size=min(self._batch_size, getattr(self.model, "batch_size", self._batch_size)),
+            seed=seeds[0] % 2**62,
+        )
