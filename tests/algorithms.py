@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from gymnasium import spaces
 from rl_zoo3.utils import get_class_by_name
@@ -15,7 +16,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_redo.agents import whole_batch
 from sb3_redo.networks.names import scalable_policy
+from sb3_redo.sampling import Batch
 
 from runs import Corridor, Tape
 
@@ -146,6 +149,11 @@ def build(
 def scalable(name: str, kind: str) -> Any:
     """Our policy for an algorithm."""
     return get_class_by_name(scalable_policy(name.lower().replace("-", ""), kind))
+
+
+def batch_of(model: Any, rows: int = 6) -> Batch:
+    """Observations that an environment might give, and the policy's actions in them."""
+    return whole_batch(model, np.stack([model.observation_space.sample() for _ in range(rows)]))
 
 
 def steps_of(name: str) -> int:

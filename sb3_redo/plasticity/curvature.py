@@ -99,23 +99,28 @@ def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None
     :param start: [entries], not all 0
     :param tolerance: ends also when the largest eigenvalue is known to within this share of it
     """
-    basis = [start / start.norm()]
+    basis = start.new_empty(steps, len(start))
+    basis[0] = start / start.norm()
     diagonal: list[float] = []
     beside: list[float] = []
     while True:
-        vector = product(basis[-1])
-        diagonal.append(float(torch.dot(vector, basis[-1])))
+        made = len(diagonal) + 1
+        vector = product(basis[made - 1])
+        diagonal.append(float(torch.dot(vector, basis[made - 1])))
         for _ in range(2):
-            for other in basis:
-                vector = vector - torch.dot(vector, other) * other
+            vector = vector - basis[:made].T @ (basis[:made] @ vector)
         left = float(vector.norm())
-        nodes, vectors = _tridiagonal(diagonal, beside)
-        if len(diagonal) == steps or not left > _rounding(start) * float(nodes.abs().max()):
+        # No eigenvalue is larger than this (Gershgorin), and the largest one not by much smaller.
+        scale = max(map(abs, diagonal)) + 2 * max(beside, default=0.0)
+        if made == steps or not left > _rounding(start) * scale:
             break
-        if tolerance is not None and abs(left * float(vectors[-1, -1])) <= tolerance * abs(float(nodes[-1])):
-            break
+        if tolerance is not None:
+            nodes, vectors = _tridiagonal(diagonal, beside)
+            if abs(left * float(vectors[-1, -1])) <= tolerance * abs(float(nodes[-1])):
+                break
         beside.append(left)
-        basis.append(vector / left)
+        basis[made] = vector / left
+    nodes, vectors = _tridiagonal(diagonal, beside)
     return nodes, vectors[0].pow(2)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sb3_redo.forward_pass import evaluating, is_compiled, seeded, tensors_in, uncompiled
 from sb3_redo.wiring import Wiring, trace_wiring
@@ -36,12 +35,9 @@ class Network:
         :param batch: what ``forward`` takes
         :param state: parameters and buffers to run it with, by name; its own if not given
         """
-        outputs = self.forward(self.module, batch) if state is None else self._with(state, batch)
+        with _holding(self.module, state or {}):
+            outputs = self.forward(self.module, batch)
         return torch.cat([tensor.flatten(1) for tensor in tensors_in(outputs)], 1)
-
-    def _with(self, state: Mapping[str, Tensor], batch: Any) -> Any:
-        renamed = {f"module.{name}": tensor for name, tensor in state.items()}
-        return functional_call(_Called(self.module, self.forward), renamed, (batch,))
 
     @contextmanager
     def examined(self) -> Iterator[None]:
@@ -56,16 +52,38 @@ class Network:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
 
-class _Called(nn.Module):
-    """So that ``functional_call`` calls something other than the module's own forward."""
+@contextmanager
+def _holding(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other tensors in the places of parameters and buffers inside.
 
-    def __init__(self, module: nn.Module, forward: Callable[[Any, Any], Any]):
-        super().__init__()
-        self.module = module
-        self.run = forward
+    Not ``torch.func.functional_call``: of a module that is there under several names, as an extractor that policy and
+    value network share is, it puts back a tensor that it had put in.
+    """
+    named = dict((*module.named_parameters(), *module.named_buffers())) if state else {}
+    tensors = {named[name]: tensor for name, tensor in state.items()}
+    places = [
+        (store, key, value)
+        for each in (module.modules() if state else ())
+        for store in (each._parameters, each._buffers)
+        for key, value in store.items()
+        if value in tensors
+    ]
+    recurrent = [each for each in (module.modules() if state else ()) if isinstance(each, nn.RNNBase)]
+    try:
+        for store, key, value in places:
+            store[key] = tensors[value]  # type: ignore[assignment]
+        _gather(recurrent)
+        yield
+    finally:
+        for store, key, value in places:
+            store[key] = value  # type: ignore[assignment]
+        _gather(recurrent)
 
-    def forward(self, batch: Any) -> Any:
-        return self.run(self.module, batch)
+
+def _gather(recurrent: list[nn.RNNBase]) -> None:
+    """Recurrent layers run on a list of their weights besides."""
+    for layer in recurrent:
+        layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
 
 
 def read_network(
