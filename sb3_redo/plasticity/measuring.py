@@ -109,7 +109,12 @@ class ExaminingCallback(GradientStepCallback):
         self._is_waiting = False
         self._memory.keep("measured", True)
         batch = sample_batch(self.model, self._batch_size, (self._seed, gradient_step))
-        self._log(self._examine(batch, gradient_step), gradient_step)
+        try:
+            values = self._examine(batch, gradient_step)
+        except BaseException:
+            self._stop()
+            raise
+        self._log(values, gradient_step)
 
     def _log(self, values: dict[str, Any], gradient_step: int) -> None:
         self._write({**values, "plasticity/gradient_step": gradient_step})
