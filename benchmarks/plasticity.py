@@ -18,8 +18,6 @@ from statistics import median
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from interventions import Bench
-from overhead import NETWORKS
 
 from sb3_redo.agents import gradient_steps_of
 from sb3_redo.plasticity import CurvatureCallback, GradientCovarianceCallback, PlasticityCallback, ProbeTaskCallback
@@ -27,7 +25,9 @@ from sb3_redo.plasticity.callbacks import INSTRUMENTS
 from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.probing import BUDGETS
 
-from passes import Line, tell
+from benchmarks.interventions import Bench
+from benchmarks.overhead import NETWORKS
+from benchmarks.passes import Line, tell
 
 TIMED_STEPS = 200
 """Of a probe."""
