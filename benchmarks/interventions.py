@@ -227,7 +227,10 @@ def main() -> None:
     torch.set_num_threads(1)
     found: list[Any] = []
     for line in lines(options.seconds, options.networks):
-        print(line.subject, line.quantity, file=sys.stderr)
+        print(
+            f"{line.subject}, {line.quantity}: {line.value:.4f} ({line.low:.4f} to {line.high:.4f}), {line.note}",
+            file=sys.stderr,
+        )
         found.append(line)
     tell(found, options.json)
 

@@ -19,7 +19,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sb3_redo.reports import read_curves, read_sweep
 from sb3_redo.reports.styles import COLOURS
@@ -39,8 +38,8 @@ LABELS = {
 }
 QUANTITIES = {
     "survival/dormant": "dormant [%]",
-    "survival/norm": "outgoing norm over that of others",
-    "survival/contribution": "contribution over that of others",
+    "survival/norm": "outgoing norm [% of the others']",
+    "survival/contribution": "contribution [% of the others']",
 }
 
 
@@ -65,40 +64,48 @@ def survival(folder: Path, figure: Path | None) -> None:
     table = ages(folder)
     for epsilon, mine in table.groupby("epsilon", sort=False):
         for quantity, name in QUANTITIES.items():
-            percent = 100 if "%" in name else 1
             print(f"\nAdam's epsilon {epsilon}: {name}, {mine['seed'].nunique()} seeds\n")
             ages_seen = sorted(mine["age"].unique())
             print(f"| | {' | '.join(map(str, ages_seen))} |\n|---|{'---|' * len(ages_seen)}")
             for callback, label in LABELS.items():
                 of = mine[mine["callback"] == callback]
                 if len(of):
-                    means = of.groupby("age")[quantity].mean() * percent
-                    cells = " | ".join(
-                        f"{means[age]:.0f}" if percent == 100 else f"{means[age]:.2f}" for age in ages_seen
-                    )
+                    means = 100 * of.groupby("age")[quantity].mean()
+                    digits = 1 if quantity == "survival/contribution" else 0
+                    cells = " | ".join(f"{means[age]:.{digits}f}" for age in ages_seen)
                     print(f"| {label} | {cells} |")
     if figure is not None:
         draw_survival(table, figure)
 
 
 def draw_survival(table: pd.DataFrame, figure: Path) -> None:
-    """A row for each quantity, a column for each epsilon."""
-    epsilons = list(dict.fromkeys(table["epsilon"]))
-    shape = (len(QUANTITIES), len(epsilons))
-    drawn, grid = plt.subplots(
-        *shape, figsize=(5.2 * shape[1], 3.1 * shape[0]), sharex=True, sharey="row", squeeze=False
-    )
-    for row, (quantity, name) in zip(grid, QUANTITIES.items(), strict=True):
-        for ax, epsilon in zip(row, epsilons, strict=True):
-            draw_modes(ax, table[table["epsilon"] == epsilon], "age", quantity, 100 if "%" in name else 1)
-            ax.set_xscale("symlog", linthresh=1)
-            ax.set_xlim(0)
-            if quantity == next(iter(QUANTITIES)):
-                ax.set_title(f"Adam's epsilon {epsilon}")
-        row[0].set_ylabel(name)
+    """See :func:`draw`."""
+    grid = draw(table, "age", QUANTITIES, factor=100)
+    for ax in grid.flat:
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(0)
     for ax in grid[-1]:
         ax.set_xlabel("gradient steps since recycling")
-    finish(drawn, grid, figure)
+    grid[0, 0].figure.savefig(figure, dpi=110)
+
+
+def draw(table: pd.DataFrame, x: str, quantities: dict[str, str], factor: float = 1.0) -> np.ndarray:
+    """A row for each epsilon, a column for each quantity, and one legend below all.
+
+    :return: the axes, [rows, columns]
+    """
+    epsilons = list(dict.fromkeys(table["epsilon"]))
+    shape = (len(epsilons), len(quantities))
+    size = (4.4 * shape[1], 3.2 * shape[0] + 0.9)
+    drawn, grid = plt.subplots(*shape, figsize=size, sharex=True, sharey="col", squeeze=False, layout="constrained")
+    for row, epsilon in zip(grid, epsilons, strict=True):
+        for ax, (quantity, name) in zip(row, quantities.items(), strict=True):
+            draw_modes(ax, table[table["epsilon"] == epsilon], x, quantity, factor)
+            ax.set_ylabel(name)
+            ax.set_title(f"Adam's epsilon {epsilon}", fontsize="medium")
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False, fontsize="small")
+    return grid
 
 
 def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: float = 1.0) -> None:
@@ -107,18 +114,12 @@ def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: flo
         of = table[table["callback"] == callback]
         if len(of):
             each = of.groupby(x)[quantity].agg(["mean", "min", "max"]) * factor
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+            # Once all colours are used they come again with other lines.
+            line = LINES[(number + number // len(COLOURS)) % len(LINES)]
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": line}
             ax.plot(each.index, each["mean"], label=label, **style)
             ax.fill_between(each.index, each["min"], each["max"], color=style["color"], alpha=0.12, linewidth=0)
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def finish(drawn: Figure, grid: np.ndarray, figure: Path) -> None:
-    """One legend below all."""
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    drawn.set_layout_engine("constrained")
-    drawn.savefig(figure, dpi=110)
 
 
 def ends(folder: Path) -> pd.DataFrame:
@@ -202,22 +203,11 @@ def labels(file: Path, figure: Path | None) -> None:
 
 
 def draw_labels(table: pd.DataFrame, figure: Path) -> None:
-    """Accuracy and dormancy over the tasks, a column for each epsilon."""
-    epsilons = list(dict.fromkeys(table["epsilon"]))
-    quantities = {"return": "accuracy at the end of a task [%]", "fraction": "dormant [%]"}
-    shape = (len(quantities), len(epsilons))
-    drawn, grid = plt.subplots(
-        *shape, figsize=(5.2 * shape[1], 3.3 * shape[0]), sharex=True, sharey="row", squeeze=False
-    )
-    for row, (quantity, name) in zip(grid, quantities.items(), strict=True):
-        for ax, epsilon in zip(row, epsilons, strict=True):
-            draw_modes(ax, table[table["epsilon"] == epsilon], "task", quantity)
-            if quantity == "return":
-                ax.set_title(f"Adam's epsilon {epsilon}")
-        row[0].set_ylabel(name)
+    """See :func:`draw`."""
+    grid = draw(table, "task", {"return": "accuracy at the end of a task [%]", "fraction": "dormant [%]"})
     for ax in grid[-1]:
         ax.set_xlabel("task")
-    finish(drawn, grid, figure)
+    grid[0, 0].figure.savefig(figure, dpi=110)
 
 
 def main() -> None:
