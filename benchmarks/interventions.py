@@ -107,7 +107,7 @@ class Bench:
         # What this model began with was not kept; what it is now will do for the time that it takes.
         policy = self.model.policy
         self.model.__dict__["initial_parameters"] = {name: p.detach().clone() for name, p in policy.named_parameters()}
-        self.model.__dict__["initial_norms"] = {name: float(p.norm()) for name, p in policy.named_parameters()}
+        self.model.__dict__["initial_norms"] = {name: float(p.detach().norm()) for name, p in policy.named_parameters()}
         callback.init_callback(self.model)
         callback.on_training_start({"callback": callback}, {})
 

@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from sb3_redo.reports import read_curves, read_sweep
 from sb3_redo.reports.styles import COLOURS
@@ -104,7 +105,7 @@ def draw(table: pd.DataFrame, x: str, quantities: dict[str, str], factor: float 
             ax.set_ylabel(name)
             ax.set_title(f"Adam's epsilon {epsilon}", fontsize="medium")
     handles, names = grid[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False, fontsize="small")
+    drawn.legend(handles, names, loc="outside lower center", ncols=2 * shape[1] - 1, frameon=False, fontsize="small")
     return grid
 
 
@@ -207,6 +208,7 @@ def draw_labels(table: pd.DataFrame, figure: Path) -> None:
     grid = draw(table, "task", {"return": "accuracy at the end of a task [%]", "fraction": "dormant [%]"})
     for ax in grid[-1]:
         ax.set_xlabel("task")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0, 0].figure.savefig(figure, dpi=110)
 
 
