@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from operator import itemgetter
 from typing import Any
 
@@ -99,6 +100,24 @@ def uncompiled(compiled: bool = True) -> AbstractContextManager[Any]:
     """
     # Made when it is entered and no sooner: the making alone sets the stance.
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+_APART = ContextVar("apart", default=False)
+
+
+@contextmanager
+def apart_from_training() -> Iterator[None]:
+    """What networks compute inside is none of a training's, even with gradients."""
+    token = _APART.set(True)
+    try:
+        yield
+    finally:
+        _APART.reset(token)
+
+
+def is_apart_from_training() -> bool:
+    """Whether this runs inside :func:`apart_from_training`."""
+    return _APART.get()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.contribution import Contribution
-from sb3_redo.interventions import ContinualBackpropCallback
+from sb3_redo.interventions import ContinualBackpropCallback, ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.wiring import trace_wiring
 
 from algorithms import EVERY, IMAGES, VECTORS, build, half, learn
@@ -295,9 +295,13 @@ def test_wrong_settings_are_refused(settings, message):
         ContinualBackpropCallback(**settings)
 
 
-@pytest.mark.parametrize("other", [ReDoCallback(batch_size=8), ContinualBackpropCallback()])
-def test_a_second_recycler_is_refused(other):
-    with pytest.raises(RuntimeError, match="would recycle neurons that the other has just recycled"):
+@pytest.mark.parametrize(
+    "other",
+    [ReDoCallback(batch_size=8), ContinualBackpropCallback(), ResetCallback(), ShrinkAndPerturbCallback()],
+    ids=lambda other: type(other).__name__,
+)
+def test_what_else_renews_neurons_is_refused(other):
+    with pytest.raises(RuntimeError, match="renews neurons that ContinualBackpropCallback takes for old ones"):
         learn(build("DQN"), [replacing(), other])
     learn(build("DQN"), [copy.deepcopy(replacing()), DormancyCallback(batch_size=8)], 30)
 

@@ -12,7 +12,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_redo import ReDoCallback
-from sb3_redo.interventions import RegenerativeCallback
+from sb3_redo.interventions import ContinualBackpropCallback, PlasticityInjectionCallback, RegenerativeCallback
+from sb3_redo.networks import InjectableDQNMlpPolicy
 from sb3_redo.plasticity import (
     CurvatureCallback,
     GradientCovarianceCallback,
@@ -334,3 +335,42 @@ def test_the_initial_weights_are_those_that_the_run_began_with(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         learn(reloaded(model, tmp_path), EACH["plasticity"]())
+
+
+# Beside interventions
+
+
+@each
+def test_an_injected_network_is_examined_with_its_new_head(make):
+    model = build("DQN", policy=InjectableDQNMlpPolicy)
+    callback = make()
+    learn(model, [PlasticityInjectionCallback(2 * PERIOD), callback], 60)
+    parameters = callback._networks["q_net"].parameters
+    assert any(name.startswith("q_net.added.0") for name in parameters)
+    assert all(parameter.requires_grad for parameter in parameters.values())
+    learn(model, [PlasticityInjectionCallback(2 * PERIOD), make()], 20)
+
+
+@each
+def test_continual_backpropagation_takes_no_examination_for_training(make):
+    def trained(*others):
+        model = build("DQN")
+        cbp = ContinualBackpropCallback(0.05, decay=0.9, maturity=4)
+        learn(model, [cbp, *others], 80)
+        return model.policy.state_dict(), [each.utility for each in cbp._contributions]
+
+    (alone, utilities), (examined, same_utilities) = trained(), trained(make())
+    assert all(tensor.equal(examined[name]) for name, tensor in alone.items())
+    assert all(one.equal(other) for one, other in zip(utilities, same_utilities, strict=True))
+
+
+def test_loss_of_plasticity_counts_from_the_first_probe_of_a_training():
+    tape, callback = Tape(), EACH["probe"](batch_size=30)
+    learn(build("DQN", learning_starts=8, train_freq=1, gradient_steps=1), callback, 60, tape)
+    points = [values for _, values in tape.points if "plasticity/probe_loss/q_net" in values]
+    assert points[0]["plasticity/gradient_step"] > 0
+    plasticity = [point["plasticity/plasticity/q_net"] for point in points]
+    assert [point["plasticity/plasticity_loss/q_net"] for point in points] == [
+        plasticity[0] - one for one in plasticity
+    ]
+    assert len(set(plasticity)) > 1

@@ -213,3 +213,30 @@ def test_networks_of_agents_are_vectorised(name, kind, monkeypatch):
     batch = batch_of(model)
     for network in networks_of(model, batch).values():
         assert per_sample_gradients(network, probe_loss(network, batch)).shape == (6, network.size)
+
+
+def test_gradients_that_are_not_finite_are_not_taken_for_zero():
+    products = torch.eye(4, dtype=torch.float64)
+    products[1] = products[:, 1] = torch.nan
+    covariance = GradientCovariance(products)
+    assert covariance.cosines.isnan().sum() == 7
+    for value in (covariance.negative_share, covariance.mean_cosine, covariance.effective_rank):
+        assert math.isnan(value)
+    zero = GradientCovariance(torch.diag(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)))
+    assert zero.cosines.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+class LooksAtValues(nn.Linear):
+    def forward(self, value):
+        return super().forward(value) if value.sum() > -1e9 else value
+
+
+def test_a_network_that_cannot_be_vectorised_is_differentiated_row_by_row_and_says_so():
+    looking = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), LooksAtValues(4, 2))
+    plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    plain.load_state_dict(looking.state_dict())
+    batch = torch.randn(5, 3)
+    with pytest.warns(RuntimeWarning, match="cannot be vectorised, its samples are differentiated one by one"):
+        found = per_sample_gradients(read := read_network(looking, batch), probe_loss(read, batch))
+    expected = per_sample_gradients(read := read_network(plain, batch), probe_loss(read, batch))
+    torch.testing.assert_close(found, expected)

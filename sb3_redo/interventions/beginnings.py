@@ -20,15 +20,17 @@ def trained_parameters(model: BaseAlgorithm) -> dict[str, nn.Parameter]:
 
 
 def initial_parameters_of(model: BaseAlgorithm) -> dict[str, Tensor] | None:
-    """What the trained parameters were when training began, by name without the steps that ``torch.compile`` puts in;
-    ``None`` for a model that was trained before anyone asked.
+    """What the parameters were when training began, without target networks and with those that are frozen and may be
+    trained later, by name without the steps that ``torch.compile`` puts in; ``None`` for a model that was trained
+    before anyone asked.
 
     Gives a model that has not been trained yet an attribute ``initial_parameters``, which is saved with it.
     """
     if _INITIAL not in model.__dict__ and gradient_steps_of(model) == 0:
         model.__dict__[_INITIAL] = {
             uncompiled_name(name): parameter.detach().cpu().clone()
-            for name, parameter in trained_parameters(model).items()
+            for name, parameter in model.policy.named_parameters()
+            if not is_target(name)
         }
     kept: dict[str, Tensor] | None = model.__dict__.get(_INITIAL)
     return kept

@@ -12,7 +12,8 @@ from sb3_redo.agents import gradient_steps_of, initial_state, initial_weights_of
 from sb3_redo.companions import callbacks_in
 from sb3_redo.contribution import Contribution, Feed
 from sb3_redo.dormancy import DormancyReport, LayerDormancy
-from sb3_redo.forward_pass import is_compiled
+from sb3_redo.forward_pass import is_apart_from_training, is_compiled
+from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.scheduled import least
 from sb3_redo.outgoing import position_effects
 from sb3_redo.planning import OPTIMIZER_STATE
@@ -114,15 +115,16 @@ class ContinualBackpropCallback(GradientStepCallback):
         self._kept = self._memory.tensors("contributions")
         for contribution in self._contributions:
             contribution.load(self._kept)
-        self._replaced = int(self._kept.get("replaced", 0))
+        self._replaced, self._total = (int(self._kept.get(name, 0)) for name in ("replaced", "total"))
         self._watch(consumers)
 
     def _refuse_companions(self) -> None:
         for other in callbacks_in(self.locals["callback"]):
-            if isinstance(other, (ReDoCallback, ContinualBackpropCallback)) and other is not self:
+            renewing = (ReDoCallback, ContinualBackpropCallback, PeriodicCallback)
+            if isinstance(other, renewing) and other is not self:
                 raise RuntimeError(
-                    f"{type(other).__name__} and {type(self).__name__} would recycle neurons that the other has just "
-                    "recycled and takes for old ones: keep one of them"
+                    f"{type(other).__name__} renews neurons that {type(self).__name__} takes for old ones, with the "
+                    "utilities that they had: keep one of them"
                 )
 
     def _watch(self, consumers: dict[str, nn.Module]) -> None:
@@ -137,9 +139,14 @@ class ContinualBackpropCallback(GradientStepCallback):
 
     def _seeing(self, feeds: list[tuple[Contribution, Feed]]) -> Callable[..., None]:
         def see(module: nn.Module, args: Any, kwargs: Any) -> None:
-            # Acting, evaluating, measuring and target values all run without gradients. And SB3 tells callbacks
-            # nothing when learn() is left by an exception.
-            if not torch.is_grad_enabled() or self._clock is None or self.model.start_time != self._learn_call:
+            # Acting, evaluating, measuring and target values all run without gradients, but for some instruments. And
+            # SB3 tells callbacks nothing when learn() is left by an exception.
+            if (
+                not torch.is_grad_enabled()
+                or is_apart_from_training()
+                or self._clock is None
+                or self.model.start_time != self._learn_call
+            ):
                 return
             for contribution, feed in feeds:
                 if self._clock.gradient_step + 1 - contribution.updated_at >= self.period:
@@ -196,6 +203,7 @@ class ContinualBackpropCallback(GradientStepCallback):
             if contribution.name in record.neurons:
                 contribution.forget(record.neurons[contribution.name].to(contribution.utility.device))
         self._replaced += record.recycled
+        self._total += record.recycled
         self._memory.add_recycled(record.recycled)
 
     def _mean_contributions(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -211,15 +219,14 @@ class ContinualBackpropCallback(GradientStepCallback):
 
     def _log(self) -> None:
         ages = torch.cat([contribution.ages for contribution in self._contributions])
-        total = self._memory.add_recycled(0)
         values = {
             "cbp/replaced": self._replaced,
-            "cbp/replaced_total": total,
+            "cbp/replaced_total": self._total,
             "cbp/mature": float((ages > self.maturity).float().mean()),
         }
         self._replaced = 0
         write_point(self.logger, values, self.model.num_timesteps)
-        write_totals(self.logger, {"cbp/replaced_total": total})
+        write_totals(self.logger, {"cbp/replaced_total": self._total})
 
     def _on_rollout_start(self) -> None:
         self._keep()
@@ -229,7 +236,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         if self._clock is not None:
             for contribution in self._contributions:
                 self._kept.update(contribution.state())
-            self._kept["replaced"] = torch.tensor(self._replaced)
+            self._kept |= {"replaced": torch.tensor(self._replaced), "total": torch.tensor(self._total)}
 
     def _stop(self) -> None:
         self._keep()

@@ -157,9 +157,9 @@ class _UpdateWatch:
 
     def __init__(self, optimizer: Optimizer, callback: PlasticityCallback):
         self.callback = callback
+        self.optimizer = optimizer
         self.is_due = False
-        every, agent = callback._networks.values(), callback._agent
-        self.networks = [network for network in every if trained_by(agent, optimizer, network)]
+        self.networks: list[Network] = []
         self.before: dict[str, dict[str, Tensor]] = {}
         self.learn_call = callback.model.start_time
         self._handles = [
@@ -172,6 +172,8 @@ class _UpdateWatch:
         if not self.is_due or self.callback.model.start_time != self.learn_call:
             return
         self.is_due = False
+        every, agent = self.callback._networks.values(), self.callback._agent
+        self.networks = [network for network in every if trained_by(agent, self.optimizer, network)]
         self.values: dict[str, Any] = {}
         for network in self.networks:
             gradients = {name: p.grad for name, p in network.parameters.items() if p.grad is not None}

@@ -44,6 +44,9 @@ class _LossCallback(ExaminingCallback):
     def _prepare(self) -> None:
         super()._prepare()
         self._draws = self._draws_pictures(self.log_images)
+
+    def _read_networks(self) -> None:
+        super()._read_networks()
         if self.loss == "probe":
             return
         known = {name: network for name, network in self._networks.items() if has_td_loss(self.model, name)}

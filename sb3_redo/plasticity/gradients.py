@@ -1,11 +1,12 @@
 """Gradients of a loss: their norm, and how those of single samples agree (Lyle et al. 2023, eq. 3)."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from sb3_redo.forward_pass import map_tensors, tensors_in
@@ -33,11 +34,19 @@ def gradient_norm(network: Network, objective: Objective) -> float:
 def per_sample_gradients(network: Network, objective: Objective) -> Tensor:
     """The gradient of each row's loss, [batch, parameters]."""
     with network.examined():
-        try:
-            return _vectorised(network, objective)
-        except RuntimeError:
-            # A network that looks at values while it runs, as recurrent ones do, cannot be vectorised.
-            return torch.stack([_of_row(network, objective, row) for row in range(_rows(objective))])
+        # They look at values while they run, which cannot be vectorised.
+        if not any(isinstance(module, nn.RNNBase) for module in network.module.modules()):
+            try:
+                return _vectorised(network, objective)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                warnings.warn(
+                    f"{network.name} cannot be vectorised, its samples are differentiated one by one: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return torch.stack([_of_row(network, objective, row) for row in range(_rows(objective))])
 
 
 def _vectorised(network: Network, objective: Objective) -> Tensor:
@@ -81,12 +90,12 @@ class GradientCovariance:
         """⟨gᵢ, gⱼ⟩ / (‖gᵢ‖ ‖gⱼ‖), [batch, batch]: eq. 3; 0 where a gradient is 0."""
         lengths = self.products.diagonal().sqrt()
         scale = torch.outer(lengths, lengths)
-        return torch.where(scale > 0, self.products / scale, 0.0).clamp(-1, 1)
+        return torch.where(scale == 0, 0.0, self.products / scale).clamp(-1, 1)
 
     @property
     def _pairs(self) -> Tensor:
         """Cosines of pairs of different samples, neither of whose gradients is 0."""
-        some = self.products.diagonal() > 0
+        some = self.products.diagonal() != 0
         cosines = self.cosines[some][:, some]
         above = torch.triu_indices(len(cosines), len(cosines), 1)
         return cosines[above[0], above[1]]
@@ -94,9 +103,9 @@ class GradientCovariance:
     @property
     def negative_share(self) -> float:
         """Share of pairs of samples whose gradients point apart: what a step for one undoes for the other; NaN where
-        there is no pair."""
+        there is no pair, or a gradient is not finite."""
         pairs = self._pairs
-        return float((pairs < 0).double().mean())
+        return float((pairs < 0).double().mean()) if torch.isfinite(pairs).all() else float("nan")
 
     @property
     def mean_cosine(self) -> float:

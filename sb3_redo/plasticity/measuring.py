@@ -65,11 +65,19 @@ class ExaminingCallback(GradientStepCallback):
 
     def _prepare(self) -> None:
         self._batch_size = self._available_batch_size()
-        self._networks = networks_of(self.model, whole_batch(self.model, self.model._last_obs), self.networks)
+        self._read_networks()
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
         self._is_waiting = not self._memory.kept("measured")
         alike = [each for each in callbacks_in(self.locals.get("callback")) if type(each) is type(self)]
         self._number = 1 + alike.index(self) if self in alike else 1
+
+    def _read_networks(self) -> None:
+        """Find the networks, and whatever goes with each of them."""
+        self._networks = networks_of(self.model, whole_batch(self.model, self.model._last_obs), self.networks)
+
+    def rewire(self) -> None:
+        if self._clock is not None:
+            self._read_networks()
 
     def _available_batch_size(self) -> int:
         """Observations per measurement, as far as the buffer can ever hold that many."""

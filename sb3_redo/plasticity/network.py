@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import evaluating, is_compiled, seeded, tensors_in, uncompiled
+from sb3_redo.forward_pass import apart_from_training, evaluating, is_compiled, seeded, tensors_in, uncompiled
 from sb3_redo.wiring import Wiring, trace_wiring
 
 
@@ -43,7 +43,8 @@ class Network:
     def examined(self) -> Iterator[None]:
         """In evaluation mode, with gradients, and leaving no trace: modes and random streams are as before after it."""
         modules = list(self.module.modules())
-        with seeded(0), evaluating(modules), uncompiled(is_compiled(modules)), torch.enable_grad():
+        as_written = uncompiled(is_compiled(modules))
+        with apart_from_training(), seeded(0), evaluating(modules), as_written, torch.enable_grad():
             yield
 
     @property

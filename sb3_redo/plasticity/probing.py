@@ -7,7 +7,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from sb3_redo.agents import initial_weights_of
+from sb3_redo.agents import gradient_steps_of, initial_weights_of
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.plasticity.agent_networks import trained_by
 from sb3_redo.plasticity.measuring import ExaminingCallback
@@ -24,8 +24,8 @@ class ProbeTaskCallback(ExaminingCallback):
     """Measures plasticity while a model trains: pauses, lets copies of each network fit random targets, and logs how
     far they got (Lyle et al. 2023). Training is bit for bit what it is without.
 
-    A probe of the paper's costs 20,000 gradient steps for each network, a cheap one 400; the authors made the former
-    every 5,000 gradient steps.
+    A probe of the paper's makes 20,000 optimizer steps for each network, a cheap one 400, and ``docs/plasticity.md``
+    says what they cost; the authors made the former every 5,000 gradient steps.
 
     :param measuring_period: in gradient steps
     :param budget: ``"cheap"`` is 200 steps on each of 2 targets, ``"paper"`` 2,000 on each of 10
@@ -59,7 +59,13 @@ class ProbeTaskCallback(ExaminingCallback):
         return self.steps, self.targets
 
     def _prepare(self) -> None:
+        self._initial_weights = initial_weights_of(self.model)
         super()._prepare()
+        if gradient_steps_of(self.model) == 0:
+            self._memory.keep("began untrained", True)
+
+    def _read_networks(self) -> None:
+        super()._read_networks()
         self._optimizers = {}
         for name, network in list(self._networks.items()):
             of_it = [each for each in self._agent.optimizers if trained_by(self._agent, each, network)]
@@ -69,7 +75,6 @@ class ProbeTaskCallback(ExaminingCallback):
                 del self._networks[name]
             else:
                 raise RuntimeError(f"{name} cannot be probed: no optimizer's steps are what changes all of it")
-        self._initial_weights = initial_weights_of(self.model)
         for network in self._networks.values():
             self._fresh(network, 0)
 
@@ -98,9 +103,10 @@ class ProbeTaskCallback(ExaminingCallback):
                 f"plasticity/probe_first_loss/{name}": result.first_loss,
                 f"plasticity/plasticity/{name}": result.plasticity,
             }
-            if gradient_step == 0:
-                self._memory.keep(name, result.plasticity)
             at_first = self._memory.kept(name)
+            if at_first is None and self._memory.kept("began untrained"):
+                at_first = result.plasticity
+                self._memory.keep(name, at_first)
             if at_first is not None:
                 values[f"plasticity/plasticity_loss/{name}"] = at_first - result.plasticity
         return values
