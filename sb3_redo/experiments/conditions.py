@@ -8,6 +8,13 @@ from sb3_redo.experiments.replay_ratio import training_schedule
 from sb3_redo.networks.names import scalable_policy
 
 REPLAY_RATIO, WIDTH, CALLBACK = "replay_ratio", "width", "callback"
+POLICY_KWARGS = "policy_kwargs"
+
+
+def entry_of(mapping: str, axis: str) -> str | None:
+    """The entry that a dotted axis sets: ``activation`` of ``policy_kwargs.activation``; nothing for another axis."""
+    owner, dot, entry = axis.partition(".")
+    return entry if dot and owner == mapping else None
 
 
 def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -15,23 +22,28 @@ def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[st
 
     :param algorithm: by the zoo's name
     :param base: the configuration's entry for the environment
-    :param changes: hyper-parameters, ``replay_ratio`` and ``width``
+    :param changes: hyper-parameters, entries of the policy's such as ``policy_kwargs.activation``, ``replay_ratio`` and
+        ``width``
     :raises ValueError: on a replay ratio that cannot be had, or a width of a policy that has none
     """
-    found = {name: value for name, value in changes.items() if name not in (REPLAY_RATIO, WIDTH)}
+    entries = {name: value for name, value in changes.items() if entry_of(POLICY_KWARGS, name)}
+    found = {name: value for name, value in changes.items() if name not in (REPLAY_RATIO, WIDTH, *entries)}
+    for name, value in entries.items():
+        entry = str(entry_of(POLICY_KWARGS, name))
+        found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), entry, value)
     if REPLAY_RATIO in changes:
         n_envs = int(found.get("n_envs", base.get("n_envs", 1)))
         found |= training_schedule(changes[REPLAY_RATIO], n_envs)._asdict()
     if WIDTH in changes:
         found["policy"] = scalable_policy(algorithm, found.get("policy", base.get("policy", "")))
-        found["policy_kwargs"] = _with_width(found.get("policy_kwargs", base.get("policy_kwargs")), changes[WIDTH])
+        found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), WIDTH, changes[WIDTH])
     return found
 
 
-def _with_width(policy_kwargs: Any, width: float) -> Any:
+def _with_entry(policy_kwargs: Any, name: str, value: Any) -> Any:
     if isinstance(policy_kwargs, str):  # Python, which the zoo evaluates
-        return f"dict({policy_kwargs}, width={width!r})"
-    return {**(policy_kwargs or {}), "width": width}
+        return f"dict({policy_kwargs}, {name}={value!r})"
+    return {**(policy_kwargs or {}), name: value}
 
 
 def python_text(value: Any) -> str:

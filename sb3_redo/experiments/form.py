@@ -9,15 +9,15 @@ from sb3_redo.experiments.conditions import CALLBACK
 from sb3_redo.experiments.documents import Document, Location
 from sb3_redo.settings import one_of
 
-_SCHEMA = json.loads(Path(__file__).with_name("sweep_schema.json").read_text())
 
-
-def check_form(document: Document) -> None:
+def check_form(document: Document, kind: str = "sweep") -> None:
     """See that a sweep file has the keys and kinds of values that a sweep file has.
 
+    :param kind: ``sweep`` of agents, or ``classifier``
     :raises UsageError: naming the file's line
     """
-    errors = list(jsonschema.Draft202012Validator(_SCHEMA).iter_errors(document.content))
+    schema = json.loads(Path(__file__).with_name(f"{kind}_schema.json").read_text())
+    errors = list(jsonschema.Draft202012Validator(schema).iter_errors(document.content))
     if not errors:
         return
     # A misspelt key is two errors, and the one that says so comes first.
@@ -30,7 +30,7 @@ def check_form(document: Document) -> None:
             one_of("a key here", unknown, known)
         except (ValueError, TypeError) as refusal:
             raise document.error(str(refusal), (*location, unknown)) from None
-    if error.validator in ("oneOf", "type") and location[:1] == ("grid",) and len(location) == 2:
+    if kind == "sweep" and error.validator in ("oneOf", "type") and location[:1] == ("grid",) and len(location) == 2:
         values = "a list of values, or a mapping of labels to values"
         wanted = "a mapping of labels to lists of callbacks" if location[1] == CALLBACK else values
         raise document.error(f"expected {wanted}, got {error.instance!r}", location)

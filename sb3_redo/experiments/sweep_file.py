@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
-from sb3_redo.experiments.conditions import CALLBACK, REPLAY_RATIO, WIDTH, hyperparameters
+from sb3_redo.experiments.classifier_file import CLASSIFIER, ClassifierReader
+from sb3_redo.experiments.conditions import CALLBACK, POLICY_KWARGS, REPLAY_RATIO, WIDTH, entry_of, hyperparameters
 from sb3_redo.experiments.documents import Document
 from sb3_redo.experiments.form import check_form
 from sb3_redo.experiments.runs import Run
 from sb3_redo.experiments.value_types import complaint_about
-from sb3_redo.settings import one_of
+from sb3_redo.settings import one_of, positive_integer
 
 # What the zoo reads itself, besides what it gives to the algorithm.
 _OF_THE_ZOO = (
@@ -56,16 +57,19 @@ class Sweep:
         }
 
 
-def read_sweep(file: Path) -> Sweep:
+def read_sweep(file: Path, seeds: int | None = None) -> Sweep:
     """Read a sweep file and check all that can be checked without training.
 
     Imports SB3, the zoo and whatever registers the environments.
 
+    :param seeds: how many, counted from 0, in place of the file's
     :raises UsageError: naming the file's line
     """
     document = Document(file)
-    check_form(document)
-    reader = _Reader(document)
+    is_classifier = isinstance(document.content, dict) and document.content.get("algorithm") == CLASSIFIER
+    reader: _Reader | ClassifierReader = ClassifierReader(document) if is_classifier else _Reader(document)
+    if seeds is not None:
+        reader.content["seeds"] = list(range(positive_integer("seeds", seeds)))
     reader.check()
     return Sweep(
         file.stem,
@@ -82,6 +86,7 @@ class _Reader:
     """Makes runs of a document that has the right form."""
 
     def __init__(self, document: Document):
+        check_form(document)
         self.document = document
         self.content: dict[str, Any] = document.content
         self.algorithm: str = self.content["algorithm"]
@@ -139,7 +144,8 @@ class _Reader:
         for name in self.settings:
             self._named(name, known, "settings", name)
         for axis in self.axes:
-            self._named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
+            if not entry_of(CALLBACK, axis) and not entry_of(POLICY_KWARGS, axis):
+                self._named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
         if REPLAY_RATIO in self.axes and "gradient_steps" not in parameters:
             raise self.document.error(f"{self.algorithm} has no replay ratio: it is on-policy", ("grid", REPLAY_RATIO))
         for axis, labels in self.per.items():
@@ -221,8 +227,9 @@ class _Reader:
             try:
                 get_callback_list({CALLBACK: run.callbacks})
             except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
-                where = "per" if self.per else "config"
-                raise self.document.error(f"the callbacks of {run.name}: {error}", (where,)) from None
+                elsewhere = ("per",) if self.per else ("config",)
+                where = next((("grid", axis) for axis in self.axes if entry_of(CALLBACK, axis)), elsewhere)
+                raise self.document.error(f"the callbacks of {run.name}: {error}", where) from None
 
     def _all_runs(self) -> list[Run]:
         products = list(itertools.product(*self.axes.values()))
@@ -241,6 +248,8 @@ class _Reader:
         for axis, label in condition.items():
             if axis == CALLBACK:
                 callbacks = self.axes[axis][label]
+            elif setting := entry_of(CALLBACK, axis):
+                of_callbacks[setting] = self.axes[axis][label]
             else:
                 changes[axis] = self.axes[axis][label]
             extra = dict(self.per.get(axis, {}).get(label, {}))

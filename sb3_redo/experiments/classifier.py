@@ -1,0 +1,162 @@
+"""A classifier that learns one labelling of its images after another (Sokar et al. 2023, figure 3; Lyle et al. 2023,
+section 4.1): network and optimizer go on from task to task, and the images stay the same."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sb3_redo.dormancy import DormancyReport, overlap
+from sb3_redo.environments.images import LabelledImages, load_images
+from sb3_redo.experiments.classifier_settings import ClassifierSettings
+from sb3_redo.forward_pass import everything_seeded
+from sb3_redo.initial_weights import InitialWeights
+from sb3_redo.meter import Meter
+from sb3_redo.recycling import Surgery, recycle
+from sb3_redo.sampling import torch_generator
+from sb3_redo.tensorboard import dormancy_values
+from sb3_redo.wiring import trace_wiring
+
+ACCURACY = "classifier/accuracy"
+"""Share of all images to which the network gives the labels of the present task."""
+TASK_ACCURACY = "classifier/task_accuracy"
+"""The same at the end of a task alone."""
+
+_THRESHOLDS = (0.0, 0.025, 0.1)
+_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is logged at a gradient step."""
+
+    step: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Classifier:
+    """A network, its optimizer, and what recycles its dormant neurons.
+
+    :param inputs: [images, features], or [images, channels, height, width] for convolutions
+    """
+
+    def __init__(self, settings: ClassifierSettings, inputs: Tensor, n_classes: int, seed: int):
+        self.settings, self.inputs, self.n_classes, self.seed = settings, inputs, n_classes, seed
+        with everything_seeded(seed):
+            self.network = self._make()
+        self.optimizer: torch.optim.Optimizer
+        if settings.optimizer == "adam":
+            self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate)
+        else:
+            self.optimizer = torch.optim.SGD(self.network.parameters(), settings.learning_rate)
+        self._initial_weights = InitialWeights(self._make, untrained=self.network)
+        wiring = trace_wiring(self.network, inputs[:2])
+        self._meter = Meter(self.network, wiring, {layer.name: "classifier" for layer in wiring})
+
+    def _make(self) -> nn.Sequential:
+        parts: list[nn.Module] = []
+        features = self.inputs.shape[1]
+        for channels in self.settings.channels:
+            parts += [nn.Conv2d(features, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            features = channels
+        if parts:
+            side = 2 ** len(self.settings.channels)
+            features *= (self.inputs.shape[2] // side) * (self.inputs.shape[3] // side)
+            parts.append(nn.Flatten())
+        for neurons in self.settings.layers:
+            parts += [nn.Linear(features, neurons), nn.ReLU()]
+            features = neurons
+        return nn.Sequential(*parts, nn.Linear(features, self.n_classes))
+
+    def step(self, batch: NDArray[np.int64], labels: Tensor) -> None:
+        """One gradient step on some of the images, in place."""
+        rows = torch.from_numpy(batch)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(cross_entropy(self.network(self.inputs[rows]), labels[rows]))
+        self.optimizer.step()
+
+    def accuracy(self, labels: Tensor) -> float:
+        """On all images."""
+        with torch.no_grad():
+            predicted = torch.cat([self.network(part).argmax(1) for part in self.inputs.split(_AT_ONCE)])
+        return float((predicted == labels).float().mean())
+
+    def measure(self, inputs: Tensor) -> DormancyReport:
+        """Without a trace."""
+        return self._meter.measure(self.network, inputs, self.settings.dormancy_threshold)
+
+    def recycle(self, step: int) -> int:
+        """Recycle what is dormant on a fresh batch, in place.
+
+        :param step: gradient step, of which all that is drawn depends, besides the seed
+        :return: how many neurons were
+        """
+        count = min(self.settings.score_batch_size, len(self.inputs))
+        rows = np.random.default_rng((self.seed, step)).choice(len(self.inputs), count, replace=False)
+        report = self.measure(self.inputs[torch.from_numpy(rows)])
+        generator = torch_generator((self.seed, step))
+        surgery = Surgery(optimizer_state=self.settings.optimizer_state)
+        return recycle(self.network, report, [self.optimizer], self._initial_weights, generator, surgery).recycled
+
+
+class _Watch:
+    """Measures a classifier, and remembers what was dormant before."""
+
+    def __init__(self, classifier: Classifier):
+        self.classifier = classifier
+        self._before: list[Tensor] | None = None
+
+    def point(self, step: int, labels: Tensor) -> Point:
+        report = self.classifier.measure(self.classifier.inputs)
+        values = dormancy_values(report, _THRESHOLDS, log_layers=True, log_histograms=False)
+        dormant = [layer.dormant for layer in report.layers]
+        shared = None if self._before is None else overlap(dormant, self._before)
+        self._before = dormant
+        values |= {} if shared is None else {"dormancy/overlap": shared}
+        return Point(step, values | {"dormancy/gradient_step": step, ACCURACY: self.classifier.accuracy(labels)})
+
+
+def train(settings: ClassifierSettings, seed: int, images: LabelledImages | None = None) -> Iterator[Point]:
+    """Train, and tell what there is to log: before the first gradient step, and after each period, measured before
+    anything is recycled there.
+
+    Initial weights, labels and batches depend on the seed alone: conditions differ in nothing else.
+
+    :param images: in place of those that the settings name
+    """
+    images = load_images(settings.data, settings.folder) if images is None else images
+    inputs, labels = _inputs(images, settings), torch.from_numpy(images.labels[: settings.n_images].copy())
+    classifier = Classifier(settings, inputs, images.n_classes, seed)
+    watch, draws = _Watch(classifier), np.random.default_rng(seed)
+    recycled = 0
+    for task in range(settings.tasks):
+        # Drawn for every task even where the first labels stay, so that the batches behind them are the same.
+        drawn = torch.from_numpy(draws.integers(images.n_classes, size=len(inputs)))
+        if settings.first_labels == "drawn" if task == 0 else settings.targets == "shuffled":
+            labels = drawn
+        if task == 0:
+            yield watch.point(0, labels)
+        for step in range(1, settings.steps + 1):
+            classifier.step(draws.integers(len(inputs), size=settings.batch_size), labels)
+            if step % settings.period:
+                continue
+            at = task * settings.steps + step
+            point = watch.point(at, labels)
+            if step == settings.steps:
+                point.values[TASK_ACCURACY] = point.values[ACCURACY]
+            yield point
+            if settings.redo:
+                now = classifier.recycle(at)
+                recycled += now
+                yield Point(at, {"redo/recycled": now, "redo/recycled_total": recycled})
+
+
+def _inputs(images: LabelledImages, settings: ClassifierSettings) -> Tensor:
+    """In [0, 1]; channels first where convolutions see them, else flat."""
+    pixels = torch.from_numpy(images.images[: settings.n_images].astype(np.float32) / 255)
+    return pixels.permute(0, 3, 1, 2).contiguous() if settings.channels else pixels.flatten(1)
