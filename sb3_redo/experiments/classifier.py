@@ -83,7 +83,7 @@ class Classifier:
     def accuracy(self, labels: Tensor) -> float:
         """On all images."""
         with torch.no_grad():
-            predicted = torch.cat([self.network(part).argmax(1) for part in self.inputs.split(_AT_ONCE)])
+            predicted = torch.cat([self.network(part).argmax(1) for part in torch.split(self.inputs, _AT_ONCE)])
         return float((predicted == labels).float().mean())
 
     def measure(self, inputs: Tensor) -> DormancyReport:

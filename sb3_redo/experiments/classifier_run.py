@@ -56,7 +56,7 @@ def run(folder: Path, settings: ClassifierSettings, seed: int, condition: dict[s
 
 def _train(folder: Path, settings: ClassifierSettings, seed: int) -> dict[str, Any]:
     """Write all points, and return what came out."""
-    started = time.monotonic()
+    started, steps = time.monotonic(), settings.all_steps
     logger = configure(str(folder), ["tensorboard"])
     last: dict[str, Any] = {}
     try:
@@ -64,16 +64,16 @@ def _train(folder: Path, settings: ClassifierSettings, seed: int) -> dict[str, A
             write_point(logger, point.values, point.step)
             last |= point.values
             if TASK_ACCURACY in point.values or point.step == 0:
-                seconds = time.monotonic() - started
-                write_json(folder / PROGRESS, {"num_timesteps": point.step, "of": settings.all_steps, "seconds": seconds})
+                told = {"num_timesteps": point.step, "of": steps, "seconds": time.monotonic() - started}
+                write_json(folder / PROGRESS, told)
     finally:
         logger.close()
     seconds = time.monotonic() - started
     return {
-        "num_timesteps": settings.all_steps,
-        "gradient_steps": settings.all_steps,
+        "num_timesteps": steps,
+        "gradient_steps": steps,
         "seconds": seconds,
-        "steps_per_second": settings.all_steps / seconds,
+        "steps_per_second": steps / seconds,
         "final_return": None,
         "final_dormant_fraction": last["dormancy/fraction"],
         "final_accuracy": last[TASK_ACCURACY],

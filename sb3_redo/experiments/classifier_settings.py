@@ -10,7 +10,6 @@ from sb3_redo.settings import (
     listed,
     non_negative_number,
     one_of,
-    optional_integer,
     optional_positive_number,
     positive_integer,
 )
@@ -72,7 +71,8 @@ class ClassifierSettings:
         ):
             one_of(name, getattr(self, name), choices)
         flag("redo", self.redo)
-        optional_integer("n_images", self.n_images)
+        if self.n_images is not None:
+            positive_integer("n_images", self.n_images)
         for name in ("tasks", "steps", "batch_size", "period", "score_batch_size"):
             object.__setattr__(self, name, positive_integer(name, getattr(self, name)))
         for name in ("channels", "layers"):
@@ -83,7 +83,7 @@ class ClassifierSettings:
         if not self.channels and not self.layers:
             raise ValueError("channels and layers are both empty: without a hidden layer no neuron can be dormant")
         if self.steps % self.period:
-            raise ValueError(f"period must divide steps, got {self.period} and {self.steps}: tasks end with a measurement")
+            raise ValueError(f"period must divide steps, got {self.period} and {self.steps}: a task ends with one")
 
     @property
     def all_steps(self) -> int:

@@ -1,7 +1,7 @@
 """The report of a sweep: tables, figures, a page."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Report:
         return "\n".join([*lines, f"report: {self.folder / 'index.html'}"])
 
 
-def write_report(folder: Path, out: Path | None = None, seed: int = 0) -> Report:
+def write_report(folder: Path, out: Path | None = None, seed: int = 0, only: Collection[str] | None = None) -> Report:
     """Report what the runs of a sweep say so far; only files are read, and only ``out`` is written.
 
     :param folder: the sweep's folder
@@ -56,9 +56,10 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0) -> Report
         ``points.parquet`` (every point), ``points.csv`` (up to a million), ``runs.csv``, ``summary.csv``,
         ``summary.md``, ``paper.csv`` where published numbers fit, and ``figures``
     :param seed: of the bootstrap intervals
+    :param only: names of the runs to report, as if the sweep had no others; all if not given
     :raises FileNotFoundError: when the folder holds neither ``sweep.json`` nor a run
     """
-    sweep = read_sweep(Path(folder))
+    sweep = read_sweep(Path(folder), only)
     out = Path(folder) / "report" if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
     unfinished = out / f".points.parquet.{os.getpid()}"
@@ -104,8 +105,10 @@ def _notes(sweep: Sweep, points: int, is_whole: bool, conditions: pd.DataFrame) 
     notes = [f"{points:,} points of {len(sweep.runs)} runs; final values are of finished runs only"]
     if not is_whole:
         notes.append("points.csv is thinned evenly; points.parquet has every point")
-    notes.append(f"return: {measure_of(environments)}; IQM with 95 % stratified bootstrap intervals")
-    if not is_normalised(environments):
+    has_return = not len(conditions) or conditions["value"].notna().any()
+    if has_return:
+        notes.append(f"return: {measure_of(environments)}; IQM with 95 % stratified bootstrap intervals")
+    if has_return and not is_normalised(environments):
         unknown = [name for name in environments if reference_of(name) is None]
         notes.append(f"not aggregated over environments: no reference scores are known for {', '.join(unknown)}")
     for _, row in conditions[conditions["environment"] == ALL].iterrows():
@@ -164,13 +167,14 @@ _PAPER = (
 
 
 def _markdown(sweep: Sweep, report: Report, conditions: pd.DataFrame, paper: pd.DataFrame) -> str:
-    parts = [f"# {sweep.name}", f"```\n{report}\n```", "## Conditions", _markdown_table(conditions)]
+    parts = [f"# {sweep.name}", f"```\n{report}\n```", "## Conditions", markdown_table(conditions)]
     if len(paper):
-        parts += ["## Beside published numbers", _PAPER, _markdown_table(paper)]
+        parts += ["## Beside published numbers", _PAPER, markdown_table(paper)]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(frame: pd.DataFrame) -> str:
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A table; numbers in four digits, missing ones empty."""
     rows = [[_markdown_cell(value) for value in row] for row in frame.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(frame.columns), ["---"] * len(frame.columns), *rows])
 
@@ -194,6 +198,7 @@ def _page(sweep: Sweep, report: Report, tables: Tables, conditions: pd.DataFrame
         ("Dormant neurons", tables.dormancy, "dormant neurons", True),
         ("Overlap", tables.overlap, "overlap with the measurement before", True),
         ("Recycled neurons", tables.recycled, "neurons recycled so far", False),
+        ("Accuracy", tables.accuracy, "accuracy", True),
     ):
         shown = [page.curves(part.table, steps, y, percent) for part in slices(table)] if len(table) else []
         titles = [f"<h3>{part.title}</h3>" if part.title else "" for part in slices(table)] if len(table) else []

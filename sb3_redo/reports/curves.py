@@ -9,6 +9,7 @@ from sb3_redo.reports.scores import atari_game, frames_per_step, reference_of
 from sb3_redo.reports.statistics import stratified_intervals
 
 RETURN = "rollout/ep_rew_mean"
+ACCURACY = "classifier/accuracy"
 LAYERS = "dormancy_layers/"
 ALL = "all environments"
 CHECKPOINTS = 50

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from sb3_redo.reports.curves import LAYERS, layers_over_seeds, over_seeds, pooled, return_curves
+from sb3_redo.reports.curves import ACCURACY, LAYERS, layers_over_seeds, over_seeds, pooled, return_curves
 from sb3_redo.reports.outcomes import by_replay_ratio
 from sb3_redo.reports.runs import CALLBACK, REPLAY_RATIO, WIDTH, Sweep, text
 
@@ -21,6 +21,7 @@ class Tables:
     dormancy: pd.DataFrame
     overlap: pd.DataFrame
     recycled: pd.DataFrame
+    accuracy: pd.DataFrame
     layers: pd.DataFrame
     layers_pooled: pd.DataFrame
     ratios: pd.DataFrame
@@ -58,6 +59,7 @@ def tables_of(
         over_seeds(curves, "dormancy/fraction", by),
         over_seeds(curves, "dormancy/overlap", by),
         over_seeds(curves, "redo/recycled_total", by),
+        over_seeds(curves, ACCURACY, by),
         layers,
         layers_over_seeds(pooled(curves[curves["key"].str.startswith(LAYERS)]), by) if are_many else layers,
         by_replay_ratio(conditions),

@@ -86,6 +86,14 @@ def plot_recycled(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles 
     return ax
 
 
+def plot_accuracy(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Share of the images that a classifier gives their labels; as :func:`plot_dormancy`.
+
+    :param table: of one set of images, from :func:`~sb3_redo.reports.curves.over_seeds` of ``classifier/accuracy``
+    """
+    return _percent(_curves(table, ax, styles), "accuracy [%]")
+
+
 def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
     """Dormant fraction of every layer over time as a heat map, the first layer on top.
 
@@ -166,7 +174,7 @@ def panels(
     return figure
 
 
-_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled)
+_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled, plot_accuracy)
 
 
 def _label_the_rim(axes: Any, count: int) -> None:

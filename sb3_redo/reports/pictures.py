@@ -25,15 +25,24 @@ def draw(tables: Tables, folder: Path) -> tuple[str, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for name, figure in _figures(tables):
-        name = re.sub(r"[^\w.=-]+", "-", name)
-        with matplotlib.rc_context(_SETTINGS):
-            # Laid out once: finding the layout takes longer than drawing, and every savefig would do it again.
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-            figure.savefig(folder / f"{name}.png", dpi=100)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        names.append(name)
+        names.append(save(figure, folder, name))
     return tuple(names)
+
+
+def save(figure: "Figure", folder: Path, name: str) -> str:
+    """Save a figure as PNG and SVG.
+
+    :return: the name, without what file systems do not take
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.=-]+", "-", name)
+    with matplotlib.rc_context(_SETTINGS):
+        # Laid out once: finding the layout takes longer than drawing, and every savefig would do it again.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.savefig(folder / f"{name}.png", dpi=100)
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    return name
 
 
 def _figures(tables: Tables) -> "list[tuple[str, Figure]]":
@@ -46,6 +55,7 @@ def _figures(tables: Tables) -> "list[tuple[str, Figure]]":
         ("dormant_fraction", tables.dormancy, figures.plot_dormancy),
         ("overlap", tables.overlap, figures.plot_overlap),
         ("recycled", tables.recycled, figures.plot_recycled),
+        ("accuracy", tables.accuracy, figures.plot_accuracy),
     ):
         for part in slices(table) if len(table) else ():
             drawn.append((name + part.name, figures.panels(part.table, plot, title=part.title)))

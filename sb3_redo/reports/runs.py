@@ -1,7 +1,7 @@
 """The runs of a sweep: which were planned, which are there, how far each came."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,11 @@ class Sweep:
         return tuple(run for run in self.runs if run.state == state)
 
 
-def read_sweep(folder: Path) -> Sweep:
+def read_sweep(folder: Path, only: Collection[str] | None = None) -> Sweep:
     """Read what a sweep's folder says about its runs; their points are left for later.
 
     :param folder: holds ``sweep.json`` and the run folders; without the former, the runs below it are the sweep
+    :param only: names of the runs that count, as planned; all if not given
     :raises FileNotFoundError: when it holds neither
     """
     folder = Path(folder)
@@ -86,6 +87,8 @@ def read_sweep(folder: Path) -> Sweep:
     if not about and not runs and not broken:
         raise FileNotFoundError(f"{folder} holds neither sweep.json nor a run folder (one with run.json)")
     planned = tuple(about.get("runs", ())) or tuple(run.name for run in runs)
+    if only is not None:
+        planned, runs = tuple(only), tuple(run for run in runs if run.name in only)
     order = {name: number for number, name in enumerate(planned)}
     algorithm = about.get("algorithm") or next((_algorithm_of(run) for run in runs), "unknown")
     return Sweep(
