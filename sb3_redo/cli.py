@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sb3_redo.experiments.command import add_report, add_sweep
+from sb3_redo.experiments.experiment_command import add_experiment
 from sb3_redo.settings import UsageError, non_negative_integer, non_negative_number, positive_integer
 
 # Whatever imports torch is imported where it is used, so that --help does not wait for it.
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect_options(inspect)
     add_sweep(commands, formatter_class=raw)
     add_report(commands, formatter_class=raw)
+    add_experiment(commands, formatter_class=raw)
     return parser
 
 

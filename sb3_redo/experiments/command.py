@@ -10,6 +10,7 @@ from sb3_redo.settings import UsageError, non_negative_number, positive_integer
 
 if TYPE_CHECKING:
     from sb3_redo.experiments.execution import Standing
+    from sb3_redo.experiments.sweep_file import Sweep
 
 SWEEP_EXAMPLES = """examples:
   sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --out runs/replay_ratio --workers 2
@@ -33,6 +34,11 @@ def add_sweep(commands: Any, **settings: Any) -> None:
     parser.set_defaults(run=_sweep)
     parser.add_argument("file", metavar="FILE", type=Path, help="a sweep file (YAML)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the runs (default: runs/NAME of the file)")
+    add_resources(parser)
+
+
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what trainings may use."""
     parser.add_argument("--dry-run", action="store_true", help="print each run's command line and start nothing")
     parser.add_argument("--workers", metavar="N", type=int, help="runs at a time on this machine (default: its cores)")
     parser.add_argument("--address", metavar="ray://…", help="an existing Ray cluster in place of this machine")
@@ -57,7 +63,11 @@ def add_report(commands: Any, **settings: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)d)")
 
 
-def _sweep(arguments: argparse.Namespace) -> int:
+def check_resources(arguments: argparse.Namespace) -> None:
+    """See that the options of :func:`add_resources` can be used.
+
+    :raises UsageError: when they cannot, or the packages that trainings need are not installed
+    """
     try:
         positive_integer("--workers", 1 if arguments.workers is None else arguments.workers)
         positive_integer("--threads-per-run", arguments.threads_per_run)
@@ -69,25 +79,50 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.address is not None and arguments.workers is not None:
         raise UsageError("--workers is for this machine: with --address the cluster's size and --cpus-per-run decide")
     try:
-        from sb3_redo.experiments.progress import Progress  # noqa: F401  needs all that a sweep needs but Ray
-        from sb3_redo.experiments.sweep_file import read_sweep
-        from sb3_redo.experiments.training import thread_variables
+        import sb3_redo.experiments.progress
+        import sb3_redo.experiments.sweep_file
+        import sb3_redo.experiments.training  # noqa: F401  all that a sweep needs but Ray
     except ImportError as error:
         raise UsageError(f'sweeps need more packages ({error}): pip install "sb3-redo[sweep]"') from None
     # The runs are started by python -m, and import what lies here; so does the check, whichever way this was started.
     sys.path.insert(0, os.getcwd())
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    check_resources(arguments)
+    from sb3_redo.experiments.sweep_file import read_sweep
+
     sweep = read_sweep(arguments.file)
     out = arguments.out or Path("runs") / sweep.name
     if arguments.dry_run:
-        threads = thread_variables(arguments.threads_per_run)
-        variables = " ".join(f"{name}={value}" for name, value in threads.items())
-        for run in sweep.runs:
-            print(f"{variables} {run.command_line(out, arguments.threads_per_run)}")
+        print_commands(sweep, out, arguments)
         return 0
-    return _execute(sweep, out, arguments)
+    code = execute_sweep(sweep, out, arguments)
+    print(f"next: sb3-redo report {out}")
+    return code
 
 
-def _execute(sweep: Any, out: Path, arguments: argparse.Namespace) -> int:
+def print_commands(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> None:
+    """Print each run's command line.
+
+    :param out: the sweep's folder
+    :param arguments: with the options of :func:`add_resources`
+    """
+    from sb3_redo.experiments.training import thread_variables
+
+    threads = thread_variables(arguments.threads_per_run)
+    variables = " ".join(f"{name}={value}" for name, value in threads.items())
+    for run in sweep.runs:
+        print(f"{variables} {run.command_line(out, arguments.threads_per_run)}")
+
+
+def execute_sweep(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> int:
+    """Train what is not finished yet, and tell how it ended.
+
+    :param out: the sweep's folder
+    :param arguments: with the options of :func:`add_resources`
+    :return: the exit code: 1 where a run failed
+    """
     from sb3_redo.experiments.execution import Resources, execute
     from sb3_redo.experiments.progress import Progress
 
@@ -107,7 +142,6 @@ def _tell_end(standing: "Standing", out: Path) -> int:
     for name, reason in standing.failed.items():
         print(f"\nfailed: {name}: {reason}", file=sys.stderr)
     print(f"{len(standing.finished)} runs finished, {len(standing.failed)} failed, in {out}")
-    print(f"next: sb3-redo report {out}")
     return 1 if standing.failed else 0
 
 

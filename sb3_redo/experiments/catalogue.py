@@ -1,0 +1,110 @@
+"""What experiments there are. Imports neither torch nor Ray, for their list is to be there at once."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_redo.settings import UsageError, one_of
+
+PRESETS = ("small", "paper")
+SWEEPS = Path(__file__).parents[1] / "zoo_configs" / "sweeps"
+
+_FILE = Path(__file__).with_name("catalogue.yml")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The trainings of an experiment in one size.
+
+    :param sweeps: files of ``zoo_configs/sweeps``, without their ending
+    :param settings: in words
+    :param only: axis to those of its labels that belong to the experiment; all of the other axes'
+    :param seeds: how many are trained where nobody says; the sweep's own if not given
+    :param cpu_minutes: that all of them take
+    """
+
+    sweeps: tuple[str, ...]
+    settings: str
+    only: Mapping[str, tuple[Any, ...]]
+    seeds: int | None = None
+    cpu_minutes: int | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(SWEEPS / f"{name}.yml" for name in self.sweeps)
+
+    def count(self, seeds: int | None = None) -> int:
+        """How many runs there are, by the files alone.
+
+        :param seeds: how many in place of the preset's
+        """
+        runs = 0
+        for file in self.files:
+            content = yaml.safe_load(file.read_text())
+            labels = [[label for label in content["grid"][axis] if self.has(axis, label)] for axis in content["grid"]]
+            of_a_seed = len(content["environments"]) * math.prod(map(len, labels))
+            runs += of_a_seed * (seeds or self.seeds or len(content["seeds"]))
+        return runs
+
+    def has(self, axis: str, label: Any) -> bool:
+        """Whether runs with a label of an axis belong to it."""
+        return axis not in self.only or label in self.only[axis]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment.
+
+    :param shows: in half a sentence
+    :param compares: what is compared, and what the paper found
+    :param differs: how the small one differs from the paper's
+    :param presets: by name
+    :param quantities: names of those in :mod:`sb3_redo.experiments.numbers`
+    :param figures: names of the report's figures, or what is drawn besides: ``{"curve": quantity}`` and
+        ``{"heat_map": quantity, "x": axis, "y": axis}``
+    :param published: numbers to put beside ours; see :class:`~sb3_redo.experiments.numbers.PaperNumber`
+    :param report_figures: figures of the paper, by their number, whose numbers the report knows, and the replay ratios
+        that count
+    """
+
+    name: str
+    title: str
+    shows: str
+    compares: str
+    differs: str
+    presets: Mapping[str, Preset]
+    quantities: tuple[str, ...]
+    figures: tuple[Any, ...]
+    published: tuple[Mapping[str, Any], ...] = ()
+    report_figures: Mapping[str, tuple[float, ...]] | None = None
+
+
+@cache
+def catalogue() -> dict[str, Experiment]:
+    """All experiments by name, in the order in which they are listed."""
+    return {name: _experiment(name, entry) for name, entry in yaml.safe_load(_FILE.read_text()).items()}
+
+
+def experiment_named(name: str) -> Experiment:
+    """:raises UsageError: when there is none, with the nearest name"""
+    try:
+        return catalogue()[one_of("the experiment", name, tuple(catalogue()))]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _experiment(name: str, entry: dict[str, Any]) -> Experiment:
+    presets = {preset: _preset(entry.pop(preset)) for preset in PRESETS}
+    for key in ("quantities", "figures", "published"):
+        entry[key] = tuple(entry.get(key, ()))
+    return Experiment(name, presets=presets, **entry)
+
+
+def _preset(entry: dict[str, Any]) -> Preset:
+    only = {axis: tuple(labels) for axis, labels in entry.pop("only", {}).items()}
+    return Preset(tuple(entry.pop("sweeps")), only=only, **entry)

@@ -1,0 +1,128 @@
+"""An experiment is its sweeps, trained, and what is written of them: a page with figures and numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sb3_redo.experiments.catalogue import Experiment, Preset
+from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of, paper_numbers
+from sb3_redo.experiments.sweep_file import Sweep, read_sweep
+from sb3_redo.reports.build import Report, markdown_table, write_report
+from sb3_redo.reports.curves import over_seeds
+from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
+from sb3_redo.reports.heat_maps import heat_maps
+from sb3_redo.reports.pictures import save
+from sb3_redo.reports.runs import read_sweep as read_folder
+from sb3_redo.reports.tables import read_curves
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = "experiment.md"
+NUMBERS = "numbers.csv"
+
+
+def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
+    """The sweeps of a preset, without the runs that are not the experiment's.
+
+    :param seeds: how many in place of the preset's
+    :raises UsageError: when a file is not there or is wrong
+    """
+    whole = [read_sweep(file, seeds or preset.seeds) for file in preset.files]
+    return [replace(sweep, runs=[run for run in sweep.runs if _belongs(run.condition, preset)]) for sweep in whole]
+
+
+def _belongs(condition: Mapping[str, Any], preset: Preset) -> bool:
+    return all(preset.has(axis, label) for axis, label in condition.items())
+
+
+@dataclass(frozen=True)
+class SweepPart:
+    """What one sweep says: its report, the names of figures, and its numbers."""
+
+    report: Report
+    figures: tuple[str, ...]
+    numbers: pd.DataFrame
+
+
+def write_page(
+    experiment: Experiment, preset: str, sweeps: list[Sweep], folders: list[Path], out: Path, seed: int = 0
+) -> Path:
+    """Write what the runs say so far; only files are read, and only ``out`` is written.
+
+    :param preset: name of the preset
+    :param sweeps: those of the preset
+    :param folders: of the sweeps, in the same order
+    :param out: gets ``experiment.md``, ``numbers.csv``, and for each sweep a folder with its whole report
+    :param seed: of the bootstrap intervals
+    :return: the page
+    """
+    parts = [
+        _part(experiment, sweep, folder, out / sweep.name, seed) for sweep, folder in zip(sweeps, folders, strict=True)
+    ]
+    numbers = pd.concat([part.numbers for part in parts], ignore_index=True)
+    numbers.to_csv(out / NUMBERS, index=False)
+    (out / PAGE).write_text(_page(experiment, preset, sweeps, parts))
+    return out / PAGE
+
+
+def _part(experiment: Experiment, sweep: Sweep, folder: Path, out: Path, seed: int) -> SweepPart:
+    only = [run.name for run in sweep.runs]
+    report = write_report(folder, out, seed, only)
+    runs = read_folder(folder, only)
+    curves = read_curves(runs)
+    conditions = conditions_of(runs, curves, experiment.quantities, seed)
+    figures: list[str] = []
+    for figure in experiment.figures:
+        if isinstance(figure, str):
+            figures += [path.stem for path in sorted((out / "figures").glob(f"{figure}*.png"))]
+        else:
+            drawn = _drawn(figure, curves, conditions)
+            figures += [] if drawn is None else [save(drawn, out / "figures", _name(figure))]
+    numbers = beside_paper(conditions, paper_numbers(experiment), sweep.algorithm)
+    return SweepPart(report, tuple(dict.fromkeys(figures)), numbers.assign(sweep=sweep.name))
+
+
+def _name(figure: Mapping[str, str]) -> str:
+    kind = next(iter(figure))
+    return f"{kind}_{figure[kind]}"
+
+
+def _drawn(figure: Mapping[str, str], curves: pd.DataFrame, conditions: pd.DataFrame) -> "Figure | None":
+    """A figure that the report has not; nothing where there is nothing to draw yet."""
+    if "curve" in figure:
+        quantity = QUANTITIES[figure["curve"]]
+        table = over_seeds(curves, str(quantity.key))
+        plot = plot_accuracy if figure["curve"] == "accuracy" else plot_dormancy
+        return panels(table, plot) if len(table) else None
+    name, x, y = (figure[key] for key in ("heat_map", "x", "y"))
+    mine = conditions[conditions["quantity"] == name] if len(conditions) else conditions
+    if not len(mine):
+        return None
+    return heat_maps(mine, x, y, mine["measure"].iloc[0].split(" (")[0], QUANTITIES[name].percent)
+
+
+def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[SweepPart]) -> str:
+    seeds = max(len(sweep.seeds) for sweep in sweeps)
+    settings = experiment.presets[preset].settings
+    sections = [
+        f"# {experiment.title}",
+        f"`sb3-redo experiment {experiment.name} --preset {preset} --seeds {seeds}` shows {experiment.shows}.",
+        f"Settings: {settings.strip().rstrip('.')}.",
+        experiment.compares.strip(),
+    ]
+    for sweep, part in zip(sweeps, parts, strict=True):
+        sections.append(f"## {sweep.name}")
+        sections += [f"![{name}]({sweep.name}/figures/{name}.png)" for name in part.figures]
+        sections.append(
+            "Interquartile means over seeds with 95 % bootstrap intervals (`low`, `high`); the paper's numbers are on "
+            "the scale that their row says."
+        )
+        shown = part.numbers.drop(columns="sweep")
+        sections.append(markdown_table(shown) if len(shown) else "No run has finished.")
+        sections.append(f"```\n{part.report}\n```")
+    sections += ["## What differs from the paper", experiment.differs.strip()]
+    return "\n\n".join(sections) + "\n"
