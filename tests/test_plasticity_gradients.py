@@ -231,12 +231,19 @@ class LooksAtValues(nn.Linear):
         return super().forward(value) if value.sum() > -1e9 else value
 
 
-def test_a_network_that_cannot_be_vectorised_is_differentiated_row_by_row_and_says_so():
+def test_a_network_that_cannot_be_vectorised_is_differentiated_row_by_row():
     looking = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), LooksAtValues(4, 2))
     plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     plain.load_state_dict(looking.state_dict())
     batch = torch.randn(5, 3)
-    with pytest.warns(RuntimeWarning, match="cannot be vectorised, its samples are differentiated one by one"):
-        found = per_sample_gradients(read := read_network(looking, batch), probe_loss(read, batch))
+    found = per_sample_gradients(read := read_network(looking, batch), probe_loss(read, batch))
     expected = per_sample_gradients(read := read_network(plain, batch), probe_loss(read, batch))
     torch.testing.assert_close(found, expected)
+
+
+def test_other_errors_of_a_network_are_not_hidden(monkeypatch):
+    network = read_network(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(2, 3))
+    objective = probe_loss(network, torch.ones(2, 3))
+    monkeypatch.setattr(room, "_vectorised", lambda *_: torch.empty(2).add_(torch.empty(3)))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        per_sample_gradients(network, objective)

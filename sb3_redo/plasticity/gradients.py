@@ -1,12 +1,11 @@
 """Gradients of a loss: their norm, and how those of single samples agree (Lyle et al. 2023, eq. 3)."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 
 from sb3_redo.forward_pass import map_tensors, tensors_in
@@ -34,18 +33,13 @@ def gradient_norm(network: Network, objective: Objective) -> float:
 def per_sample_gradients(network: Network, objective: Objective) -> Tensor:
     """The gradient of each row's loss, [batch, parameters]."""
     with network.examined():
-        # They look at values while they run, which cannot be vectorised.
-        if not any(isinstance(module, nn.RNNBase) for module in network.module.modules()):
-            try:
-                return _vectorised(network, objective)
-            except torch.OutOfMemoryError:
+        try:
+            return _vectorised(network, objective)
+        except RuntimeError as error:
+            # A network that looks at values while it runs, as recurrent ones and one-hot encodings do, cannot be
+            # vectorised. Everything else, a lack of memory for one, is an error.
+            if "vmap" not in str(error):
                 raise
-            except RuntimeError as error:
-                warnings.warn(
-                    f"{network.name} cannot be vectorised, its samples are differentiated one by one: {error}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
         return torch.stack([_of_row(network, objective, row) for row in range(_rows(objective))])
 
 
