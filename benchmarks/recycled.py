@@ -61,7 +61,7 @@ def ages(folder: Path) -> pd.DataFrame:
 
 
 def survival(folder: Path, figure: Path | None) -> None:
-    """Print and draw what :class:`benchmarks.recyclers.Survival` logged."""
+    """Print and draw what :class:`benchmarks.survival.Survival` logged."""
     table = ages(folder)
     for epsilon, mine in table.groupby("epsilon", sort=False):
         for quantity, name in QUANTITIES.items():
@@ -136,12 +136,16 @@ def runs(folder: Path, figure: Path | None) -> None:
     """Print and draw how whole runs ended."""
     table = ends(folder)
     for environment, mine in table.groupby("environment", sort=False, observed=True):
-        print(f"\n{environment}, {mine['seed'].nunique()} seeds\n")
-        print("| | dormant at the end [%] | against none | mean return | against none |\n|---|---|---|---|---|")
-        for label, cells in rows(mine):
-            print(f"| {label} | {' | '.join(cells)} |")
+        tell(environment, "dormant at the end [%] | against none | mean return", mine)
     if figure is not None:
         draw_runs(table, figure)
+
+
+def tell(title: str, columns: str, mine: pd.DataFrame) -> None:
+    """Print a table with a line for each way to recycle."""
+    print(f"\n{title}, {mine['seed'].nunique()} seeds\n\n| | {columns} | against none |\n|---|---|---|---|---|")
+    for label, cells in rows(mine):
+        print(f"| {label} | {' | '.join(cells)} |")
 
 
 def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
@@ -195,10 +199,7 @@ def labels(file: Path, figure: Path | None) -> None:
             .groupby(["callback", "seed"], as_index=False)
             .mean(numeric_only=True)
         )
-        print(f"\nAdam's epsilon {epsilon}, {last['seed'].nunique()} seeds, last five tasks\n")
-        print("| | dormant [%] | against none | accuracy [%] | against none |\n|---|---|---|---|---|")
-        for label, cells in rows(last):
-            print(f"| {label} | {' | '.join(cells)} |")
+        tell(f"Adam's epsilon {epsilon}, last five tasks", "dormant [%] | against none | accuracy [%]", last)
     if figure is not None:
         draw_labels(table, figure)
 

@@ -1,9 +1,9 @@
-"""Ways to renew recycled neurons that ReDoCallback does not have, and a callback that follows what becomes of them.
+"""Ways to renew recycled neurons that ReDoCallback does not have.
 
 For sweeps that are started in the root of a clone, whose files name them ``benchmarks.recyclers.NAME``.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -13,19 +13,13 @@ from torch.optim import Adam, Optimizer
 
 from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.agents import gradient_steps_of, initial_state
-from sb3_redo.companions import callbacks_in
 from sb3_redo.dormancy import DormancyReport
 from sb3_redo.planning import SecondMoment
 from sb3_redo.recycling import recycle
 from sb3_redo.sampling import torch_generator
-from sb3_redo.tensorboard import write_point
-from sb3_redo.wiring import LayerWiring
 
 Masks = dict[str, Tensor]
 """Layer name to bool mask of neurons, [neurons]."""
-
-AGES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
-"""Gradient steps after recycling."""
 
 
 def median_of_live(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
@@ -162,7 +156,7 @@ class _ClearingReDo(ReDoCallback):
 
     def _prepare(self) -> None:
         super()._prepare()
-        _refuse_to_go_on(self)
+        refuse_to_go_on(self)
         self._renewed = self.following(self._agent.optimizers)
 
     def _stop(self) -> None:
@@ -222,7 +216,7 @@ def redraw_until_active(
     policy: nn.Module,
     recycled: Masks,
     measure: Callable[[], DormancyReport],
-    again: Callable[[DormancyReport, int], None],
+    again: Callable[[DormancyReport, int], object],
     redraws: int,
 ) -> None:
     """Recycle those of the recycled neurons that are dormant at birth again, at most so often, in place.
@@ -259,74 +253,9 @@ def _only(report: DormancyReport, allowed: Masks) -> DormancyReport:
     return replace(report, layers=tuple(layers))
 
 
-def _refuse_to_go_on(callback: DormancyCallback) -> None:
+def refuse_to_go_on(callback: DormancyCallback) -> None:
+    """:raises RuntimeError: when the model was trained before"""
     if gradient_steps_of(callback.model) > 0:
         raise RuntimeError(
             f"{type(callback).__name__} keeps nothing with the model: remove the run's folder and start it anew"
         )
-
-
-class Survival(DormancyCallback):
-    """Follows the neurons of one recycling, and logs what has become of them at ages of 0 to 10,000 gradient steps.
-
-    Logs under ``survival/``: ``age`` in gradient steps; ``dormant``, the share of them that is dormant on a fresh
-    batch; ``norm``, their mean norm of outgoing weights, and ``contribution``, their mean \\|h\\| times that norm,
-    both over the mean of the other live neurons; ``neurons``, how many there are. To stand behind the recycler,
-    which has to recycle once: ``start`` 6000, ``stop`` 6001, say.
-    """
-
-    def __init__(self, ages: Sequence[int] = AGES, **settings: Any):
-        super().__init__(**settings)
-        self.ages = tuple(ages)
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        _refuse_to_go_on(self)
-        self._seed += 2**32  # other observations than the recycler's, which redraws until neurons are active on those
-        everyone = callbacks_in(self.locals["callback"])
-        (self._recycler,) = (callback for callback in everyone if isinstance(callback, ReDoCallback))
-        self._born: int | None = None
-
-    def _after(self, before: int, gradient_step: int) -> None:
-        if self._born is None and self._memory.recycled_total_of(self.model) and self._recycler.report is not None:
-            self._born = gradient_step
-            self._followed = recycled_neurons(self._recycler.report)
-        if self._born is not None and gradient_step - self._born in self.ages:
-            report = self._measure(gradient_step)
-            if report is not None:
-                self._tell(report, gradient_step - self._born)
-
-    def _log(self, report: DormancyReport, gradient_step: int) -> None:
-        """The recycler does."""
-
-    def _tell(self, report: DormancyReport, age: int) -> None:
-        sums = dict.fromkeys(("dormant", "norm", "contribution"), 0.0)
-        followed = 0
-        for layer in report.layers:
-            mine = self._followed.get(layer.name)
-            if mine is None or not mine.any():
-                continue
-            norms = self._outgoing_norms(report.wiring[layer.name])
-            others = ~mine & ~layer.dormant
-            contributions = layer.scores * norms
-            count = int(mine.sum())
-            followed += count
-            sums["dormant"] += float(layer.dormant[mine].sum())
-            sums["norm"] += count * float(norms[mine].mean() / norms[others].mean())
-            sums["contribution"] += count * float(contributions[mine].mean() / contributions[others].mean())
-        values = {f"survival/{name}": value / followed for name, value in sums.items()}
-        write_point(
-            self.logger,
-            {**values, "survival/age": age, "survival/neurons": followed},
-            self.model.num_timesteps,
-        )
-
-    def _outgoing_norms(self, layer: LayerWiring) -> Tensor:
-        """Norm of all weights that a neuron feeds, [neurons]."""
-        squares = torch.zeros(layer.neurons)
-        for consumer, positions in layer.consumers.items():
-            weight = self.model.policy.get_parameter(f"{consumer}.weight").detach()
-            of_positions = weight.flatten(2).pow(2).sum((0, 2)) if weight.ndim > 2 else weight.pow(2).sum(0)
-            read = positions >= 0
-            squares.index_add_(0, positions[read], of_positions[read].to(squares))
-        return squares.sqrt()

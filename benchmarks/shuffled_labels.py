@@ -4,7 +4,7 @@
     python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
 
 The images stay, their labels are drawn anew for every task, and network and optimizer go on (Sokar et al. 2023,
-figure 4; Lyle et al. 2023, 4.1). Three ReLU layers of 128, Adam at 1e-3, 20 tasks of 700 steps of 64 images, dormancy
+figure 3; Lyle et al. 2023, 4.1). Three ReLU layers of 128, Adam at 1e-3, 20 tasks of 700 steps of 64 images, dormancy
 threshold 0.025, recycling every 100 steps. Needs scikit-learn for the images. Rows are added to the file as trainings
 end, and a second start goes on with what is missing.
 """
@@ -22,14 +22,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
-from sb3_redo import trace_wiring
 from sb3_redo.dormancy import DormancyReport
-from sb3_redo.forward_pass import everything_seeded
-from sb3_redo.initial_weights import InitialWeights
-from sb3_redo.meter import Meter
+from sb3_redo.experiments.classifier import Classifier
+from sb3_redo.experiments.classifier_settings import ClassifierSettings
 from sb3_redo.planning import SecondMoment
 from sb3_redo.recycling import Surgery, recycle
 from sb3_redo.sampling import torch_generator
@@ -43,7 +40,6 @@ from benchmarks.recyclers import (
     redraw_until_active,
 )
 
-TASKS, STEPS, BATCH, PERIOD, THRESHOLD = 20, 700, 64, 100, 0.025
 EPSILONS = {"1e-8": 1e-8, "1.5e-4": 1.5e-4}
 SURGERIES = {
     "clear": Surgery(optimizer_state="clear"),
@@ -68,42 +64,22 @@ def digits() -> Tensor:
     return torch.from_numpy(load_digits().data.astype(np.float32) / 16)
 
 
-def network() -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs in (64, 128, 128):
-        layers += [nn.Linear(inputs, 128), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(128, 10))
-
-
-class Classifier:
-    """A network, its optimizer, and how its dormant neurons are renewed."""
+class Renewing(Classifier):
+    """A classifier whose dormant neurons are renewed in one of the ways."""
 
     def __init__(self, mode: str, epsilon: float, seed: int):
-        self.mode, self.seed = mode, seed
-        with everything_seeded(seed):
-            self.network = network()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3, eps=epsilon)
-        self.initial_weights = InitialWeights(network, untrained=self.network)
-        wiring = trace_wiring(self.network, digits()[:2])
-        self.meter = Meter(self.network, wiring, {layer.name: "classifier" for layer in wiring})
+        super().__init__(ClassifierSettings(), digits(), 10, seed)
+        self.mode = mode
+        self.optimizer.param_groups[0]["eps"] = epsilon
         self.followed = FOLLOWED[mode]([self.optimizer]) if mode in FOLLOWED else None
 
-    def measure(self, images: Tensor) -> DormancyReport:
-        return self.meter.measure(self.network, images, THRESHOLD)
-
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        self.optimizer.zero_grad()
-        loss = cross_entropy(self.network(images), labels)
-        torch.autograd.backward(loss)
-        self.optimizer.step()
-
-    def recycle(self, step: int) -> None:
+    def recycle(self, step: int) -> int:
+        """See :class:`Classifier`; nothing with the mode ``none``."""
         if self.mode == "none":
-            return
-        rows = np.random.default_rng((self.seed, step)).choice(len(digits()), 256, replace=False)
-        report = self.measure(digits()[rows])
+            return 0
+        report = self.measure(self.some_inputs(step))
         before = self.followed.values() if self.followed else {}
-        self._renew(report, 0, step)
+        recycled = self._renew(report, 0, step)
         if self.followed:
             self.followed.note(before)
         if self.mode.endswith("_active"):
@@ -114,29 +90,28 @@ class Classifier:
                 lambda again, attempt: self._renew(again, attempt, step),
                 redraws=20,
             )
+        return recycled
 
-    def _renew(self, report: DormancyReport, attempt: int, step: int) -> None:
+    def _renew(self, report: DormancyReport, attempt: int, step: int) -> int:
         generator = torch_generator((self.seed + attempt * 2**32, step))
-        recycle(self.network, report, [self.optimizer], self.initial_weights, generator, SURGERIES[self.mode])
+        surgery = SURGERIES[self.mode]
+        return recycle(self.network, report, [self.optimizer], self.initial_weights, generator, surgery).recycled
 
 
-def train(mode: str, epsilon: str, seed: int, tasks: int = TASKS, steps: int = STEPS) -> pd.DataFrame:
+def train(mode: str, epsilon: str, seed: int, tasks: int = 20, steps: int = 700) -> pd.DataFrame:
     """:return: columns ``mode``, ``epsilon``, ``seed``, ``task``, ``accuracy`` and ``dormant``, of all images, at the
     end of each task and before anything is recycled there"""
     torch.set_num_threads(1)
-    classifier, draws = Classifier(mode, EPSILONS[epsilon], seed), np.random.default_rng(seed)
-    images, rows = digits(), []
+    classifier, draws, rows = Renewing(mode, EPSILONS[epsilon], seed), np.random.default_rng(seed), []
+    settings = classifier.settings
     for task in range(tasks):
-        labels = torch.from_numpy(draws.integers(10, size=len(images)))
+        labels = torch.from_numpy(draws.integers(10, size=len(digits())))
         for step in range(1, steps + 1):
-            batch = torch.from_numpy(draws.integers(len(images), size=BATCH))
-            classifier.step(images[batch], labels[batch])
+            classifier.step(draws.integers(len(digits()), size=settings.batch_size), labels)
             if step == steps:
-                with torch.no_grad():
-                    accuracy = float((classifier.network(images).argmax(1) == labels).float().mean())
-                dormant = classifier.measure(images).dormant_fraction
-                rows.append((mode, epsilon, seed, task, accuracy, dormant))
-            if step % PERIOD == 0:
+                dormant = classifier.measure(digits()).dormant_fraction
+                rows.append((mode, epsilon, seed, task, classifier.accuracy(labels), dormant))
+            if step % settings.period == 0:
                 classifier.recycle(task * steps + step)
     return pd.DataFrame(rows, columns=["mode", "epsilon", "seed", "task", "accuracy", "dormant"])
 

@@ -10,7 +10,7 @@ from sb3_redo.agents import NETWORK_NAMES, meter_of, whole_batch
 from sb3_redo.companions import callbacks_in
 from sb3_redo.dormancy import DormancyReport, overlap
 from sb3_redo.meter import Meter
-from sb3_redo.sampling import Batch, buffer_capacity, has_buffer, sample_batch, stored_observations
+from sb3_redo.sampling import Batch, available_batch_size, sample_batch, stored_observations
 from sb3_redo.settings import (
     flag,
     listed,
@@ -91,31 +91,13 @@ class DormancyCallback(GradientStepCallback):
         return 1 + ours.index(self) if self in ours else 1
 
     def _prepare(self) -> None:
-        self._batch_size = self._available_batch_size()
+        self._batch_size = available_batch_size(
+            self.model, self.batch_size, "dormancy is measured on {}, on which more neurons look dormant"
+        )
         self._meter = self._make_meter()
         self._number = self._number_among(self.locals.get("callback"))
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
         self._is_waiting = self._memory.is_empty
-
-    def _available_batch_size(self) -> int:
-        """Observations per measurement, as far as the buffer can ever hold that many."""
-        if not has_buffer(self.model):
-            raise RuntimeError(f"{type(self.model).__name__} has no buffer to measure on")
-        capacity = buffer_capacity(self.model)
-        if self.batch_size <= capacity:
-            return self.batch_size
-        if not self._agent.at_rollout_end:
-            raise RuntimeError(
-                f"batch_size is {self.batch_size}, but the replay buffer never holds more than {capacity} "
-                "observations: choose a smaller batch_size or a larger buffer_size"
-            )
-        warnings.warn(
-            f"a rollout holds {capacity} observations and batch_size is {self.batch_size}: dormancy is measured on "
-            f"{capacity}, on which more neurons look dormant. More n_steps or environments give more.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return capacity
 
     def _make_meter(self) -> Meter:
         unknown = [name for name in self.networks or () if name not in self._agent.networks]

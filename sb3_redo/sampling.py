@@ -1,5 +1,6 @@
 """Observations from a model's replay or rollout buffer, leaving every random stream untouched."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,32 @@ def buffer_capacity(model: BaseAlgorithm) -> int:
     """How many observations the buffer can hold, over all environments."""
     buffer = _buffer_of(model)
     return int(buffer.buffer_size * buffer.n_envs)
+
+
+def available_batch_size(model: BaseAlgorithm, batch_size: int, consequence: str) -> int:
+    """Observations per measurement, as far as the buffer can ever hold that many.
+
+    :param batch_size: asked for
+    :param consequence: of fewer, in words, with {} for their number: warned of where a rollout has fewer
+    :raises RuntimeError: when there is no buffer, or a replay buffer never holds that many
+    """
+    if not has_buffer(model):
+        raise RuntimeError(f"{type(model).__name__} has no buffer to measure on")
+    capacity = buffer_capacity(model)
+    if batch_size <= capacity:
+        return batch_size
+    if not isinstance(_buffer_of(model), RolloutBuffer):
+        raise RuntimeError(
+            f"batch_size is {batch_size}, but the replay buffer never holds more than {capacity} observations: "
+            "choose a smaller batch_size or a larger buffer_size"
+        )
+    warnings.warn(
+        f"a rollout holds {capacity} observations and batch_size is {batch_size}: {consequence.format(capacity)}. "
+        "More n_steps or environments give more.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return capacity
 
 
 def stored_observations(model: BaseAlgorithm) -> int:

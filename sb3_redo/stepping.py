@@ -1,6 +1,7 @@
 """Callbacks that act on a model between its gradient steps."""
 
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from torch.utils.hooks import RemovableHandle
 
 from sb3_redo.agents import Agent, agent_of, gradient_steps_of
 from sb3_redo.clock import GradientClock
@@ -16,6 +17,7 @@ class GradientStepCallback(BaseCallback):
     """
 
     _clock: GradientClock | None = None
+    _handles: tuple[RemovableHandle, ...] = ()
     _agent: Agent
     _memory: Memory
 
@@ -42,8 +44,19 @@ class GradientStepCallback(BaseCallback):
     def rewire(self) -> None:
         """Told when another callback has changed how the network is connected."""
 
+    def _keep_hooked(self, *handles: RemovableHandle) -> None:
+        """Hooks that are taken away when training ends."""
+        self._handles += handles
+
+    @property
+    def _is_training(self) -> bool:
+        """Whether the training that was prepared for goes on. SB3 tells callbacks nothing when ``learn()`` is left by
+        an exception, and hooks stay then."""
+        return self._clock is not None and self.model.start_time == self._learn_call
+
     def _on_training_start(self) -> None:
         self._stop()
+        self._learn_call = self.model.start_time
         refuse_parallel_training(self.locals.get("callback"))
         self._agent = agent_of(self.model)
         self._memory = Memory(self.model, self._identity())
@@ -52,7 +65,7 @@ class GradientStepCallback(BaseCallback):
         if self._memory.looked_at is None:
             self._memory.looked_at = gradient_steps_of(self.model)  # periods before are none of ours
         # Last of all: should anything above fail, nothing hangs on the optimizer.
-        learn_call = self.model.start_time
+        learn_call = self._learn_call
         self._clock = GradientClock(
             self._agent.clock,
             gradient_steps_of(self.model),
@@ -99,6 +112,9 @@ class GradientStepCallback(BaseCallback):
         self._stop()
 
     def _stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = ()
         if self._clock is not None:
             self._clock.stop()
             self._clock = None

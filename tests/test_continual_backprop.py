@@ -114,7 +114,7 @@ class Reference(ContinualBackpropCallback):
         self.outputs, self.layers, self.compared = {}, [0, 2], 0
         for index in self.layers:
             module = self.model.q_net.q_net[index + 1]  # the activation
-            self._handles.append(module.register_forward_hook(self.keeping(index)))
+            self._keep_hooked(module.register_forward_hook(self.keeping(index)))
         sizes = {index: len(self.model.q_net.q_net[index].weight) for index in self.layers}
         self.util = {index: [0.0] * size for index, size in sizes.items()}
         self.age = {index: [0] * size for index, size in sizes.items()}

@@ -236,7 +236,8 @@ def test_every_observation_has_the_lstm_states_it_was_met_with():
 
 
 def test_only_allowed_actions_are_taken():
-    gather_batch(trained("MaskablePPO"), 30, seed=0)  # Masked refuses others
+    batch = gather_batch(trained("MaskablePPO"), 30, seed=0)  # Masked refuses others
+    assert len(batch.observations) == 30
 
 
 def test_statistics_of_the_normalisation_stay():

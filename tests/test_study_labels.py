@@ -37,17 +37,17 @@ def test_a_training_is_the_same_again_and_recycles(mode):
 
 def test_labels_are_those_of_the_seed_whatever_is_recycled(monkeypatch):
     seen = {}
-    step = labels.Classifier.step
+    step = labels.Renewing.step
 
-    def watched(self, images, targets):
-        seen.setdefault(self.mode, []).append((images, targets))
-        step(self, images, targets)
+    def watched(self, rows, targets):
+        seen.setdefault(self.mode, []).append((torch.from_numpy(rows), targets))
+        step(self, rows, targets)
 
-    monkeypatch.setattr(labels.Classifier, "step", watched)
+    monkeypatch.setattr(labels.Renewing, "step", watched)
     for mode in ("none", "clear_active"):
         labels.train(mode, "1e-8", 0, tasks=2, steps=110)
-    for (images, targets), (same_images, same_targets) in zip(seen["none"], seen["clear_active"], strict=True):
-        assert images.equal(same_images)
+    for (rows, targets), (same_rows, same_targets) in zip(seen["none"], seen["clear_active"], strict=True):
+        assert rows.equal(same_rows)
         assert targets.equal(same_targets)
 
 

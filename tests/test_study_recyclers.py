@@ -13,9 +13,9 @@ from benchmarks.recyclers import (
     FirstGradientReDo,
     MedianReDo,
     OwnReDo,
-    Survival,
     recycled_neurons,
 )
+from benchmarks.survival import Survival
 from runs import Tape
 
 AT = 20

@@ -54,7 +54,7 @@ class Classifier:
             self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate)
         else:
             self.optimizer = torch.optim.SGD(self.network.parameters(), settings.learning_rate)
-        self._initial_weights = InitialWeights(self._make, untrained=self.network)
+        self.initial_weights = InitialWeights(self._make, untrained=self.network)
         wiring = trace_wiring(self.network, inputs[:2])
         self._meter = Meter(self.network, wiring, {layer.name: "classifier" for layer in wiring})
 
@@ -96,12 +96,16 @@ class Classifier:
         :param step: gradient step, of which all that is drawn depends, besides the seed
         :return: how many neurons were
         """
-        count = min(self.settings.score_batch_size, len(self.inputs))
-        rows = np.random.default_rng((self.seed, step)).choice(len(self.inputs), count, replace=False)
-        report = self.measure(self.inputs[torch.from_numpy(rows)])
+        report = self.measure(self.some_inputs(step))
         generator = torch_generator((self.seed, step))
         surgery = Surgery(optimizer_state=self.settings.optimizer_state)
-        return recycle(self.network, report, [self.optimizer], self._initial_weights, generator, surgery).recycled
+        return recycle(self.network, report, [self.optimizer], self.initial_weights, generator, surgery).recycled
+
+    def some_inputs(self, step: int) -> Tensor:
+        """What scores are measured on for recycling at a gradient step, of which it depends besides the seed."""
+        count = min(self.settings.score_batch_size, len(self.inputs))
+        rows = np.random.default_rng((self.seed, step)).choice(len(self.inputs), count, replace=False)
+        return self.inputs[torch.from_numpy(rows)]
 
 
 class _Watch:

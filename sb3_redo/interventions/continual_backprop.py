@@ -90,7 +90,6 @@ class ContinualBackpropCallback(GradientStepCallback):
         )
         self.logging_period = positive_integer("logging_period", logging_period)
         self.seed = optional_integer("seed", seed)
-        self._handles: list[Any] = []
 
     def _identity(self) -> str:
         settings = (self.replacement_rate, self.decay, self.maturity, self.period, self.seed)
@@ -129,24 +128,17 @@ class ContinualBackpropCallback(GradientStepCallback):
 
     def _watch(self, consumers: dict[str, nn.Module]) -> None:
         """Have every consumer show what it is called with in training."""
-        self._learn_call = self.model.start_time
         feeds: dict[str, list[tuple[Contribution, Feed]]] = defaultdict(list)
         for contribution in self._contributions:
             for name, feed in contribution.feeds.items():
                 feeds[name].append((contribution, feed))
         for name, module in consumers.items():
-            self._handles.append(module.register_forward_pre_hook(self._seeing(feeds[name]), with_kwargs=True))
+            self._keep_hooked(module.register_forward_pre_hook(self._seeing(feeds[name]), with_kwargs=True))
 
     def _seeing(self, feeds: list[tuple[Contribution, Feed]]) -> Callable[..., None]:
         def see(module: nn.Module, args: Any, kwargs: Any) -> None:
-            # Acting, evaluating, measuring and target values all run without gradients, but for some instruments. And
-            # SB3 tells callbacks nothing when learn() is left by an exception.
-            if (
-                not torch.is_grad_enabled()
-                or is_apart_from_training()
-                or self._clock is None
-                or self.model.start_time != self._learn_call
-            ):
+            # Acting, evaluating, measuring and target values all run without gradients, but for some instruments.
+            if self._clock is None or not self._is_training or not torch.is_grad_enabled() or is_apart_from_training():
                 return
             for contribution, feed in feeds:
                 if self._clock.gradient_step + 1 - contribution.updated_at >= self.period:
@@ -241,6 +233,3 @@ class ContinualBackpropCallback(GradientStepCallback):
     def _stop(self) -> None:
         self._keep()
         super()._stop()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []

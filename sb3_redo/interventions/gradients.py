@@ -30,7 +30,8 @@ class GradientReDoCallback(ReDoCallback):
     ``gradients/fraction``, ``gradients/<network>`` and ``gradients_layers/<layer>``, the share of neurons at most
     at the threshold, whenever it recycles.
 
-    :param gradient_threshold: recycle neurons with a score of at most this
+    :param gradient_threshold: recycle neurons with a score of at most this. 0.01 is ours: the authors' code has 0, and
+        its instructions 0.1.
     :param settings: of :class:`~sb3_redo.ReDoCallback`
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
@@ -39,7 +40,6 @@ class GradientReDoCallback(ReDoCallback):
     def __init__(self, gradient_threshold: float = 0.01, **settings: Any):
         super().__init__(**settings)
         self.gradient_threshold = non_negative_number("gradient_threshold", gradient_threshold)
-        self._handles: list[Any] = []
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -49,18 +49,16 @@ class GradientReDoCallback(ReDoCallback):
                 "changes its policy without an optimizer: use ReDoCallback, which measures activations"
             )
         self._magnitudes = self._memory.tensors("gradient magnitudes")
-        self._learn_call = self.model.start_time
         recyclable = [layer.name for layer in self._meter.layers if layer.recyclable]
         weights = {name: self.model.policy.get_parameter(f"{name}.weight") for name in recyclable}
         for optimizer in self._agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             theirs = {name: weight for name, weight in weights.items() if weight in held}
-            self._handles.append(optimizer.register_step_pre_hook(self._reading(theirs)))
+            self._keep_hooked(optimizer.register_step_pre_hook(self._reading(theirs)))
 
     def _reading(self, weights: Mapping[str, Tensor]) -> Callable[..., None]:
         def read(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            # SB3 tells callbacks nothing when learn() is left by an exception.
-            if self.model.start_time == self._learn_call and self._is_due_soon():
+            if self._is_training and self._is_due_soon():
                 for name, weight in weights.items():
                     if weight.grad is not None:
                         self._magnitudes[name] = weight.grad.abs().flatten(1).mean(1).cpu()
@@ -92,9 +90,3 @@ class GradientReDoCallback(ReDoCallback):
         if self.log_layers:
             values |= {f"gradients_layers/{layer.name}": layer.dormant_fraction for layer in selected.layers}
         write_point(self.logger, values, self.model.num_timesteps)
-
-    def _stop(self) -> None:
-        super()._stop()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []

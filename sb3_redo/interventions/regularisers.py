@@ -25,7 +25,6 @@ class RegulariserCallback(GradientStepCallback):
     def __init__(self, logging_period: int, verbose: int):
         super().__init__(non_negative_integer("verbose", verbose))
         self.logging_period = positive_integer("logging_period", logging_period)
-        self._handles: list[Any] = []
 
     def _identity(self) -> str:
         return " ".join(map(str, (type(self).__name__, self.logging_period, *self._further_settings())))
@@ -37,17 +36,17 @@ class RegulariserCallback(GradientStepCallback):
     def _prepare(self) -> None:
         self._parameters = trained_parameters(self.model)
         self._prepare_parameters()
-        self._learn_call = self.model.start_time
         for optimizer in self._agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             names = [name for name, parameter in self._parameters.items() if parameter in held]
-            self._handles.append(optimizer.register_step_pre_hook(self._acting(self._before_step, names)))
-            self._handles.append(optimizer.register_step_post_hook(self._acting(self._after_step, names)))
+            self._keep_hooked(
+                optimizer.register_step_pre_hook(self._acting(self._before_step, names)),
+                optimizer.register_step_post_hook(self._acting(self._after_step, names)),
+            )
 
     def _acting(self, act: Callable[[list[str]], None], names: list[str]) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            # SB3 tells callbacks nothing when learn() is left by an exception.
-            if self.model.start_time == self._learn_call:
+            if self._is_training:
                 with torch.no_grad():
                     act(names)
 
@@ -70,12 +69,6 @@ class RegulariserCallback(GradientStepCallback):
         if is_over(self.logging_period, before, gradient_step):
             values = {f"{self.prefix}/{name}": value for name, value in self._values().items()}
             write_point(self.logger, values, self.model.num_timesteps)
-
-    def _stop(self) -> None:
-        super()._stop()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
     def _refuse_without_gradients(self) -> None:
         if not self._agent.by_gradients:

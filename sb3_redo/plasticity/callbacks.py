@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.interventions.beginnings import initial_parameters_of
@@ -109,7 +110,6 @@ class PlasticityCallback(ExaminingCallback):
         if not self.instruments:
             raise ValueError("instruments must name at least one instrument, got an empty list; leave it out for all")
         self.log_layers = flag("log_layers", log_layers)
-        self._watched: list[_UpdateWatch] = []
 
     def _further_settings(self) -> tuple[Any, ...]:
         return (self.instruments,)
@@ -124,8 +124,11 @@ class PlasticityCallback(ExaminingCallback):
                 RuntimeWarning,
                 stacklevel=2,
             )
+        self._watched: list[_UpdateWatch] = []
         if "updates" in self.instruments:
             self._watched = [_UpdateWatch(optimizer, self) for optimizer in self._agent.optimizers]
+            for watch in self._watched:
+                self._keep_hooked(*watch.hooks())
 
     def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -142,12 +145,6 @@ class PlasticityCallback(ExaminingCallback):
             watch.is_due = True
         return values
 
-    def _stop(self) -> None:
-        super()._stop()
-        for watch in self._watched:
-            watch.stop()
-        self._watched = []
-
 
 class _UpdateWatch:
     """Sees an optimizer's first step after each measurement: the gradients that it gets, and what it changes.
@@ -161,15 +158,16 @@ class _UpdateWatch:
         self.is_due = False
         self.networks: list[Network] = []
         self.before: dict[str, dict[str, Tensor]] = {}
-        self.learn_call = callback.model.start_time
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+
+    def hooks(self) -> tuple[RemovableHandle, ...]:
+        """Hang it on its optimizer."""
+        return (
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        )
 
     def _before_step(self, *_: Any) -> None:
-        # SB3 tells callbacks nothing when learn() is left by an exception.
-        if not self.is_due or self.callback.model.start_time != self.learn_call:
+        if not self.is_due or not self.callback._is_training:
             return
         self.is_due = False
         every, agent = self.callback._networks.values(), self.callback._agent
@@ -191,7 +189,3 @@ class _UpdateWatch:
                 self.values[f"plasticity/update_ratio/{network.name}"] = ratio
         if before:
             self.callback._write(self.values)
-
-    def stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()

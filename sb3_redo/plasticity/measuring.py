@@ -11,7 +11,7 @@ from sb3_redo.agents import whole_batch
 from sb3_redo.companions import callbacks_in
 from sb3_redo.plasticity.agent_networks import EXAMINED, networks_of
 from sb3_redo.plasticity.network import Network
-from sb3_redo.sampling import Batch, buffer_capacity, has_buffer, sample_batch, stored_observations
+from sb3_redo.sampling import Batch, available_batch_size, sample_batch, stored_observations
 from sb3_redo.settings import flag, listed, non_negative_integer, one_of, optional_integer, positive_integer
 from sb3_redo.stepping import GradientStepCallback, is_over
 from sb3_redo.tensorboard import numbered, write_point
@@ -64,7 +64,9 @@ class ExaminingCallback(GradientStepCallback):
         raise NotImplementedError
 
     def _prepare(self) -> None:
-        self._batch_size = self._available_batch_size()
+        self._batch_size = available_batch_size(
+            self.model, self.batch_size, "networks are examined on {}, on which ranks are lower"
+        )
         self._read_networks()
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
         self._is_waiting = not self._memory.kept("measured")
@@ -78,26 +80,6 @@ class ExaminingCallback(GradientStepCallback):
     def rewire(self) -> None:
         if self._clock is not None:
             self._read_networks()
-
-    def _available_batch_size(self) -> int:
-        """Observations per measurement, as far as the buffer can ever hold that many."""
-        if not has_buffer(self.model):
-            raise RuntimeError(f"{type(self.model).__name__} has no buffer to measure on")
-        capacity = buffer_capacity(self.model)
-        if self.batch_size <= capacity:
-            return self.batch_size
-        if not self._agent.at_rollout_end:
-            raise RuntimeError(
-                f"batch_size is {self.batch_size}, but the replay buffer never holds more than {capacity} "
-                "observations: choose a smaller batch_size or a larger buffer_size"
-            )
-        warnings.warn(
-            f"a rollout holds {capacity} observations and batch_size is {self.batch_size}: networks are examined on "
-            f"{capacity}, on which ranks are lower. More n_steps or environments give more.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return capacity
 
     def _before_training(self, gradient_step: int) -> None:
         if not self._is_waiting:
