@@ -204,20 +204,20 @@ def test_a_wrong_setting_of_a_callback_is_told_with_its_line(read):
 def test_a_page_has_its_figures_and_numbers_beside_the_papers(tmp_path):
     experiment = experiment_named("replay_ratio")
     sweeps = sweeps_of(experiment.presets["small"], seeds=2)
-    folder = made(tmp_path, "small_replay_ratio", {"replay_ratio": [0.25, 1, 4], "callback": ["none", "redo"]})
+    folder = made(tmp_path, "small_replay_ratio_short", {"replay_ratio": [0.25, 1, 4], "callback": ["none", "redo"]})
     page = write_page(experiment, "small", sweeps, [folder], tmp_path / "page")
     text = page.read_text()
     assert experiment.differs.strip() in text
     figures = ["dormant_fraction", "return_by_replay_ratio"]
     for name in figures:
-        assert f"![{name}](small_replay_ratio/figures/{name}.png)" in text
-        assert (tmp_path / "page" / "small_replay_ratio" / "figures" / f"{name}.png").is_file()
+        assert f"![{name}](small_replay_ratio_short/figures/{name}.png)" in text
+        assert (tmp_path / "page" / "small_replay_ratio_short" / "figures" / f"{name}.png").is_file()
     numbers = pd.read_csv(tmp_path / "page" / "numbers.csv", keep_default_na=False, na_values=[""])
     mine = numbers[(numbers["condition"] == "replay ratio=1, callback=redo") & (numbers["figure"] == "10a")]
     assert mine[["paper", "paper_low", "runs", "source"]].values.tolist() == [[0.625, 0.585, 2, "digitised"]]
     # No number was published at a replay ratio of 4.
     assert numbers[numbers["condition"].str.contains("ratio=4")]["paper"].isna().all()
-    assert (tmp_path / "page" / "small_replay_ratio" / "index.html").is_file()
+    assert (tmp_path / "page" / "small_replay_ratio_short" / "index.html").is_file()
 
 
 def test_a_page_leaves_out_the_runs_of_other_experiments(tmp_path):

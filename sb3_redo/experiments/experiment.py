@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sb3_redo.experiments.catalogue import Experiment, Preset
+from sb3_redo.experiments.number_tables import beside_table, sources_table
 from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of, paper_numbers
 from sb3_redo.experiments.sweep_file import Sweep, read_sweep
-from sb3_redo.reports.build import Report, markdown_table, write_report
+from sb3_redo.reports.build import Report, write_report
 from sb3_redo.reports.curves import over_seeds
 from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
 from sb3_redo.reports.heat_maps import heat_maps
@@ -117,12 +118,13 @@ def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[
     for sweep, part in zip(sweeps, parts, strict=True):
         sections.append(f"## {sweep.name}")
         sections += [f"![{name}]({sweep.name}/figures/{name}.png)" for name in part.figures]
-        sections.append(
-            "Interquartile means over seeds with 95 % bootstrap intervals (`low`, `high`); the paper's numbers are on "
-            "the scale that their row says."
-        )
-        shown = part.numbers.drop(columns="sweep")
-        sections.append(markdown_table(shown) if len(shown) else "No run has finished.")
+        if len(part.numbers):
+            sections.append(
+                "Interquartile means over seeds with 95 % bootstrap intervals. The paper's numbers are of its own tasks:"
+            )
+            sections += [text for text in (beside_table(part.numbers), sources_table(part.numbers)) if text]
+        else:
+            sections.append("No run has finished.")
         sections.append(f"```\n{part.report}\n```")
     sections += ["## What differs from the paper", experiment.differs.strip()]
     return "\n\n".join(sections) + "\n"
