@@ -2,8 +2,8 @@
 
     python -m benchmarks.experiment_pages runs/experiments/redo_small --to docs/experiments
 
-Figures, numbers and the experiment's own words are put in anew; what stands below "What our runs show" on a page that is
-there is kept, since somebody who looked at them wrote it.
+Figures, numbers and the experiment's own words are put in anew; what stands below "What our runs show" on a page that
+is there is kept, since it was written by hand.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
     python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
     python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
+    python -m benchmarks.recycled ends runs/small_interventions
     python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
 
 Prints Markdown. Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
@@ -36,6 +37,12 @@ LABELS = {
     "clear_active": "clear, redrawn until active",
     "match_active": "match, redrawn until active",
     "none": "no recycling",
+    "redo": "ReDo",
+    "reset": "reset of the last two layers",
+    "weight_decay": "weight decay",
+    "lowest": "scheduled, lowest scores",
+    "random": "scheduled, random",
+    "highest": "scheduled, highest scores",
 }
 QUANTITIES = {
     "survival/dormant": "dormant [%]",
@@ -123,22 +130,33 @@ def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: flo
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def ends(folder: Path) -> pd.DataFrame:
-    """Columns ``environment``, ``callback``, ``seed``, ``fraction`` (at the end) and ``return`` (mean over the run)."""
+def outcomes(folder: Path, of_returns: str) -> pd.DataFrame:
+    """Columns ``environment``, ``callback``, ``seed``, ``fraction`` (at the end) and ``return``.
+
+    :param of_returns: ``mean`` over the run, or ``last`` of it
+    """
     curves = read_curves(read_sweep(folder), max_points=10_000)
     names = ["environment", "callback", "seed"]
     fraction = curves[curves["key"] == "dormancy/fraction"].groupby(names, observed=True)["value"].last()
-    returns = curves[curves["key"] == "rollout/ep_rew_mean"].groupby(names, observed=True)["value"].mean()
+    returns = curves[curves["key"] == "rollout/ep_rew_mean"].groupby(names, observed=True)["value"].agg(of_returns)
     return pd.DataFrame({"fraction": 100 * fraction, "return": returns}).reset_index()
 
 
 def runs(folder: Path, figure: Path | None) -> None:
-    """Print and draw how whole runs ended."""
-    table = ends(folder)
+    """Print and draw how whole runs went."""
+    _runs(outcomes(folder, "mean"), "return, mean over the run", figure)
+
+
+def ends(folder: Path, figure: Path | None) -> None:
+    """The same with the return at the end."""
+    _runs(outcomes(folder, "last"), "return at the end", figure)
+
+
+def _runs(table: pd.DataFrame, returns: str, figure: Path | None) -> None:
     for environment, mine in table.groupby("environment", sort=False, observed=True):
-        tell(environment, "dormant at the end [%] | against none | mean return", mine)
+        tell(environment, f"dormant at the end [%] | against none | {returns}", mine)
     if figure is not None:
-        draw_runs(table, figure)
+        draw_runs(table, returns, figure)
 
 
 def tell(title: str, columns: str, mine: pd.DataFrame) -> None:
@@ -166,16 +184,14 @@ def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
             yield label, cells
 
 
-def draw_runs(table: pd.DataFrame, figure: Path) -> None:
+def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
     """A dot for each seed, a tick for the mean."""
     environments = list(dict.fromkeys(table["environment"]))
     there = [callback for callback in LABELS if callback in set(table["callback"])][::-1]
     shape = (len(environments), 2)
     drawn, grid = plt.subplots(*shape, figsize=(10, 0.5 + 0.32 * len(there) * shape[0]), sharey=True, squeeze=False)
     for row, environment in zip(grid, environments, strict=True):
-        for ax, quantity, name in zip(
-            row, ("fraction", "return"), ("dormant at the end [%]", "return, mean over the run"), strict=True
-        ):
+        for ax, quantity, name in zip(row, ("fraction", "return"), ("dormant at the end [%]", returns), strict=True):
             for place, callback in enumerate(there):
                 of = table[(table["environment"] == environment) & (table["callback"] == callback)][quantity]
                 ax.plot(of, [place] * len(of), "o", color=COLOURS[0], alpha=0.5, markersize=4)
@@ -216,11 +232,12 @@ def draw_labels(table: pd.DataFrame, figure: Path) -> None:
 def main() -> None:
     """Print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("survival", "runs", "labels"))
+    parser.add_argument("what", choices=("survival", "runs", "ends", "labels"))
     parser.add_argument("folder", type=Path, help="of the sweep; of the table")
     parser.add_argument("--figure", type=Path, help="file for the figure")
     options = parser.parse_args()
-    {"survival": survival, "runs": runs, "labels": labels}[options.what](options.folder, options.figure)
+    show = {"survival": survival, "runs": runs, "ends": ends, "labels": labels}[options.what]
+    show(options.folder, options.figure)
 
 
 if __name__ == "__main__":
