@@ -120,7 +120,7 @@ def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[
         sections += [f"![{name}]({sweep.name}/figures/{name}.png)" for name in part.figures]
         if len(part.numbers):
             sections.append(
-                "Interquartile means over seeds with 95 % bootstrap intervals. The paper's numbers are of its own tasks:"
+                "Interquartile means over seeds, 95 % bootstrap intervals; the paper's are of its own tasks."
             )
             sections += [text for text in (beside_table(part.numbers), sources_table(part.numbers)) if text]
         else:
