@@ -12,7 +12,7 @@ from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of
 from sb3_redo.experiments.sweep_file import Sweep, read_sweep
 from sb3_redo.reports.build import Report, markdown_table, write_report
 from sb3_redo.reports.curves import over_seeds
-from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
+from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy, plot_loss
 from sb3_redo.reports.heat_maps import heat_maps
 from sb3_redo.reports.pictures import save
 from sb3_redo.reports.runs import read_sweep as read_folder
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PAGE = "experiment.md"
 NUMBERS = "numbers.csv"
+# Of quantities that are no share of dormant neurons.
+_PLOTS = {"accuracy": plot_accuracy, "loss": plot_loss}
 
 
 def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
@@ -96,7 +98,7 @@ def _drawn(figure: Mapping[str, str], curves: pd.DataFrame, conditions: pd.DataF
     if "curve" in figure:
         quantity = QUANTITIES[figure["curve"]]
         table = over_seeds(curves, str(quantity.key))
-        plot = plot_accuracy if figure["curve"] == "accuracy" else plot_dormancy
+        plot = _PLOTS.get(figure["curve"], plot_dormancy)
         return panels(table, plot) if len(table) else None
     name, x, y = (figure[key] for key in ("heat_map", "x", "y"))
     mine = conditions[conditions["quantity"] == name] if len(conditions) else conditions
