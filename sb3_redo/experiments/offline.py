@@ -63,8 +63,13 @@ class Student:
         :param gradient_step: its number, from 1 on
         """
         model, settings = self.model, self.settings
+        made = gradient_step - 1
+        # Here and not at the end of the step before, after which the loss is measured on the targets that were learnt.
+        if settings.targets == BOOTSTRAPPED and made and made % settings.target_update_interval == 0:
+            polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), model.tau)
+            polyak_update(model.batch_norm_stats, model.batch_norm_stats_target, 1.0)
         model.policy.set_training_mode(True)
-        model._current_progress_remaining = 1 - (gradient_step - 1) / settings.gradient_steps
+        model._current_progress_remaining = 1 - made / settings.gradient_steps
         model._update_learning_rate(model.policy.optimizer)
         assert model.replay_buffer is not None
         transitions = model.replay_buffer.sample(settings.batch_size or model.batch_size)
@@ -73,9 +78,6 @@ class Student:
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.policy.parameters(), model.max_grad_norm)
         model.policy.optimizer.step()
-        if settings.targets == BOOTSTRAPPED and gradient_step % settings.target_update_interval == 0:
-            polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), model.tau)
-            polyak_update(model.batch_norm_stats, model.batch_norm_stats_target, 1.0)
 
     def loss(self, transitions: Any) -> float:
         """Of transitions as a replay buffer samples them; nothing changes."""
