@@ -48,7 +48,7 @@ def test_the_list_says_what_each_shows_and_costs(capsys):
         assert f"{experiment.name}: {experiment.title}" in said
         assert f"about {experiment.presets['small'].cpu_minutes} CPU minutes" in said
     assert "paper  680 runs: DQN on 17 Atari games" in said
-    assert len(EXPERIMENTS) == 11
+    assert len(EXPERIMENTS) == 13
 
 
 def test_the_list_is_there_without_torch():

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from sb3_redo.experiments.catalogue import Experiment, Preset
 from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of, paper_numbers
+from sb3_redo.experiments.runs import Run
 from sb3_redo.experiments.sweep_file import Sweep, read_sweep
 from sb3_redo.reports.build import Report, markdown_table, write_report
 from sb3_redo.reports.curves import over_seeds
@@ -34,11 +35,12 @@ def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
     :raises UsageError: when a file is not there or is wrong
     """
     whole = [read_sweep(file, seeds or preset.seeds) for file in preset.files]
-    return [replace(sweep, runs=[run for run in sweep.runs if _belongs(run.condition, preset)]) for sweep in whole]
+    return [replace(sweep, runs=[run for run in sweep.runs if _belongs(run, preset)]) for sweep in whole]
 
 
-def _belongs(condition: Mapping[str, Any], preset: Preset) -> bool:
-    return all(preset.has(axis, label) for axis, label in condition.items())
+def _belongs(run: Run, preset: Preset) -> bool:
+    about = {"environment": run.environment, **run.condition}
+    return all(preset.has(axis, label) for axis, label in about.items())
 
 
 @dataclass(frozen=True)
