@@ -31,10 +31,10 @@ KEYS = (
 )
 
 
-def made(folder, name, axes, **settings):
+def made(folder, name, axes, keys=KEYS, **settings):
     """Folders of finished runs in place of a sweep's, which log little, since drawing takes most of the time."""
     for run in write_sweep(folder / name, axes, **settings):
-        write_run(*run, keys=KEYS)
+        write_run(*run, keys=keys)
     return folder / name
 
 
@@ -48,7 +48,7 @@ def test_the_list_says_what_each_shows_and_costs(capsys):
         assert f"{experiment.name}: {experiment.title}" in said
         assert f"about {experiment.presets['small'].cpu_minutes} CPU minutes" in said
     assert "paper  680 runs: DQN on 17 Atari games" in said
-    assert len(EXPERIMENTS) == 11
+    assert len(EXPERIMENTS) == 13
 
 
 def test_the_list_is_there_without_torch():
@@ -140,6 +140,26 @@ def test_the_count_of_the_files_follows_the_seeds_and_what_is_left_out():
     assert preset.count() == 2 * 2 * 5
     assert preset.count(1) == 2 * 2
     assert replace(preset, only={}).count(1) == 2 * 7
+    preset = replace(preset, only={"environment": ("CartPole-v1",), "callback": ("none",)})
+    assert preset.count(3) == 3 == sum(len(sweep.runs) for sweep in sweeps_of(preset, 3))
+
+
+def test_experiments_on_what_was_stored_train_first_what_they_need_and_share_it():
+    offline, distillation = (experiment_named(name).presets for name in ("offline", "distillation"))
+    for preset in PRESETS:
+        needed = []
+        for experiment in (offline, distillation):
+            stored, learning = sweeps_of(experiment[preset], 2)
+            assert stored.name == f"{preset}_stored_agents"
+            assert all("--save-replay-buffer" in run.command(Path("runs")) for run in stored.runs)
+            folders = {f"{stored.name}/{run.name}" for run in stored.runs}
+            settings = [run.settings for run in learning.runs]
+            used = {each[name] for each in settings for name in ("agent", "replay_buffer", "teacher") if name in each}
+            assert used == folders
+            needed.append(folders)
+        # The dormant agents are of distillation alone.
+        assert needed[0] & needed[1]
+        assert needed[1] - needed[0]
 
 
 # Dotted axes of sweep files
@@ -246,6 +266,26 @@ def test_two_axes_make_a_heat_map(tmp_path):
     for name in ("heat_map_dormant_at_0.025", "heat_map_return"):
         assert name in page.read_text()
         assert (tmp_path / "page/small_threshold_period/figures" / f"{name}.png").is_file()
+
+
+def test_a_loss_is_drawn_and_stands_beside_the_papers_in_the_sweep_that_has_it(tmp_path):
+    experiment = experiment_named("distillation")
+    sweeps = sweeps_of(experiment.presets["small"], seeds=2)
+    stored = made(tmp_path, "small_stored_agents", {"learning_rate": [0.0005, 0.003]})
+    keys = ("dormancy/fraction", "dormancy/gradient_step", "offline/loss")
+    axes = {"student": ["fresh", "pretrained"]}
+    learning = made(tmp_path, "small_distillation", axes, keys, algorithm="offline")
+    page = write_page(experiment, "small", sweeps, [stored, learning], tmp_path / "page").read_text()
+    assert "small_distillation/figures/curve_loss.png" in page
+    assert "small_stored_agents/figures/curve_loss.png" not in page
+    numbers = pd.read_csv(tmp_path / "page/numbers.csv").set_index(["sweep", "condition", "quantity"])
+    found = numbers["paper"].dropna().to_dict()
+    words = ("Huber loss at the end", "dormant neurons at the end")
+    assert found == {
+        ("small_distillation", f"student={student}", measure): value
+        for student, values in (("fresh", (0.1, 0.48)), ("pretrained", (0.7, 0.98)))
+        for measure, value in zip(words, values, strict=True)
+    }
 
 
 def test_a_page_of_nothing_finished_says_so(tmp_path):

@@ -299,6 +299,7 @@ def test_every_figure_takes_an_ax_gives_it_back_and_says_what_it_shows(sweep):
         figures.plot_dormancy: (of_one["dormancy/fraction"], "gradient steps", "dormant neurons [%]"),
         figures.plot_overlap: (of_one["dormancy/overlap"], "gradient steps", "overlap"),
         figures.plot_recycled: (recycled, "gradient steps", "neurons recycled so far"),
+        figures.plot_loss: (of_one["dormancy/fraction"], "gradient steps", "Huber loss of the values\n[discounted"),
     }
     for plot, (table, x, y) in drawn.items():
         ax = pyplot.subplots()[1]
@@ -309,6 +310,7 @@ def test_every_figure_takes_an_ax_gives_it_back_and_says_what_it_shows(sweep):
         assert len(entries) == table["series" if "series" in table else "condition"].nunique()
         assert all("=" in entry for entry in entries)
         assert plot(table) is not ax
+        assert (ax.get_yscale() == "log") == (plot is figures.plot_loss)
     pyplot.close("all")
 
 

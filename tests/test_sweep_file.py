@@ -231,6 +231,20 @@ def test_an_on_policy_algorithm_has_no_replay_ratio(read):
         read("algorithm: dqn", "algorithm: ppo")
 
 
+def test_a_replay_buffer_is_saved_where_the_file_says_so(read):
+    assert not any("--save-replay-buffer" in run.command(Path("out")) for run in read().runs)
+    command = read("algorithm: dqn", "algorithm: dqn\nsave_replay_buffer: true").runs[0].command(Path("out"))
+    assert command.index("--save-replay-buffer") < command.index("-params")
+    with pytest.raises(UsageError, match=r"sweep.yml:\d+: save_replay_buffer: 'often' is not of type 'boolean'"):
+        read("algorithm: dqn", "algorithm: dqn\nsave_replay_buffer: often")
+
+
+def test_an_on_policy_algorithm_has_no_replay_buffer(read):
+    text = "algorithm: ppo\nsave_replay_buffer: true\nenvironments: [CartPole-v1]\nconfig: config.yml\nseeds: [0]\n"
+    with pytest.raises(UsageError, match=r"sweep.yml:2: save_replay_buffer: ppo has no replay buffer: it is on-policy"):
+        read(TEXT, text + "grid: {learning_rate: [0.001]}\n")
+
+
 def test_the_command_line_says_what_is_wrong_and_starts_nothing(tmp_path, capsys):
     (tmp_path / "sweep.yml").write_text("algorithm: dqn\n")
     assert main(["sweep", str(tmp_path / "sweep.yml"), "--out", str(tmp_path / "out")]) == 2

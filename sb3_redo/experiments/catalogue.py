@@ -23,7 +23,7 @@ class Preset:
 
     :param sweeps: files of ``zoo_configs/sweeps``, without their ending
     :param settings: in words
-    :param only: axis to those of its labels that belong to the experiment; all of the other axes'
+    :param only: axis, or ``environment``, to those of its labels that belong to the experiment; all of the others'
     :param seeds: how many are trained where nobody says; the sweep's own if not given
     :param cpu_minutes: that all of them take
     """
@@ -47,7 +47,8 @@ class Preset:
         for file in self.files:
             content = yaml.safe_load(file.read_text())
             labels = [[label for label in content["grid"][axis] if self.has(axis, label)] for axis in content["grid"]]
-            of_a_seed = len(content["environments"]) * math.prod(map(len, labels))
+            environments = [name for name in content["environments"] if self.has("environment", name)]
+            of_a_seed = len(environments) * math.prod(map(len, labels))
             runs += of_a_seed * (seeds or self.seeds or len(content["seeds"]))
         return runs
 

@@ -2,8 +2,6 @@
 section 4.1): network and optimizer go on from task to task, and the images stay the same."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from sb3_redo.dormancy import DormancyReport, overlap
 from sb3_redo.environments.images import LabelledImages, load_images
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
+from sb3_redo.experiments.point import Point
 from sb3_redo.forward_pass import everything_seeded
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.meter import Meter
@@ -29,14 +28,6 @@ TASK_ACCURACY = "classifier/task_accuracy"
 
 _THRESHOLDS = (0.0, 0.025, 0.1)
 _AT_ONCE = 2048
-
-
-@dataclass(frozen=True)
-class Point:
-    """What is logged at a gradient step."""
-
-    step: int
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 class Classifier:

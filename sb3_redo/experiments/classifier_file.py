@@ -1,6 +1,5 @@
 """Sweep files of classifiers: the same file as that of agents, with other settings."""
 
-import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,8 @@ from typing import Any
 
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
 from sb3_redo.experiments.conditions import CALLBACK
-from sb3_redo.experiments.documents import Document
-from sb3_redo.experiments.form import check_form
 from sb3_redo.experiments.runs import Run
-from sb3_redo.settings import one_of
+from sb3_redo.experiments.settings_file import SettingsReader
 
 CLASSIFIER = "classifier"
 """Named as the algorithm of such a sweep."""
@@ -41,49 +38,18 @@ class ClassifierRun(Run):
         ]
 
 
-class ClassifierReader:
+class ClassifierReader(SettingsReader):
     """Makes runs of a sweep file of classifiers.
 
     :raises UsageError: naming the file's line
     """
 
     algorithm = CLASSIFIER
+    settings = ClassifierSettings
+    other_axes = (CALLBACK,)
 
-    def __init__(self, document: Document):
-        check_form(document, CLASSIFIER)
-        self.document = document
-        self.content: dict[str, Any] = document.content
-        self.axes: dict[str, dict[Any, Any]] = {
-            axis: dict(zip(values, values, strict=True)) for axis, values in self.content["grid"].items()
-        }
-
-    def check(self) -> None:
-        """See that every setting is one of a classifier's; what they can be is seen when runs are made of them."""
-        for place, names in (("settings", self.content.get("settings", {})), ("grid", self.axes)):
-            for name in names:
-                try:
-                    one_of(name, name, (*ClassifierSettings.names(), *((CALLBACK,) if place == "grid" else ())))
-                except (TypeError, ValueError) as error:
-                    raise self.document.error(str(error), (place, name)) from None
-
-    def runs(self) -> list[Run]:
-        """All of them, in the order of images, grid and seeds."""
-        products = itertools.product(*self.axes.values())
-        conditions = [dict(zip(self.axes, values, strict=True)) for values in products]
-        return [
-            self._run(data, condition, seed)
-            for data in self.content["environments"]
-            for condition in conditions
-            for seed in self.content["seeds"]
-        ]
-
-    def _run(self, data: str, condition: dict[str, Any], seed: int) -> Run:
+    def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run:
         axes = {axis: value for axis, value in condition.items() if axis != CALLBACK}
         redo = _CALLBACKS[condition.get(CALLBACK, "none")]
-        settings = {**self.content.get("settings", {}), **axes, "data": data, "redo": redo}
-        try:
-            ClassifierSettings.of(settings)
-        except (TypeError, ValueError) as error:
-            name = str(error).split()[0]  # with which every such message begins
-            raise self.document.error(str(error), ("grid" if name in self.axes else "settings", name)) from None
-        return ClassifierRun(CLASSIFIER, data, condition, seed, "", settings, [], settings)
+        settings = self._checked({**self.content.get("settings", {}), **axes, "data": environment, "redo": redo})
+        return ClassifierRun(CLASSIFIER, environment, condition, seed, "", settings, [], settings)

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from sb3_redo.experiments.catalogue import Experiment, Preset
 from sb3_redo.experiments.number_tables import beside_table, sources_table
 from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of, paper_numbers
+from sb3_redo.experiments.runs import Run
 from sb3_redo.experiments.sweep_file import Sweep, read_sweep
 from sb3_redo.reports.build import Report, write_report
 from sb3_redo.reports.curves import over_seeds
-from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
+from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy, plot_loss
 from sb3_redo.reports.heat_maps import heat_maps
 from sb3_redo.reports.pictures import save
 from sb3_redo.reports.runs import read_sweep as read_folder
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PAGE = "experiment.md"
 NUMBERS = "numbers.csv"
+# Of quantities that are no share of dormant neurons.
+_PLOTS = {"accuracy": plot_accuracy, "loss": plot_loss}
 
 
 def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
@@ -33,11 +36,12 @@ def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
     :raises UsageError: when a file is not there or is wrong
     """
     whole = [read_sweep(file, seeds or preset.seeds) for file in preset.files]
-    return [replace(sweep, runs=[run for run in sweep.runs if _belongs(run.condition, preset)]) for sweep in whole]
+    return [replace(sweep, runs=[run for run in sweep.runs if _belongs(run, preset)]) for sweep in whole]
 
 
-def _belongs(condition: Mapping[str, Any], preset: Preset) -> bool:
-    return all(preset.has(axis, label) for axis, label in condition.items())
+def _belongs(run: Run, preset: Preset) -> bool:
+    about = {"environment": run.environment, **run.condition}
+    return all(preset.has(axis, label) for axis, label in about.items())
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def _drawn(figure: Mapping[str, str], curves: pd.DataFrame, conditions: pd.DataF
     if "curve" in figure:
         quantity = QUANTITIES[figure["curve"]]
         table = over_seeds(curves, str(quantity.key))
-        plot = plot_accuracy if figure["curve"] == "accuracy" else plot_dormancy
+        plot = _PLOTS.get(figure["curve"], plot_dormancy)
         return panels(table, plot) if len(table) else None
     name, x, y = (figure[key] for key in ("heat_map", "x", "y"))
     mine = conditions[conditions["quantity"] == name] if len(conditions) else conditions

@@ -13,7 +13,7 @@ from sb3_redo.settings import one_of
 def check_form(document: Document, kind: str = "sweep") -> None:
     """See that a sweep file has the keys and kinds of values that a sweep file has.
 
-    :param kind: ``sweep`` of agents, or ``classifier``
+    :param kind: ``sweep`` of agents, ``classifier`` or ``offline``
     :raises UsageError: naming the file's line
     """
     schema = json.loads(Path(__file__).with_name(f"{kind}_schema.json").read_text())

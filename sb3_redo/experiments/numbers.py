@@ -43,6 +43,7 @@ QUANTITIES = {
     "critic": Quantity("dormant neurons of the critics at the end", "dormancy/critic"),
     "overlap": Quantity("overlap with the measurement before, last five", "dormancy/overlap", 5),
     "accuracy": Quantity("accuracy at the end of the last five tasks", "classifier/task_accuracy", 5),
+    "loss": Quantity("Huber loss at the end", "offline/loss", percent=False),
     "return": Quantity("final return", percent=False),
 }
 

@@ -28,6 +28,7 @@ class Run:
     :param overrides: hyper-parameters in place of the configuration's, without callbacks
     :param callbacks: as the zoo lists them
     :param settings: all hyper-parameters as they are in force, without callbacks
+    :param save_replay_buffer: whether the zoo saves the replay buffer beside the agent
     """
 
     algorithm: str
@@ -41,6 +42,7 @@ class Run:
     n_timesteps: int | None = None
     gym_packages: tuple[str, ...] = ()
     checkpoint_minutes: float = 10.0
+    save_replay_buffer: bool = False
 
     @property
     def name(self) -> str:
@@ -92,6 +94,7 @@ class Run:
             *(python, "-m", command, "--algo", self.algorithm, "--env", self.environment),
             *("-conf", self.config, "-f", str(folder / "zoo"), "--seed", str(self.seed)),
             *("--eval-freq", "-1", "--num-threads", str(threads)),
+            *(("--save-replay-buffer",) if self.save_replay_buffer else ()),
             *(("-n", str(self.n_timesteps)) if self.n_timesteps else ()),
             *(("--gym-packages", *self.gym_packages) if self.gym_packages else ()),
             *("-params", *(f"{name}:{python_text(value)}" for name, value in hyper.items())),

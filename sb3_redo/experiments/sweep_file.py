@@ -12,11 +12,13 @@ from typing import Any
 
 import yaml
 
-from sb3_redo.experiments.classifier_file import CLASSIFIER, ClassifierReader
+from sb3_redo.experiments.classifier_file import ClassifierReader
 from sb3_redo.experiments.conditions import CALLBACK, POLICY_KWARGS, REPLAY_RATIO, WIDTH, entry_of, hyperparameters
 from sb3_redo.experiments.documents import Document
 from sb3_redo.experiments.form import check_form
+from sb3_redo.experiments.offline_file import OfflineReader
 from sb3_redo.experiments.runs import Run
+from sb3_redo.experiments.settings_file import SettingsReader
 from sb3_redo.experiments.value_types import complaint_about
 from sb3_redo.settings import one_of, positive_integer
 
@@ -66,8 +68,10 @@ def read_sweep(file: Path, seeds: int | None = None) -> Sweep:
     :raises UsageError: naming the file's line
     """
     document = Document(file)
-    is_classifier = isinstance(document.content, dict) and document.content.get("algorithm") == CLASSIFIER
-    reader: _Reader | ClassifierReader = ClassifierReader(document) if is_classifier else _Reader(document)
+    algorithm = document.content.get("algorithm") if isinstance(document.content, dict) else None
+    kinds = {kind.algorithm: kind for kind in (ClassifierReader, OfflineReader)}
+    kind = kinds.get(algorithm) if isinstance(algorithm, str) else None
+    reader: _Reader | SettingsReader = _Reader(document) if kind is None else kind(document)
     if seeds is not None:
         reader.content["seeds"] = list(range(positive_integer("seeds", seeds)))
     reader.check()
@@ -108,6 +112,9 @@ class _Reader:
         self._check_environments()
         self.parameters = dict(inspect.signature(ALGOS[self.algorithm]).parameters)
         self._check_names(tuple(self.parameters))
+        if self.content.get("save_replay_buffer") and "buffer_size" not in self.parameters:
+            complaint = f"{self.algorithm} has no replay buffer: it is on-policy"
+            raise self.document.error(complaint, ("save_replay_buffer",))
         self._check_per()
         self._check_values()
         for environment in self.content["environments"]:
@@ -273,6 +280,7 @@ class _Reader:
             self.content.get("n_timesteps"),
             tuple(self.content.get("gym_packages", ())),
             self.content.get("checkpoint_minutes", 10.0),
+            self.content.get("save_replay_buffer", False),
         )
 
     def _in_force(self, base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sb3_redo.reports.statistics import stratified_intervals
 
 RETURN = "rollout/ep_rew_mean"
 ACCURACY = "classifier/accuracy"
+LOSS = "offline/loss"
 LAYERS = "dormancy_layers/"
 ALL = "all environments"
 CHECKPOINTS = 50

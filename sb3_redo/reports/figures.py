@@ -94,6 +94,17 @@ def plot_accuracy(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles 
     return _percent(_curves(table, ax, styles), "accuracy [%]")
 
 
+def plot_loss(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Loss of a training on stored transitions, on a logarithmic axis; as :func:`plot_dormancy`.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``offline/loss``
+    """
+    ax = _curves(table, ax, styles)
+    ax.set_yscale("log")
+    ax.set_ylabel("Huber loss of the values\n[discounted return]")
+    return ax
+
+
 def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
     """Dormant fraction of every layer over time as a heat map, the first layer on top.
 
@@ -174,7 +185,7 @@ def panels(
     return figure
 
 
-_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled, plot_accuracy)
+_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled, plot_accuracy, plot_loss)
 
 
 def _label_the_rim(axes: Any, count: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sb3_redo.reports.curves import ACCURACY, ALL, RETURN, is_normalised, measure_of
+from sb3_redo.reports.curves import ACCURACY, ALL, LOSS, RETURN, is_normalised, measure_of
 from sb3_redo.reports.runs import REPLAY_RATIO, Run, Sweep
 from sb3_redo.reports.scores import frames_per_step, reference_of
 from sb3_redo.reports.statistics import stratified_intervals
@@ -19,7 +19,10 @@ _SOURCES = {
     "steps_per_second": ("steps_per_second", "time/fps"),
     "gradient_steps": ("gradient_steps", "dormancy/gradient_step"),
     "final_accuracy": ("final_accuracy", ACCURACY),
+    "final_loss": ("final_loss", LOSS),
 }
+# Of classifiers, and of trainings on stored transitions.
+_OF_SOME = ("final_accuracy", "final_loss")
 
 
 def run_outcomes(sweep: Sweep, curves: pd.DataFrame) -> pd.DataFrame:
@@ -27,7 +30,8 @@ def run_outcomes(sweep: Sweep, curves: pd.DataFrame) -> pd.DataFrame:
 
     :return: columns that describe the run, ``state``, ``num_timesteps``, ``frames``, ``gradient_steps``,
         ``final_return``, ``normalised_return`` (NaN without reference scores), ``dormant_fraction``,
-        ``recycled_total``, ``steps_per_second``; of classifiers also ``final_accuracy``
+        ``recycled_total``, ``steps_per_second``; of classifiers also ``final_accuracy``, of trainings on stored
+        transitions ``final_loss``
     """
     last = curves[curves["key"].isin([key for _, key in _SOURCES.values()])]
     last = last.groupby(["run", "key"], observed=True)["value"].last().unstack()
@@ -35,8 +39,7 @@ def run_outcomes(sweep: Sweep, curves: pd.DataFrame) -> pd.DataFrame:
     redo = dict(curves.groupby("condition", observed=True)["redo"].first())
     rows = [_outcome(run, last, steps) | {"redo": bool(redo.get(run.label, False))} for run in sweep.runs]
     outcomes = pd.DataFrame(rows)
-    are_agents = "final_accuracy" in outcomes and outcomes["final_accuracy"].isna().all()
-    return outcomes.drop(columns="final_accuracy") if are_agents else outcomes
+    return outcomes.drop(columns=[name for name in _OF_SOME if name in outcomes and outcomes[name].isna().all()])
 
 
 def _outcome(run: Run, last: pd.DataFrame, steps: pd.Series) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def condition_outcomes(outcomes: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     :return: columns that describe the condition, ``measure``, ``value`` (interquartile mean of the final return),
         ``low``, ``high`` (95 % stratified bootstrap), ``runs``, ``environments``, and means over the runs:
         ``dormant_fraction``, ``recycled_total``, ``steps_per_second``, ``num_timesteps``, ``frames``, and of
-        classifiers ``final_accuracy``
+        some ``final_accuracy`` or ``final_loss``
     """
     finished = outcomes[outcomes["state"] == "finished"] if len(outcomes) else outcomes
     if finished.empty:
@@ -90,7 +93,7 @@ def _condition_row(group: pd.DataFrame, title: str, environments: list[str], see
     estimate = stratified_intervals(scores, seed)
     varying = {"run", "environment", "seed", "state", "final_return", "normalised_return"}
     means = ["dormant_fraction", "recycled_total", "steps_per_second", "num_timesteps", "frames", "gradient_steps"]
-    means += [name for name in ("final_accuracy",) if name in group]
+    means += [name for name in _OF_SOME if name in group]
     row: dict[str, Any] = {"environment": title}
     row |= {name: group[name].iloc[0] for name in group.columns if name not in varying and name not in means}
     row |= {"measure": measure_of(environments), "runs": len(group), "environments": group["environment"].nunique()}

@@ -1,0 +1,191 @@
+"""A DQN's Q-network that learns from stored transitions alone, on targets that move, stay or come from a teacher
+(Sokar et al. 2023, figures 4 and 8)."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from stable_baselines3 import DQN
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import polyak_update
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+
+from sb3_redo.agents import agent_of, meter_of
+from sb3_redo.dormancy import DormancyReport, overlap
+from sb3_redo.experiments.offline_settings import BOOTSTRAPPED, FIXED, PRETRAINED, TEACHER, OfflineSettings
+from sb3_redo.experiments.point import Point
+from sb3_redo.experiments.stored import load_dqn, load_transitions
+from sb3_redo.forward_pass import evaluating, everything_seeded
+from sb3_redo.sampling import Batch
+from sb3_redo.settings import UsageError
+from sb3_redo.tensorboard import dormancy_values
+
+LOSS = "offline/loss"
+"""Huber loss (smooth L1, as DQN has it) on the transitions that dormancy is measured on, before the next step."""
+
+_THRESHOLDS = (0.0, 0.025, 0.1)
+# Added to the seed: whatever is drawn from it is not what the student is drawn from.
+_OF_TARGETS = 1_000_003
+_OF_MEASUREMENTS = 2_000_003
+
+
+class Regression(NamedTuple):
+    """What the network says and what it should say, both [transitions, actions] or, for the action taken, [..., 1]."""
+
+    predicted: Tensor
+    wanted: Tensor
+
+
+class Student:
+    """A DQN whose gradient steps are SB3's own but for their targets.
+
+    :param model: with a replay buffer; trained in place
+    :param settings: its paths are not read
+    :param teacher: for targets of that kind; not changed
+    """
+
+    def __init__(self, model: DQN, settings: OfflineSettings, teacher: DQN | None = None):
+        self.model, self.settings = model, settings
+        self._regression: Callable[[Any], Regression] = self._bellman
+        if settings.targets == TEACHER:
+            assert teacher is not None
+            self._teacher = teacher.q_net
+            self._teacher.set_training_mode(False)
+            self._regression = self._taught
+        model.set_logger(Logger(None, []))  # which SB3 tells the learning rate
+
+    def step(self, gradient_step: int) -> None:
+        """One gradient step, as ``DQN.train(1)`` makes it, in place.
+
+        :param gradient_step: its number, from 1 on
+        """
+        model, settings = self.model, self.settings
+        made = gradient_step - 1
+        # Here and not at the end of the step before, after which the loss is measured on the targets that were learnt.
+        if settings.targets == BOOTSTRAPPED and made and made % settings.target_update_interval == 0:
+            polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), model.tau)
+            polyak_update(model.batch_norm_stats, model.batch_norm_stats_target, 1.0)
+        model.policy.set_training_mode(True)
+        model._current_progress_remaining = 1 - made / settings.gradient_steps
+        model._update_learning_rate(model.policy.optimizer)
+        assert model.replay_buffer is not None
+        transitions = model.replay_buffer.sample(settings.batch_size or model.batch_size)
+        loss = smooth_l1_loss(*self._regression(transitions))
+        model.policy.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.policy.parameters(), model.max_grad_norm)
+        model.policy.optimizer.step()
+
+    def loss(self, transitions: Any) -> float:
+        """Of transitions as a replay buffer samples them; nothing changes."""
+        with torch.no_grad(), evaluating(self.model.policy.modules()):
+            return float(smooth_l1_loss(*self._regression(transitions)))
+
+    def _bellman(self, transitions: Any) -> Regression:
+        """Values of the actions taken, and ``r + gamma * max_a Q_target(s', a)``, as ``DQN.train`` computes them."""
+        # For n-step returns the buffer has gamma**n.
+        discounts = self.model.gamma if transitions.discounts is None else transitions.discounts
+        with torch.no_grad():
+            ahead = self.model.q_net_target(transitions.next_observations).max(dim=1).values.reshape(-1, 1)
+            wanted = transitions.rewards + (1 - transitions.dones) * discounts * ahead
+        values = self.model.q_net(transitions.observations)
+        return Regression(torch.gather(values, 1, transitions.actions.long()), wanted)
+
+    def _taught(self, transitions: Any) -> Regression:
+        """Values of all actions."""
+        with torch.no_grad():
+            wanted = self._teacher(transitions.observations)
+        return Regression(self.model.q_net(transitions.observations), wanted)
+
+
+def make_student(settings: OfflineSettings, seed: int, root: Path = Path()) -> Student:
+    """The student before its first gradient step, with its transitions.
+
+    Seeds the random streams of the process, as SB3 does whenever a model is made; batches are drawn from NumPy's.
+
+    :param root: folder that the settings' paths start from
+    :raises UsageError: when something stored is missing or does not fit
+    """
+    teacher = None if settings.teacher is None else load_dqn(root / settings.teacher)
+    model = load_dqn(root / settings.agent)
+    saved = copy.deepcopy(model.policy.state_dict())
+    model = _anew(model, settings, seed)
+    if settings.student == PRETRAINED:
+        model.policy.load_state_dict(saved)
+    if settings.targets == FIXED:
+        stranger = _anew(load_dqn(root / settings.agent), settings, seed + _OF_TARGETS)
+        model.q_net_target.load_state_dict(stranger.q_net.state_dict())
+    model.replay_buffer = load_transitions(root / settings.replay_buffer, model)
+    if teacher is not None:
+        _see_that_it_fits(teacher, model, str(settings.teacher))
+    # So that batches depend on the seed alone, and not on what was drawn while models were made.
+    model.set_random_seed(seed)
+    return Student(model, settings, teacher)
+
+
+def _anew(model: DQN, settings: OfflineSettings, seed: int) -> DQN:
+    """The same model as it was before training but for its seed, in place: weights, targets and optimizer."""
+    model.seed = seed
+    if settings.learning_rate is not None:
+        model.learning_rate = settings.learning_rate
+    model._setup_model()
+    return model
+
+
+def _see_that_it_fits(teacher: DQN, student: DQN, name: str) -> None:
+    if (teacher.observation_space, teacher.action_space) != (student.observation_space, student.action_space):
+        raise UsageError(
+            f"teacher {name} is of another environment than the student: {teacher.observation_space} and "
+            f"{teacher.action_space}, not {student.observation_space} and {student.action_space}"
+        )
+
+
+class _Watch:
+    """Measures a student on the same transitions throughout, and remembers what was dormant before."""
+
+    def __init__(self, student: Student, seed: int):
+        self.student = student
+        buffer = student.model.replay_buffer
+        assert buffer is not None
+        with everything_seeded(seed + _OF_MEASUREMENTS):
+            self.transitions: Any = buffer.sample(student.settings.score_batch_size)
+        self._batch = Batch(self.transitions.observations)
+        self._agent = agent_of(student.model)
+        self._meter = meter_of(student.model, self._batch)
+        self._before: list[Tensor] | None = None
+
+    def report(self) -> DormancyReport:
+        policy = self.student.model.policy
+        threshold = self.student.settings.dormancy_threshold
+        return self._meter.measure(lambda part: self._agent.forward(policy, part), self._batch, threshold)
+
+    def point(self, step: int) -> Point:
+        report = self.report()
+        values = dormancy_values(report, _THRESHOLDS, log_layers=True, log_histograms=False)
+        dormant = [layer.dormant for layer in report.layers]
+        shared = None if self._before is None else overlap(dormant, self._before)
+        self._before = dormant
+        values |= {} if shared is None else {"dormancy/overlap": shared}
+        values |= {"dormancy/gradient_step": step, LOSS: self.student.loss(self.transitions)}
+        return Point(step, values)
+
+
+def train(settings: OfflineSettings, seed: int, root: Path = Path()) -> Iterator[Point]:
+    """Train, and tell what there is to log: before the first gradient step, and after each period.
+
+    Initial weights of a fresh student, batches, and what is measured on depend on the seed alone: conditions differ in
+    nothing else. Seeds the random streams of the process and draws from them while it goes on.
+
+    :param root: folder that the settings' paths start from
+    :raises UsageError: when something stored is missing or does not fit
+    """
+    student = make_student(settings, seed, root)
+    watch = _Watch(student, seed)
+    yield watch.point(0)
+    for step in range(1, settings.gradient_steps + 1):
+        student.step(step)
+        if step % settings.measuring_period == 0:
+            yield watch.point(step)
