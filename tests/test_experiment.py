@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from matplotlib.ticker import PercentFormatter
 from made_runs import write_events, write_run, write_sweep
+from matplotlib.ticker import PercentFormatter
 
 from sb3_redo.cli import main
 from sb3_redo.experiments import catalogue as rooms
