@@ -164,6 +164,47 @@ def test_wrong_settings_are_refused(settings, message):
         ClassifierSettings.of(settings)
 
 
+# Optimizers
+
+
+def test_adam_of_the_paper_makes_the_steps_of_its_equation(images):
+    """u = lr * m_hat / (sqrt(v_hat + eps_root) + eps), twice, worked out for the last layer's biases."""
+    for name, beta2, eps_root in (("adam_default", 0.999, 0.0), ("adam_tuned", 0.9, 1e-3)):
+        settings = ClassifierSettings.of({**TINY, "optimizer": name, "learning_rate": 0.01})
+        inputs = torch.from_numpy(images.images.reshape(300, 16).astype(np.float32) / 255)
+        classifier = Classifier(settings, inputs, 10, 0)
+        bias, labels = classifier.network[-1].bias, torch.from_numpy(images.labels.copy())
+        mean, square, expected = torch.zeros(10), torch.zeros(10), bias.detach().clone()
+        for step, rows in enumerate((np.arange(20), np.arange(20, 40)), start=1):
+            logits = classifier.network(inputs[rows]).detach()
+            gradient = (logits.softmax(1) - torch.eye(10)[labels[rows]]).mean(0)
+            mean, square = 0.9 * mean + 0.1 * gradient, beta2 * square + (1 - beta2) * gradient**2
+            root = (square / (1 - beta2**step) + eps_root).sqrt()
+            expected -= 0.01 * mean / (1 - 0.9**step) / (root + 1e-9)
+            classifier.step(rows, labels)
+            torch.testing.assert_close(bias.detach(), expected)
+
+
+def test_adam_is_torchs_own(images):
+    inputs = torch.from_numpy(images.images.reshape(300, 16).astype(np.float32) / 255)
+    optimizer = Classifier(ClassifierSettings.of(TINY), inputs, 10, 0).optimizer
+    assert type(optimizer) is torch.optim.Adam
+    plain = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], 1e-3)
+    assert [{**group, "params": []} for group in optimizer.param_groups] == [
+        {**group, "params": []} for group in plain.param_groups
+    ]
+
+
+def test_optimizers_differ_in_nothing_but_their_steps(monkeypatch, images):
+    default, tuned = (
+        seen(monkeypatch, {**TINY, "optimizer": name, "learning_rate": 0.01}, images)
+        for name in ("adam_default", "adam_tuned")
+    )
+    assert default[0] == tuned[0]
+    assert default[1][0] == tuned[1][0]
+    assert default[1][-1] != tuned[1][-1]
+
+
 # Its sweep
 
 

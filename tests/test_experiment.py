@@ -1,5 +1,6 @@
 """Experiments: what there is, what is trained for one, and what is written of it."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 from made_runs import write_events, write_run, write_sweep
+from matplotlib.ticker import PercentFormatter
 
 from sb3_redo.cli import main
 from sb3_redo.experiments import catalogue as rooms
+from sb3_redo.experiments import experiment as experiment_pages
 from sb3_redo.experiments.catalogue import PRESETS, SWEEPS, Preset, catalogue, experiment_named
 from sb3_redo.experiments.experiment import sweeps_of, write_page
 from sb3_redo.experiments.numbers import QUANTITIES, PaperNumber, beside_paper, conditions_of, paper_numbers
@@ -48,7 +51,7 @@ def test_the_list_says_what_each_shows_and_costs(capsys):
         assert f"{experiment.name}: {experiment.title}" in said
         assert f"about {experiment.presets['small'].cpu_minutes} CPU minutes" in said
     assert "paper  680 runs: DQN on 17 Atari games" in said
-    assert len(EXPERIMENTS) == 13
+    assert len(EXPERIMENTS) == 17
 
 
 def test_the_list_is_there_without_torch():
@@ -101,7 +104,8 @@ def test_what_an_experiment_is_put_beside_is_of_its_own_conditions(experiment):
     for number in numbers:
         assert set(number.where) <= set().union(*conditions)
         assert any(number.fits(number.quantity, each, number.algorithm or "dqn") for each in conditions)
-    assert bool(numbers) == (experiment.name not in ("threshold_period", "score_batch_size", "activations", "outgoing"))
+    unknown = ("threshold_period", "score_batch_size", "activations", "outgoing", "layer_norm")
+    assert bool(numbers) == (experiment.name not in unknown)
 
 
 def test_both_presets_of_an_experiment_have_the_same_labels_of_callbacks():
@@ -111,6 +115,21 @@ def test_both_presets_of_an_experiment_have_the_same_labels_of_callbacks():
             for preset in experiment.presets.values()
         ]
         assert labels[0] == labels[1]
+
+
+def test_networks_are_examined_before_they_are_changed():
+    """Callbacks act in the order of the file."""
+    checked = 0
+    for experiment, preset in itertools.product(EXPERIMENTS, PRESETS):
+        for run in (run for sweep in sweeps_of(experiment.presets[preset]) for run in sweep.runs if run.callbacks):
+            paths = [next(iter(callback)) for callback in run.callbacks]
+            examining = [place for place, path in enumerate(paths) if path.startswith("sb3_redo.plasticity.")]
+            changing = [
+                place for place, path in enumerate(paths) if ".interventions." in path or path.endswith(".ReDoCallback")
+            ]
+            checked += bool(examining and changing)
+            assert max(examining, default=-1) < min(changing, default=len(paths))
+    assert checked > 0
 
 
 def test_an_experiment_trains_its_own_conditions_and_so_many_seeds():
@@ -286,6 +305,21 @@ def test_a_loss_is_drawn_and_stands_beside_the_papers_in_the_sweep_that_has_it(t
         for student, values in (("fresh", (0.1, 0.48)), ("pretrained", (0.7, 0.98)))
         for measure, value in zip(words, values, strict=True)
     }
+
+
+def test_what_is_no_share_is_drawn_in_its_own_unit(tmp_path):
+    keys = (*KEYS, "plasticity/feature_srank/q_net")
+    for run in write_sweep(tmp_path, {"callback": ["none", "redo"]}, seeds=(0,)):
+        write_run(*run, keys=keys)
+    curves = read_curves(read_folder(tmp_path))
+    drawn = {}
+    for name in ("srank", "dormant"):
+        (drawn[name],) = experiment_pages._drawn({"curve": name}, curves, pd.DataFrame()).axes
+    assert drawn["srank"].get_ylabel() == "srank of the features"
+    assert drawn["dormant"].get_ylabel() == "dormant neurons [%]"
+    percent = [isinstance(ax.yaxis.get_major_formatter(), PercentFormatter) for ax in drawn.values()]
+    assert percent == [False, True]
+    assert experiment_pages._drawn({"curve": "plasticity_loss"}, curves, pd.DataFrame()) is None
 
 
 def test_a_page_of_nothing_finished_says_so(tmp_path):

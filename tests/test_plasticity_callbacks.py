@@ -96,6 +96,24 @@ def test_an_examined_run_equals_the_run_without(build_one):
     assert differences(bare, examined) == []
 
 
+def test_callbacks_act_in_the_order_in_which_they_are_listed():
+    """What is listed before ReDo sees the network that ReDo has not touched."""
+
+    def features(*listed):
+        model, tape = dqn(), Tape()
+        learn(model, [make() for make in listed], 40, tape)
+        keys = ("plasticity/gradient_step", "plasticity/feature_norm/q_net")
+        points = dict(tuple(point[key] for key in keys) for _, point in tape.points if set(keys) <= set(point))
+        return points[PERIOD]
+
+    def redo():
+        return ReDoCallback(dormancy_threshold=0.5, recycling_period=PERIOD, batch_size=8)
+
+    bare = features(EACH["plasticity"])
+    assert features(EACH["plasticity"], redo) == bare
+    assert features(redo, EACH["plasticity"]) != bare
+
+
 @pytest.mark.slow
 @each
 @pytest.mark.parametrize("kind", [IMAGES, DICTIONARIES])

@@ -1,7 +1,8 @@
 """A classifier that learns one labelling of its images after another (Sokar et al. 2023, figure 3; Lyle et al. 2023,
 section 4.1): network and optimizer go on from task to task, and the images stay the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from sb3_redo.experiments.point import Point
 from sb3_redo.forward_pass import everything_seeded
 from sb3_redo.initial_weights import InitialWeights
 from sb3_redo.meter import Meter
+from sb3_redo.networks import Adam
 from sb3_redo.recycling import Surgery, recycle
 from sb3_redo.sampling import torch_generator
 from sb3_redo.tensorboard import dormancy_values
@@ -26,6 +28,12 @@ ACCURACY = "classifier/accuracy"
 TASK_ACCURACY = "classifier/task_accuracy"
 """The same at the end of a task alone."""
 
+_MADE: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adam_default": partial(Adam, betas=(0.9, 0.999), eps=1e-9, eps_root=0.0),
+    "adam_tuned": partial(Adam, betas=(0.9, 0.9), eps=1e-9, eps_root=1e-3),
+    "sgd": torch.optim.SGD,
+}
 _THRESHOLDS = (0.0, 0.025, 0.1)
 _AT_ONCE = 2048
 
@@ -40,11 +48,7 @@ class Classifier:
         self.settings, self.inputs, self.n_classes, self.seed = settings, inputs, n_classes, seed
         with everything_seeded(seed):
             self.network = self._make()
-        self.optimizer: torch.optim.Optimizer
-        if settings.optimizer == "adam":
-            self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate)
-        else:
-            self.optimizer = torch.optim.SGD(self.network.parameters(), settings.learning_rate)
+        self.optimizer = _MADE[settings.optimizer](self.network.parameters(), lr=settings.learning_rate)
         self.initial_weights = InitialWeights(self._make, untrained=self.network)
         wiring = trace_wiring(self.network, inputs[:2])
         self._meter = Meter(self.network, wiring, {layer.name: "classifier" for layer in wiring})

@@ -14,7 +14,7 @@ from sb3_redo.experiments.runs import Run
 from sb3_redo.experiments.sweep_file import Sweep, read_sweep
 from sb3_redo.reports.build import Report, write_report
 from sb3_redo.reports.curves import over_seeds
-from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy, plot_loss
+from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy, plot_loss, plot_measure
 from sb3_redo.reports.heat_maps import heat_maps
 from sb3_redo.reports.pictures import save
 from sb3_redo.reports.runs import read_sweep as read_folder
@@ -100,8 +100,8 @@ def _drawn(figure: Mapping[str, str], curves: pd.DataFrame, conditions: pd.DataF
     """A figure that the report has not; nothing where there is nothing to draw yet."""
     if "curve" in figure:
         quantity = QUANTITIES[figure["curve"]]
-        table = over_seeds(curves, str(quantity.key))
-        plot = _PLOTS.get(figure["curve"], plot_dormancy)
+        table = over_seeds(curves, str(quantity.key)).assign(measure=quantity.words.removesuffix(" at the end"))
+        plot = _PLOTS.get(figure["curve"], plot_dormancy if quantity.percent else plot_measure)
         return panels(table, plot) if len(table) else None
     name, x, y = (figure[key] for key in ("heat_map", "x", "y"))
     mine = conditions[conditions["quantity"] == name] if len(conditions) else conditions

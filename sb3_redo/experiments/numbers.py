@@ -43,6 +43,17 @@ QUANTITIES = {
     "critic": Quantity("dormant neurons of the critics at the end", "dormancy/critic"),
     "overlap": Quantity("overlap with the measurement before, last five", "dormancy/overlap", 5),
     "accuracy": Quantity("accuracy at the end of the last five tasks", "classifier/task_accuracy", 5),
+    "srank": Quantity("srank of the features at the end", "plasticity/feature_srank/q_net", percent=False),
+    "effective_rank": Quantity(
+        "effective rank of the features at the end", "plasticity/feature_effective_rank/q_net", percent=False
+    ),
+    "stable_rank": Quantity(
+        "stable rank of the features at the end", "plasticity/feature_stable_rank/q_net", percent=False
+    ),
+    "weight_norm": Quantity("norm of the weights at the end", "plasticity/weight_norm/q_net", percent=False),
+    "plasticity_loss": Quantity(
+        "plasticity loss from the first probe to the end", "plasticity/plasticity_loss/q_net", percent=False
+    ),
     "loss": Quantity("Huber loss at the end", "offline/loss", percent=False),
     "return": Quantity("final return", percent=False),
 }
@@ -53,9 +64,10 @@ class PaperNumber:
     """A number of the paper's.
 
     :param quantity: a name in :data:`QUANTITIES`
-    :param figure: by the paper's number
+    :param figure: by the paper's number, of Lyle et al. 2023 with that name before it
     :param scale: what it is of
-    :param source: how it was read: ``digitised``, ``read by eye`` from the figure's image, or ``second hand``
+    :param source: how it was read: ``digitised``, ``read by eye`` from the figure's image, ``printed`` in it, or
+        ``second hand``
     :param where: axis to label, of the conditions that it belongs to
     :param game: that it is of; in an environment that has its own number no other is shown
     :param algorithm: of the sweeps that it belongs to; of all if not given

@@ -1,5 +1,6 @@
 """Figures for papers and notebooks: each function draws a tidy table on ``ax`` and returns ``ax``."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,18 @@ def plot_loss(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | No
     return ax
 
 
+def plot_measure(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Anything else that was logged, in its own unit; as :func:`plot_dormancy`.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds`, with a column ``measure`` that
+        says what it is
+    """
+    ax = _curves(table, ax, styles)
+    if len(table):
+        ax.set_ylabel(textwrap.fill(table["measure"].iloc[0], 30))
+    return ax
+
+
 def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
     """Dormant fraction of every layer over time as a heat map, the first layer on top.
 
@@ -185,7 +198,7 @@ def panels(
     return figure
 
 
-_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled, plot_accuracy, plot_loss)
+_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled, plot_accuracy, plot_loss, plot_measure)
 
 
 def _label_the_rim(axes: Any, count: int) -> None:
