@@ -1,6 +1,7 @@
 """A twin that wanders: as far as each step goes, with a target of its own, and without training noticing."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -157,7 +158,7 @@ def test_as_many_synchronisations_as_the_networks_own_between_two_steps():
     callback, _ = spied(250, model=model)
     later = callback.seen[3:]  # when target and network are apart
     assert len(later) > 3
-    for (_, _, before), (start, _, after) in zip(later, later[1:], strict=False):
+    for (_, _, before), (start, _, after) in pairwise(later):
         # Of both the share of the old target that is left, (1 - tau) to the power of the synchronisations.
         shares = [
             float(((new - weights) / (old - weights))[(old - weights).abs() > 1e-3].median())

@@ -1,4 +1,4 @@
-"""A network beside one that wanders as far as training's steps go, and nowhere in particular (Lyle et al. 2023, 4.2)."""
+"""A network beside a twin that wanders as far as its steps go, in any direction (Lyle et al. 2023, section 4.2)."""
 
 import copy
 from dataclasses import replace

@@ -94,6 +94,33 @@ def plot_accuracy(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles 
     return _percent(_curves(table, ax, styles), "accuracy [%]")
 
 
+def plot_pruned(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Share of neurons that have been pruned; as :func:`plot_dormancy`.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``pruning/pruned_fraction``
+    """
+    return _percent(_curves(table, ax, styles), "pruned neurons [%]")
+
+
+def plot_sharpness(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Largest eigenvalue of a loss's Hessian on a logarithmic axis; as :func:`plot_dormancy`.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.side_by_side`
+    """
+    ax = _curves(table, ax, styles)
+    ax.set_ylabel("sharpness (largest eigenvalue)")
+    ax.set_yscale("log")
+    return ax
+
+
+def plot_interference(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
+    """Share of pairs of samples whose gradients point apart; as :func:`plot_dormancy`.
+
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.side_by_side`
+    """
+    return _percent(_curves(table, ax, styles), "pairs of samples with\nopposed gradients [%]")
+
+
 def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
     """Dormant fraction of every layer over time as a heat map, the first layer on top.
 
@@ -174,7 +201,16 @@ def panels(
     return figure
 
 
-_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled, plot_accuracy)
+_STYLED = (
+    plot_return,
+    plot_dormancy,
+    plot_overlap,
+    plot_recycled,
+    plot_accuracy,
+    plot_pruned,
+    plot_sharpness,
+    plot_interference,
+)
 
 
 def _label_the_rim(axes: Any, count: int) -> None:
