@@ -17,7 +17,8 @@ from sb3_redo.experiments.experiment import sweeps_of, write_page
 from sb3_redo.experiments.numbers import QUANTITIES, PaperNumber, beside_paper, conditions_of, paper_numbers
 from sb3_redo.experiments.sweep_file import read_sweep
 from sb3_redo.reports.curves import side_by_side
-from sb3_redo.reports.figures import panels, plot_sharpness
+from sb3_redo.reports.experiment_figures import plot_sharpness
+from sb3_redo.reports.figures import panels
 from sb3_redo.reports.runs import read_sweep as read_folder
 from sb3_redo.reports.tables import read_curves
 from sb3_redo.settings import UsageError

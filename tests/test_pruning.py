@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback, trace_wiring
@@ -338,6 +339,16 @@ def test_no_hook_is_left():
 # When, how many, and going on
 
 
+class LooksAtTheStart(BaseCallback):
+    """Before anything is collected or trained on."""
+
+    def _on_training_start(self):
+        self.found = columns_of_pruned(self.model).clone()
+
+    def _on_step(self):
+        return True
+
+
 def test_it_prunes_at_exact_gradient_steps_and_counts():
     tape = Tape()
     model = dqn(train_freq=20, gradient_steps=20)
@@ -380,7 +391,9 @@ def test_other_settings_go_on_with_what_was_pruned_and_clear_what_grew_meanwhile
     pruned = {layer: mask.clone() for layer, mask in pruned_of(model).items()}
     loaded = learn(reloaded(model, tmp_path), None, 40)
     assert (columns_of_pruned(loaded) != 0).any()
-    learn(loaded, pruning(dormancy_threshold=0.0, pruning_period=10_000), 40)
+    others = pruning(dormancy_threshold=0.0, pruning_period=10_000)
+    learn(loaded, [others, begun := LooksAtTheStart()], 40)
+    assert (begun.found == 0).all()
     assert all(torch.equal(pruned_of(loaded)[layer], mask) for layer, mask in pruned.items())
     assert (columns_of_pruned(loaded) == 0).all()
 

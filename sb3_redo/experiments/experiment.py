@@ -12,14 +12,8 @@ from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of
 from sb3_redo.experiments.sweep_file import Sweep, read_sweep
 from sb3_redo.reports.build import Report, markdown_table, write_report
 from sb3_redo.reports.curves import over_seeds, side_by_side
-from sb3_redo.reports.figures import (
-    panels,
-    plot_accuracy,
-    plot_dormancy,
-    plot_interference,
-    plot_pruned,
-    plot_sharpness,
-)
+from sb3_redo.reports.experiment_figures import plot_interference, plot_pruned, plot_sharpness
+from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
 from sb3_redo.reports.heat_maps import heat_maps
 from sb3_redo.reports.pictures import save
 from sb3_redo.reports.runs import read_sweep as read_folder
