@@ -256,7 +256,7 @@ def test_two_axes_make_a_heat_map(tmp_path):
 def test_two_networks_of_the_same_runs_are_drawn_side_by_side(tmp_path):
     experiment = experiment_named("brownian_motion")
     sweeps = sweeps_of(experiment.presets["small"], seeds=2)
-    environment = "sb3_redo/BlockMDP-true-label-v0"
+    environment = "sb3_redo-BlockMDP-true-label-v0"  # as folders are named
     folder = tmp_path / "small_brownian_motion"
     for (_, _, seed, run), end in zip(
         write_sweep(folder, {"callback": ["brownian_motion"]}, seeds=(0, 1), environments=(environment,)),
