@@ -34,6 +34,7 @@ from sb3_redo.interventions import (
     GradientReDoCallback,
     NormProjectionCallback,
     ParsevalCallback,
+    PruningCallback,
     RegenerativeCallback,
     ResetCallback,
     ScheduledReDoCallback,
@@ -74,6 +75,7 @@ SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ReadingGradients,
     ResetCallback,
     ShrinkAndPerturbCallback,
+    PruningCallback,
 )
 
 
@@ -89,6 +91,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "optimizer_class: torch.optim.AdamW": {"policy_kwargs": {"optimizer_class": "torch.optim.AdamW"}},
     "plasticity injection": {"policy": "Injectable"},
 }
+_PERIODS = ("recycling_period", "pruning_period", "period")
 TASKS_OF = {"Nature CNN": ("atari", "DQNCnnPolicy"), "SAC 256x256": ("sac", "SACMlpPolicy")}
 
 
@@ -164,7 +167,7 @@ class Bench:
         """One intervention beside the gradient steps of a period."""
         callback = make()
         self.begin(callback)
-        period = getattr(callback, "recycling_period", None) or getattr(callback, "period")  # noqa: B009
+        period = next(getattr(callback, name) for name in _PERIODS if hasattr(callback, name))
         times = []
         for number in range(1, 8):
             step = (gradient_steps_of(self.model) // period + number) * period

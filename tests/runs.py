@@ -90,6 +90,7 @@ INTERVENTIONS = (
     "gradients",
     "cbp",
     "plasticity",
+    "pruning",
 )
 
 

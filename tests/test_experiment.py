@@ -19,6 +19,9 @@ from sb3_redo.experiments.catalogue import PRESETS, SWEEPS, Preset, catalogue, e
 from sb3_redo.experiments.experiment import sweeps_of, write_page
 from sb3_redo.experiments.numbers import QUANTITIES, PaperNumber, beside_paper, conditions_of, paper_numbers
 from sb3_redo.experiments.sweep_file import read_sweep
+from sb3_redo.reports.curves import side_by_side
+from sb3_redo.reports.experiment_figures import plot_sharpness
+from sb3_redo.reports.figures import panels
 from sb3_redo.reports.runs import read_sweep as read_folder
 from sb3_redo.reports.tables import read_curves
 from sb3_redo.settings import UsageError
@@ -32,6 +35,7 @@ KEYS = (
     *("rollout/ep_rew_mean", "dormancy/fraction", "dormancy/gradient_step"),
     *("dormancy_thresholds/0.0", "dormancy_thresholds/0.025"),
 )
+SHARPNESS = "plasticity/sharpness"
 
 
 def made(folder, name, axes, keys=KEYS, **settings):
@@ -51,7 +55,7 @@ def test_the_list_says_what_each_shows_and_costs(capsys):
         assert f"{experiment.name}: {experiment.title}" in said
         assert f"about {experiment.presets['small'].cpu_minutes} CPU minutes" in said
     assert "paper  680 runs: DQN on 17 Atari games" in said
-    assert len(EXPERIMENTS) == 17
+    assert len(EXPERIMENTS) == 19
 
 
 def test_the_list_is_there_without_torch():
@@ -104,7 +108,7 @@ def test_what_an_experiment_is_put_beside_is_of_its_own_conditions(experiment):
     for number in numbers:
         assert set(number.where) <= set().union(*conditions)
         assert any(number.fits(number.quantity, each, number.algorithm or "dqn") for each in conditions)
-    unknown = ("threshold_period", "score_batch_size", "activations", "outgoing", "layer_norm")
+    unknown = ("threshold_period", "score_batch_size", "activations", "outgoing", "layer_norm", "brownian_motion")
     assert bool(numbers) == (experiment.name not in unknown)
 
 
@@ -320,6 +324,40 @@ def test_what_is_no_share_is_drawn_in_its_own_unit(tmp_path):
     percent = [isinstance(ax.yaxis.get_major_formatter(), PercentFormatter) for ax in drawn.values()]
     assert percent == [False, True]
     assert experiment_pages._drawn({"curve": "plasticity_loss"}, curves, pd.DataFrame()) is None
+
+
+def test_two_networks_of_the_same_runs_are_drawn_side_by_side(tmp_path):
+    experiment = experiment_named("brownian_motion")
+    sweeps = sweeps_of(experiment.presets["small"], seeds=2)
+    environment = "sb3_redo-BlockMDP-true-label-v0"  # as folders are named
+    folder = tmp_path / "small_brownian_motion"
+    for (_, _, seed, run), end in zip(
+        write_sweep(folder, {"callback": ["brownian_motion"]}, seeds=(0, 1), environments=(environment,)),
+        (8.0, 32.0),
+        strict=True,
+    ):
+        write_run(environment, {"callback": "brownian_motion"}, seed, run, keys=KEYS[:3])
+        points = [(1, "dormancy/gradient_step", 0.0), (100, "dormancy/gradient_step", 99.0)]
+        for step, of_network, of_twin in ((1, 2.0, 2.0), (100, end, 4.0)):
+            points += [(step, f"{SHARPNESS}/q_net", of_network), (step, f"{SHARPNESS}/q_net_twin", of_twin)]
+        write_events(run / "events.out.tfevents.1.host.1.0", points)
+    write_page(experiment, "small", sweeps, [folder], tmp_path / "page")
+    numbers = pd.read_csv(tmp_path / "page/numbers.csv").set_index("quantity")["ours"]
+    trained, twin = ("sharpness of the trained network at the end", "sharpness of its twin at the end")
+    assert numbers[[trained, twin]].tolist() == [20.0, 4.0]
+    # Of each run by itself: 4 and 16 times.
+    assert numbers[[f"{trained} over that at the start", f"{twin} over that at the start"]].tolist() == [10.0, 2.0]
+    assert "![curve_sharpness]" in (tmp_path / "page/experiment.md").read_text()
+    curves = read_curves(read_folder(folder))
+    table = side_by_side(curves, {"one": f"{SHARPNESS}/q_net", "twin": f"{SHARPNESS}/q_net_twin"})
+    figure = panels(table, plot_sharpness)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "twin"]
+    (ax,) = figure.axes
+    assert ax.get_yscale() == "log"
+    one, other = ax.get_lines()
+    assert one.get_color() != other.get_color()
+    assert [float(one.get_ydata()[-1]), float(other.get_ydata()[-1])] == [20.0, 4.0]
+    assert not len(side_by_side(curves, {"none": "no/such/key"}))
 
 
 def test_a_page_of_nothing_finished_says_so(tmp_path):

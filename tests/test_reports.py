@@ -19,7 +19,15 @@ matplotlib.use("Agg")
 from made_runs import KEYS, LAYERS, write_events, write_run, write_sweep
 from matplotlib import pyplot
 
-from sb3_redo.reports import figures, read_curves, read_points, read_sweep, write_points, write_report
+from sb3_redo.reports import (
+    experiment_figures,
+    figures,
+    read_curves,
+    read_points,
+    read_sweep,
+    write_points,
+    write_report,
+)
 from sb3_redo.reports.build import _rivals
 from sb3_redo.reports.curves import layers_over_seeds, over_seeds, return_curves
 from sb3_redo.reports.outcomes import by_replay_ratio, condition_outcomes, run_outcomes
@@ -299,7 +307,11 @@ def test_every_figure_takes_an_ax_gives_it_back_and_says_what_it_shows(sweep):
         figures.plot_dormancy: (of_one["dormancy/fraction"], "gradient steps", "dormant neurons [%]"),
         figures.plot_overlap: (of_one["dormancy/overlap"], "gradient steps", "overlap"),
         figures.plot_recycled: (recycled, "gradient steps", "neurons recycled so far"),
-        figures.plot_loss: (of_one["dormancy/fraction"], "gradient steps", "Huber loss of the values\n[discounted"),
+        experiment_figures.plot_loss: (
+            of_one["dormancy/fraction"],
+            "gradient steps",
+            "Huber loss of the values\n[discounted",
+        ),
     }
     for plot, (table, x, y) in drawn.items():
         ax = pyplot.subplots()[1]
@@ -310,7 +322,7 @@ def test_every_figure_takes_an_ax_gives_it_back_and_says_what_it_shows(sweep):
         assert len(entries) == table["series" if "series" in table else "condition"].nunique()
         assert all("=" in entry for entry in entries)
         assert plot(table) is not ax
-        assert (ax.get_yscale() == "log") == (plot is figures.plot_loss)
+        assert (ax.get_yscale() == "log") == (plot is experiment_figures.plot_loss)
     pyplot.close("all")
 
 

@@ -66,7 +66,8 @@ class Experiment:
     :param differs: how the small one differs from the paper's
     :param presets: by name
     :param quantities: names of those in :mod:`sb3_redo.experiments.numbers`
-    :param figures: names of the report's figures, or what is drawn besides: ``{"curve": quantity}`` and
+    :param figures: names of the report's figures, or what is drawn besides: ``{"curve": quantity}``, with
+        ``"beside": {quantity: name in the legend, ...}`` for several in one figure, and
         ``{"heat_map": quantity, "x": axis, "y": axis}``
     :param published: numbers to put beside ours; see :class:`~sb3_redo.experiments.numbers.PaperNumber`
     :param report_figures: figures of the paper, by their number, whose numbers the report knows, and the replay ratios

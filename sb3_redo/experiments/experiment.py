@@ -13,8 +13,9 @@ from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of
 from sb3_redo.experiments.runs import Run
 from sb3_redo.experiments.sweep_file import Sweep, read_sweep
 from sb3_redo.reports.build import Report, write_report
-from sb3_redo.reports.curves import over_seeds
-from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy, plot_loss, plot_measure
+from sb3_redo.reports.curves import over_seeds, side_by_side
+from sb3_redo.reports.experiment_figures import plot_interference, plot_loss, plot_measure, plot_pruned, plot_sharpness
+from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
 from sb3_redo.reports.heat_maps import heat_maps
 from sb3_redo.reports.pictures import save
 from sb3_redo.reports.runs import read_sweep as read_folder
@@ -25,8 +26,15 @@ if TYPE_CHECKING:
 
 PAGE = "experiment.md"
 NUMBERS = "numbers.csv"
-# Of quantities that are no share of dormant neurons.
-_PLOTS = {"accuracy": plot_accuracy, "loss": plot_loss}
+
+_PLOTS = {
+    "accuracy": plot_accuracy,
+    "loss": plot_loss,
+    "pruned": plot_pruned,
+    "sharpness": plot_sharpness,
+    "interference": plot_interference,
+}
+"""How the curves of a quantity are drawn, where it is not as others are."""
 
 
 def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
@@ -96,13 +104,18 @@ def _name(figure: Mapping[str, str]) -> str:
     return f"{kind}_{figure[kind]}"
 
 
-def _drawn(figure: Mapping[str, str], curves: pd.DataFrame, conditions: pd.DataFrame) -> "Figure | None":
+def _drawn(figure: Mapping[str, Any], curves: pd.DataFrame, conditions: pd.DataFrame) -> "Figure | None":
     """A figure that the report has not; nothing where there is nothing to draw yet."""
     if "curve" in figure:
-        quantity = QUANTITIES[figure["curve"]]
-        table = over_seeds(curves, str(quantity.key)).assign(measure=quantity.words.removesuffix(" at the end"))
-        plot = _PLOTS.get(figure["curve"], plot_dormancy if quantity.percent else plot_measure)
-        return panels(table, plot) if len(table) else None
+        name = figure["curve"]
+        quantity = QUANTITIES[name]
+        if "beside" in figure:
+            keys = {word: str(QUANTITIES[each].key) for each, word in figure["beside"].items()}
+            table = side_by_side(curves, keys)
+        else:
+            table = over_seeds(curves, str(quantity.key))
+        plot = _PLOTS.get(name, plot_dormancy if quantity.percent else plot_measure)
+        return panels(table.assign(measure=quantity.words.removesuffix(" at the end")), plot) if len(table) else None
     name, x, y = (figure[key] for key in ("heat_map", "x", "y"))
     mine = conditions[conditions["quantity"] == name] if len(conditions) else conditions
     if not len(mine):

@@ -26,13 +26,18 @@ class Quantity:
     :param key: under which it was logged; the final return where there is none
     :param last: how many of its last points are averaged
     :param percent: whether it is a share
+    :param of_first: whether it is divided by each run's first point
     """
 
     words: str
     key: str | None = None
     last: int = 1
     percent: bool = True
+    of_first: bool = False
 
+
+_SHARPNESS = "plasticity/sharpness/"
+_NEGATIVE_SHARE = "plasticity/gradient_negative_share/"
 
 QUANTITIES = {
     "dormant": Quantity("dormant neurons at the end", "dormancy/fraction"),
@@ -55,6 +60,27 @@ QUANTITIES = {
         "plasticity loss from the first probe to the end", "plasticity/plasticity_loss/q_net", percent=False
     ),
     "loss": Quantity("Huber loss at the end", "offline/loss", percent=False),
+    "sharpness": Quantity("sharpness of the trained network at the end", f"{_SHARPNESS}q_net", percent=False),
+    "sharpness_twin": Quantity("sharpness of its twin at the end", f"{_SHARPNESS}q_net_twin", percent=False),
+    "sharpness_growth": Quantity(
+        "sharpness of the trained network at the end over that at the start",
+        f"{_SHARPNESS}q_net",
+        percent=False,
+        of_first=True,
+    ),
+    "sharpness_growth_twin": Quantity(
+        "sharpness of its twin at the end over that at the start",
+        f"{_SHARPNESS}q_net_twin",
+        percent=False,
+        of_first=True,
+    ),
+    "interference": Quantity(
+        "pairs of samples with opposed gradients at the end, trained network, last five", f"{_NEGATIVE_SHARE}q_net", 5
+    ),
+    "interference_twin": Quantity(
+        "pairs of samples with opposed gradients at the end, its twin, last five", f"{_NEGATIVE_SHARE}q_net_twin", 5
+    ),
+    "pruned": Quantity("neurons pruned by the end", "pruning/pruned_fraction"),
     "return": Quantity("final return", percent=False),
 }
 
@@ -148,6 +174,8 @@ def _ends(curves: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) -> list[
     """What the runs of each environment ended with."""
     logged = curves[(curves["key"] == quantity.key) & curves["run"].isin(runs["run"])]
     last = logged.groupby("run", observed=True).tail(quantity.last).groupby("run", observed=True)["value"].mean()
+    if quantity.of_first:
+        last = last / logged.groupby("run", observed=True)["value"].first()
     ends = runs["run"].map(last.to_dict())
     return [ends[runs["environment"] == name].to_numpy(dtype=float) for name in runs["environment"].unique()]
 

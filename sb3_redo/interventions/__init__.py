@@ -4,6 +4,7 @@ from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
 from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.injection import PlasticityInjectionCallback
 from sb3_redo.interventions.perturbation import ShrinkAndPerturbCallback
+from sb3_redo.interventions.pruning import PruningCallback
 from sb3_redo.interventions.regularisers import (
     NormProjectionCallback,
     ParsevalCallback,
@@ -19,6 +20,7 @@ __all__ = [
     "NormProjectionCallback",
     "ParsevalCallback",
     "PlasticityInjectionCallback",
+    "PruningCallback",
     "RegenerativeCallback",
     "ResetCallback",
     "ScheduledReDoCallback",

@@ -1,6 +1,7 @@
 """Instruments that tell whether a network can still learn, by hand and as callbacks."""
 
 from sb3_redo.plasticity.agent_networks import networks_of
+from sb3_redo.plasticity.brownian_motion import BrownianMotionCallback
 from sb3_redo.plasticity.callbacks import PlasticityCallback
 from sb3_redo.plasticity.costly import CurvatureCallback, GradientCovarianceCallback
 from sb3_redo.plasticity.curvature import Spectrum, hessian_product, hessian_spectrum, sharpness
@@ -21,6 +22,7 @@ from sb3_redo.plasticity.units import LayerUnits, units_of
 from sb3_redo.plasticity.weights import distance_from, update_ratio, weight_norm, weight_ranks
 
 __all__ = [
+    "BrownianMotionCallback",
     "CurvatureCallback",
     "GradientCovariance",
     "GradientCovarianceCallback",

@@ -58,7 +58,7 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).pow(2).mean(1)
 
 
-def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, int]) -> Objective:
+def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, int], policy: Any = None) -> Objective:
     """The temporal-difference loss that an algorithm trains a network with, on transitions from its replay buffer.
 
     In evaluation mode, without augmentation, and of hindsight replay on what has happened.
@@ -67,6 +67,7 @@ def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, i
     :param name: of its network of values: ``q_net``, ``quantile_net`` or ``critic``
     :param batch_size: how many transitions
     :param seed: of the transitions, and of actions that targets are made of
+    :param policy: whose networks make the targets, in place of the model's own
     :raises RuntimeError: where no such loss is known
     """
     made = _how(model, name)
@@ -77,11 +78,12 @@ def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, i
         )
     if batch_size > stored_observations(model):
         raise ValueError(f"batch_size is {batch_size}, but the buffer holds {stored_observations(model)} transitions")
-    modules = list(model.policy.modules())
+    policy = model.policy if policy is None else policy
+    modules = list(policy.modules())
     number = int(torch.randint(2**62, (), generator=torch_generator(seed)))
     with everything_seeded(number), evaluating(modules), uncompiled(is_compiled(modules)):
         sample = _transitions(model, batch_size)
-        targets, loss = made(model, sample)
+        targets, loss = made(model, policy, sample)
     return Objective(Batch(sample.observations, sample.actions), targets, loss)
 
 
@@ -112,15 +114,15 @@ Made = tuple[Any, Callable[[Tensor, Any], Tensor]]
 """Targets, and the loss that compares outputs with them."""
 
 
-def _dqn(model: Any, sample: Any) -> Made:
-    values = model.policy.q_net_target(sample.next_observations).max(1, keepdim=True).values
+def _dqn(model: Any, policy: Any, sample: Any) -> Made:
+    values = policy.q_net_target(sample.next_observations).max(1, keepdim=True).values
     return (sample.actions.long(), _bootstrapped(model, sample, values)), _huber
 
 
-def _double_dqn(model: Any, sample: Any) -> Made:
+def _double_dqn(model: Any, policy: Any, sample: Any) -> Made:
     # The policy's own, since while it trains the model has something else in the target's place.
-    chosen = model.policy.q_net(sample.next_observations).argmax(1, keepdim=True)
-    values = model.policy.q_net_target(sample.next_observations).gather(1, chosen)
+    chosen = policy.q_net(sample.next_observations).argmax(1, keepdim=True)
+    values = policy.q_net_target(sample.next_observations).gather(1, chosen)
     return (sample.actions.long(), _bootstrapped(model, sample, values)), _huber
 
 
@@ -129,8 +131,8 @@ def _huber(outputs: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
     return functional.smooth_l1_loss(outputs.gather(1, actions), values, reduction="none").squeeze(1)
 
 
-def _qrdqn(model: Any, sample: Any) -> Made:
-    quantiles = model.policy.quantile_net_target(sample.next_observations)
+def _qrdqn(model: Any, policy: Any, sample: Any) -> Made:
+    quantiles = policy.quantile_net_target(sample.next_observations)
     best = quantiles.mean(1).argmax(1)
     ahead = quantiles.gather(2, best.view(-1, 1, 1).expand(-1, quantiles.shape[1], 1)).squeeze(2)
     count = quantiles.shape[1]
@@ -157,33 +159,33 @@ def _quantile_huber(current: Tensor, targets: Tensor) -> Tensor:
     return (middles[:, None] - (error.detach() < 0).to(error)).abs() * huber
 
 
-def _td3(model: Any, sample: Any) -> Made:
+def _td3(model: Any, policy: Any, sample: Any) -> Made:
     noise = torch.randn_like(sample.actions) * model.target_policy_noise
     noise = noise.clamp(-model.target_noise_clip, model.target_noise_clip)
-    actions = (model.policy.actor_target(sample.next_observations) + noise).clamp(-1, 1)
-    values = torch.cat(model.policy.critic_target(sample.next_observations, actions), 1).min(1, keepdim=True).values
+    actions = (policy.actor_target(sample.next_observations) + noise).clamp(-1, 1)
+    values = torch.cat(policy.critic_target(sample.next_observations, actions), 1).min(1, keepdim=True).values
     return _bootstrapped(model, sample, values), lambda outputs, targets: (outputs - targets).pow(2).sum(1)
 
 
-def _next_of_sac(model: Any, sample: Any) -> tuple[Tensor, Tensor]:
+def _next_of_sac(model: Any, policy: Any, sample: Any) -> tuple[Tensor, Tensor]:
     """What the actor does in the next observations, and what its log-probability takes off the values, [batch, 1]."""
-    actions, log_prob = model.policy.actor.action_log_prob(sample.next_observations)
+    actions, log_prob = policy.actor.action_log_prob(sample.next_observations)
     ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
     return actions, ent_coef * log_prob.reshape(-1, 1)
 
 
-def _sac(model: Any, sample: Any) -> Made:
-    actions, entropy = _next_of_sac(model, sample)
-    values = torch.cat(model.policy.critic_target(sample.next_observations, actions), 1).min(1, keepdim=True).values
+def _sac(model: Any, policy: Any, sample: Any) -> Made:
+    actions, entropy = _next_of_sac(model, policy, sample)
+    values = torch.cat(policy.critic_target(sample.next_observations, actions), 1).min(1, keepdim=True).values
     targets = _bootstrapped(model, sample, values - entropy)
     return targets, lambda outputs, targets: 0.5 * (outputs - targets).pow(2).sum(1)
 
 
-def _tqc(model: Any, sample: Any) -> Made:
-    actions, entropy = _next_of_sac(model, sample)
-    critic = model.policy.critic
+def _tqc(model: Any, policy: Any, sample: Any) -> Made:
+    actions, entropy = _next_of_sac(model, policy, sample)
+    critic = policy.critic
     kept = critic.quantiles_total - model.top_quantiles_to_drop_per_net * critic.n_critics
-    quantiles = model.policy.critic_target(sample.next_observations, actions).flatten(1).sort(1).values[:, :kept]
+    quantiles = policy.critic_target(sample.next_observations, actions).flatten(1).sort(1).values[:, :kept]
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return _quantile_huber(outputs.view(len(outputs), critic.n_critics, -1), targets).mean((1, 2, 3))
@@ -191,7 +193,7 @@ def _tqc(model: Any, sample: Any) -> Made:
     return _bootstrapped(model, sample, quantiles - entropy), loss
 
 
-_TARGETS: dict[str, tuple[str, Callable[[Any, Any], Made]]] = {
+_TARGETS: dict[str, tuple[str, Callable[[Any, Any, Any], Made]]] = {
     "stable_baselines3.dqn.dqn.DQN.train": ("q_net", _dqn),
     "sb3_redo.algorithms.double_dqn.DoubleDQN.train": ("q_net", _double_dqn),
     "sb3_redo.algorithms.drq.DrQ.train": ("q_net", _double_dqn),
@@ -203,7 +205,7 @@ _TARGETS: dict[str, tuple[str, Callable[[Any, Any], Made]]] = {
 """How an algorithm trains to the network that its temporal-difference loss is of, and how its targets are made."""
 
 
-def _how(model: Any, name: str) -> Callable[[Any, Any], Made] | None:
+def _how(model: Any, name: str) -> Callable[[Any, Any, Any], Made] | None:
     # By how it trains and not by its class, since a subclass may train on something else.
     train = type(model).train
     network, made = _TARGETS.get(f"{train.__module__}.{train.__qualname__}", ("", None))

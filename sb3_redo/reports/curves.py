@@ -1,6 +1,6 @@
 """Curves over seeds: the runs of a condition at shared checkpoints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,20 @@ def over_seeds(curves: pd.DataFrame, key: str, by: str = "gradient_step", checkp
     :return: columns that describe the condition, and ``key``, ``by``, ``at``, ``value``, ``low``, ``high``, ``runs``
     """
     return _over_seeds(curves, [key], by, checkpoints)
+
+
+def side_by_side(curves: pd.DataFrame, keys: Mapping[str, str], by: str = "gradient_step") -> pd.DataFrame:
+    """As :func:`over_seeds` for several keys of the same runs, each with a name as if it were a condition of its own.
+
+    :param keys: name, in which there is no comma, to key
+    """
+    tables = []
+    for name, key in keys.items():
+        table = over_seeds(curves, key, by)
+        if len(table):
+            condition = table["condition"].astype(str) + "," + name
+            tables.append(table.assign(condition=condition, setting=table["setting"].astype(str) + "," + name))
+    return pd.concat(tables, ignore_index=True) if tables else over_seeds(curves, "", by)
 
 
 def layers_over_seeds(curves: pd.DataFrame, by: str = "gradient_step", checkpoints: int = 60) -> pd.DataFrame:

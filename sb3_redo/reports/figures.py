@@ -1,7 +1,7 @@
 """Figures for papers and notebooks: each function draws a tidy table on ``ax`` and returns ``ax``."""
 
-import textwrap
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -28,7 +28,7 @@ def plot_return(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | 
     :param table: of one environment, from :func:`~sb3_redo.reports.curves.return_curves`
     :param styles: of the conditions; without them, those of this table
     """
-    ax = _curves(table, ax, styles)
+    ax = draw_curves(table, ax, styles)
     if len(table):
         ax.set_xlabel(table["unit"].iloc[0])
         ax.set_ylabel("IQM of " + table["measure"].iloc[0].replace(" (", "\n(", 1))
@@ -64,7 +64,7 @@ def plot_dormancy(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles 
     :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``dormancy/fraction``
     :param styles: of the conditions; without them, those of this table
     """
-    return _percent(_curves(table, ax, styles), "dormant neurons [%]")
+    return in_percent(draw_curves(table, ax, styles), "dormant neurons [%]")
 
 
 def plot_overlap(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
@@ -72,7 +72,7 @@ def plot_overlap(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles |
 
     :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``dormancy/overlap``
     """
-    return _percent(_curves(table, ax, styles), "overlap with the dormant neurons\nof the measurement before [%]")
+    return in_percent(draw_curves(table, ax, styles), "overlap with the dormant neurons\nof the measurement before [%]")
 
 
 def plot_recycled(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
@@ -80,7 +80,7 @@ def plot_recycled(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles 
 
     :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``redo/recycled_total``
     """
-    ax = _curves(table, ax, styles)
+    ax = draw_curves(table, ax, styles)
     ax.set_ylabel("neurons recycled so far")
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_ylim(bottom=0)
@@ -92,30 +92,7 @@ def plot_accuracy(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles 
 
     :param table: of one set of images, from :func:`~sb3_redo.reports.curves.over_seeds` of ``classifier/accuracy``
     """
-    return _percent(_curves(table, ax, styles), "accuracy [%]")
-
-
-def plot_loss(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Loss of a training on stored transitions, on a logarithmic axis; as :func:`plot_dormancy`.
-
-    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``offline/loss``
-    """
-    ax = _curves(table, ax, styles)
-    ax.set_yscale("log")
-    ax.set_ylabel("Huber loss of the values\n[discounted return]")
-    return ax
-
-
-def plot_measure(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Anything else that was logged, in its own unit; as :func:`plot_dormancy`.
-
-    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds`, with a column ``measure`` that
-        says what it is
-    """
-    ax = _curves(table, ax, styles)
-    if len(table):
-        ax.set_ylabel(textwrap.fill(table["measure"].iloc[0], 30))
-    return ax
+    return in_percent(draw_curves(table, ax, styles), "accuracy [%]")
 
 
 def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
@@ -177,6 +154,7 @@ def panels(
     columns = max(1, min(across, len(values)))
     rows = max(1, -(-len(values) // columns))
     styles = styles_of(table)
+    is_styled = "styles" in signature(plot).parameters
     width = 5.0 if plot is plot_layers else 3.6
     figure = _Figure(figsize=(max(6.4, width * columns), 1.6 + 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -185,8 +163,8 @@ def panels(
         if plot is plot_layers:
             plot_layers(mine, ax, with_bar=number % columns == columns - 1)
         else:
-            plot(mine, ax, **({"styles": styles} if plot in _STYLED else {}))
-        if plot in _STYLED and len(values) > across:
+            plot(mine, ax, **({"styles": styles} if is_styled else {}))
+        if is_styled and len(values) > across:
             ax.locator_params(nbins=4)  # ticks are most of what there is to draw
         ax.set_title(styles[value].label if by == "condition" else value, fontsize="medium")
     for ax in axes.flat[len(values) :]:
@@ -196,9 +174,6 @@ def panels(
         figure.suptitle(title)
     _share_legend(figure, axes)
     return figure
-
-
-_STYLED = (plot_return, plot_dormancy, plot_overlap, plot_recycled, plot_accuracy, plot_loss, plot_measure)
 
 
 def _label_the_rim(axes: Any, count: int) -> None:
@@ -233,7 +208,8 @@ def _axes(ax: "Axes | None") -> "Axes":
     return ax
 
 
-def _curves(table: pd.DataFrame, ax: "Axes | None", styles: Styles | None) -> "Axes":
+def draw_curves(table: pd.DataFrame, ax: "Axes | None", styles: Styles | None) -> "Axes":
+    """One line for each condition of a table, shaded from ``low`` to ``high``, without a name for the values."""
     ax = _axes(ax)
     styles = styles_of(table) if styles is None else styles
     for condition, mine in table.groupby("condition", sort=False, observed=True):
@@ -247,7 +223,8 @@ def _curves(table: pd.DataFrame, ax: "Axes | None", styles: Styles | None) -> "A
     return _tidied(ax)
 
 
-def _percent(ax: "Axes", label: str) -> "Axes":
+def in_percent(ax: "Axes", label: str) -> "Axes":
+    """Values as percentages from 0 up, under a name."""
     ax.set_ylabel(label)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     ax.set_ylim(bottom=0)

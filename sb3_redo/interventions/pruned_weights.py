@@ -1,0 +1,69 @@
+"""The weights with which layers read neurons that are pruned."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sb3_redo.outgoing import groups
+from sb3_redo.planning import InitialState, zero_state
+from sb3_redo.wiring import LayerWiring
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedWeights:
+    """The weights with which a consumer reads pruned neurons.
+
+    :param weight: of the consumer
+    :param mask: True for those, of a shape that broadcasts to the weight's
+    """
+
+    weight: Tensor
+    mask: Tensor
+
+    def clear(self) -> None:
+        """Set them to 0, in place."""
+        with torch.no_grad():
+            self.weight.masked_fill_(self.mask, 0.0)
+
+    def clear_state(self, optimizers: Iterable[Optimizer], initial: InitialState = zero_state) -> None:
+        """Set what optimizers remember of them to what it began with, in place, so that no momentum moves them."""
+        for optimizer in optimizers:
+            for key, tensor in optimizer.state.get(self.weight, {}).items():
+                if isinstance(tensor, Tensor) and tensor.shape == self.weight.shape:
+                    tensor.masked_fill_(self.mask, initial(optimizer, key))
+
+    def without_gradient(self, gradient: Tensor) -> Tensor:
+        """A gradient of the weight, 0 for them."""
+        return gradient.masked_fill(self.mask, 0.0)
+
+
+def weights_of_pruned(
+    policy: nn.Module, wiring: Iterable[LayerWiring], pruned: dict[str, Tensor]
+) -> dict[str, PrunedWeights]:
+    """What consumers read pruned neurons with, by the consumer's name.
+
+    :param wiring: layers of the policy
+    :param pruned: layer name to bool mask [neurons]; other layers have none
+    """
+    positions: dict[str, Tensor] = {}
+    for layer in wiring:
+        mask = pruned.get(layer.name)
+        for consumer, owners in layer.consumers.items() if mask is not None and mask.any() else ():
+            assert mask is not None
+            theirs = (owners >= 0) & mask.cpu()[owners]
+            positions[consumer] = positions[consumer] | theirs if consumer in positions else theirs
+    found = {}
+    for consumer, chosen in positions.items():
+        module = policy.get_submodule(consumer)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        parts = groups(module, weight)
+        # One row stands for all of them where all read the same positions.
+        mask = torch.zeros(1 if len(parts) == 1 else len(weight), *weight.shape[1:2], dtype=torch.bool)
+        for rows, columns in parts:
+            mask[rows] = chosen[columns]
+        found[consumer] = PrunedWeights(weight, mask.view(*mask.shape, *[1] * (weight.ndim - 2)).to(weight.device))
+    return found

@@ -1,0 +1,168 @@
+"""Pruning dormant neurons for good (Sokar et al. 2023, figures 6 and 19): to see whether they are missed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sb3_redo.agents import initial_state
+from sb3_redo.callbacks import DormancyCallback
+from sb3_redo.companions import callbacks_in
+from sb3_redo.dormancy import DormancyReport
+from sb3_redo.forward_pass import uncompiled_name
+from sb3_redo.interventions.pruned_weights import PrunedWeights, weights_of_pruned
+from sb3_redo.interventions.renewal import renewing_in
+from sb3_redo.memory import Memory
+from sb3_redo.meter import Meter
+from sb3_redo.settings import non_negative_integer, optional_integer, positive_integer
+from sb3_redo.stepping import is_over
+from sb3_redo.tensorboard import write_point, write_totals
+
+
+class PruningCallback(DormancyCallback):
+    """Removes dormant neurons for good while a model trains (Sokar et al. 2023, figures 6 and 19), and logs how many.
+
+    After every ``pruning_period`` gradient steps the neurons that are dormant on a fresh batch are pruned: all weights
+    with which other layers read them become 0 and stay 0. Their gradient is taken away where it arises, so that it
+    does not count where gradients are clipped; what optimizers remember of them is cleared, and after every optimizer
+    step they are set to 0 again, whatever weight decay or a penalty made of them. At a threshold of 0 no output changes
+    on the batch that was measured, unless a normalisation or an offset lies between a neuron and its consumers.
+
+    Layers are those that can be recycled, see :class:`~sb3_redo.ReDoCallback`; target networks follow by their own
+    synchronisation. The neurons themselves stay where they are and are measured as before: without gradients of their
+    own, they still count in ``dormancy/…``, and in the mean and variance of a layer norm that they go through. Which
+    neurons are pruned is saved with the model, for whatever PruningCallback goes on with it. Logs ``pruning/pruned``,
+    ``pruning/pruned_total`` and ``pruning/pruned_fraction``, the share of all measured neurons.
+
+    :param dormancy_threshold: prune neurons with a score of at most this. The paper does not say which it is in these
+        figures: 0.025 is what its authors used with DQN's default setting.
+    :param pruning_period: in gradient steps; ours
+    :param batch_size: observations per measurement
+    :param start: prune from this gradient step on
+    :param stop: prune up to, not including, this gradient step; to the end if not given. What is pruned stays so.
+    :param settings: of :class:`~sb3_redo.DormancyCallback`
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    def __init__(
+        self,
+        dormancy_threshold: float = 0.025,
+        pruning_period: int = 1000,
+        batch_size: int = 64,
+        start: int = 0,
+        stop: int | None = None,
+        measuring_period: int = 1000,
+        thresholds: Sequence[float] = (0.0, 0.025, 0.1),
+        **settings: Any,
+    ):
+        super().__init__(dormancy_threshold, measuring_period, batch_size, thresholds, **settings)
+        self.pruning_period = positive_integer("pruning_period", pruning_period)
+        self.start = non_negative_integer("start", start)
+        self.stop = optional_integer("stop", stop)
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop must be greater than start, got start={self.start} and stop={self.stop}")
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._refuse_companions()
+        if not self._agent.by_gradients:
+            raise RuntimeError(
+                f"{type(self).__name__} keeps weights at 0 after each optimizer step, and {type(self.model).__name__} "
+                "changes its policy without an optimizer: what is pruned would come back"
+            )
+        # Not the memory of these settings, since other ones are to go on with what these have pruned.
+        self._pruned = Memory(self.model, PruningCallback.__name__).tensors("pruned")
+        self._weights: dict[str, PrunedWeights] = {}
+        self._handles_of: set[str] = set()
+        self._hold()
+        for weights in self._weights.values():
+            weights.clear()  # they may have been trained without this callback
+        for optimizer in self._agent.optimizers:
+            self._keep_hooked(optimizer.register_step_post_hook(self._after_step))
+
+    def _refuse_companions(self) -> None:
+        root = self.locals["callback"]
+        for other in renewing_in(root):
+            raise RuntimeError(
+                f"{type(other).__name__} gives neurons or layers new weights, and {type(self).__name__} removes "
+                "neurons for good: keep one of them"
+            )
+        if sum(isinstance(other, PruningCallback) for other in callbacks_in(root)) > 1:
+            raise RuntimeError(
+                "two PruningCallbacks would prune the same neurons: keep one of them. To log dormancy at other "
+                "settings beside it, add a DormancyCallback."
+            )
+
+    def _make_meter(self) -> Meter:
+        meter = super()._make_meter()
+        if not any(layer.recyclable for layer in meter.layers):
+            raise RuntimeError("no layer can be pruned, as none can be recycled:\n" + "\n".join(map(str, meter.layers)))
+        return meter
+
+    def _hold(self) -> None:
+        """Keep at 0 what reads the neurons that are pruned now."""
+        wiring = self._meter.wiring
+        pruned = {layer.name: self._mask_of(layer.name, layer.neurons) for layer in wiring}
+        self._weights = weights_of_pruned(self.model.policy, wiring, pruned)
+        for consumer in self._weights.keys() - self._handles_of:
+            weight = self._weights[consumer].weight
+            if weight.requires_grad:
+                self._handles_of.add(consumer)
+                self._keep_hooked(weight.register_hook(self._masking(consumer)))  # type: ignore[no-untyped-call]
+
+    def _mask_of(self, layer: str, neurons: int) -> Tensor:
+        """Which neurons of a layer are pruned, bool [neurons], on the CPU."""
+        return self._pruned.get(uncompiled_name(layer), torch.zeros(neurons, dtype=torch.bool))
+
+    def _masking(self, consumer: str) -> Callable[[Tensor], Tensor]:
+        def masked(gradient: Tensor) -> Tensor:
+            return self._weights[consumer].without_gradient(gradient) if self._is_training else gradient
+
+        return masked
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._weights or not self._is_training:
+            return
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for weights in self._weights.values():
+            # One without a gradient was not stepped, and a graph that is still to be differentiated may hold it.
+            if weights.weight in held and weights.weight.grad is not None:
+                weights.clear()
+
+    def _after(self, before: int, gradient_step: int) -> None:
+        within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
+        if not within or not is_over(self.pruning_period, before, gradient_step):
+            super()._after(before, gradient_step)
+            return
+        report = self._measure(gradient_step)
+        if report is None:
+            return
+        if is_over(self.measuring_period, before, gradient_step):
+            self._log(report, gradient_step)
+        self._prune(report)
+
+    def _prune(self, report: DormancyReport) -> None:
+        pruned = 0
+        for layer in report.layers:
+            if layer.recyclable and layer.dormant.any():
+                before = self._mask_of(layer.name, layer.neurons)
+                after = before | layer.dormant.cpu()
+                pruned += int(after.sum() - before.sum())
+                self._pruned[uncompiled_name(layer.name)] = after
+        if pruned:
+            self._hold()
+            for weights in self._weights.values():
+                weights.clear()
+                weights.clear_state(self._agent.optimizers, initial_state)
+        masks = [self._mask_of(layer.name, layer.neurons) for layer in report.layers]
+        total = sum(int(mask.sum()) for mask in masks)
+        values = {
+            "pruning/pruned": pruned,
+            "pruning/pruned_total": total,
+            "pruning/pruned_fraction": total / sum(map(len, masks)),
+        }
+        write_point(self.logger, values, self.model.num_timesteps)
+        write_totals(self.logger, {"pruning/pruned_total": total})

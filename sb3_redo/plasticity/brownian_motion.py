@@ -1,0 +1,223 @@
+"""A network beside a twin that wanders as far as its steps go, in any direction (Lyle et al. 2023, section 4.2)."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+import torch
+from stable_baselines3 import DQN
+from stable_baselines3.common.utils import polyak_update
+from torch import Tensor, nn
+
+from sb3_redo.agents import gradient_steps_of
+from sb3_redo.companions import callbacks_in
+from sb3_redo.forward_pass import is_compiled
+from sb3_redo.interventions.beginnings import initial_parameters_of
+from sb3_redo.interventions.pruning import PruningCallback
+from sb3_redo.interventions.renewal import RENEWING
+from sb3_redo.memory import Memory
+from sb3_redo.plasticity.curvature import hessian_spectrum
+from sb3_redo.plasticity.gradients import gradient_covariance
+from sb3_redo.plasticity.measuring import ExaminingCallback
+from sb3_redo.plasticity.network import Network
+from sb3_redo.plasticity.objectives import has_td_loss, probe_loss, td_loss
+from sb3_redo.plasticity.weights import distance_from, norm_of
+from sb3_redo.sampling import Batch, torch_generator
+from sb3_redo.settings import positive_integer
+
+_NETWORK = "q_net"
+
+
+class Twin(nn.Module):
+    """A copy of a policy's value network and of its target network, under the names that they have there.
+
+    :param policy: of DQN
+    """
+
+    def __init__(self, policy: Any):
+        super().__init__()
+        # Together, so that what the two share their copies share.
+        self.q_net, self.q_net_target = copy.deepcopy((policy.q_net, policy.q_net_target))
+
+    def wander(self, names: list[str], length: float, generator: torch.Generator) -> None:
+        """Add Gaussian noise to parameters of the value network, in place.
+
+        :param names: of the parameters
+        :param length: L2 norm of all the noise together
+        :param generator: on the CPU
+        """
+        noise = {name: torch.randn(self.get_parameter(name).shape, generator=generator) for name in names}
+        scale = length / norm_of(noise)
+        with torch.no_grad():
+            for name, values in noise.items():
+                parameter = self.get_parameter(name)
+                parameter.add_(values.to(parameter), alpha=scale)
+
+    def synchronise(self, tau: float) -> None:
+        """Bring the target network nearer to the value network, in place, as SB3 does with DQN's."""
+        polyak_update(self.q_net.parameters(), self.q_net_target.parameters(), tau)
+
+
+class BrownianMotionCallback(ExaminingCallback):
+    """Logs how curvature and the agreement of gradients change under training's steps, beside a twin that is moved as
+    far at random (Lyle et al. 2023, section 4.2). Training is bit for bit what it is without.
+
+    The twin begins as the same network. After each optimizer step it is moved by Gaussian noise whose L2 norm, over all
+    trained parameters, is that of what the step changed. It has a target network of its own, which is brought up to
+    date when that of DQN is, and from which the targets of its temporal-difference loss come; the paper does not say
+    where from its twin's are. Both networks are examined on the same observations and transitions.
+
+    Logs for ``q_net`` and ``q_net_twin`` the ``plasticity/sharpness``, ``plasticity/hessian_smallest`` and
+    ``plasticity/hessian_trace`` of the probe loss, ``plasticity/gradient_negative_share`` and
+    ``plasticity/gradient_mean_cosine`` of the temporal-difference loss, and ``plasticity/distance`` from where both
+    began. DQN, Double DQN and DrQ are supported. The twin is saved with the model.
+
+    :param measuring_period: in gradient steps; the paper looks after target updates, which it makes every 5,000
+    :param batch_size: observations and transitions per measurement; the paper has 512
+    :param steps: of Lanczos; memory for as many copies of a network's parameters is needed
+    :param vectors: how many random vectors to start from
+    :param seed: of all that is drawn; the model's own seed if not given
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range
+    """
+
+    def __init__(
+        self,
+        measuring_period: int = 50_000,
+        batch_size: int = 128,
+        steps: int = 30,
+        vectors: int = 1,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(measuring_period, batch_size, None, seed, verbose)
+        self.steps = positive_integer("steps", steps)
+        self.vectors = positive_integer("vectors", vectors)
+
+    def _further_settings(self) -> tuple[Any, ...]:
+        return self.steps, self.vectors
+
+    def _prepare(self) -> None:
+        self._refuse_what_has_no_twin()
+        self._refuse_companions()
+        super()._prepare()
+        # Not the memory of these settings, since other ones are to go on with the same twin.
+        self._ours = Memory(self.model, type(self).__name__)
+        self._kept = self._ours.tensors("twin")
+        if not self._kept and gradient_steps_of(self.model) > 0:
+            raise RuntimeError(
+                f"this model was trained without {type(self).__name__}: its twin would have to begin where it began"
+            )
+        self._initial = initial_parameters_of(self.model)
+        self._twin = Twin(self.model.policy)
+        if self._kept:
+            self._twin.load_state_dict(self._kept)
+        else:
+            self._ours.keep("synchronised", self._synchronisations)
+        self._keep()
+        network = self._networks[_NETWORK]
+        self._before = {name: torch.empty_like(parameter) for name, parameter in network.parameters.items()}
+        parameters = {name: self._twin.get_parameter(name) for name in network.parameters}
+        assert all(isinstance(parameter, nn.Parameter) for parameter in parameters.values())
+        self._twin_network = replace(network, name=f"{_NETWORK}_twin", module=self._twin, parameters=parameters)
+        self._keep_hooked(self._agent.clock.register_step_pre_hook(self._before_step))
+
+    def _refuse_what_has_no_twin(self) -> None:
+        model, name = self.model, type(self.model).__name__
+        if not isinstance(model, DQN) or not has_td_loss(model, _NETWORK):
+            raise RuntimeError(
+                f"{type(self).__name__} is for DQN and those that train as it does (Double DQN, DrQ): no "
+                f"temporal-difference loss is known here of a q_net of {name}"
+            )
+        if is_compiled(model.policy.modules()):
+            raise RuntimeError("a compiled network cannot be copied as it is: do not compile it")
+        moving = [path for path, buffer in model.policy.q_net.named_buffers() if buffer.is_floating_point()]
+        if moving:
+            raise RuntimeError(
+                f"training changes {_NETWORK}.{moving[0]} on the batches that it runs the network on, and a twin that "
+                "is never trained on any has no such values: use a network without batch or spectral normalisation"
+            )
+
+    def _refuse_companions(self) -> None:
+        for other in callbacks_in(self.locals["callback"]):
+            if isinstance(other, (*RENEWING, PruningCallback)):
+                raise RuntimeError(
+                    f"{type(other).__name__} changes the network besides its optimizer's steps, and the twin of "
+                    f"{type(self).__name__} would not follow: keep one of them"
+                )
+            if isinstance(other, BrownianMotionCallback) and other is not self:
+                raise RuntimeError(f"two {type(self).__name__}s would move the same twin: keep one of them")
+
+    @property
+    def _synchronisations(self) -> int:
+        """How often DQN has brought its target network up to date so far."""
+        model: Any = self.model
+        return int(model._n_calls // max(model.target_update_interval // model.n_envs, 1))
+
+    def _catch_up(self) -> None:
+        """Bring the twin's target network up to date as often as DQN has since the last time.
+
+        That happens while experience is collected, when neither network moves, so that later is early enough.
+        """
+        made = self._synchronisations
+        for _ in range(made - self._ours.kept("synchronised")):
+            self._twin.synchronise(self.model.tau)  # type: ignore[attr-defined]
+        self._ours.keep("synchronised", made)
+
+    def _before_step(self, *_: Any) -> None:
+        if self._clock is None or not self._is_training:
+            return
+        self._catch_up()
+        for name, parameter in self._networks[_NETWORK].parameters.items():
+            self._before[name].copy_(parameter.detach())
+
+    def _on_gradient_step(self, gradient_step: int) -> None:
+        parameters = self._networks[_NETWORK].parameters
+        moved = norm_of({name: p.detach() - self._before[name] for name, p in parameters.items()})
+        generator = torch_generator((self._seed + crc32(b"brownian motion"), gradient_step))
+        self._twin.wander(list(parameters), moved, generator)
+        super()._on_gradient_step(gradient_step)
+
+    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+        self._catch_up()
+        policies = {self._networks[_NETWORK]: self.model.policy, self._twin_network: self._twin}
+        values: dict[str, Any] = {}
+        for network, policy in policies.items():
+            found = self._of_network(network, policy, batch, gradient_step)
+            values |= {f"plasticity/{quantity}/{network.name}": value for quantity, value in found.items()}
+        return values
+
+    def _of_network(self, network: Network, policy: Any, batch: Batch, gradient_step: int) -> dict[str, float]:
+        seed = (self._seed, gradient_step)
+        number = int(torch.randint(2**62, (), generator=torch_generator(seed)))
+        objective = probe_loss(network, batch, number)
+        spectrum = hessian_spectrum(network, objective, steps=self.steps, vectors=self.vectors, seed=number)
+        covariance = gradient_covariance(network, td_loss(self.model, _NETWORK, self._batch_size, seed, policy))
+        assert self._initial is not None
+        return {
+            "sharpness": spectrum.largest,
+            "hessian_smallest": spectrum.smallest,
+            "hessian_trace": spectrum.trace,
+            "gradient_negative_share": covariance.negative_share,
+            "gradient_mean_cosine": covariance.mean_cosine,
+            "distance": distance_from(network, self._initial),
+        }
+
+    def _on_rollout_start(self) -> None:
+        if self._clock is not None:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Put the twin where it is saved with the model, since callbacks hear of no save."""
+        for name, tensor in self._twin.state_dict().items():
+            kept: Tensor | None = self._kept.get(name)
+            if kept is None:
+                self._kept[name] = tensor.detach().cpu().clone()
+            else:
+                kept.copy_(tensor)
+
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._keep()
+        super()._stop()
