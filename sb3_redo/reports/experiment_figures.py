@@ -39,7 +39,9 @@ def plot_interference(table: pd.DataFrame, ax: "Axes | None" = None, styles: Sty
 
 
 def plot_loss(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Loss of a training on stored transitions, on a logarithmic axis; as :func:`~sb3_redo.reports.figures.plot_dormancy`.
+    """Loss of a training on stored transitions, on a logarithmic axis.
+
+    As :func:`~sb3_redo.reports.figures.plot_dormancy`.
 
     :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``offline/loss``
     """
