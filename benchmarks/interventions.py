@@ -61,6 +61,17 @@ class ReadingGradients(GradientReDoCallback):
         super()._after(before, gradient_step)
 
 
+class HalfPruned(PruningCallback):
+    """What it costs to keep half of every layer pruned, at each gradient step."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for layer in self._meter.wiring:
+            if layer.recyclable:
+                self._pruned[layer.name] = torch.arange(layer.neurons) % 2 == 0
+        self._hold()
+
+
 ALWAYS: tuple[Callable[[], GradientStepCallback], ...] = (
     RegenerativeCallback,
     ParsevalCallback,
@@ -68,6 +79,7 @@ ALWAYS: tuple[Callable[[], GradientStepCallback], ...] = (
     NormProjectionCallback,
     ContinualBackpropCallback,
     partial(ContinualBackpropCallback, period=10),
+    HalfPruned,
 )
 SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ReDoCallback,

@@ -133,7 +133,7 @@ def _of_report(number: Published) -> PaperNumber:
         low=number.low,
         high=number.high,
         figure=number.figure,
-        scale=number.scale,
+        scale=number.scale.removeprefix(f"{number.game}, "),
         source="digitised" if number.figure.startswith("1") else "read by eye",
         where={REPLAY_RATIO: number.replay_ratio, CALLBACK: number.rival or ("redo" if number.redo else "none")},
         game=None if number.game == "Atari" else number.game,
