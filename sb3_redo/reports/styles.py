@@ -60,14 +60,20 @@ def _lines(kinds: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
 
 
 def short_labels(conditions: list[str]) -> dict[str, str]:
-    """Each condition without the parts that all of them share.
+    """Each condition without the parts that all of them share, and without what an axis is an entry of.
 
     >>> short_labels(["replay_ratio=1,callback=none", "replay_ratio=1,callback=redo"])
     {'replay_ratio=1,callback=none': 'callback=none', 'replay_ratio=1,callback=redo': 'callback=redo'}
+    >>> short_labels(["policy_kwargs.activation=relu"])
+    {'policy_kwargs.activation=relu': 'activation=relu'}
     """
     parts = {condition: condition.split(",") for condition in conditions}
     shared = set.intersection(*(set(each) for each in parts.values())) if len(parts) > 1 else set()
     return {
-        condition: ", ".join(part.replace("_", " ") if "=" in part else part for part in each if part not in shared)
-        for condition, each in parts.items()
+        condition: ", ".join(_short(part) for part in each if part not in shared) for condition, each in parts.items()
     }
+
+
+def _short(part: str) -> str:
+    axis, is_axis, label = part.partition("=")
+    return f"{axis.rpartition('.')[2]}={label}".replace("_", " ") if is_axis else part
