@@ -23,9 +23,9 @@ def publish(made: Path, to: Path) -> Path:
     """
     name = made.name.removesuffix("_small")
     page, folder = to / f"{name}.md", to / name
+    text = (made / "experiment.md").read_text()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    text = (made / "experiment.md").read_text()
     for figure in re.findall(r"\]\((\S+\.png)\)", text):
         sweep, _, file = Path(figure).parts
         shutil.copy(made / figure, folder / f"{sweep}_{file}")

@@ -11,9 +11,11 @@ from sb3_redo import ReDoCallback
 from sb3_redo.algorithms import CategoricalDQN, DoubleDQN
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
+    NormProjectionCallback,
     PruningCallback,
     RegenerativeCallback,
     ResetCallback,
+    WeightClippingCallback,
 )
 from sb3_redo.plasticity import BrownianMotionCallback, GradientCovarianceCallback, networks_of, td_loss
 from sb3_redo.plasticity.brownian_motion import Twin
@@ -295,7 +297,10 @@ def test_a_compiled_network_is_refused():
 
 @pytest.mark.parametrize(
     "other",
-    [ReDoCallback(batch_size=8), ResetCallback(), ContinualBackpropCallback(), PruningCallback(batch_size=8)],
+    [
+        *(ReDoCallback(batch_size=8), ResetCallback(), ContinualBackpropCallback(), PruningCallback(batch_size=8)),
+        *(WeightClippingCallback(), NormProjectionCallback()),
+    ],
     ids=lambda other: type(other).__name__,
 )
 def test_what_changes_the_network_besides_is_refused(other):

@@ -506,3 +506,28 @@ def test_a_sweep_learns_from_what_another_one_stored(tmp_path, monkeypatch):
     buffer = load_transitions(tmp_path / "runs/first", load_dqn(tmp_path / "runs/first"))
     assert buffer.size() == 300
     assert buffer.observation_space == gym.make("CartPole-v1").observation_space
+
+
+def test_a_folder_that_holds_another_run_is_refused(stored, tmp_path):
+    with pytest.raises(UsageError, match="there is no"):
+        run(tmp_path, settings_of(replay_buffer="missing.pkl"), 0, stored)
+    with pytest.raises(RuntimeError, match="holds another run"):
+        run(tmp_path, settings_of(), 1, stored)
+    run(tmp_path, settings_of(), 0, stored)
+
+
+def test_an_agent_of_ones_own_policy_is_told_with_what_to_take(stored, tmp_path):
+    class Own(DQN.policy_aliases["MlpPolicy"]):
+        pass
+
+    DQN(Own, gym.make("CartPole-v1"), policy_kwargs={"net_arch": [8]}).save(tmp_path / "own.zip")
+    with pytest.raises(UsageError, match=r"does not tell which algorithm .*class of your own.* the zoo has saved"):
+        load_dqn(tmp_path / "own.zip")
+
+
+def test_a_missing_file_is_told_in_a_sentence(tmp_path, capsys):
+    told = json.dumps({"agent": "a.zip", "replay_buffer": "b.pkl"})
+    with pytest.raises(SystemExit) as stop:
+        main(["--folder", str(tmp_path / "run"), "--root", str(tmp_path), "--settings", told])
+    assert stop.value.code == 2
+    assert "there is no" in capsys.readouterr().err

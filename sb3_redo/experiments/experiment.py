@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "experiment.md"
+_ABOUT_OURS = "Interquartile means over seeds with 95 % bootstrap intervals in brackets."
+_ABOUT_NUMBERS = (
+    f"{_ABOUT_OURS} The paper's numbers are of its own tasks and scales; what is in brackets there is its own interval "
+    "where digitised, its standard deviation where printed, and otherwise the range within which it could be read."
+)
 NUMBERS = "numbers.csv"
 
 _PLOTS = {
@@ -123,6 +128,10 @@ def _drawn(figure: Mapping[str, Any], curves: pd.DataFrame, conditions: pd.DataF
     return heat_maps(mine, x, y, mine["measure"].iloc[0].split(" (")[0], QUANTITIES[name].percent)
 
 
+def _has_papers(numbers: pd.DataFrame) -> bool:
+    return "paper" in numbers and bool(numbers["paper"].notna().any())
+
+
 def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[SweepPart]) -> str:
     seeds = max(len(sweep.seeds) for sweep in sweeps)
     settings = experiment.presets[preset].settings
@@ -136,9 +145,7 @@ def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[
         sections.append(f"## {sweep.name}")
         sections += [f"![{name}]({sweep.name}/figures/{name}.png)" for name in part.figures]
         if len(part.numbers):
-            sections.append(
-                "Interquartile means over seeds, 95 % bootstrap intervals; the paper's are of its own tasks."
-            )
+            sections.append(_ABOUT_NUMBERS if _has_papers(part.numbers) else _ABOUT_OURS)
             sections += [text for text in (beside_table(part.numbers), sources_table(part.numbers)) if text]
         else:
             sections.append("No run has finished.")

@@ -20,7 +20,7 @@ def beside_table(numbers: pd.DataFrame) -> str:
         for quantity, found in mine.groupby("quantity", sort=False):
             row[quantity] = _number(found.iloc[0], "ours", quantity)
             if _published(numbers[numbers["quantity"] == quantity]).size:
-                row[f"{quantity}: the paper"] = ", ".join(
+                row[f"{str(quantity).partition(': ')[0]}: the paper"] = ", ".join(
                     _of_game(number, quantity) for _, number in _published(found).iterrows()
                 )
         rows.append(row)

@@ -18,6 +18,7 @@ from sb3_redo.experiments.offline import LOSS, train
 from sb3_redo.experiments.offline_file import OFFLINE
 from sb3_redo.experiments.offline_settings import OfflineSettings
 from sb3_redo.experiments.program import write_program_run
+from sb3_redo.settings import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,8 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-threads", type=int, default=1, help="of PyTorch (default: %(default)d)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.num_threads)
-    settings = OfflineSettings.of(options.settings)
-    run(options.folder, settings, options.seed, options.root, options.environment, options.condition)
+    try:
+        settings = OfflineSettings.of(options.settings)
+        run(options.folder, settings, options.seed, options.root, options.environment, options.condition)
+    except (TypeError, ValueError, UsageError) as error:
+        parser.error(str(error))
 
 
 def run(

@@ -15,7 +15,8 @@ FRESH, PRETRAINED = STUDENTS = ("fresh", "pretrained")
 class OfflineSettings:
     """A DQN's Q-network that is trained on stored transitions, without an environment; checked when it is made.
 
-    Paths are of files, or of folders below which the newest is meant; see :mod:`sb3_redo.experiments.stored`.
+    Paths are of files, or of folders below which the newest is meant: of agents, that which the zoo has trained; see
+    :mod:`sb3_redo.experiments.stored`.
 
     :param agent: a saved DQN, of which the student has policy, discount, gradient clipping and, unless they are set
         here, learning rate and batch size

@@ -7,7 +7,7 @@ from typing import Any
 
 from stable_baselines3.common.logger import configure
 
-from sb3_redo.experiments.folders import OUTCOME, PROGRESS, RESULT, RUN, locked, write_json
+from sb3_redo.experiments.folders import OUTCOME, PROGRESS, RESULT, RUN, locked, read_json, write_json
 from sb3_redo.experiments.point import Point
 from sb3_redo.experiments.runs import describe_run
 from sb3_redo.tensorboard import write_point
@@ -24,13 +24,16 @@ def write_program_run(
     :param points: of the training, which goes on as they are asked for
     :param steps: gradient steps of the whole training
     :param last_of: name in the outcome to the key whose last point it is, besides the dormant fraction
-    :raises RuntimeError: where the run was finished before
+    :raises RuntimeError: where the run was finished before, or another one was begun
     """
     with locked(folder):
         if (folder / RESULT).exists():
             raise RuntimeError(f"{folder} holds a finished run: remove it to train again")
-        if not (folder / RUN).exists():
+        described = read_json(folder / RUN)
+        if described is None:
             describe_run(folder, **about)
+        elif any(described.get(name) != value for name, value in about.items()):
+            raise RuntimeError(f"{folder} holds another run, which was begun before: choose another folder")
         for file in (folder / OUTCOME, *folder.glob("events.out.tfevents.*")):
             file.unlink(missing_ok=True)
         started = time.monotonic()

@@ -58,7 +58,7 @@ def _newest(folder: Path, candidates: list[Path], what: str) -> Path:
 
 _WHAT_TO_DO = (
     "train the sweep that stores it first, into the folder that this one's is in and with `save_replay_buffer: true` "
-    "where transitions are needed, or name a file in the settings"
+    "where transitions are needed (remove runs that were finished without), or name a file in the settings"
 )
 
 
@@ -70,7 +70,14 @@ def load_dqn(path: Path) -> DQN:
     """
     file = find_agent(path)
     source = find_model(file)
-    algorithm = algorithm_of(source, None)
+    try:
+        algorithm = algorithm_of(source, None)
+    except UsageError as error:
+        told = str(error).partition("; ")[2]
+        raise UsageError(
+            f"{file} does not tell which algorithm it is of ({told}): take one that the zoo has saved, or one of a "
+            "policy of SB3's or of sb3_redo.networks"
+        ) from None
     if algorithm not in _READABLE:
         raise UsageError(f"{file} is of {algorithm}, and offline training is of {' or '.join(_READABLE)} alone")
     if source.settings is not None and (source.settings / "vecnormalize.pkl").exists():

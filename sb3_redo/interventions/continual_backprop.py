@@ -119,6 +119,7 @@ class ContinualBackpropCallback(GradientStepCallback):
 
     def _refuse_companions(self) -> None:
         for other in callbacks_in(self.locals["callback"]):
+            # As in renewal.py, which imports from here, but for injection, which refuses this one itself.
             renewing = (ReDoCallback, ContinualBackpropCallback, PeriodicCallback)
             if isinstance(other, renewing) and other is not self:
                 raise RuntimeError(

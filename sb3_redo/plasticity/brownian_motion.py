@@ -8,13 +8,14 @@ from zlib import crc32
 import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.utils import polyak_update
-from torch import Tensor, nn
+from torch import nn
 
 from sb3_redo.agents import gradient_steps_of
 from sb3_redo.companions import callbacks_in
 from sb3_redo.forward_pass import is_compiled
 from sb3_redo.interventions.beginnings import initial_parameters_of
 from sb3_redo.interventions.pruning import PruningCallback
+from sb3_redo.interventions.regularisers import NormProjectionCallback, WeightClippingCallback
 from sb3_redo.interventions.renewal import RENEWING
 from sb3_redo.memory import Memory
 from sb3_redo.plasticity.curvature import hessian_spectrum
@@ -27,6 +28,8 @@ from sb3_redo.sampling import Batch, torch_generator
 from sb3_redo.settings import positive_integer
 
 _NETWORK = "q_net"
+# What changes weights besides the optimizer. A penalty changes its gradients, which is part of a step.
+_MOVING = (*RENEWING, PruningCallback, WeightClippingCallback, NormProjectionCallback)
 
 
 class Twin(nn.Module):
@@ -114,7 +117,7 @@ class BrownianMotionCallback(ExaminingCallback):
         if self._kept:
             self._twin.load_state_dict(self._kept)
         else:
-            self._ours.keep("synchronised", self._synchronisations)
+            self._ours.keep("calls", self._calls)
         self._keep()
         network = self._networks[_NETWORK]
         self._before = {name: torch.empty_like(parameter) for name, parameter in network.parameters.items()}
@@ -141,7 +144,7 @@ class BrownianMotionCallback(ExaminingCallback):
 
     def _refuse_companions(self) -> None:
         for other in callbacks_in(self.locals["callback"]):
-            if isinstance(other, (*RENEWING, PruningCallback)):
+            if isinstance(other, _MOVING):
                 raise RuntimeError(
                     f"{type(other).__name__} changes the network besides its optimizer's steps, and the twin of "
                     f"{type(self).__name__} would not follow: keep one of them"
@@ -150,20 +153,21 @@ class BrownianMotionCallback(ExaminingCallback):
                 raise RuntimeError(f"two {type(self).__name__}s would move the same twin: keep one of them")
 
     @property
-    def _synchronisations(self) -> int:
-        """How often DQN has brought its target network up to date so far."""
+    def _calls(self) -> int:
+        """How often DQN has stepped its environments, by which it counts when its target network is due."""
         model: Any = self.model
-        return int(model._n_calls // max(model.target_update_interval // model.n_envs, 1))
+        return int(model._n_calls)
 
     def _catch_up(self) -> None:
         """Bring the twin's target network up to date as often as DQN has since the last time.
 
         That happens while experience is collected, when neither network moves, so that later is early enough.
         """
-        made = self._synchronisations
-        for _ in range(made - self._ours.kept("synchronised")):
-            self._twin.synchronise(self.model.tau)  # type: ignore[attr-defined]
-        self._ours.keep("synchronised", made)
+        model: Any = self.model
+        interval = max(model.target_update_interval // model.n_envs, 1)
+        for _ in range(self._calls // interval - self._ours.kept("calls") // interval):
+            self._twin.synchronise(model.tau)
+        self._ours.keep("calls", self._calls)
 
     def _before_step(self, *_: Any) -> None:
         if self._clock is None or not self._is_training:
@@ -209,13 +213,12 @@ class BrownianMotionCallback(ExaminingCallback):
             self._keep()
 
     def _keep(self) -> None:
-        """Put the twin where it is saved with the model, since callbacks hear of no save."""
+        """Put the twin where it is saved with the model, since callbacks hear of no save.
+
+        On the CPU that is the twin itself, and nothing is copied.
+        """
         for name, tensor in self._twin.state_dict().items():
-            kept: Tensor | None = self._kept.get(name)
-            if kept is None:
-                self._kept[name] = tensor.detach().cpu().clone()
-            else:
-                kept.copy_(tensor)
+            self._kept[name] = tensor.detach().cpu()
 
     def _stop(self) -> None:
         if self._clock is not None:
