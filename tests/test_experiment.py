@@ -146,7 +146,8 @@ def test_an_experiment_trains_its_own_conditions_and_so_many_seeds():
 
 def test_runs_that_two_experiments_share_are_the_same_runs():
     redo, interventions = (sweeps_of(experiment_named(name).presets["small"])[0] for name in ("redo", "interventions"))
-    assert {run.name for run in redo.runs} < {run.name for run in interventions.runs}
+    on_cartpole = {run.name for run in redo.runs if run.environment == "CartPole-v1"}
+    assert on_cartpole < {run.name for run in interventions.runs}
 
 
 def test_a_dry_run_prints_the_commands_of_all_sweeps(capsys, tmp_path, monkeypatch):
