@@ -64,4 +64,5 @@ def heat_maps(table: pd.DataFrame, x: str, y: str, label: str = "", percent: boo
 
 
 def _words(axis: str) -> str:
-    return axis.rpartition(".")[2].replace("_", " ")
+    words = axis.rpartition(".")[2].replace("_", " ")
+    return f"{words}\n[gradient steps]" if words.endswith("period") else words
