@@ -531,3 +531,12 @@ def test_a_missing_file_is_told_in_a_sentence(tmp_path, capsys):
         main(["--folder", str(tmp_path / "run"), "--root", str(tmp_path), "--settings", told])
     assert stop.value.code == 2
     assert "there is no" in capsys.readouterr().err
+
+
+def test_the_checkpoint_of_a_training_is_no_replay_buffer_to_learn_from(tmp_path):
+    for folder, made in (("zoo", 100.0), ("checkpoint_500", 200.0)):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "replay_buffer.pkl"
+        file.touch()
+        os.utime(file, (made, made))
+    assert find_replay_buffer(tmp_path) == tmp_path / "zoo" / "replay_buffer.pkl"
