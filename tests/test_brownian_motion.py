@@ -140,9 +140,9 @@ def test_the_distance_of_the_twin_is_that_of_a_random_walk():
 # The twin's target
 
 
-@pytest.mark.parametrize("tau", [1.0, 0.3])
-def test_the_twins_target_is_brought_up_to_date_when_the_networks_is(tau):
-    callback, _ = spied(model=dqn(tau=tau, target_update_interval=10))
+@pytest.mark.parametrize(("tau", "settings"), [(1.0, {}), (0.3, {}), (1.0, {"train_freq": 1, "gradient_steps": 1})])
+def test_the_twins_target_is_brought_up_to_date_when_the_networks_is(tau, settings):
+    callback, _ = spied(model=dqn(tau=tau, target_update_interval=10, **settings))
     (begun, _), _, (target, twins_target) = callback.seen[0]
     expected, changes = twins_target, 0
     for start, _, (now, twins_now) in callback.seen[1:]:
