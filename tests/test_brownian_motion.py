@@ -318,4 +318,8 @@ def test_layer_norm_is_no_reason_to_refuse():
     model = dqn()
     model.policy.q_net.q_net.insert(1, nn.LayerNorm(8))
     model.policy.q_net_target.q_net.insert(1, nn.LayerNorm(8))
-    learn(model, wandering(), 40)
+    # Not one of the policy's own making, but one that the optimizer knows.
+    model.policy.optimizer.add_param_group({"params": list(model.policy.q_net.q_net[1].parameters())})
+    callback = wandering()
+    learn(model, callback, 40)
+    assert not torch.equal(callback._twin.q_net.q_net[1].weight, torch.ones(8))
