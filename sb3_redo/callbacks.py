@@ -131,6 +131,13 @@ class DormancyCallback(GradientStepCallback):
         if report is not None:
             self._log(report, gradient_step)
 
+    def _measure_for_change(self, before: int, gradient_step: int) -> DormancyReport | None:
+        """Measure for what is about to be done to dormant neurons, and log it where that is due, too."""
+        report = self._measure(gradient_step)
+        if report is not None and is_over(self.measuring_period, before, gradient_step):
+            self._log(report, gradient_step)
+        return report
+
     def _measure(self, gradient_step: int) -> DormancyReport | None:
         """Measure on fresh observations, unless there are too few of them or something is not finite."""
         if stored_observations(self.model) < self._batch_size:

@@ -120,12 +120,9 @@ class ReDoCallback(DormancyCallback):
         if not within or not is_over(self.recycling_period, before, gradient_step):
             super()._after(before, gradient_step)
             return
-        report = self._measure(gradient_step)
-        if report is None:
-            return
-        if is_over(self.measuring_period, before, gradient_step):
-            self._log(report, gradient_step)
-        self._recycle(self._select(report, gradient_step), gradient_step)
+        report = self._measure_for_change(before, gradient_step)
+        if report is not None:
+            self._recycle(self._select(report, gradient_step), gradient_step)
 
     def _select(self, report: DormancyReport, gradient_step: int) -> DormancyReport:
         """The report whose dormant neurons are recycled."""

@@ -137,12 +137,9 @@ class PruningCallback(DormancyCallback):
         if not within or not is_over(self.pruning_period, before, gradient_step):
             super()._after(before, gradient_step)
             return
-        report = self._measure(gradient_step)
-        if report is None:
-            return
-        if is_over(self.measuring_period, before, gradient_step):
-            self._log(report, gradient_step)
-        self._prune(report)
+        report = self._measure_for_change(before, gradient_step)
+        if report is not None:
+            self._prune(report)
 
     def _prune(self, report: DormancyReport) -> None:
         pruned = 0
