@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import types
 import warnings
 from pathlib import Path
@@ -555,7 +556,7 @@ def test_the_check_above_would_notice():
 
 
 @pytest.mark.slow
-def test_a_sweep_of_the_papers_size_is_reported_in_a_minute_and_two_gigabytes(tmp_path):
+def test_a_sweep_of_the_papers_size_is_reported_in_little_time_and_two_gigabytes(tmp_path):
     folder, keys = tmp_path / "paper", (*KEYS, *(f"dormancy_layers/q_net.q_net.{layer}" for layer in (4, 6)))
     axes = {"replay_ratio": [0.25, 0.5, 1, 2], "callback": ["none", "redo"]}
     environments = [f"{game}NoFrameskip-v4" for game in GAMES]
@@ -564,11 +565,16 @@ def test_a_sweep_of_the_papers_size_is_reported_in_a_minute_and_two_gigabytes(tm
     script = f"""
 import resource, time
 from sb3_redo.reports import write_report
+begun = time.process_time()
 write_report({str(folder)!r})
-print(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    # Processor time, which on an idle machine is no less than the time one waits.
     seconds, gigabytes = map(float, finished.stdout.split())
-    assert seconds < 60
+    # Processor time, against that of reading the points alone, which says how fast the machine is. A report took ten
+    # times as long, 12 s, where this was written.
+    begun = time.process_time()
+    for points in folder.rglob("points.parquet"):
+        pd.read_parquet(points)
+    assert seconds < 40 * (time.process_time() - begun)
     assert gigabytes < 2
