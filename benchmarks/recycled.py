@@ -172,16 +172,19 @@ def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
     for callback, label in LABELS.items():
         of = mine[mine["callback"] == callback].set_index("seed")
         cells = []
-        for quantity in ("fraction", "return"):
-            if len(of):
-                cells.append("{:.0f} [{:.0f}, {:.0f}]".format(*interval(of[quantity].to_numpy())))
-                gain = (of[quantity] - without[quantity]).dropna().to_numpy()
-                paired = (
-                    "{:+.0f} [{:+.0f}, {:+.0f}]".format(*interval(gain)) if len(gain) and callback != "none" else ""
-                )
-                cells.append(paired)
+        for quantity in ("fraction", "return") if len(of) else ():
+            decimals = 0 if mine[quantity].abs().max() >= 10 else 2
+            cells.append(cell(of[quantity], f".{decimals}f"))
+            gain = (of[quantity] - without[quantity]).dropna()
+            cells.append(cell(gain, f"+.{decimals}f") if len(gain) and callback != "none" else "")
         if cells:
             yield label, cells
+
+
+def cell(values: "pd.Series[float]", form: str) -> str:
+    """Mean and interval, each in the given format."""
+    mean, low, high = (format(value, form) for value in interval(values.to_numpy()))
+    return f"{mean} [{low}, {high}]"
 
 
 def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
