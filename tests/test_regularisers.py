@@ -172,8 +172,7 @@ def test_what_a_network_began_with_is_found_when_it_is_compiled(make):
     assert all("_orig_mod" in name for name in found)
     for name, kept in found.items():
         start = began[name.replace("_orig_mod.", "")].detach()
-        is_norm = isinstance(kept, float)
-        torch.testing.assert_close(torch.tensor(kept) if is_norm else kept, start.norm() if is_norm else start)
+        torch.testing.assert_close(kept, start if kept.dim() else start.norm())
 
 
 @every_regulariser

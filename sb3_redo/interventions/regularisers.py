@@ -133,9 +133,13 @@ class RegenerativeCallback(RegulariserCallback):
         }
 
     def _before_step(self, names: list[str]) -> None:
-        for name, parameter, gradient in self._gradients(names):
-            # Without a tensor in between, which would be as large as the network.
-            gradient.add_(parameter, alpha=2 * self.strength).sub_(self._initial[name], alpha=2 * self.strength)
+        having = list(self._gradients(names))
+        if not having:
+            return
+        _, parameters, gradients = map(list, zip(*having, strict=True))
+        # Without a tensor in between, which would be as large as the network.
+        torch._foreach_add_(gradients, parameters, alpha=2 * self.strength)
+        torch._foreach_sub_(gradients, [self._initial[name] for name, _, _ in having], alpha=2 * self.strength)
 
     def _values(self) -> dict[str, float]:
         moved = [parameter.detach() - self._initial[name] for name, parameter in self._parameters.items()]
@@ -251,15 +255,18 @@ class NormProjectionCallback(RegulariserCallback):
             norms = {uncompiled_name(name): float(weight.detach().norm()) for name, weight in self._weights.items()}
             self.model.__dict__["initial_norms"] = norms
         kept = self.model.__dict__["initial_norms"]
-        self._norms: dict[str, float] = {name: kept[uncompiled_name(name)] for name in self._weights}
+        self._norms = {name: weight.new_tensor(kept[uncompiled_name(name)]) for name, weight in self._weights.items()}
         every = self._layer_weights(with_outputs=True)
         self._outputs = [weight for name, weight in every.items() if name not in self._weights]
 
     def _after_step(self, names: list[str]) -> None:
-        for name in names:
-            if name in self._weights:
-                weight = self._weights[name]
-                weight.mul_(self._norms[name] / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny))
+        weights = [self._weights[name] for name in names if name in self._weights]
+        if not weights:
+            return
+        norms = torch._foreach_norm(weights)
+        torch._foreach_clamp_min_(norms, torch.finfo(norms[0].dtype).tiny)
+        begun = [self._norms[name] for name in names if name in self._weights]
+        torch._foreach_mul_(weights, torch._foreach_div(begun, norms))
 
     def _values(self) -> dict[str, float]:
         return {"output_norm": float(torch.stack([weight.detach().norm() for weight in self._outputs]).norm())}
