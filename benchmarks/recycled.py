@@ -3,6 +3,7 @@
     python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
     python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
     python -m benchmarks.recycled ends runs/small_interventions
+    python -m benchmarks.recycled settings runs/recycling_settings
     python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
 
 Prints Markdown. Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
@@ -130,14 +131,17 @@ def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: flo
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def outcomes(folder: Path, of_returns: str) -> pd.DataFrame:
-    """Columns ``environment``, ``callback``, ``seed``, ``fraction`` (at the end) and ``return``.
+def outcomes(
+    folder: Path, of_returns: str, axes: tuple[str, ...] = (), of_dormancy: str = "dormancy/fraction"
+) -> pd.DataFrame:
+    """Columns ``environment``, ``callback``, ``seed``, the sweep's other axes, ``fraction`` (at the end), ``return``.
 
     :param of_returns: ``mean`` over the run, or ``last`` of it
+    :param of_dormancy: the key whose end is ``fraction``
     """
     curves = read_curves(read_sweep(folder), max_points=10_000)
-    names = ["environment", "callback", "seed"]
-    fraction = curves[curves["key"] == "dormancy/fraction"].groupby(names, observed=True)["value"].last()
+    names = ["environment", "callback", "seed", *axes]
+    fraction = curves[curves["key"] == of_dormancy].groupby(names, observed=True)["value"].last()
     returns = curves[curves["key"] == "rollout/ep_rew_mean"].groupby(names, observed=True)["value"].agg(of_returns)
     return pd.DataFrame({"fraction": 100 * fraction, "return": returns}).reset_index()
 
@@ -150,6 +154,24 @@ def runs(folder: Path, figure: Path | None) -> None:
 def ends(folder: Path, figure: Path | None) -> None:
     """The same with the return at the end."""
     _runs(outcomes(folder, "last"), "return at the end", figure)
+
+
+def settings(folder: Path, figure: Path | None) -> None:
+    """Print how ``match`` compares with ``clear`` at every threshold and period; dormancy is that at 0.025."""
+    if figure is not None:
+        raise SystemExit("settings makes a table and no figure")
+    axes = ("callback.dormancy_threshold", "callback.recycling_period")
+    table = outcomes(folder, "mean", axes, "dormancy_thresholds/0.025")
+    print(
+        "| threshold | period | | dormant at 0.025 at the end [%] | return, mean over the run |\n|---|---|---|---|---|"
+    )
+    for (threshold, period), mine in table.groupby(list(axes), observed=True):
+        by_mode = {mode: mine[mine["callback"] == mode].set_index("seed") for mode in ("clear", "match")}
+        where = f"| {threshold:g} | {period:,} "
+        for mode, of in by_mode.items():
+            print(f"{where}| {LABELS[mode]} | {cell(of['fraction'], '.0f')} | {cell(of['return'], '.0f')} |")
+        gains = [cell(by_mode["match"][name] - by_mode["clear"][name], "+.0f") for name in ("fraction", "return")]
+        print(f"{where}| difference | {' | '.join(gains)} |")
 
 
 def _runs(table: pd.DataFrame, returns: str, figure: Path | None) -> None:
@@ -235,11 +257,11 @@ def draw_labels(table: pd.DataFrame, figure: Path) -> None:
 def main() -> None:
     """Print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("survival", "runs", "ends", "labels"))
+    parser.add_argument("what", choices=("survival", "runs", "ends", "settings", "labels"))
     parser.add_argument("folder", type=Path, help="of the sweep; of the table")
     parser.add_argument("--figure", type=Path, help="file for the figure")
     options = parser.parse_args()
-    show = {"survival": survival, "runs": runs, "ends": ends, "labels": labels}[options.what]
+    show = {"survival": survival, "runs": runs, "ends": ends, "settings": settings, "labels": labels}[options.what]
     show(options.folder, options.figure)
 
 
