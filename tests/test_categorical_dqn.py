@@ -14,10 +14,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_redo import ReDoCallback, measure_dormancy
-from sb3_redo.algorithms import CategoricalDQN, categorical_dqn
-from sb3_redo.algorithms.categorical_dqn import two_hot
-from sb3_redo.networks import CategoricalDQNMlpPolicy
-from sb3_redo.networks.categorical import Support
+from sb3_redo.algorithms import CategoricalDQN
+from sb3_redo.networks import CategoricalDQNMlpPolicy, categorical
+from sb3_redo.networks.categorical import Support, two_hot
 
 from algorithms import DISCRETE, OBSERVATIONS, VECTORS
 from runs import Corridor, differences, fingerprint, reloaded
@@ -59,7 +58,7 @@ def test_worked_encodings():
 
 
 def test_examples_in_docstrings_hold():
-    outcome = doctest.testmod(categorical_dqn)
+    outcome = doctest.testmod(categorical)
     assert outcome.attempted
     assert not outcome.failed
 

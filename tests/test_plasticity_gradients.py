@@ -8,7 +8,7 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 from torch import nn
 
-from sb3_redo.algorithms import DoubleDQN
+from sb3_redo.algorithms import CategoricalDQN, DoubleDQN
 from sb3_redo.plasticity import (
     GradientCovariance,
     Objective,
@@ -122,10 +122,17 @@ def double_dqn():
     )
 
 
+def categorical_dqn():
+    kwargs = {"n_bins": 11, "v_min": -1.0, "v_max": 3.0}
+    settings = {"seed": 0, "learning_starts": 20, "buffer_size": 200, "batch_size": 8, "device": "cpu"}
+    return CategoricalDQN("MlpPolicy", "CartPole-v1", policy_kwargs=kwargs, **settings)
+
+
 TRAINED = {
     "DQN": (lambda: build("DQN"), "q_net"),
     "DQN, returns over three steps": (lambda: build("DQN", n_steps=3), "q_net"),
     "Double DQN": (double_dqn, "q_net"),
+    "Categorical DQN": (categorical_dqn, "q_net"),
     "QR-DQN": (lambda: build("QR-DQN"), "quantile_net"),
     "DDPG": (lambda: build("DDPG"), "critic"),
     "TD3": (lambda: build("TD3"), "critic"),
@@ -155,6 +162,14 @@ def test_the_loss_is_the_one_that_it_trains_on(make, name, monkeypatch):
     model.train(1, 32)
     torch.testing.assert_close(found, seen[0], rtol=CLOSE, atol=CLOSE * float(seen[0].norm()))
     assert seen[0].norm() > 1e-3
+
+
+def test_single_samples_have_the_gradient_of_the_loss_that_is_trained_on_too():
+    model = learn(categorical_dqn(), None)
+    network = networks_of(model, batch_of(model))["q_net"]
+    objective = td_loss(model, "q_net", 8, (0, 0))
+    torch.testing.assert_close(per_sample_gradients(network, objective).mean(0), gradient(network, objective))
+    assert gradient(network, objective).norm() > 1e-3
 
 
 def test_transitions_are_drawn_without_moving_anything():

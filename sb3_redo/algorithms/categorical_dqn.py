@@ -19,6 +19,7 @@ from sb3_redo.networks.categorical import (
     CategoricalDQNMlpPolicy,
     CategoricalDQNMultiInputPolicy,
     CategoricalQNetwork,
+    two_hot,
 )
 
 
@@ -77,22 +78,3 @@ class CategoricalDQN(DQN):
         following = self.q_net_target(batch.next_observations).amax(1)
         targets: Tensor = batch.rewards.view(-1) + (1 - batch.dones.view(-1)) * discounts * following
         return targets
-
-
-def two_hot(values: Tensor, centres: Tensor) -> Tensor:
-    """Each value as a distribution over the two bins nearest to it, whose mean it is.
-
-    >>> two_hot(torch.tensor([0.25, 1.0, 7.0]), torch.tensor([0.0, 1.0, 2.0]))
-    tensor([[0.7500, 0.2500, 0.0000],
-            [0.0000, 1.0000, 0.0000],
-            [0.0000, 0.0000, 1.0000]])
-
-    :param values: [batch]; those beyond the outermost centres count as the nearest of them
-    :param centres: [bins], evenly spaced in ascending order
-    :return: [batch, bins]
-    """
-    width = (centres[-1] - centres[0]) / (len(centres) - 1)
-    places = (values.clamp(centres[0], centres[-1]) - centres[0]) / width
-    # A bin's mass falls from 1 to 0 with the distance, counted in bins, which is below 1 for two of them at most.
-    bins = torch.arange(len(centres), device=centres.device)
-    return (1 - (places[:, None] - bins).abs()).clamp(min=0)

@@ -82,8 +82,8 @@ class GradientCovarianceCallback(_LossCallback):
     :param measuring_period: in gradient steps
     :param batch_size: samples, all pairs of which are compared; the paper has 512. Memory for the gradients of all of
         them is needed up to 512 MiB; beyond that, some are computed more than once.
-    :param loss: ``"td"``, the loss that the algorithm trains its values with (DQN, Double DQN, DrQ, QR-DQN, DDPG, TD3,
-        SAC, TQC), or ``"probe"``, which every network has, but whose gradients have random signs
+    :param loss: ``"td"``, the loss that the algorithm trains its values with (DQN, Double DQN, DrQ, CategoricalDQN,
+        QR-DQN, DDPG, TD3, SAC, TQC), or ``"probe"``, which every network has, but whose gradients have random signs
     :param networks: names of the networks to examine; all that have such a loss if not given
     :param log_images: whether to draw the matrix of cosines for TensorBoard, its rows in clusters
     :param seed: of all that is drawn; the model's own seed if not given

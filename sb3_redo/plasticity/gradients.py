@@ -1,7 +1,7 @@
 """Gradients of a loss: their norm, and how those of single samples agree (Lyle et al. 2023, eq. 3)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def _vectorised(network: Network, objective: Objective) -> Tensor:
     def loss_of_one(parameters: dict[str, Tensor], *leaves: Tensor) -> Tensor:
         remaining = iter(leaves)
         batch, targets = map_tensors(lambda _: next(remaining).unsqueeze(0), nest)
-        return objective.loss(network(batch, parameters), targets).squeeze(0)
+        return replace(objective, batch=batch, targets=targets).of_rows(network, parameters).squeeze(0)
 
     leaves = list(tensors_in(nest))
     parameters = {name: parameter.detach() for name, parameter in network.parameters.items()}
@@ -63,7 +63,7 @@ def _of_row(network: Network, objective: Objective, row: int) -> Tensor:
 
 def _part(objective: Objective, rows: slice) -> Objective:
     batch, targets = map_tensors(lambda tensor: tensor[rows], (objective.batch, objective.targets))
-    return Objective(batch, targets, objective.loss)
+    return replace(objective, batch=batch, targets=targets)
 
 
 def _rows(objective: Objective) -> int:

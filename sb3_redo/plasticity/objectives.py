@@ -1,8 +1,8 @@
 """Losses that gradients and curvature are those of."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sb3_redo.forward_pass import chunks, evaluating, everything_seeded, is_compiled, uncompiled
+from sb3_redo.networks.categorical import two_hot
 from sb3_redo.plasticity.network import Network
 from sb3_redo.sampling import Batch, stored_observations, torch_generator
 
@@ -25,18 +26,26 @@ class Objective:
     :param targets: a nest of tensors [batch, ...]
     :param loss: the network's outputs [batch, outputs] and the targets to the loss of every row, [batch]; what is
         minimised is their mean
+    :param forward: in place of the network's own, where the loss is one of something else than its outputs, as
+        cross-entropy is one of logits: its module and a batch to a tensor [batch, ...] or a nest of such
     """
 
     batch: Any = field(repr=False)
     targets: Any = field(repr=False)
     loss: Callable[[Tensor, Any], Tensor]
+    forward: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
 
     def mean(self, network: Network, state: Any = None) -> Tensor:
         """The loss, a scalar.
 
         :param state: parameters and buffers to run the network with, by name; its own if not given
         """
-        return self.loss(network(self.batch, state), self.targets).mean()
+        return self.of_rows(network, state).mean()
+
+    def of_rows(self, network: Network, state: Any = None) -> Tensor:
+        """The loss of every row, [batch]; see :meth:`mean`."""
+        run = network if self.forward is None else replace(network, forward=self.forward)
+        return self.loss(run(self.batch, state), self.targets)
 
 
 def probe_loss(network: Network, batch: Any, seed: int = 0) -> Objective:
@@ -63,18 +72,19 @@ def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, i
 
     In evaluation mode, without augmentation, and of hindsight replay on what has happened.
 
-    :param model: DQN, Double DQN, DrQ, QR-DQN, DDPG, TD3, SAC or TQC
+    :param model: DQN, Double DQN, DrQ, CategoricalDQN, QR-DQN, DDPG, TD3, SAC or TQC
     :param name: of its network of values: ``q_net``, ``quantile_net`` or ``critic``
     :param batch_size: how many transitions
     :param seed: of the transitions, and of actions that targets are made of
     :param policy: whose networks make the targets, in place of the model's own
     :raises RuntimeError: where no such loss is known
     """
-    made = _how(model, name)
-    if made is None:
+    how = _how(model, name)
+    if how is None:
         raise RuntimeError(
             f"no temporal-difference loss of {type(model).__name__}'s {name} is known here: there is one of the values "
-            "of DQN, DoubleDQN, DrQ, QRDQN, DDPG, TD3, SAC and TQC. The loss 'probe' is one of every network."
+            "of DQN, DoubleDQN, DrQ, CategoricalDQN, QRDQN, DDPG, TD3, SAC and TQC. The loss 'probe' is one of every "
+            "network."
         )
     if batch_size > stored_observations(model):
         raise ValueError(f"batch_size is {batch_size}, but the buffer holds {stored_observations(model)} transitions")
@@ -83,8 +93,8 @@ def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, i
     number = int(torch.randint(2**62, (), generator=torch_generator(seed)))
     with everything_seeded(number), evaluating(modules), uncompiled(is_compiled(modules)):
         sample = _transitions(model, batch_size)
-        targets, loss = made(model, policy, sample)
-    return Objective(Batch(sample.observations, sample.actions), targets, loss)
+        made = how(model, policy, sample)
+    return Objective(Batch(sample.observations, sample.actions), *made)
 
 
 def has_td_loss(model: BaseAlgorithm, name: str) -> bool:
@@ -110,25 +120,43 @@ def _bootstrapped(model: Any, sample: Any, values: Tensor) -> Tensor:
     return target
 
 
-Made = tuple[Any, Callable[[Tensor, Any], Tensor]]
-"""Targets, and the loss that compares outputs with them."""
+class Made(NamedTuple):
+    """What makes an :class:`Objective` of a batch."""
+
+    targets: Any
+    loss: Callable[[Tensor, Any], Tensor]
+    forward: Callable[[Any, Batch], Any] | None = None
 
 
 def _dqn(model: Any, policy: Any, sample: Any) -> Made:
     values = policy.q_net_target(sample.next_observations).max(1, keepdim=True).values
-    return (sample.actions.long(), _bootstrapped(model, sample, values)), _huber
+    return Made((sample.actions.long(), _bootstrapped(model, sample, values)), _huber)
 
 
 def _double_dqn(model: Any, policy: Any, sample: Any) -> Made:
     # The policy's own, since while it trains the model has something else in the target's place.
     chosen = policy.q_net(sample.next_observations).argmax(1, keepdim=True)
     values = policy.q_net_target(sample.next_observations).gather(1, chosen)
-    return (sample.actions.long(), _bootstrapped(model, sample, values)), _huber
+    return Made((sample.actions.long(), _bootstrapped(model, sample, values)), _huber)
 
 
 def _huber(outputs: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
     actions, values = targets
     return functional.smooth_l1_loss(outputs.gather(1, actions), values, reduction="none").squeeze(1)
+
+
+def _categorical_dqn(model: Any, policy: Any, sample: Any) -> Made:
+    centres = policy.q_net.centres
+    values = policy.q_net_target(sample.next_observations).max(1, keepdim=True).values
+    targets = two_hot(_bootstrapped(model, sample, values).squeeze(1), centres)
+
+    def loss(outputs: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
+        actions, distributions = targets
+        logits = outputs.view(len(outputs), -1, len(centres))
+        taken = logits.gather(1, actions.unsqueeze(2).expand(-1, 1, len(centres))).squeeze(1)
+        return -(distributions * taken.log_softmax(1)).sum(1)
+
+    return Made((sample.actions.long(), targets), loss, lambda policy, batch: policy.q_net.logits(batch.observations))
 
 
 def _qrdqn(model: Any, policy: Any, sample: Any) -> Made:
@@ -143,7 +171,7 @@ def _qrdqn(model: Any, policy: Any, sample: Any) -> Made:
         current = every.gather(2, actions.unsqueeze(1).expand(-1, count, 1)).squeeze(2)
         return _quantile_huber(current.unsqueeze(1), values).squeeze(1).sum(1).mean(1)
 
-    return (sample.actions.long(), _bootstrapped(model, sample, ahead)), loss
+    return Made((sample.actions.long(), _bootstrapped(model, sample, ahead)), loss)
 
 
 def _quantile_huber(current: Tensor, targets: Tensor) -> Tensor:
@@ -164,7 +192,8 @@ def _td3(model: Any, policy: Any, sample: Any) -> Made:
     noise = noise.clamp(-model.target_noise_clip, model.target_noise_clip)
     actions = (policy.actor_target(sample.next_observations) + noise).clamp(-1, 1)
     values = torch.cat(policy.critic_target(sample.next_observations, actions), 1).min(1, keepdim=True).values
-    return _bootstrapped(model, sample, values), lambda outputs, targets: (outputs - targets).pow(2).sum(1)
+    targets = _bootstrapped(model, sample, values)
+    return Made(targets, lambda outputs, targets: (outputs - targets).pow(2).sum(1))
 
 
 def _next_of_sac(model: Any, policy: Any, sample: Any) -> tuple[Tensor, Tensor]:
@@ -178,7 +207,7 @@ def _sac(model: Any, policy: Any, sample: Any) -> Made:
     actions, entropy = _next_of_sac(model, policy, sample)
     values = torch.cat(policy.critic_target(sample.next_observations, actions), 1).min(1, keepdim=True).values
     targets = _bootstrapped(model, sample, values - entropy)
-    return targets, lambda outputs, targets: 0.5 * (outputs - targets).pow(2).sum(1)
+    return Made(targets, lambda outputs, targets: 0.5 * (outputs - targets).pow(2).sum(1))
 
 
 def _tqc(model: Any, policy: Any, sample: Any) -> Made:
@@ -190,13 +219,14 @@ def _tqc(model: Any, policy: Any, sample: Any) -> Made:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return _quantile_huber(outputs.view(len(outputs), critic.n_critics, -1), targets).mean((1, 2, 3))
 
-    return _bootstrapped(model, sample, quantiles - entropy), loss
+    return Made(_bootstrapped(model, sample, quantiles - entropy), loss)
 
 
 _TARGETS: dict[str, tuple[str, Callable[[Any, Any, Any], Made]]] = {
     "stable_baselines3.dqn.dqn.DQN.train": ("q_net", _dqn),
     "sb3_redo.algorithms.double_dqn.DoubleDQN.train": ("q_net", _double_dqn),
     "sb3_redo.algorithms.drq.DrQ.train": ("q_net", _double_dqn),
+    "sb3_redo.algorithms.categorical_dqn.CategoricalDQN.train": ("q_net", _categorical_dqn),
     "sb3_contrib.qrdqn.qrdqn.QRDQN.train": ("quantile_net", _qrdqn),
     "stable_baselines3.td3.td3.TD3.train": ("critic", _td3),  # and DDPG, which trains the same way
     "stable_baselines3.sac.sac.SAC.train": ("critic", _sac),
