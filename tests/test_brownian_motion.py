@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from stable_baselines3 import DQN
 from torch import nn
 
 from sb3_redo import ReDoCallback
@@ -270,10 +271,22 @@ def test_other_algorithms_are_refused(name):
         learn(build(name), wandering(), name=name)
 
 
+class OtherLoss(DQN):
+    def train(self, gradient_steps, batch_size=100):
+        super().train(gradient_steps, batch_size)
+
+
 def test_a_dqn_that_trains_on_another_loss_is_refused():
-    model = CategoricalDQN("MlpPolicy", "CartPole-v1", **TINY, policy_kwargs={"net_arch": [8]})
-    with pytest.raises(RuntimeError, match="of a q_net of CategoricalDQN"):
-        learn(model, wandering())
+    with pytest.raises(RuntimeError, match="of a q_net of OtherLoss"):
+        learn(OtherLoss("MlpPolicy", "CartPole-v1", **TINY), wandering())
+
+
+def test_values_that_are_distributions_have_a_twin_too():
+    tape = Tape()
+    learn(CategoricalDQN("MlpPolicy", "CartPole-v1", **TINY, policy_kwargs={"net_arch": [8]}), wandering(), 60, tape)
+    for quantity in set(QUANTITIES) - {"gradient_negative_share"}:  # of 28 pairs, and so alike by chance
+        own, twins = (tape.points[-1][1][f"plasticity/{quantity}/{name}"] for name in ("q_net", "q_net_twin"))
+        assert own != twins
 
 
 def test_a_model_that_was_trained_before_is_refused():

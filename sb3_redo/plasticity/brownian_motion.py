@@ -18,6 +18,7 @@ from sb3_redo.interventions.pruning import PruningCallback
 from sb3_redo.interventions.regularisers import NormProjectionCallback, WeightClippingCallback
 from sb3_redo.interventions.renewal import RENEWING
 from sb3_redo.memory import Memory
+from sb3_redo.networks.categorical import CategoricalQNetwork
 from sb3_redo.plasticity.curvature import hessian_spectrum
 from sb3_redo.plasticity.gradients import gradient_covariance
 from sb3_redo.plasticity.measuring import ExaminingCallback
@@ -74,7 +75,7 @@ class BrownianMotionCallback(ExaminingCallback):
     Logs for ``q_net`` and ``q_net_twin`` the ``plasticity/sharpness``, ``plasticity/hessian_smallest`` and
     ``plasticity/hessian_trace`` of the probe loss, ``plasticity/gradient_negative_share`` and
     ``plasticity/gradient_mean_cosine`` of the temporal-difference loss, and ``plasticity/distance`` from where both
-    began. DQN, Double DQN and DrQ are supported. The twin is saved with the model.
+    began. DQN, Double DQN, DrQ and CategoricalDQN are supported. The twin is saved with the model.
 
     :param measuring_period: in gradient steps; the paper looks after target updates, which it makes every 5,000
     :param batch_size: observations and transitions per measurement; the paper has 512
@@ -130,12 +131,14 @@ class BrownianMotionCallback(ExaminingCallback):
         model, name = self.model, type(self.model).__name__
         if not isinstance(model, DQN) or not has_td_loss(model, _NETWORK):
             raise RuntimeError(
-                f"{type(self).__name__} is for DQN and those that train as it does (Double DQN, DrQ): no "
-                f"temporal-difference loss is known here of a q_net of {name}"
+                f"{type(self).__name__} is for DQN and those that train as it does (Double DQN, DrQ, CategoricalDQN): "
+                f"no temporal-difference loss is known here of a q_net of {name}"
             )
         if is_compiled(model.policy.modules()):
             raise RuntimeError("a compiled network cannot be copied as it is: do not compile it")
-        moving = [path for path, buffer in model.policy.q_net.named_buffers() if buffer.is_floating_point()]
+        fixed = {"centres"} if isinstance(model.q_net, CategoricalQNetwork) else set()
+        buffers = dict(model.policy.q_net.named_buffers())
+        moving = [path for path in buffers.keys() - fixed if buffers[path].is_floating_point()]
         if moving:
             raise RuntimeError(
                 f"training changes {_NETWORK}.{moving[0]} on the batches that it runs the network on, and a twin that "
