@@ -91,6 +91,7 @@ INTERVENTIONS = (
     "cbp",
     "plasticity",
     "pruning",
+    "plasticity_2",
 )
 
 

@@ -92,11 +92,16 @@ def repickled(data, labels):
     return pickle.dumps(content, protocol=2)
 
 
+def repickled_lately(data, labels):
+    return pickle.dumps({"labels": labels.tolist(), "data": data.copy()}, protocol=5)
+
+
 @pytest.mark.parametrize(
     ("write", "ending", "name"),
     [
         (python_2_batch, "", "cifar-10-batches-py"),
         (repickled, "", "cifar-10-batches-py"),
+        (repickled_lately, "", "cifar-10-batches-py"),
         (binary_batch, ".bin", "cifar-10-batches-bin"),
     ],
 )

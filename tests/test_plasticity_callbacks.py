@@ -12,9 +12,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_redo import ReDoCallback
+from sb3_redo.agents import gradient_steps_of
 from sb3_redo.interventions import ContinualBackpropCallback, PlasticityInjectionCallback, RegenerativeCallback
 from sb3_redo.networks import InjectableDQNMlpPolicy
 from sb3_redo.plasticity import (
+    BrownianMotionCallback,
     CurvatureCallback,
     GradientCovarianceCallback,
     PlasticityCallback,
@@ -206,8 +208,40 @@ def test_layers_have_curves_where_they_are_asked_for():
 def test_two_callbacks_of_a_kind_have_curves_of_their_own():
     tape = Tape()
     learn(build("DQN"), [EACH["plasticity"](), EACH["plasticity"](seed=7), EACH["curvature"]()], tape=tape)
-    assert tape.values("plasticity_2/feature_norm/q_net") != tape.values("plasticity/feature_norm/q_net")
+    first, second = (tape.values(f"{prefix}/feature_norm/q_net") for prefix in ("plasticity", "plasticity_2"))
+    assert len(first) == len(second) > 2
+    assert first != second
     assert tape.values("plasticity/sharpness/q_net")
+
+
+def test_callbacks_of_other_kinds_that_log_the_same_quantities_have_curves_of_their_own():
+    tape = Tape()
+    wandering = BrownianMotionCallback(PERIOD, batch_size=8, steps=3)
+    learn(build("DQN"), [EACH["plasticity"](), EACH["covariance"](), EACH["curvature"](), wandering], tape=tape)
+    for quantity in ("distance", "gradient_negative_share", "gradient_mean_cosine", "sharpness", "hessian_trace"):
+        for prefix in ("plasticity", "plasticity_2"):
+            assert len(tape.values(f"{prefix}/{quantity}/q_net")) == len(tape.values("plasticity/weight_norm/q_net"))
+    assert tape.values("plasticity_2/distance/q_net_twin")
+    assert not any(key.startswith("plasticity_3") for _, point in tape.points for key in point)
+
+
+def test_other_kinds_that_log_nothing_alike_share_a_prefix():
+    tape = Tape()
+    callbacks = [EACH["plasticity"](instruments=["units"]), EACH["curvature"](), EACH["covariance"]()]
+    learn(build("DQN"), [*callbacks, BrownianMotionCallback(PERIOD, batch_size=8, steps=3)], tape=tape)
+    assert tape.values("plasticity/dead_fraction/q_net")
+    assert tape.values("plasticity/sharpness/q_net")
+    assert tape.values("plasticity/gradient_mean_cosine/q_net")
+
+
+@pytest.mark.parametrize("more", range(PERIOD))
+def test_an_update_after_a_measurement_is_seen_in_the_next_call_too(more, tmp_path):
+    tape = Tape()
+    model = learn(build("DQN"), EACH["plasticity"](instruments=["updates"]), half("DQN") + more, tape)
+    model = reloaded(model, tmp_path)
+    learn(model, EACH["plasticity"](instruments=["updates"]), half("DQN"), tape)
+    followed = [step for step in tape.values("plasticity/gradient_step") if step < gradient_steps_of(model)]
+    assert len(tape.values("plasticity/update_ratio/q_net")) == len(followed)
 
 
 @each

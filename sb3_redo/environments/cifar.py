@@ -83,6 +83,9 @@ class _ArraysOnly(pickle.Unpickler):
             # Before and since NumPy 2.
             ("numpy.core.multiarray", "_reconstruct"): _empty_array,
             ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+            # With pickle's protocol 5.
+            ("numpy.core.numeric", "_frombuffer"): _array_of_buffer,
+            ("numpy._core.numeric", "_frombuffer"): _array_of_buffer,
             # How Python 3 writes bytes for Python 2.
             ("_codecs", "encode"): _latin_bytes,
         }
@@ -99,6 +102,10 @@ def _bytes_dtype(code: Any, *_: Any) -> np.dtype[np.uint8]:
 
 def _empty_array(*_: Any) -> NDArray[np.uint8]:
     return np.empty(0, np.uint8)
+
+
+def _array_of_buffer(buffer: Any, dtype: np.dtype[np.uint8], shape: tuple[int, ...], order: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
 def _latin_bytes(text: str, encoding: str) -> bytes:

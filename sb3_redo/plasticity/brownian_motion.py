@@ -102,6 +102,10 @@ class BrownianMotionCallback(ExaminingCallback):
     def _further_settings(self) -> tuple[Any, ...]:
         return self.steps, self.vectors
 
+    def _shared_quantities(self) -> frozenset[str]:
+        of_curvature = {"sharpness", "hessian_smallest", "hessian_trace"}
+        return frozenset({*of_curvature, "gradient_negative_share", "gradient_mean_cosine", "distance"})
+
     def _prepare(self) -> None:
         self._refuse_what_has_no_twin()
         self._refuse_companions()

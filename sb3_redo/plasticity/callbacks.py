@@ -114,6 +114,9 @@ class PlasticityCallback(ExaminingCallback):
     def _further_settings(self) -> tuple[Any, ...]:
         return (self.instruments,)
 
+    def _shared_quantities(self) -> frozenset[str]:
+        return frozenset({"distance"}.intersection(self.instruments))
+
     def _prepare(self) -> None:
         super()._prepare()
         self._initial = initial_parameters_of(self.model) if "distance" in self.instruments else None
@@ -126,7 +129,8 @@ class PlasticityCallback(ExaminingCallback):
             )
         self._watched: list[_UpdateWatch] = []
         if "updates" in self.instruments:
-            self._watched = [_UpdateWatch(optimizer, self) for optimizer in self._agent.optimizers]
+            optimizers = self._agent.optimizers
+            self._watched = [_UpdateWatch(optimizer, self, number) for number, optimizer in enumerate(optimizers)]
             for watch in self._watched:
                 self._keep_hooked(*watch.hooks())
 
@@ -142,7 +146,7 @@ class PlasticityCallback(ExaminingCallback):
             if self._initial is not None:
                 values[f"plasticity/distance/{name}"] = distance_from(network, self._initial)
         for watch in self._watched:
-            watch.is_due = True
+            watch.set_due(True)
         return values
 
 
@@ -152,12 +156,19 @@ class _UpdateWatch:
     At that step, and not after ``train()``, because there an actor's loss has left gradients in the critic, too.
     """
 
-    def __init__(self, optimizer: Optimizer, callback: PlasticityCallback):
+    def __init__(self, optimizer: Optimizer, callback: PlasticityCallback, number: int):
         self.callback = callback
         self.optimizer = optimizer
-        self.is_due = False
+        # Kept with the model: the step may be the first of the next call of learn().
+        self._key = f"updates of optimizer {number} are due"
+        self._is_due = bool(callback._memory.kept(self._key))
         self.networks: list[Network] = []
         self.before: dict[str, dict[str, Tensor]] = {}
+
+    def set_due(self, is_due: bool) -> None:
+        """Whether its next step is to be seen."""
+        self._is_due = is_due
+        self.callback._memory.keep(self._key, is_due)
 
     def hooks(self) -> tuple[RemovableHandle, ...]:
         """Hang it on its optimizer."""
@@ -167,9 +178,9 @@ class _UpdateWatch:
         )
 
     def _before_step(self, *_: Any) -> None:
-        if not self.is_due or not self.callback._is_training:
+        if not self._is_due or not self.callback._is_training:
             return
-        self.is_due = False
+        self.set_due(False)
         every, agent = self.callback._networks.values(), self.callback._agent
         self.networks = [network for network in every if trained_by(agent, self.optimizer, network)]
         self.values: dict[str, Any] = {}

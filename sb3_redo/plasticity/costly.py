@@ -103,6 +103,9 @@ class GradientCovarianceCallback(_LossCallback):
     ):
         super().__init__(measuring_period, batch_size, loss, networks, log_images, seed, verbose)
 
+    def _shared_quantities(self) -> frozenset[str]:
+        return frozenset({"gradient_negative_share", "gradient_mean_cosine"})
+
     def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
         covariance = gradient_covariance(network, objective)
         values: dict[str, Any] = {
@@ -151,6 +154,9 @@ class CurvatureCallback(_LossCallback):
 
     def _further_settings(self) -> tuple[Any, ...]:
         return (*super()._further_settings(), self.steps, self.vectors)
+
+    def _shared_quantities(self) -> frozenset[str]:
+        return frozenset({"sharpness", "hessian_smallest", "hessian_trace"})
 
     def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
         found = hessian_spectrum(network, objective, steps=self.steps, vectors=self.vectors, seed=seed)

@@ -2,9 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from sb3_redo.agents import whole_batch
@@ -70,8 +71,23 @@ class ExaminingCallback(GradientStepCallback):
         self._read_networks()
         self._seed = (self.model.seed or 0) if self.seed is None else self.seed
         self._is_waiting = not self._memory.kept("measured")
-        alike = [each for each in callbacks_in(self.locals.get("callback")) if type(each) is type(self)]
-        self._number = 1 + alike.index(self) if self in alike else 1
+        self._number = self._number_among(callbacks_in(self.locals.get("callback")))
+
+    def _number_among(self, callbacks: Iterable[BaseCallback]) -> int:
+        """What tells its keys from those of callbacks before it, see :func:`~sb3_redo.tensorboard.numbered`."""
+        numbers: dict[ExaminingCallback, int] = {}
+        for each in callbacks:
+            if isinstance(each, ExaminingCallback):
+                rivals = [numbers[other] for other in numbers if each._writes_over(other)]
+                numbers[each] = 1 + max(rivals, default=0)
+        return numbers.get(self, 1)
+
+    def _writes_over(self, other: "ExaminingCallback") -> bool:
+        return type(other) is type(self) or not self._shared_quantities().isdisjoint(other._shared_quantities())
+
+    def _shared_quantities(self) -> frozenset[str]:
+        """Those of the quantities that it logs that callbacks of other classes log too."""
+        return frozenset()
 
     def _read_networks(self) -> None:
         """Find the networks, and whatever goes with each of them."""
