@@ -2,6 +2,7 @@
 
     python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
     python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
+    python -m benchmarks.recycled runs runs/recycling_{minatar,sac,atari} --figure docs/images/recycling_tasks.png
     python -m benchmarks.recycled ends runs/small_interventions
     python -m benchmarks.recycled settings runs/recycling_settings
     python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
@@ -146,9 +147,10 @@ def outcomes(
     return pd.DataFrame({"fraction": 100 * fraction, "return": returns}).reset_index()
 
 
-def runs(folder: Path, figure: Path | None) -> None:
-    """Print and draw how whole runs went."""
-    _runs(outcomes(folder, "mean"), "return, mean over the run", figure)
+def runs(folders: list[Path], figure: Path | None) -> None:
+    """Print and draw how whole runs went, of all sweeps in one figure."""
+    tables = [outcomes(folder, "mean").astype({"environment": str, "callback": str}) for folder in folders]
+    _runs(pd.concat(tables), "return, mean over the run", figure)
 
 
 def ends(folder: Path, figure: Path | None) -> None:
@@ -214,7 +216,7 @@ def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
     environments = list(dict.fromkeys(table["environment"]))
     there = [callback for callback in LABELS if callback in set(table["callback"])][::-1]
     shape = (len(environments), 2)
-    drawn, grid = plt.subplots(*shape, figsize=(10, 0.5 + 0.32 * len(there) * shape[0]), sharey=True, squeeze=False)
+    drawn, grid = plt.subplots(*shape, figsize=(10, (0.7 + 0.32 * len(there)) * shape[0]), sharey=True, squeeze=False)
     for row, environment in zip(grid, environments, strict=True):
         for ax, quantity, name in zip(row, ("fraction", "return"), ("dormant at the end [%]", returns), strict=True):
             for place, callback in enumerate(there):
@@ -222,7 +224,8 @@ def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
                 ax.plot(of, [place] * len(of), "o", color=COLOURS[0], alpha=0.5, markersize=4)
                 ax.plot([of.mean()], [place], "|", color=COLOURS[1], markersize=14, markeredgewidth=2)
             ax.set_yticks(range(len(there)), [LABELS[callback] for callback in there])
-            ax.set_xlabel(f"{environment}: {name}")
+            ax.set_ylim(-0.7, len(there) - 0.3)
+            ax.set_xlabel(f"{environment}:\n{name}")
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(axis="x", alpha=0.3)
     drawn.set_layout_engine("constrained")
@@ -258,11 +261,16 @@ def main() -> None:
     """Print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("survival", "runs", "ends", "settings", "labels"))
-    parser.add_argument("folder", type=Path, help="of the sweep; of the table")
+    parser.add_argument("folder", type=Path, nargs="+", help="of the sweep, of runs several; of the table")
     parser.add_argument("--figure", type=Path, help="file for the figure")
     options = parser.parse_args()
-    show = {"survival": survival, "runs": runs, "ends": ends, "settings": settings, "labels": labels}[options.what]
-    show(options.folder, options.figure)
+    if options.what == "runs":
+        runs(options.folder, options.figure)
+        return
+    if len(options.folder) > 1:
+        parser.error(f"{options.what} is of one folder")
+    show = {"survival": survival, "ends": ends, "settings": settings, "labels": labels}[options.what]
+    show(options.folder[0], options.figure)
 
 
 if __name__ == "__main__":
