@@ -2,8 +2,8 @@
 
 - ``gradient step with / without``: of those that act at every gradient step, CPU time of ``train()`` calls with the
   callback over that of the same calls without it, in turns.
-- ``over its floor``: what a regulariser adds to a gradient step, over a pass that reads and writes the tensors that it
-  must, once.
+- ``over its floor``: the time in which a regulariser acts in a gradient step, over that of a pass in its place that
+  reads and writes the tensors that it must, once.
 - ``share at its period``: of those that act once in a while, the time of one intervention over that of the gradient
   steps in its default period.
 - ``gradient step over the plain network's``: of those that are chosen in ``policy_kwargs`` or as a policy, in turns
@@ -107,6 +107,24 @@ _PERIODS = ("recycling_period", "pruning_period", "period")
 TASKS_OF = {"Nature CNN": ("atari", "DQNCnnPolicy"), "SAC 256x256": ("sac", "SACMlpPolicy")}
 
 
+def _pass_over(callback: RegulariserCallback, when: str, names: list[str]) -> None:
+    """Read and write once, without changing it, all that a regulariser must, at the time at which it does."""
+    at_gradients = isinstance(callback, (RegenerativeCallback, ParsevalCallback))
+    if at_gradients is not (when == "_before_step"):
+        return
+    mine = getattr(callback, "_weights", None) or getattr(callback, "_bounds", None) or callback._parameters
+    for name in names:
+        if name not in mine:
+            continue
+        parameter = callback._parameters[name]
+        if not at_gradients:
+            parameter.mul_(1.0)
+        elif parameter.grad is not None and isinstance(callback, RegenerativeCallback):
+            parameter.grad.addcmul_(parameter, callback._initial[name], value=0.0)
+        elif parameter.grad is not None:
+            parameter.grad.add_(parameter, alpha=0.0)
+
+
 class Bench:
     """A model whose buffer is filled, and its gradient steps."""
 
@@ -154,29 +172,39 @@ class Bench:
         yield Line(subject, "gradient step with / without", value, low, high, None, note)
         if not isinstance(callback, RegulariserCallback):
             return
-        added = (value - 1) * each
-        floor = self.floor(callback)
-        note = f"{1e3 * added:.3f} / {1e3 * floor:.3f} ms"
-        yield Line(subject, "over its floor", added / floor, added / floor, added / floor, 2.0, note)
+        acting, least = self.in_steps(callback), self.in_steps(callback, floor=True)
+        note = f"{1e3 * acting:.3f} / {1e3 * least:.3f} ms"
+        yield Line(subject, "over its floor", acting / least, acting / least, acting / least, 2.0, note)
 
-    def floor(self, callback: RegulariserCallback) -> float:
-        """Seconds in which what it must read and write is read and written once."""
+    def in_steps(self, callback: RegulariserCallback, floor: bool = False) -> float:
+        """Seconds of a gradient step in which a regulariser acts.
+
+        :param floor: instead, those in which a pass in its place reads and writes what it must, once
+        """
+        spent = [0.0]
+        real = {name: getattr(callback, name) for name in ("_before_step", "_after_step")}
+
+        def timed(act: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+            def run(names: list[str]) -> None:
+                begin = time.thread_time()
+                act(names)
+                spent[0] += time.thread_time() - begin
+
+            return run
+
+        least = {name: partial(_pass_over, callback, name) for name in real}
+        for name, act in (least if floor else real).items():
+            callback.__dict__[name] = timed(act)
         self.begin(callback)
-        parameters = list(getattr(callback, "_weights", None) or callback._parameters)
-        tensors = [callback._parameters[name].detach() for name in parameters]
-        others = [tensor.clone() for tensor in tensors]
+        times = []
+        for _ in range(60):
+            spent[0] = 0.0
+            self.step()
+            times.append(spent[0] / self.steps_at_once)
         callback.on_training_end()
-
-        reads_initial = isinstance(callback, RegenerativeCallback)
-        initial = [tensor.clone() for tensor in tensors] if reads_initial else tensors
-
-        def once() -> float:
-            begin = time.thread_time()
-            for tensor, first, other in zip(tensors, initial, others, strict=True):
-                other.addcmul_(tensor, first) if reads_initial else other.add_(tensor)
-            return time.thread_time() - begin
-
-        return median(once() for _ in range(200))
+        for name in real:
+            del callback.__dict__[name]
+        return median(times)
 
     def sometimes(self, make: Callable[[], GradientStepCallback]) -> Line:
         """One intervention beside the gradient steps of a period."""
