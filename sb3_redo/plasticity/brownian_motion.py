@@ -141,8 +141,8 @@ class BrownianMotionCallback(ExaminingCallback):
         if is_compiled(model.policy.modules()):
             raise RuntimeError("a compiled network cannot be copied as it is: do not compile it")
         fixed = {"centres"} if isinstance(model.q_net, CategoricalQNetwork) else set()
-        buffers = dict(model.policy.q_net.named_buffers())
-        moving = [path for path in buffers.keys() - fixed if buffers[path].is_floating_point()]
+        buffers = model.policy.q_net.named_buffers()
+        moving = [path for path, buffer in buffers if path not in fixed and buffer.is_floating_point()]
         if moving:
             raise RuntimeError(
                 f"training changes {_NETWORK}.{moving[0]} on the batches that it runs the network on, and a twin that "
