@@ -14,6 +14,8 @@ from sb3_redo.wiring import LayerWiring
 class Feed:
     """What one layer feeds into one of its consumers, as training sees it.
 
+    Each look costs a handful of small operations, since continual backpropagation takes one at every gradient step.
+
     :param consumer: the consumer
     :param owners: the neuron that feeds each of its input positions, -1 for none, [input positions]
     """
@@ -25,25 +27,35 @@ class Feed:
         self.is_plain = torch.equal(owners, torch.arange(len(owners)))
         self.seen = torch.zeros(2, len(owners), device=weight.device)
         """Sums over calls of the mean \\|input\\| and the mean input of each position."""
+        self._magnitudes, self._means = self.seen
         self.calls = 0
-        self.mean = torch.zeros(len(owners), device=weight.device)
-        """Running mean of each position's input, not yet corrected for its beginning at 0."""
+        self.running = torch.zeros(2, len(owners), device=weight.device)
+        """Running means, not yet corrected for their beginning at 0: \\|input\\| · Σ \\|outgoing weights\\| of each
+        position, and its input."""
 
     def see(self, value: Tensor) -> None:
         """Take in what the consumer is called with."""
         axis = neuron_axis(self.consumer) % value.ndim
         others = tuple(each for each in range(value.ndim) if each != axis)
         value = value.detach()
-        self.seen[0] += value.abs().mean(others)
-        self.seen[1] += value.mean(others)
+        share = value.shape[axis] / value.numel()
+        self._magnitudes.add_(value.abs().sum(others), alpha=share)
+        self._means.add_(value.sum(others), alpha=share)
         self.calls += 1
 
-    def per_neuron(self, positions: Tensor, neurons: int) -> Tensor:
-        """The sum over each neuron's positions, [neurons]."""
+    def update(self, new: float) -> None:
+        """Take what was seen into the running means, with so much weight, and see anew."""
+        self._magnitudes.mul_(position_magnitudes(self.consumer))
+        self.running.mul_(1 - new).add_(self.seen, alpha=new / self.calls)
+        self.seen.zero_()
+        self.calls = 0
+
+    def utility(self, neurons: int) -> Tensor:
+        """The running utility, summed over each neuron's positions, [neurons]."""
         if self.is_plain:
-            return positions
+            return self.running[0]
         fed = self.owners >= 0
-        return positions.new_zeros(neurons).index_add_(0, self.owners[fed], positions[fed])
+        return self.running.new_zeros(neurons).index_add_(0, self.owners[fed], self.running[0, fed])
 
 
 class Contribution:
@@ -59,12 +71,23 @@ class Contribution:
 
     def __init__(self, layer: LayerWiring, modules: Mapping[str, nn.Module], gradient_step: int):
         self.name = layer.name
+        self.neurons = layer.neurons
         self.feeds = {name: Feed(modules[name], owners) for name, owners in layer.consumers.items()}
-        self.utility = torch.zeros(layer.neurons, device=next(iter(self.feeds.values())).mean.device)
         # On the CPU, so that nobody waits for a GPU to learn that nothing is to be replaced.
-        self.ages = torch.zeros(layer.neurons, dtype=torch.long)
+        self.born = torch.full((layer.neurons,), gradient_step)
+        """The gradient step from which each neuron's age counts."""
         self.outstanding = 0.0
         self.updated_at = gradient_step
+
+    @property
+    def ages(self) -> Tensor:
+        """Gradient steps, [neurons]."""
+        return self.updated_at - self.born
+
+    @property
+    def utility(self) -> Tensor:
+        """Running utility, not yet corrected for its beginning at 0, [neurons]."""
+        return torch.stack([feed.utility(self.neurons) for feed in self.feeds.values()]).sum(0)
 
     def update(self, gradient_step: int, decay: float) -> int:
         """Take in what was seen since the last time, if every consumer was called.
@@ -74,18 +97,14 @@ class Contribution:
         if not all(feed.calls for feed in self.feeds.values()):
             return 0
         elapsed = gradient_step - self.updated_at
-        new = 1 - decay**elapsed
-        utility = torch.zeros_like(self.utility)
         for feed in self.feeds.values():
-            magnitude, mean = feed.seen / feed.calls
-            utility += feed.per_neuron(magnitude * position_magnitudes(feed.consumer), len(utility))
-            feed.mean.lerp_(mean, new)
-            feed.seen.zero_()
-            feed.calls = 0
-        self.utility.lerp_(utility, new)
-        self.ages += elapsed
+            feed.update(1 - decay**elapsed)
         self.updated_at = gradient_step
         return elapsed
+
+    def mature(self, maturity: int) -> Tensor:
+        """Which neurons are older than that, bool on the CPU, [neurons]."""
+        return self.born < self.updated_at - maturity
 
     def due(self, mature: int, expected: float) -> int:
         """How many of the mature neurons are to be replaced, now that so many more are expected to be.
@@ -104,12 +123,12 @@ class Contribution:
     def corrected_mean(self, consumer: str, decay: float) -> Tensor:
         """The same for the mean input of a consumer's positions; 0 where this layer feeds none."""
         feed = self.feeds[consumer]
-        means = self._corrected(feed.mean, self._weight_so_far(decay)[feed.owners])
+        means = self._corrected(feed.running[1], self._weight_so_far(decay)[feed.owners])
         return means.where(feed.owners >= 0, 0.0)
 
     def _weight_so_far(self, decay: float) -> Tensor:
         """Of all that went into each neuron's running means since its age was 0, [neurons]."""
-        return (1 - decay ** self.ages.double()).to(self.utility)
+        return (1 - decay ** self.ages.double()).to(next(iter(self.feeds.values())).running)
 
     @staticmethod
     def _corrected(mean: Tensor, weight: Tensor) -> Tensor:
@@ -117,29 +136,26 @@ class Contribution:
 
     def forget(self, neurons: Tensor) -> None:
         """Begin anew for some neurons."""
-        self.utility[neurons] = 0.0
-        self.ages[neurons.cpu()] = 0
+        self.born[neurons.cpu()] = self.updated_at
         for feed in self.feeds.values():
-            feed.mean[torch.isin(feed.owners, neurons)] = 0.0
+            feed.running[:, torch.isin(feed.owners, neurons.to(feed.owners))] = 0.0
 
     def state(self) -> dict[str, Tensor]:
         """All that it knows, on the CPU."""
-        state = {"utility": self.utility.cpu(), "ages": self.ages}
-        state["progress"] = torch.tensor([self.outstanding, self.updated_at], dtype=torch.double)
+        state = {"born": self.born, "progress": torch.tensor([self.outstanding, self.updated_at], dtype=torch.double)}
         for name, feed in self.feeds.items():
-            state |= {f"mean {name}": feed.mean.cpu(), f"seen {name}": feed.seen.cpu()}
+            state |= {f"running {name}": feed.running.cpu(), f"seen {name}": feed.seen.cpu()}
             state[f"calls {name}"] = torch.tensor(feed.calls)
         return {f"{self.name} {key}": value for key, value in state.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what :meth:`state` gave, if it is there."""
-        if f"{self.name} utility" not in state:
+        if f"{self.name} born" not in state:
             return
-        self.utility.copy_(state[f"{self.name} utility"])
-        self.ages.copy_(state[f"{self.name} ages"])
+        self.born.copy_(state[f"{self.name} born"])
         outstanding, updated_at = state[f"{self.name} progress"].tolist()
         self.outstanding, self.updated_at = outstanding, int(updated_at)
         for name, feed in self.feeds.items():
-            feed.mean.copy_(state[f"{self.name} mean {name}"])
+            feed.running.copy_(state[f"{self.name} running {name}"])
             feed.seen.copy_(state[f"{self.name} seen {name}"])
             feed.calls = int(state[f"{self.name} calls {name}"])

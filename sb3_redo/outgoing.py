@@ -18,8 +18,10 @@ def groups(layer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:
 def position_magnitudes(layer: nn.Module) -> Tensor:
     """Sum of \\|w\\| over all weights that read a position, [input positions]."""
     weight = _weight(layer)
-    sums = [_flat(weight[rows]).abs().sum((0, 2)) for rows, _ in groups(layer, weight)]
-    return sums[0] if len(sums) == 1 else torch.cat(sums)
+    others = [axis for axis in range(weight.ndim) if axis != 1]
+    if getattr(layer, "groups", 1) == 1:
+        return weight.abs().sum(others)
+    return torch.cat([weight[rows].abs().sum(others) for rows, _ in groups(layer, weight)])
 
 
 def neuron_magnitudes(policy: nn.Module, layer: LayerWiring) -> Tensor:

@@ -84,7 +84,7 @@ def test_a_look_after_many_steps_weighs_as_much_as_one_at_each_of_them():
     assert seldom.update(15, DECAY) == 5
     assert seldom.ages.tolist() == often.ages.tolist() == [5, 5]
     torch.testing.assert_close(seldom.utility, often.utility)
-    torch.testing.assert_close(seldom.feeds["2"].mean, often.feeds["2"].mean)
+    torch.testing.assert_close(seldom.feeds["2"].running, often.feeds["2"].running)
 
 
 def test_parts_of_a_neuron_add_up():

@@ -166,7 +166,7 @@ class ContinualBackpropCallback(GradientStepCallback):
     def _due(self, contribution: Contribution, gradient_step: int) -> Tensor | None:
         """Bring a layer's utilities up to date, and say which of its neurons are to be replaced, if any."""
         elapsed = contribution.update(gradient_step, self.decay)
-        mature = contribution.ages > self.maturity
+        mature = contribution.mature(self.maturity)
         number = int(mature.sum()) if elapsed else 0
         count = contribution.due(number, self.replacement_rate * number * elapsed)
         if not count:
@@ -194,7 +194,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         )
         for contribution in self._contributions:
             if contribution.name in record.neurons:
-                contribution.forget(record.neurons[contribution.name].to(contribution.utility.device))
+                contribution.forget(record.neurons[contribution.name])
         self._replaced += record.recycled
         self._total += record.recycled
         self._memory.add_recycled(record.recycled)
@@ -211,11 +211,11 @@ class ContinualBackpropCallback(GradientStepCallback):
         return effects
 
     def _log(self) -> None:
-        ages = torch.cat([contribution.ages for contribution in self._contributions])
+        mature = torch.cat([contribution.mature(self.maturity) for contribution in self._contributions])
         values = {
             "cbp/replaced": self._replaced,
             "cbp/replaced_total": self._total,
-            "cbp/mature": float((ages > self.maturity).float().mean()),
+            "cbp/mature": float(mature.float().mean()),
         }
         self._replaced = 0
         write_point(self.logger, values, self.model.num_timesteps)
