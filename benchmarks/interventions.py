@@ -2,8 +2,8 @@
 
 - ``gradient step with / without``: of those that act at every gradient step, CPU time of ``train()`` calls with the
   callback over that of the same calls without it, in turns.
-- ``over its floor``: the time in which a regulariser acts in a gradient step, over that of a pass in its place that
-  reads and writes the tensors that it must, once.
+- ``over its floor``: the time in which such a callback acts in a gradient step, over that of a pass in its place that
+  reads and writes the tensors that it must, once; of Parseval regularisation, over that of its two products too.
 - ``share at its period``: of those that act once in a while, the time of one intervention over that of the gradient
   steps in its default period.
 - ``gradient step over the plain network's``: of those that are chosen in ``policy_kwargs`` or as a policy, in turns
@@ -15,20 +15,25 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+from unittest.mock import patch
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from torch import Tensor
 
 import sb3_redo.networks
 from sb3_redo import ReDoCallback
 from sb3_redo.agents import gradient_steps_of
+from sb3_redo.contribution import Feed
+from sb3_redo.frozen import neuron_axis
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
     GradientReDoCallback,
@@ -107,6 +112,7 @@ _PERIODS = ("recycling_period", "pruning_period", "period")
 TASKS_OF = {"Nature CNN": ("atari", "DQNCnnPolicy"), "SAC 256x256": ("sac", "SACMlpPolicy")}
 
 
+@torch.no_grad()
 def _pass_over(callback: RegulariserCallback, when: str, names: list[str]) -> None:
     """Read and write once, without changing it, all that a regulariser must, at the time at which it does."""
     at_gradients = isinstance(callback, (RegenerativeCallback, ParsevalCallback))
@@ -123,6 +129,61 @@ def _pass_over(callback: RegulariserCallback, when: str, names: list[str]) -> No
             parameter.grad.addcmul_(parameter, callback._initial[name], value=0.0)
         elif parameter.grad is not None:
             parameter.grad.add_(parameter, alpha=0.0)
+
+
+@torch.no_grad()
+def _multiply(callback: ParsevalCallback, when: str, names: list[str]) -> None:
+    """The two products of Parseval regularisation alone, into gradients that they leave as they are."""
+    for name in names if when == "_before_step" else ():
+        weight = callback._weights.get(name)
+        if weight is not None and weight.grad is not None:
+            rows = weight.flatten(1)
+            weight.grad.add_((rows @ rows.T @ rows).view_as(weight), alpha=0.0)
+
+
+def _read_input(feed: Feed, value: Tensor) -> None:
+    """Read once what a consumer is called with, in place of :meth:`Feed.see`."""
+    axis = neuron_axis(feed.consumer) % value.ndim
+    feed.seen[0].add_(value.detach().sum([other for other in range(value.ndim) if other != axis]))
+    feed.calls += 1
+
+
+@torch.no_grad()
+def _read_weights(callback: ContinualBackpropCallback, before: int, gradient_step: int) -> None:
+    """Read outgoing weights once, and read and write utilities and mean inputs."""
+    for contribution in callback._contributions:
+        for feed in contribution.feeds.values():
+            weight: Any = feed.consumer.weight
+            weight.sum([axis for axis in range(weight.ndim) if axis != 1])
+            feed.running.lerp_(feed.seen, 0.0)
+            feed.seen.zero_()
+            feed.calls = 0
+        contribution.updated_at = gradient_step
+
+
+Acts = dict[tuple[Any, str], Callable[..., None]]
+"""Where a callback acts in a gradient step, as an object or a class and its method's name, and what to do there."""
+
+
+def acts_of(callback: GradientStepCallback) -> Acts:
+    """What a callback that acts at every gradient step does there."""
+    if isinstance(callback, ContinualBackpropCallback):
+        return {(Feed, "see"): Feed.see, (type(callback), "_after"): type(callback)._after}
+    return {(callback, name): getattr(callback, name) for name in ("_before_step", "_after_step")}
+
+
+def floors(callback: GradientStepCallback) -> Iterator[tuple[str, Acts, float | None]]:
+    """Quantity, the least that such a callback must do, and the limit of its time over that of it."""
+    if isinstance(callback, ContinualBackpropCallback) and callback.period == 1:
+        least: Acts = {(Feed, "see"): _read_input, (type(callback), "_after"): _read_weights}
+        yield "over its floor", least, 2.0
+    elif isinstance(callback, RegulariserCallback):
+        places = acts_of(callback)
+        one_pass: Acts = {(owner, name): partial(_pass_over, callback, name) for owner, name in places}
+        yield "over its floor", one_pass, None if isinstance(callback, ParsevalCallback) else 2.0
+        if isinstance(callback, ParsevalCallback):
+            products: Acts = {(owner, name): partial(_multiply, callback, name) for owner, name in places}
+            yield "over its two products", products, 2.0
 
 
 class Bench:
@@ -170,40 +231,33 @@ class Bench:
         subject += f", period {period}" if (period := getattr(callback, "period", 1)) > 1 else ""
         value = median(ours) / median(bare)
         yield Line(subject, "gradient step with / without", value, low, high, None, note)
-        if not isinstance(callback, RegulariserCallback):
-            return
-        acting, least = self.in_steps(callback), self.in_steps(callback, floor=True)
-        note = f"{1e3 * acting:.3f} / {1e3 * least:.3f} ms"
-        yield Line(subject, "over its floor", acting / least, acting / least, acting / least, 2.0, note)
+        for quantity, floor, limit in floors(callback):
+            acting, least = self.in_steps(callback, acts_of(callback)), self.in_steps(callback, floor)
+            note = f"{1e3 * acting:.3f} / {1e3 * least:.3f} ms"
+            yield Line(subject, quantity, acting / least, acting / least, acting / least, limit, note)
 
-    def in_steps(self, callback: RegulariserCallback, floor: bool = False) -> float:
-        """Seconds of a gradient step in which a regulariser acts.
-
-        :param floor: instead, those in which a pass in its place reads and writes what it must, once
-        """
+    def in_steps(self, callback: GradientStepCallback, acts: Acts) -> float:
+        """Seconds of a gradient step that pass in some functions, which take the place of others meanwhile."""
         spent = [0.0]
-        real = {name: getattr(callback, name) for name in ("_before_step", "_after_step")}
 
-        def timed(act: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-            def run(names: list[str]) -> None:
+        def timed(act: Callable[..., None]) -> Callable[..., None]:
+            def run(*arguments: Any) -> None:
                 begin = time.thread_time()
-                act(names)
+                act(*arguments)
                 spent[0] += time.thread_time() - begin
 
             return run
 
-        least = {name: partial(_pass_over, callback, name) for name in real}
-        for name, act in (least if floor else real).items():
-            callback.__dict__[name] = timed(act)
-        self.begin(callback)
         times = []
-        for _ in range(60):
-            spent[0] = 0.0
-            self.step()
-            times.append(spent[0] / self.steps_at_once)
-        callback.on_training_end()
-        for name in real:
-            del callback.__dict__[name]
+        with ExitStack() as replacing:
+            for (owner, name), act in acts.items():
+                replacing.enter_context(patch.object(owner, name, timed(act)))
+            self.begin(callback)
+            for _ in range(60):
+                spent[0] = 0.0
+                self.step()
+                times.append(spent[0] / self.steps_at_once)
+            callback.on_training_end()
         return median(times)
 
     def sometimes(self, make: Callable[[], GradientStepCallback]) -> Line:
