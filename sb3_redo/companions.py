@@ -17,6 +17,11 @@ def callbacks_in(callback: Any) -> Iterator[BaseCallback]:
             yield from callbacks_in(child)
 
 
+def renewing_in(root: BaseCallback | None) -> Iterator[BaseCallback]:
+    """Those among a callback and all that it holds that give neurons or whole layers other weights."""
+    return (callback for callback in callbacks_in(root) if getattr(callback, "renews", False))
+
+
 def refuse_parallel_training(root: BaseCallback | None) -> None:
     """The zoo's ParallelTrainCallback trains a copy of the model and overwrites this one's weights with the copy's."""
     for other in callbacks_in(root):

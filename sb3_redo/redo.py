@@ -49,6 +49,8 @@ class ReDoCallback(DormancyCallback):
     :raises ValueError: on a setting out of range or an unknown name
     """
 
+    renews = True
+
     _recycles = True
 
     def __init__(

@@ -16,6 +16,9 @@ class GradientStepCallback(BaseCallback):
     the observations be read.
     """
 
+    renews = False
+    """Whether it gives neurons or whole layers other weights than training's steps do."""
+
     _clock: GradientClock | None = None
     _handles: tuple[RemovableHandle, ...] = ()
     _agent: Agent

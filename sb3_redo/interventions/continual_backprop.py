@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.agents import gradient_steps_of, initial_state, initial_weights_of, whole_batch
-from sb3_redo.companions import callbacks_in
+from sb3_redo.companions import renewing_in
 from sb3_redo.contribution import Contribution, Feed
 from sb3_redo.dormancy import DormancyReport, LayerDormancy
 from sb3_redo.forward_pass import is_apart_from_training, is_compiled
-from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.scheduled import least
 from sb3_redo.outgoing import position_effects
 from sb3_redo.planning import OPTIMIZER_STATE
 from sb3_redo.recycling import Surgery, recycle
-from sb3_redo.redo import ReDoCallback
 from sb3_redo.sampling import torch_generator
 from sb3_redo.settings import (
     flag,
@@ -62,6 +60,8 @@ class ContinualBackpropCallback(GradientStepCallback):
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """
+
+    renews = True
 
     def __init__(
         self,
@@ -118,10 +118,8 @@ class ContinualBackpropCallback(GradientStepCallback):
         self._watch(consumers)
 
     def _refuse_companions(self) -> None:
-        for other in callbacks_in(self.locals["callback"]):
-            # As in renewal.py, which imports from here, but for injection, which refuses this one itself.
-            renewing = (ReDoCallback, ContinualBackpropCallback, PeriodicCallback)
-            if isinstance(other, renewing) and other is not self:
+        for other in renewing_in(self.locals["callback"]):
+            if other is not self:
                 raise RuntimeError(
                     f"{type(other).__name__} renews neurons that {type(self).__name__} takes for old ones, with the "
                     "utilities that they had: keep one of them"

@@ -36,6 +36,8 @@ class PlasticityInjectionCallback(GradientStepCallback):
     :raises ValueError: on a setting out of range
     """
 
+    renews = True
+
     def __init__(self, at: int | Sequence[int], verbose: int = 0):
         super().__init__(non_negative_integer("verbose", verbose))
         given = [at] if not isinstance(at, (str, dict)) and not hasattr(at, "__iter__") else listed("at", at)

@@ -20,6 +20,8 @@ from sb3_redo.wiring import trace_wiring
 class PeriodicCallback(GradientStepCallback):
     """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses."""
 
+    renews = True
+
     prefix: str
     """Of the keys that are logged."""
 

@@ -9,11 +9,10 @@ from torch.optim import Optimizer
 
 from sb3_redo.agents import initial_state
 from sb3_redo.callbacks import DormancyCallback
-from sb3_redo.companions import callbacks_in
+from sb3_redo.companions import callbacks_in, renewing_in
 from sb3_redo.dormancy import DormancyReport
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.interventions.pruned_weights import PrunedWeights, weights_of_pruned
-from sb3_redo.interventions.renewal import renewing_in
 from sb3_redo.memory import Memory
 from sb3_redo.meter import Meter
 from sb3_redo.settings import non_negative_integer, optional_integer, positive_integer

@@ -16,7 +16,6 @@ from sb3_redo.forward_pass import is_compiled
 from sb3_redo.interventions.beginnings import initial_parameters_of
 from sb3_redo.interventions.pruning import PruningCallback
 from sb3_redo.interventions.regularisers import NormProjectionCallback, WeightClippingCallback
-from sb3_redo.interventions.renewal import RENEWING
 from sb3_redo.memory import Memory
 from sb3_redo.networks.categorical import CategoricalQNetwork
 from sb3_redo.plasticity.curvature import hessian_spectrum
@@ -29,8 +28,9 @@ from sb3_redo.sampling import Batch, torch_generator
 from sb3_redo.settings import positive_integer
 
 _NETWORK = "q_net"
-# What changes weights besides the optimizer. A penalty changes its gradients, which is part of a step.
-_MOVING = (*RENEWING, PruningCallback, WeightClippingCallback, NormProjectionCallback)
+# What changes weights besides the optimizer, and does not renew them. A penalty changes its gradients, which is part
+# of a step.
+_MOVING = (PruningCallback, WeightClippingCallback, NormProjectionCallback)
 
 
 class Twin(nn.Module):
@@ -151,7 +151,7 @@ class BrownianMotionCallback(ExaminingCallback):
 
     def _refuse_companions(self) -> None:
         for other in callbacks_in(self.locals["callback"]):
-            if isinstance(other, _MOVING):
+            if isinstance(other, _MOVING) or getattr(other, "renews", False):
                 raise RuntimeError(
                     f"{type(other).__name__} changes the network besides its optimizer's steps, and the twin of "
                     f"{type(self).__name__} would not follow: keep one of them"
