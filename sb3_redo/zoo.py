@@ -1,13 +1,23 @@
-"""``python -m sb3_redo.zoo``: the RL Zoo's ``train`` command, with our algorithms among its own."""
+"""``python -m sb3_redo.zoo``: the RL Zoo's commands, with our algorithms among its own."""
 
-import sb3_redo.algorithms  # noqa: F401  registers them
+import runpy
+import sys
+from typing import Any
+
+from sb3_redo.algorithms import ALGORITHMS
 
 
 def main() -> None:
-    """Train as ``python -m rl_zoo3.train`` does."""
-    from rl_zoo3.train import train
+    """Train as ``python -m rl_zoo3.train`` does, or run the zoo's module that is named first, such as ``enjoy``."""
+    from rl_zoo3 import hyperparams_opt
 
-    train()
+    # With -optimize they are tried as the DQN that they are but for one method.
+    registries: tuple[dict[str, Any], ...] = hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER
+    for registry in registries:
+        registry.update(dict.fromkeys(ALGORITHMS, registry["dqn"]))
+    is_named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
+    module = sys.argv.pop(1) if is_named else "train"
+    runpy.run_module(f"rl_zoo3.{module}", run_name="__main__")
 
 
 if __name__ == "__main__":

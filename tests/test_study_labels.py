@@ -1,10 +1,11 @@
-"""The classifier of the recycling study, and the games that it is shown beside."""
+"""The classifier of the recycling study, the games that it is shown beside, and the tables."""
 
 import sys
 from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from stable_baselines3 import DQN
@@ -13,6 +14,7 @@ from stable_baselines3.common.env_checker import check_env
 from sb3_redo import ReDoCallback
 
 import benchmarks.minatar as minatar
+import benchmarks.recycled as recycled
 import benchmarks.shuffled_labels as labels
 
 
@@ -118,3 +120,27 @@ def test_all_its_layers_are_recycled(game):
     model.learn(20, callback=callback)
     assert [(layer.neurons, layer.recyclable) for layer in callback.report.layers] == [(4, True), (8, True)]
     assert model.__dict__["dormancy_memory"]["recycled_total"] > 0
+
+
+# Tables
+
+
+def test_runs_are_paired_within_their_epsilon(capsys):
+    rows = [
+        ("none", 0, 40.0, 1.0),
+        ("none", 1, 50.0, 2.0),
+        ("clear_active", 0, 10.0, 1.5),
+        ("clear_active", 1, 20.0, 2.5),
+        ("none_1.5e-4", 0, 30.0, 4.0),
+        ("none_1.5e-4", 1, 32.0, 4.0),
+        ("clear_active_1.5e-4", 1, 12.0, 3.0),
+        ("clear_active_1.5e-4", 0, 10.0, 3.0),
+    ]
+    table = pd.DataFrame(rows, columns=["callback", "seed", "fraction", "return"]).assign(environment="CartPole-v1")
+    recycled._runs(recycled.with_epsilon(table), "return", None)
+    usual, larger = capsys.readouterr().out.split("CartPole-v1, Adam's epsilon ")[1:]
+    assert usual.startswith("1e-8, 2 seeds")
+    assert larger.startswith("1.5e-4, 2 seeds")
+    active = "| clear, redrawn until active | 15 [10, 20] | -30 [-30, -30] | 2.00 [1.50, 2.50] | +0.50 [+0.50, +0.50] |"
+    assert active in usual
+    assert "| clear, redrawn until active | 11 [10, 12] | -20 [-20, -20] | 3.00 [3.00, 3.00] |" in larger

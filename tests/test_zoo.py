@@ -113,14 +113,19 @@ def test_the_papers_settings_are_what_is_written():
 # Runs
 
 
-def zoo(folder, algorithm, environment, *arguments, callback=None, **overwritten):
-    """Run the zoo's unmodified train command; what it printed, and its TensorBoard files by run."""
-    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algorithm, "--env", environment, "--seed", "1"]
+def zoo(folder, algorithm, environment, *arguments, callback=None, module="rl_zoo3.train", **overwritten):
+    """Run the zoo's unmodified train command, or that of a module; what it printed."""
+    command = [sys.executable, "-m", module, "--algo", algorithm, "--env", environment, "--seed", "1"]
     command += ["-f", folder / "logs", "-tb", folder / "tb", "--num-threads", "1", "--eval-freq", "-1", *arguments]
     if callback is not None:
         overwritten["callback"] = [{f"sb3_redo.{name}": settings} for name, settings in callback.items()]
     if overwritten:
         command += ["-params", *(f"{key}:{value!r}" for key, value in overwritten.items())]
+    return run(folder, command)
+
+
+def run(folder, command):
+    """What a command printed."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=folder,
@@ -299,3 +304,18 @@ def test_our_networks_and_optimizers_and_an_injection_from_the_command_line(tmp_
     assert [value for _, value in curves["dormancy/gradient_step"]] == list(range(0, 3 * 128, 60))
     assert "dormancy_layers/q_net.added.0.2" in curves
     assert curves["redo/recycled"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["double_dqn", "categorical_dqn"])
+def test_our_algorithms_are_trained_played_and_optimised(tmp_path, algorithm):
+    common = {"callback": {"DormancyCallback": {}}, "module": "sb3_redo.zoo"}
+    zoo(tmp_path, algorithm, "CartPole-v1", *("-conf", CONFIGS / "dqn.yml", "-n", "1200"), **common)
+    play = [sys.executable, "-m", "sb3_redo.zoo", "enjoy", "--algo", algorithm, "--env", "CartPole-v1", "--no-render"]
+    assert "Mean reward" in run(tmp_path, [*play, "-f", tmp_path / "logs", "-n", "1000"])
+    search = ("-optimize", "--n-trials", "1", "--sampler", "random", "--pruner", "none", "--n-evaluations", "1")
+    more = ("--eval-episodes", "1", "--no-optim-plots", "-conf", CONFIGS / "dqn.yml", "-n", "1200")
+    zoo(tmp_path, algorithm, "CartPole-v1", *search, *more, **common)
+    (report,) = (tmp_path / f"logs/{algorithm}").glob("report_CartPole-v1_1-trials-*.csv")
+    with open(report, newline="") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["COMPLETE"]

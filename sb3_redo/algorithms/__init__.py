@@ -2,7 +2,7 @@
 
 Importing this registers them with the RL Zoo, as ``double_dqn``, ``drq`` and ``categorical_dqn``. From the command
 line, where nothing is imported before the zoo looks at ``--algo``, ``python -m sb3_redo.zoo`` takes the place of
-``python -m rl_zoo3.train``.
+``python -m rl_zoo3.train``, and ``python -m sb3_redo.zoo enjoy`` that of ``python -m rl_zoo3.enjoy``.
 """
 
 from sb3_redo.algorithms.categorical_dqn import CategoricalDQN
