@@ -25,6 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from sb3_redo.reports import read_curves, read_sweep
+from sb3_redo.reports.runs import Sweep
 from sb3_redo.reports.styles import COLOURS
 
 LINES = ("-", "--", "-.", ":")
@@ -137,25 +138,48 @@ def outcomes(
 ) -> pd.DataFrame:
     """Columns ``environment``, ``callback``, ``seed``, the sweep's other axes, ``fraction`` (at the end), ``return``.
 
+    SB3 logs the mean return whenever four episodes have ended. Where some run of a sweep is too short for that, the
+    returns of all are those of the episodes that did end.
+
     :param of_returns: ``mean`` over the run, or ``last`` of it
     :param of_dormancy: the key whose end is ``fraction``
     """
-    curves = read_curves(read_sweep(folder), max_points=10_000)
+    sweep = read_sweep(folder)
+    curves = read_curves(sweep, max_points=10_000)
     names = ["environment", "callback", "seed", *axes]
     fraction = curves[curves["key"] == of_dormancy].groupby(names, observed=True)["value"].last()
     returns = curves[curves["key"] == "rollout/ep_rew_mean"].groupby(names, observed=True)["value"].agg(of_returns)
+    if len(returns) < len(fraction):
+        returns = episodes(sweep).groupby(names, observed=True)["return"].agg(of_returns)
     return pd.DataFrame({"fraction": 100 * fraction, "return": returns}).reset_index()
+
+
+def episodes(sweep: Sweep) -> pd.DataFrame:
+    """The return of every finished episode, with the run's environment, condition and seed."""
+    tables = []
+    for run in sweep.runs:
+        about = {"environment": run.environment, **run.condition, "seed": run.seed}
+        for file in sorted(run.folder.rglob("*.monitor.csv")):
+            tables.append(pd.DataFrame({"return": pd.read_csv(file, comment="#")["r"], **about}))
+    return pd.concat(tables)
 
 
 def runs(folders: list[Path], figure: Path | None) -> None:
     """Print and draw how whole runs went, of all sweeps in one figure."""
     tables = [outcomes(folder, "mean").astype({"environment": str, "callback": str}) for folder in folders]
-    _runs(pd.concat(tables), "return, mean over the run", figure)
+    _runs(with_epsilon(pd.concat(tables)), "return, mean over the run", figure)
+
+
+def with_epsilon(table: pd.DataFrame) -> pd.DataFrame:
+    """The column ``epsilon``, which in sweeps of whole runs is part of the callback's label, such as clear_1.5e-4."""
+    parts = table["callback"].str.extract(r"^(?P<callback>\D+?)(?:_(?P<epsilon>\d.*))?$")
+    return table.assign(callback=parts["callback"], epsilon=parts["epsilon"].fillna("1e-8"))
 
 
 def ends(folder: Path, figure: Path | None) -> None:
     """The same with the return at the end."""
-    _runs(outcomes(folder, "last"), "return at the end", figure)
+    table = outcomes(folder, "last").astype({"environment": str, "callback": str})
+    _runs(with_epsilon(table), "return at the end", figure)
 
 
 def settings(folder: Path, figure: Path | None) -> None:
@@ -177,8 +201,9 @@ def settings(folder: Path, figure: Path | None) -> None:
 
 
 def _runs(table: pd.DataFrame, returns: str, figure: Path | None) -> None:
-    for environment, mine in table.groupby("environment", sort=False, observed=True):
-        tell(environment, f"dormant at the end [%] | against none | {returns}", mine)
+    for (environment, epsilon), mine in table.groupby(["environment", "epsilon"], sort=False):
+        title = f"{environment}, Adam's epsilon {epsilon}"
+        tell(title, f"dormant at the end [%] | against none | {returns}", mine)
     if figure is not None:
         draw_runs(table, returns, figure)
 
@@ -207,28 +232,36 @@ def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
 
 def cell(values: "pd.Series[float]", form: str) -> str:
     """Mean and interval, each in the given format."""
-    mean, low, high = (format(value, form) for value in interval(values.to_numpy()))
+    mean, low, high = (format(value, form) for value in interval(values.dropna().to_numpy()))
     return f"{mean} [{low}, {high}]"
 
 
 def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
-    """A dot for each seed, a tick for the mean."""
+    """A dot for each seed, a tick for the mean; the epsilons above one another."""
     environments = list(dict.fromkeys(table["environment"]))
+    epsilons = list(dict.fromkeys(table["epsilon"]))
     there = [callback for callback in LABELS if callback in set(table["callback"])][::-1]
     shape = (len(environments), 2)
-    drawn, grid = plt.subplots(*shape, figsize=(10, (0.7 + 0.32 * len(there)) * shape[0]), sharey=True, squeeze=False)
+    size = (10, (0.7 + 0.38 * len(there)) * shape[0])
+    drawn, grid = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for row, environment in zip(grid, environments, strict=True):
+        mine = table[table["environment"] == environment]
         for ax, quantity, name in zip(row, ("fraction", "return"), ("dormant at the end [%]", returns), strict=True):
-            for place, callback in enumerate(there):
-                of = table[(table["environment"] == environment) & (table["callback"] == callback)][quantity]
-                ax.plot(of, [place] * len(of), "o", color=COLOURS[0], alpha=0.5, markersize=4)
-                ax.plot([of.mean()], [place], "|", color=COLOURS[1], markersize=14, markeredgewidth=2)
+            for number, epsilon in enumerate(epsilons):
+                of = mine[mine["epsilon"] == epsilon]
+                places = of["callback"].map(there.index) + 0.15 * (len(epsilons) - 1 - 2 * number)
+                style: dict[str, Any] = {"color": COLOURS[number], "label": f"Adam's epsilon {epsilon}"}
+                ax.plot(of[quantity], places, "os^"[number], alpha=0.45, markersize=4, **style)
+                means = of[quantity].groupby(places).mean()
+                ax.plot(means, means.index, "|", color=COLOURS[number], markersize=11, markeredgewidth=2)
             ax.set_yticks(range(len(there)), [LABELS[callback] for callback in there])
             ax.set_ylim(-0.7, len(there) - 0.3)
             ax.set_xlabel(f"{environment}:\n{name}")
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(axis="x", alpha=0.3)
-    drawn.set_layout_engine("constrained")
+    if len(epsilons) > 1:
+        handles, names = grid[0, 0].get_legend_handles_labels()
+        drawn.legend(handles, names, loc="outside lower center", ncols=len(epsilons), frameon=False)
     drawn.savefig(figure, dpi=110)
 
 
