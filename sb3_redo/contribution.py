@@ -140,6 +140,11 @@ class Contribution:
         for feed in self.feeds.values():
             feed.running[:, torch.isin(feed.owners, neurons.to(feed.owners))] = 0.0
 
+    def pass_over(self, gradient_steps: int) -> None:
+        """Grow no older by gradient steps that nobody watched."""
+        self.born += gradient_steps
+        self.updated_at += gradient_steps
+
     def state(self) -> dict[str, Tensor]:
         """All that it knows, on the CPU."""
         state = {"born": self.born, "progress": torch.tensor([self.outstanding, self.updated_at], dtype=torch.double)}

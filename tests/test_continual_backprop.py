@@ -277,6 +277,17 @@ def test_what_is_kept_is_neither_shared_with_the_next_callback_nor_lost():
     assert all((each.utility > 0).any() for each in second._contributions)
 
 
+def test_gradient_steps_made_without_it_do_not_count():
+    model, first = build("DQN"), replacing(0.01)
+    learn(model, first, 40)
+    ages = [each.ages.clone() for each in first._contributions]
+    learn(model, None, 80)
+    second = replacing(0.01, cls=Spied)
+    learn(model, second, 4)
+    assert all((each.ages <= age + 4).all() for each, age in zip(second._contributions, ages, strict=True))
+    assert sum(len(neurons) for _, masks, *_ in second.__dict__.get("seen", []) for neurons in masks.values()) <= 2
+
+
 # Refusals
 
 

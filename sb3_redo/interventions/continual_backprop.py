@@ -112,8 +112,11 @@ class ContinualBackpropCallback(GradientStepCallback):
         self._initial_weights = initial_weights_of(self.model)
         self._contributions = [Contribution(layer, consumers, gradient_steps_of(self.model)) for layer in recyclable]
         self._kept = self._memory.tensors("contributions")
+        now = gradient_steps_of(self.model)
         for contribution in self._contributions:
             contribution.load(self._kept)
+            # Gradient steps that were made without this callback do not count.
+            contribution.pass_over(now - int(self._kept.get("gradient_step", now)))
         self._replaced, self._total = (int(self._kept.get(name, 0)) for name in ("replaced", "total"))
         self._watch(consumers)
 
@@ -228,6 +231,7 @@ class ContinualBackpropCallback(GradientStepCallback):
             for contribution in self._contributions:
                 self._kept.update(contribution.state())
             self._kept |= {"replaced": torch.tensor(self._replaced), "total": torch.tensor(self._total)}
+            self._kept["gradient_step"] = torch.tensor(self._clock.gradient_step)
 
     def _stop(self) -> None:
         self._keep()
