@@ -52,7 +52,7 @@ class Feed:
 
     def utility(self, neurons: int) -> Tensor:
         """The running utility, summed over each neuron's positions, [neurons]."""
-        if self.is_plain:
+        if self.is_plain and len(self.owners) == neurons:
             return self.running[0]
         fed = self.owners >= 0
         return self.running.new_zeros(neurons).index_add_(0, self.owners[fed], self.running[0, fed])

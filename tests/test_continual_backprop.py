@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
-from sb3_redo.contribution import Contribution
+from sb3_redo.contribution import Contribution, Feed
 from sb3_redo.interventions import ContinualBackpropCallback, ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.wiring import trace_wiring
 
@@ -101,6 +101,15 @@ def test_columns_that_a_channel_feeds_count_together():
     contribution.feeds["3"].see(torch.tensor([[1.0, 10.0, 0.0, 2.0]]))
     contribution.update(1, 0.5)
     assert contribution.corrected_utility(0.5).tolist() == [1 + 20, 8]
+
+
+def test_a_consumer_of_the_first_neurons_alone_tells_nothing_of_the_others():
+    consumer = nn.Linear(2, 1)
+    consumer.weight.data = torch.tensor([[1.0, 2.0]])
+    feed = Feed(consumer, torch.arange(2))
+    feed.see(torch.tensor([[3.0, 4.0]]))
+    feed.update(1.0)
+    assert feed.utility(4).tolist() == [3.0, 8.0, 0.0, 0.0]
 
 
 # Against a reference

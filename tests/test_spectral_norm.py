@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import get_parameters_by_name
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
@@ -151,6 +152,19 @@ def test_target_networks_normalise_with_the_vectors_of_the_weights_they_follow(n
     )
     assert torch.equal(layer.eval().weight, twin.weight)
     assert not torch.allclose(before, layer.parametrizations.weight[0].running_u, atol=0.01)
+
+
+def test_a_target_network_that_is_an_average_has_about_the_norm_of_one():
+    model, largest = agent(name="TD3", settings={"learning_rate": 0.01, "gradient_steps": 1, "train_freq": 1}), []
+
+    class Norms(BaseCallback):
+        def _on_step(self):
+            twins = [module for module in model.critic_target.modules() if parametrize.is_parametrized(module)]
+            largest.extend(float(torch.linalg.matrix_norm(twin.weight.detach(), 2)) for twin in twins)
+            return True
+
+    model.learn(600, callback=Norms())
+    assert max(largest) < 1.3
 
 
 @pytest.mark.parametrize("name", ["DQN", pytest.param("SAC", marks=pytest.mark.slow), "PPO"])

@@ -13,12 +13,18 @@ PLACES = ("penultimate", "first")
 """Which linear layers can be normalised."""
 
 
+_OF_AVERAGES = 5
+"""Power iterations on the weights of a network that is not in training mode."""
+
+
 class SpectralNorm(nn.Module):
     """Divides a weight by its largest singular value, which one power iteration for each training pass estimates.
 
     The same as ``torch.nn.utils.parametrizations.spectral_norm``, but for the names of its buffers: those that begin
     with ``running_`` are what SB3 copies to target networks. With torch's own, a target network would get new weights
     and estimate their norm with the singular vectors of those that it was built with.
+    Outside of training mode, where target networks always are, it goes on from there for a few iterations that are
+    not kept: an average of earlier weights has singular vectors of its own.
 
     :param weight: [neurons, inputs]
     :param iterations: before training
@@ -37,17 +43,27 @@ class SpectralNorm(nn.Module):
 
     def _iterate(self, weight: Tensor) -> None:
         # In place: SB3 holds these tensors, and not their names.
-        self.running_u.copy_(functional.normalize(weight @ self.running_v, dim=0))
-        self.running_v.copy_(functional.normalize(weight.mT @ self.running_u, dim=0))
+        u, v = _iterated(weight, self.running_v)
+        self.running_u.copy_(u)
+        self.running_v.copy_(v)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight over its norm. In training mode the buffers change."""
-        if self.training:
-            with torch.no_grad():
+        with torch.no_grad():
+            if self.training:
                 self._iterate(weight)
-        # Copies, which a later pass does not change before this one is differentiated.
-        norm = torch.dot(self.running_u.clone(), weight @ self.running_v.clone())
-        return weight / norm
+            # Copies, which a later pass does not change before this one is differentiated.
+            u, v = self.running_u.clone(), self.running_v.clone()
+            if not self.training:
+                for _ in range(_OF_AVERAGES):
+                    u, v = _iterated(weight, v)
+        return weight / torch.dot(u, weight @ v)
+
+
+def _iterated(weight: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """One power iteration."""
+    u = functional.normalize(weight @ v, dim=0)
+    return u, functional.normalize(weight.mT @ u, dim=0)
 
 
 def add_spectral_norm(place: str, network: nn.Module, extractors: Iterable[nn.Module]) -> None:
