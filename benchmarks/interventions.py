@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -56,13 +56,20 @@ from benchmarks.passes import Line, tell
 class ReadingGradients(GradientReDoCallback):
     """Reads the gradients for every recycling that is asked of it, of whatever step was made last."""
 
+    def _prepare(self) -> None:
+        self._readers: list[Callable[[], None]] = []
+        super()._prepare()
+
+    def _reading(self, weights: Mapping[str, Tensor]) -> Callable[[], None]:
+        self._readers.append(super()._reading(weights))
+        return self._readers[-1]
+
     def _is_due_soon(self) -> bool:
         return True
 
     def _after(self, before: int, gradient_step: int) -> None:
-        for optimizer in self._agent.optimizers:
-            for hook in optimizer._optimizer_step_pre_hooks.values():
-                hook(optimizer, (), {})
+        for read in self._readers:
+            read()
         super()._after(before, gradient_step)
 
 

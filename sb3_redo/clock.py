@@ -1,12 +1,13 @@
 """The gradient-step clock: acts inside ``train()``, right after the step that is due."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch.optim import Optimizer
 
+from sb3_redo.step_hooks import StepHooks
 
-class GradientClock:
+
+class GradientClock(StepHooks):
     """Counts an optimizer's steps and calls back after each of them.
 
     SB3's callbacks never see a gradient step: a ``train()`` call makes any number of them and moves its counter
@@ -29,16 +30,17 @@ class GradientClock:
         self.gradient_step = gradient_step
         self._on_step = on_step
         self._is_current = is_current
+        self._optimizer = optimizer
         for hook in list(optimizer._optimizer_step_post_hooks.values()):
             clock = getattr(hook, "__self__", None)
             if isinstance(clock, GradientClock) and not clock._is_current():
                 clock.stop()
-        self._handle = optimizer.register_step_post_hook(self._tick)
+        super().__init__(optimizer, after=self._tick)
 
-    def _tick(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _tick(self) -> None:
         if not self._is_current():
             # Torch is going through its hooks: only the last of them can leave, the others wait for their turn.
-            if next(reversed(optimizer._optimizer_step_post_hooks)) == self._handle.id:
+            if next(reversed(self._optimizer._optimizer_step_post_hooks)) == self._handles[1].id:
                 self.stop()
             return
         self.gradient_step += 1
@@ -49,5 +51,5 @@ class GradientClock:
             raise
 
     def stop(self) -> None:
-        """Take the hook off the optimizer; may be called any number of times."""
-        self._handle.remove()
+        """Take the hooks off the optimizer; may be called any number of times."""
+        self.remove()

@@ -7,6 +7,7 @@ from sb3_redo.agents import Agent, agent_of, gradient_steps_of
 from sb3_redo.clock import GradientClock
 from sb3_redo.companions import listen, refuse_parallel_training
 from sb3_redo.memory import Memory
+from sb3_redo.step_hooks import StepHooks
 
 
 class GradientStepCallback(BaseCallback):
@@ -20,7 +21,7 @@ class GradientStepCallback(BaseCallback):
     """Whether it gives neurons or whole layers other weights than training's steps do."""
 
     _clock: GradientClock | None = None
-    _handles: tuple[RemovableHandle, ...] = ()
+    _handles: tuple[RemovableHandle | StepHooks, ...] = ()
     _agent: Agent
     _memory: Memory
 
@@ -47,7 +48,7 @@ class GradientStepCallback(BaseCallback):
     def rewire(self) -> None:
         """Told when another callback has changed how the network is connected."""
 
-    def _keep_hooked(self, *handles: RemovableHandle) -> None:
+    def _keep_hooked(self, *handles: RemovableHandle | StepHooks) -> None:
         """Hooks that are taken away when training ends."""
         self._handles += handles
 

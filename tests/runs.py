@@ -162,7 +162,8 @@ def hooks_of(model: Any) -> list[str]:
         if (kind.endswith("_hooks") and hooks) or kind == "forward"
     ]
     for path, optimizer in optimizers_of(model).items():
-        left += [f"{path}: step hook" for _ in optimizer._optimizer_step_post_hooks]
+        hooks = *optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks
+        left += [f"{path}: step hook" for _ in hooks]
     return left
 
 

@@ -47,8 +47,8 @@ def flat(network):
 class Spied(BrownianMotionCallback):
     """Keeps all weights before and after every step, the twin's right after it has moved."""
 
-    def _before_step(self, *args):
-        super()._before_step(*args)
+    def _before_step(self):
+        super()._before_step()
         self.start = flat(self.model.q_net), flat(self._twin.q_net)
         if not hasattr(self, "seen"):
             self.seen = []

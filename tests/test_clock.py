@@ -11,8 +11,20 @@ from torch import nn
 import sb3_redo.callbacks
 import sb3_redo.redo
 from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo.agents import gradient_steps_of
+from sb3_redo.interventions import (
+    ContinualBackpropCallback,
+    GradientReDoCallback,
+    NormProjectionCallback,
+    ParsevalCallback,
+    PruningCallback,
+    RegenerativeCallback,
+    ResetCallback,
+)
+from sb3_redo.plasticity import BrownianMotionCallback, PlasticityCallback
+from sb3_redo.step_hooks import StepHooks
 
-from runs import at_gradient_step, dqn, hooks_of, sac
+from runs import Tape, at_gradient_step, differences, dqn, fingerprint, hooks_of, sac
 
 
 class BrokenError(Exception):
@@ -181,7 +193,7 @@ def interrupted(tape):
     model.set_logger(Logger(None, [tape]))
     with pytest.raises(BrokenError):
         model.learn(60, callback=[callback, FailsAtStep40()])
-    assert hooks_of(model) == ["policy.optimizer: step hook"]
+    assert hooks_of(model) == ["policy.optimizer: step hook"] * 2
     tape.points.clear()
     return model, callback
 
@@ -225,3 +237,76 @@ def test_inside_every_n_timesteps_the_clock_is_as_exact(tape):
     assert tape.at_gradient_steps("recycled") == [6, 12, 18, 24, 30, 36]
     measured = [step for step, values in tape.points if "dormancy/fraction" in values]
     assert measured == [24, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]
+
+
+# An optimizer whose step makes another's
+
+
+class Adam(torch.optim.Adam):
+    """Torch runs the hooks of each of its steps twice, from when a plain Adam was built."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.fixture
+def nested():
+    """The keyword of a policy that takes such an optimizer, and a check that hooks are indeed run twice."""
+    weight = nn.Parameter(torch.zeros(1))
+    torch.optim.Adam([weight])
+    optimizer, calls = Adam([weight]), []
+    optimizer.register_step_post_hook(lambda *_: calls.append(None))
+    optimizer.step()
+    assert len(calls) == 2
+    return {"policy_kwargs": {"optimizer_class": Adam}}
+
+
+ACTING = {
+    "ReDoCallback": lambda: recycling(5, measuring_period=10),
+    "GradientReDoCallback": lambda: GradientReDoCallback(0.5, recycling_period=5, batch_size=16),
+    "ContinualBackpropCallback": lambda: ContinualBackpropCallback(0.1, maturity=5, logging_period=10),
+    "RegenerativeCallback": lambda: RegenerativeCallback(1.0, logging_period=10),
+    "ParsevalCallback": lambda: ParsevalCallback(0.1, logging_period=10),
+    "NormProjectionCallback": lambda: NormProjectionCallback(logging_period=10),
+    "PruningCallback": lambda: PruningCallback(0.5, pruning_period=5, batch_size=16, measuring_period=10),
+    "ResetCallback": lambda: ResetCallback("last", period=10),
+    "PlasticityCallback": lambda: PlasticityCallback(10, 16, ["updates"]),
+    "BrownianMotionCallback": lambda: BrownianMotionCallback(10, 16, steps=2, vectors=1),
+}
+
+
+@pytest.mark.parametrize("make", ACTING.values(), ids=ACTING)
+def test_an_optimizer_whose_step_makes_another_is_followed_as_any_other(make, nested):
+    left, points = [], []
+    for settings in ({}, nested):
+        tape = Tape()
+        model = tape.watch(dqn(**settings))
+        model.learn(60, callback=make())
+        left.append(fingerprint(model))
+        points.append(tape.points)
+        assert gradient_steps_of(model) == model._n_updates
+    assert differences(*left) == []
+    assert points[0] == points[1] != []
+
+
+def test_hooks_of_a_step_see_all_that_it_changes(nested):
+    class Halving(Adam):
+        def step(self, closure=None):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.grad.mul_(0.5)
+            super().step(closure)
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"]:
+                    parameter.mul_(0.5)
+
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    optimizer, seen = Halving([weight], lr=0.1), []
+    hooks = StepHooks(optimizer, lambda: seen.append(float(weight.grad)), lambda: seen.append(weight.item()))
+    optimizer.step()
+    assert seen == pytest.approx([1.0, 0.45])
+    hooks.remove()
+    optimizer.step()
+    assert len(seen) == 2
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks

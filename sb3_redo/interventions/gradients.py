@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from sb3_redo.dormancy import DormancyReport, dormancy_scores
 from sb3_redo.redo import ReDoCallback
 from sb3_redo.settings import non_negative_number
+from sb3_redo.step_hooks import StepHooks
 from sb3_redo.stepping import is_over
 from sb3_redo.tensorboard import write_point
 
@@ -54,10 +54,10 @@ class GradientReDoCallback(ReDoCallback):
         for optimizer in self._agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             theirs = {name: weight for name, weight in weights.items() if weight in held}
-            self._keep_hooked(optimizer.register_step_pre_hook(self._reading(theirs)))
+            self._keep_hooked(StepHooks(optimizer, before=self._reading(theirs)))
 
-    def _reading(self, weights: Mapping[str, Tensor]) -> Callable[..., None]:
-        def read(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _reading(self, weights: Mapping[str, Tensor]) -> Callable[[], None]:
+        def read() -> None:
             if self._is_training and self._is_due_soon():
                 for name, weight in weights.items():
                     if weight.grad is not None:

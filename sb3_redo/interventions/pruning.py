@@ -1,6 +1,7 @@
 """Pruning dormant neurons for good (Sokar et al. 2023, figures 6 and 19): to see whether they are missed."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sb3_redo.interventions.pruned_weights import PrunedWeights, weights_of_prun
 from sb3_redo.memory import Memory
 from sb3_redo.meter import Meter
 from sb3_redo.settings import non_negative_integer, optional_integer, positive_integer
+from sb3_redo.step_hooks import StepHooks
 from sb3_redo.stepping import is_over
 from sb3_redo.tensorboard import write_point, write_totals
 
@@ -80,7 +82,7 @@ class PruningCallback(DormancyCallback):
         for weights in self._weights.values():
             weights.clear()  # they may have been trained without this callback
         for optimizer in self._agent.optimizers:
-            self._keep_hooked(optimizer.register_step_post_hook(self._after_step))
+            self._keep_hooked(StepHooks(optimizer, after=partial(self._after_step, optimizer)))
 
     def _refuse_companions(self) -> None:
         root = self.locals["callback"]
@@ -122,7 +124,7 @@ class PruningCallback(DormancyCallback):
 
         return masked
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer) -> None:
         if not self._weights or not self._is_training:
             return
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}

@@ -1,7 +1,6 @@
 """Regularisers that act on every gradient step: penalties whose gradient is added, and constraints on the weights."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.frozen import LAYER_TYPES
 from sb3_redo.interventions.beginnings import initial_parameters_of, trained_parameters
 from sb3_redo.settings import non_negative_integer, non_negative_number, positive_integer
+from sb3_redo.step_hooks import StepHooks
 from sb3_redo.stepping import GradientStepCallback, is_over
 from sb3_redo.tensorboard import write_point
 from sb3_redo.wiring import trace_wiring
@@ -39,13 +39,11 @@ class RegulariserCallback(GradientStepCallback):
         for optimizer in self._agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             names = [name for name, parameter in self._parameters.items() if parameter in held]
-            self._keep_hooked(
-                optimizer.register_step_pre_hook(self._acting(self._before_step, names)),
-                optimizer.register_step_post_hook(self._acting(self._after_step, names)),
-            )
+            before, after = self._acting(self._before_step, names), self._acting(self._after_step, names)
+            self._keep_hooked(StepHooks(optimizer, before, after))
 
-    def _acting(self, act: Callable[[list[str]], None], names: list[str]) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+    def _acting(self, act: Callable[[list[str]], None], names: list[str]) -> Callable[[], None]:
+        def hook() -> None:
             if self._is_training:
                 with torch.no_grad():
                     act(names)

@@ -26,6 +26,7 @@ from sb3_redo.plasticity.objectives import has_td_loss, probe_loss, td_loss
 from sb3_redo.plasticity.weights import distance_from, norm_of
 from sb3_redo.sampling import Batch, torch_generator
 from sb3_redo.settings import positive_integer
+from sb3_redo.step_hooks import StepHooks
 
 _NETWORK = "q_net"
 # What changes weights besides the optimizer, and does not renew them. A penalty changes its gradients, which is part
@@ -129,7 +130,7 @@ class BrownianMotionCallback(ExaminingCallback):
         parameters = {name: self._twin.get_parameter(name) for name in network.parameters}
         assert all(isinstance(parameter, nn.Parameter) for parameter in parameters.values())
         self._twin_network = replace(network, name=f"{_NETWORK}_twin", module=self._twin, parameters=parameters)
-        self._keep_hooked(self._agent.clock.register_step_pre_hook(self._before_step))
+        self._keep_hooked(StepHooks(self._agent.clock, before=self._before_step))
 
     def _refuse_what_has_no_twin(self) -> None:
         model, name = self.model, type(self.model).__name__
@@ -176,7 +177,7 @@ class BrownianMotionCallback(ExaminingCallback):
             self._twin.synchronise(model.tau)
         self._ours.keep("calls", self._calls)
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self) -> None:
         if self._clock is None or not self._is_training:
             return
         self._catch_up()

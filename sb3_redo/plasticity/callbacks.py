@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.interventions.beginnings import initial_parameters_of
@@ -22,6 +21,7 @@ from sb3_redo.plasticity.units import units_of
 from sb3_redo.plasticity.weights import distance_from, norm_of, update_ratio, weight_norm, weight_ranks
 from sb3_redo.sampling import Batch
 from sb3_redo.settings import flag, listed, one_of
+from sb3_redo.step_hooks import StepHooks
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class PlasticityCallback(ExaminingCallback):
             optimizers = self._agent.optimizers
             self._watched = [_UpdateWatch(optimizer, self, number) for number, optimizer in enumerate(optimizers)]
             for watch in self._watched:
-                self._keep_hooked(*watch.hooks())
+                self._keep_hooked(watch.hooks())
 
     def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -170,14 +170,11 @@ class _UpdateWatch:
         self._is_due = is_due
         self.callback._memory.keep(self._key, is_due)
 
-    def hooks(self) -> tuple[RemovableHandle, ...]:
+    def hooks(self) -> StepHooks:
         """Hang it on its optimizer."""
-        return (
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        )
+        return StepHooks(self.optimizer, self._before_step, self._after_step)
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self) -> None:
         if not self._is_due or not self.callback._is_training:
             return
         self.set_due(False)
@@ -192,7 +189,7 @@ class _UpdateWatch:
                     uncompiled_name(name): parameter.detach().clone() for name, parameter in network.parameters.items()
                 }
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self) -> None:
         before, self.before = self.before, {}
         for network in self.networks if before else ():
             if network.name in before:
