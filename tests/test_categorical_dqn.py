@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_redo import ReDoCallback, measure_dormancy
-from sb3_redo.algorithms import CategoricalDQN
+from sb3_redo.algorithms import CategoricalDQN, DoubleDQN
 from sb3_redo.networks import CategoricalDQNMlpPolicy, categorical
 from sb3_redo.networks.categorical import Support, two_hot
 
@@ -271,3 +271,11 @@ def test_policies_without_bins_are_refused():
     with pytest.raises(TypeError, match=r"needs a policy whose values have bins, .* got DQNPolicy"):
         build(policy=DQN.policy_aliases[VECTORS])
     assert build(policy=CategoricalDQNMlpPolicy).q_net.centres.shape == (51,)
+
+
+@pytest.mark.parametrize("algorithm", [DQN, DoubleDQN])
+def test_other_algorithms_cannot_train_the_means_of_distributions(algorithm):
+    model = algorithm(CategoricalDQNMlpPolicy, "CartPole-v1", learning_starts=20, gradient_steps=1)
+    model.predict(model.get_env().reset())
+    with pytest.raises(RuntimeError, match=r"as a distribution, .* use sb3_redo\.algorithms\.CategoricalDQN"):
+        model.learn(40)

@@ -46,6 +46,7 @@ class CategoricalDQN(DQN):
                 f"CategoricalDQN needs a policy whose values have bins, such as "
                 f"sb3_redo.networks.CategoricalDQNMlpPolicy, and got {type(self.policy).__name__}"
             )
+        self.q_net.learns_by_logits = True
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """As SB3's, with the cross-entropy between two-hot targets and the distribution of the action taken."""

@@ -65,6 +65,8 @@ class CategoricalQNetwork(dqn.QNetwork):
     """
 
     centres: Tensor
+    learns_by_logits = False
+    """Whether the algorithm knows of the distributions: policies are not told which one they are built for."""
 
     def __init__(self, *args: Any, support: Support, **settings: Any):
         super().__init__(*args, **settings)
@@ -80,11 +82,25 @@ class CategoricalQNetwork(dqn.QNetwork):
         return outputs.view(len(outputs), -1, len(self.centres))
 
     def forward(self, obs: Any) -> Tensor:
-        """Q-values, [batch, actions]."""
-        return self.logits(obs).softmax(2) @ self.centres
+        """Q-values, [batch, actions].
+
+        Differentiating them in training mode raises a RuntimeError, unless the algorithm is a categorical one.
+        """
+        values = self.logits(obs).softmax(2) @ self.centres
+        if self.training and values.requires_grad and not self.learns_by_logits:
+            values.register_hook(_refuse)  # type: ignore[no-untyped-call]
+        return values
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "support": self.support}
+
+
+def _refuse(gradient: Tensor) -> None:
+    raise RuntimeError(
+        "this network gives each value as a distribution, which is learnt by cross-entropy, and here the loss is one "
+        "of the distributions' means, such as DQN's: use sb3_redo.algorithms.CategoricalDQN, or a policy that is not "
+        "categorical"
+    )
 
 
 class _Categorical(Scalable):
