@@ -198,6 +198,7 @@ def gradient_steps_of(model: BaseAlgorithm) -> int:
     What our own clock remembers, and beyond that what the algorithm counts: off-policy ones count gradient steps at
     the beginning of each or at the end of ``train()``, so that an interrupted step is counted or a whole interrupted
     call is not. On-policy ones count something else (epochs, rollouts) under the same name; there the optimizer tells.
+    SGD has no count: there it is what our clock has seen, see :func:`is_trained`.
     """
     remembered = Memory.gradient_steps_of(model)
     if isinstance(model, OnPolicyAlgorithm):
@@ -206,6 +207,11 @@ def gradient_steps_of(model: BaseAlgorithm) -> int:
     else:
         counted = int(model._n_updates)
     return counted if remembered is None or counted > remembered + 1 else remembered
+
+
+def is_trained(model: BaseAlgorithm) -> bool:
+    """Whether a model's weights may be others than those that it was built with."""
+    return gradient_steps_of(model) > 0 or model._n_updates > 0
 
 
 def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
@@ -249,7 +255,7 @@ def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
         return model.policy_class(*spaces, model.lr_schedule, **settings)
 
     known = model.__dict__.get("initial_weight_samples")
-    if known is not None or gradient_steps_of(model) > 0 or model._n_updates > 0:
+    if known is not None or is_trained(model):
         return InitialWeights(build, samples=known)
     initial_weights = InitialWeights(build, untrained=model.policy)
     model.__dict__["initial_weight_samples"] = initial_weights.samples

@@ -3,7 +3,7 @@
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
-from sb3_redo.agents import gradient_steps_of
+from sb3_redo.agents import is_trained
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.interventions.scope import is_target
 
@@ -26,7 +26,7 @@ def initial_parameters_of(model: BaseAlgorithm) -> dict[str, Tensor] | None:
 
     Gives a model that has not been trained yet an attribute ``initial_parameters``, which is saved with it.
     """
-    if _INITIAL not in model.__dict__ and gradient_steps_of(model) == 0:
+    if _INITIAL not in model.__dict__ and not is_trained(model):
         model.__dict__[_INITIAL] = {
             uncompiled_name(name): parameter.detach().cpu().clone()
             for name, parameter in model.policy.named_parameters()

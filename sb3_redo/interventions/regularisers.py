@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sb3_redo.agents import gradient_steps_of, whole_batch
+from sb3_redo.agents import is_trained, whole_batch
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.frozen import LAYER_TYPES
 from sb3_redo.interventions.beginnings import initial_parameters_of, trained_parameters
@@ -83,7 +83,7 @@ class RegulariserCallback(GradientStepCallback):
                 yield name, parameter, parameter.grad
 
     def _refuse_trained(self) -> None:
-        if gradient_steps_of(self.model) > 0:
+        if is_trained(self.model):
             raise RuntimeError(self._trained_before())
 
     def _trained_before(self) -> str:

@@ -10,7 +10,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
-from sb3_redo.agents import gradient_steps_of
+from sb3_redo.agents import is_trained
 from sb3_redo.companions import callbacks_in
 from sb3_redo.forward_pass import is_compiled
 from sb3_redo.interventions.beginnings import initial_parameters_of
@@ -114,7 +114,7 @@ class BrownianMotionCallback(ExaminingCallback):
         # Not the memory of these settings, since other ones are to go on with the same twin.
         self._ours = Memory(self.model, type(self).__name__)
         self._kept = self._ours.tensors("twin")
-        if not self._kept and gradient_steps_of(self.model) > 0:
+        if not self._kept and is_trained(self.model):
             raise RuntimeError(
                 f"this model was trained without {type(self).__name__}: its twin would have to begin where it began"
             )

@@ -7,7 +7,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from sb3_redo.agents import gradient_steps_of, initial_weights_of
+from sb3_redo.agents import initial_weights_of, is_trained
 from sb3_redo.forward_pass import uncompiled_name
 from sb3_redo.plasticity.agent_networks import trained_by
 from sb3_redo.plasticity.measuring import ExaminingCallback
@@ -61,7 +61,7 @@ class ProbeTaskCallback(ExaminingCallback):
     def _prepare(self) -> None:
         self._initial_weights = initial_weights_of(self.model)
         super()._prepare()
-        if gradient_steps_of(self.model) == 0:
+        if not is_trained(self.model):
             self._memory.keep("began untrained", True)
 
     def _read_networks(self) -> None:
