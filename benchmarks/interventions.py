@@ -3,11 +3,12 @@
 - ``gradient step with / without``: of those that act at every gradient step, CPU time of ``train()`` calls with the
   callback over that of the same calls without it, in turns.
 - ``over its floor``: the time in which such a callback acts in a gradient step, over that of a pass in its place that
-  reads and writes the tensors that it must, once; of Parseval regularisation, over that of its two products too.
+  reads and writes the tensors that it must, once; of Parseval regularisation, over that of its two products too, and of
+  weight projection, over that of two passes: no weight can be scaled before the norm of all of them is known.
 - ``share at its period``: of those that act once in a while, the time of one intervention over that of the gradient
   steps in its default period.
-- ``gradient step over the plain network's``: of those that are chosen in ``policy_kwargs`` or as a policy, in turns
-  with a model of the plain policy.
+- ``gradient step over the plain model's``: of those that are chosen in ``policy_kwargs``, as a policy or as an
+  algorithm, in turns with a model of the plain policy and algorithm.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -25,6 +27,7 @@ from unittest.mock import patch
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
@@ -32,6 +35,7 @@ from torch import Tensor
 import sb3_redo.networks
 from sb3_redo import ReDoCallback
 from sb3_redo.agents import gradient_steps_of
+from sb3_redo.algorithms import CategoricalDQN, DoubleDQN, DrQ
 from sb3_redo.contribution import Feed
 from sb3_redo.frozen import neuron_axis
 from sb3_redo.interventions import (
@@ -113,7 +117,14 @@ CHOICES: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"optimizer_class": "sb3_redo.networks.Adam", "optimizer_kwargs": {"eps_root": 1e-3}}
     },
     "optimizer_class: torch.optim.AdamW": {"policy_kwargs": {"optimizer_class": "torch.optim.AdamW"}},
-    "plasticity injection": {"policy": "Injectable"},
+    "weight_decay: 1.0e-5": {"policy_kwargs": {"optimizer_kwargs": {"weight_decay": 1e-5}}},
+}
+# Of DQN alone.
+POLICIES = ("InjectableDQNCnnPolicy", "DuelingDQNCnnPolicy")
+AGENTS: dict[type[DQN], str] = {
+    DoubleDQN: "DQNCnnPolicy",
+    DrQ: "DuelingDQNCnnPolicy",
+    CategoricalDQN: "CategoricalDQNCnnPolicy",
 }
 _PERIODS = ("recycling_period", "pruning_period", "period")
 TASKS_OF = {"Nature CNN": ("atari", "DQNCnnPolicy"), "SAC 256x256": ("sac", "SACMlpPolicy")}
@@ -146,6 +157,15 @@ def _multiply(callback: ParsevalCallback, when: str, names: list[str]) -> None:
         if weight is not None and weight.grad is not None:
             rows = weight.flatten(1)
             weight.grad.add_((rows @ rows.T @ rows).view_as(weight), alpha=0.0)
+
+
+@torch.no_grad()
+def _normalise(callback: NormProjectionCallback, when: str, names: list[str]) -> None:
+    """Read the norm of each weight that is projected, and then write it as it is."""
+    for name in names if when == "_after_step" else ():
+        if name in callback._weights:
+            callback._weights[name].norm()
+            callback._weights[name].mul_(1.0)
 
 
 def _read_input(feed: Feed, value: Tensor) -> None:
@@ -187,10 +207,14 @@ def floors(callback: GradientStepCallback) -> Iterator[tuple[str, Acts, float | 
     elif isinstance(callback, RegulariserCallback):
         places = acts_of(callback)
         one_pass: Acts = {(owner, name): partial(_pass_over, callback, name) for owner, name in places}
-        yield "over its floor", one_pass, None if isinstance(callback, ParsevalCallback) else 2.0
+        needs_more = isinstance(callback, (ParsevalCallback, NormProjectionCallback))
+        yield "over its floor", one_pass, None if needs_more else 2.0
         if isinstance(callback, ParsevalCallback):
             products: Acts = {(owner, name): partial(_multiply, callback, name) for owner, name in places}
             yield "over its two products", products, 2.0
+        if isinstance(callback, NormProjectionCallback):
+            two_passes: Acts = {(owner, name): partial(_normalise, callback, name) for owner, name in places}
+            yield "over its two passes", two_passes, 2.0
 
 
 class Bench:
@@ -287,21 +311,24 @@ class Bench:
 
 
 def chosen(name: str, seconds: float) -> Iterator[Line]:
-    """Models of other policies beside one of the plain policy, which has the same layers."""
-    task, policy = TASKS_OF[name]
+    """Models of other policies and algorithms beside one of the plain policy, which has the same layers."""
+    task = TASKS[TASKS_OF[name][0]]
+    policy = TASKS_OF[name][1]
 
-    def bench(of: str, **settings: Any) -> Bench:
-        return Bench(name, model=TASKS[task].train(20, policy=getattr(sb3_redo.networks, of), **settings)[0])
+    def bench(of: str, algorithm: Any = task.algorithm, **settings: Any) -> Bench:
+        model: Any
+        model, _ = replace(task, algorithm=algorithm).train(20, policy=getattr(sb3_redo.networks, of), **settings)
+        if of.startswith("Injectable"):
+            model.policy.inject_plasticity()
+        return Bench(name, model=model)
 
     plain = bench(policy)
-    for choice, settings in CHOICES.items():
-        if settings.get("policy") != "Injectable":
-            other = bench(policy, **settings)
-        elif policy.startswith("DQN"):
-            other = bench(f"Injectable{policy}")
-            other.model.policy.inject_plasticity()
-        else:
-            continue
+    others = {choice: partial(bench, policy, **settings) for choice, settings in CHOICES.items()}
+    if task.algorithm is DQN:
+        others |= {of: partial(bench, of) for of in POLICIES}
+        others |= {f"{agent.__name__}, {of}": partial(bench, of, agent) for agent, of in AGENTS.items()}
+    for choice, make in others.items():
+        other = make()
         ratios: list[float] = []
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(ratios) < 20:
@@ -309,7 +336,7 @@ def chosen(name: str, seconds: float) -> Iterator[Line]:
             took = {is_other: (other if is_other else plain).step() for is_other in order}
             ratios.append(took[True] / took[False])
         low, middle, high = quantiles(ratios)
-        quantity = "gradient step over the plain network's"
+        quantity = "gradient step over the plain model's"
         yield Line(f"{name}, {choice}", quantity, middle, low, high, None, f"{len(ratios)} times")
 
 
