@@ -158,6 +158,45 @@ def test_a_run_saved_and_continued_is_the_uninterrupted_run(make, name, tmp_path
     assert differences(uninterrupted, continued) == []
 
 
+@pytest.mark.parametrize("make", [REGULARISERS["regenerative"], REGULARISERS["projection"]])
+def test_what_a_network_began_with_is_found_when_it_is_compiled(make):
+    model = learn(build("DQN"), make())
+    model.policy.q_net = torch.compile(model.policy.q_net, backend="eager")
+    model._create_aliases()
+    callback = make()
+    learn(model, callback)
+    torch.compiler.reset()
+    began = dict(build("DQN").policy.named_parameters())
+    found = callback._initial if isinstance(callback, RegenerativeCallback) else callback._norms
+    assert len(found) > 1
+    assert all("_orig_mod" in name for name in found)
+    for name, kept in found.items():
+        start = began[name.replace("_orig_mod.", "")].detach()
+        torch.testing.assert_close(kept, start if kept.dim() else start.norm())
+
+
+@every_regulariser
+def test_nothing_is_left_behind(make):
+    model = build("DQN")
+    learn(model, make())
+    assert not model.policy.optimizer._optimizer_step_pre_hooks
+    assert not model.policy.optimizer._optimizer_step_post_hooks
+
+
+def test_a_hook_that_an_interrupted_training_left_does_nothing():
+    class Stopping(WeightClippingCallback):
+        def _on_step(self):
+            if self.num_timesteps == 30:
+                raise KeyboardInterrupt
+            return True
+
+    model = build("DQN")
+    with pytest.raises(KeyboardInterrupt):
+        learn(model, Stopping(1e-6))
+    learn(model, None)
+    assert max(float(parameter.detach().abs().max()) for parameter in model.q_net.parameters()) > 1e-3
+
+
 SGD = {"policy_kwargs": {"optimizer_class": torch.optim.SGD}}
 
 
