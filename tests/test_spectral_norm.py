@@ -1,7 +1,10 @@
 """Spectral normalisation: of the right layers, of the right norm, in target networks too, and never written through."""
 
+import copy
+
 import pytest
 import torch
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import get_parameters_by_name
 from torch import nn
@@ -9,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from sb3_redo import ReDoCallback, measure_dormancy, recycle_dormant
 from sb3_redo.interventions import NormProjectionCallback, ResetCallback, WeightClippingCallback
-from sb3_redo.networks import DuelingDQNMlpPolicy
+from sb3_redo.networks import DuelingDQNMlpPolicy, InjectableDQNMlpPolicy
 from sb3_redo.networks.spectral import SpectralNorm
 
 from algorithms import DICTIONARIES, IMAGES, VECTORS, build, learn, scalable
@@ -246,3 +249,14 @@ def test_constraints_on_weights_leave_normalised_ones_alone():
 def test_what_makes_no_sense_is_refused(place, settings, message):
     with pytest.raises(ValueError, match=message):
         agent(place, **settings)
+
+
+def test_an_injection_into_normalised_heads_changes_no_output_in_training_mode():
+    model = DQN(InjectableDQNMlpPolicy, "CartPole-v1", policy_kwargs={"spectral_norm": "penultimate"}, seed=0)
+    plain, injected = model.q_net, copy.deepcopy(model.q_net)
+    injected.inject()
+    observations = torch.randn(9, 4)
+    for network in (plain, injected):
+        network.train()
+    for _ in range(3):
+        assert torch.equal(plain(observations), injected(observations))
