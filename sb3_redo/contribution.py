@@ -28,6 +28,7 @@ class Feed:
         self.seen = torch.zeros(2, len(owners), device=weight.device)
         """Sums over calls of the mean \\|input\\| and the mean input of each position."""
         self._magnitudes, self._means = self.seen
+        self._shares = self.seen.new_empty(0)
         self.calls = 0
         self.running = torch.zeros(2, len(owners), device=weight.device)
         """Running means, not yet corrected for their beginning at 0: \\|input\\| · Σ \\|outgoing weights\\| of each
@@ -35,18 +36,32 @@ class Feed:
 
     def see(self, value: Tensor) -> None:
         """Take in what the consumer is called with."""
-        axis = neuron_axis(self.consumer) % value.ndim
-        others = tuple(each for each in range(value.ndim) if each != axis)
         value = value.detach()
-        share = value.shape[axis] / value.numel()
-        self._magnitudes.add_(value.abs().sum(others), alpha=share)
-        self._means.add_(value.sum(others), alpha=share)
+        is_flat = value.ndim == 2 and neuron_axis(self.consumer) == -1
+        if is_flat and value.dtype == self.seen.dtype:
+            # Products with 1 / batch, which take a mean and add it in one operation instead of two.
+            shares = self._shares_of(len(value))
+            self._means.addmv_(value.T, shares)
+            self._magnitudes.addmv_(value.abs().T, shares)
+        else:
+            axis = neuron_axis(self.consumer) % value.ndim
+            others = tuple(each for each in range(value.ndim) if each != axis)
+            share = value.shape[axis] / value.numel()
+            self._magnitudes.add_(value.abs().sum(others), alpha=share)
+            self._means.add_(value.sum(others), alpha=share)
         self.calls += 1
+
+    def _shares_of(self, batch: int) -> Tensor:
+        if len(self._shares) != batch:
+            self._shares = self.seen.new_full((batch,), 1 / batch)
+        return self._shares
 
     def update(self, new: float) -> None:
         """Take what was seen into the running means, with so much weight, and see anew."""
         self._magnitudes.mul_(position_magnitudes(self.consumer))
-        self.running.mul_(1 - new).add_(self.seen, alpha=new / self.calls)
+        if self.calls > 1:
+            self.seen.div_(self.calls)
+        self.running.lerp_(self.seen, new)
         self.seen.zero_()
         self.calls = 0
 

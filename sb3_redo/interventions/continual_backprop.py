@@ -168,7 +168,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         """Bring a layer's utilities up to date, and say which of its neurons are to be replaced, if any."""
         elapsed = contribution.update(gradient_step, self.decay)
         mature = contribution.mature(self.maturity)
-        number = int(mature.sum()) if elapsed else 0
+        number = int(mature.count_nonzero()) if elapsed else 0
         count = contribution.due(number, self.replacement_rate * number * elapsed)
         if not count:
             return None
