@@ -25,7 +25,7 @@ from sb3_redo.plasticity.callbacks import INSTRUMENTS
 from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.probing import BUDGETS
 
-from benchmarks.interventions import Bench
+from benchmarks.bench import Bench
 from benchmarks.overhead import NETWORKS
 from benchmarks.passes import Line, tell
 

@@ -13,45 +13,14 @@ Prints Markdown. Intervals are 95 % percentile intervals of a bootstrap over see
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from sb3_redo.reports import read_curves, read_sweep
 from sb3_redo.reports.runs import Sweep
-from sb3_redo.reports.styles import COLOURS
 
-LINES = ("-", "--", "-.", ":")
-LABELS = {
-    "clear": "clear (the paper)",
-    "restart": "restart",
-    "match": "match: layer's mean",
-    "median": "match: layer's median",
-    "own": "second moment kept",
-    "gradient": "seeded with first gradient",
-    "counted": "step counted per weight",
-    "clear_active": "clear, redrawn until active",
-    "match_active": "match, redrawn until active",
-    "none": "no recycling",
-    "redo": "ReDo",
-    "reset": "reset of the last two layers",
-    "weight_decay": "weight decay",
-    "lowest": "scheduled, lowest scores",
-    "random": "scheduled, random",
-    "highest": "scheduled, highest scores",
-}
-QUANTITIES = {
-    "survival/dormant": "dormant [%]",
-    "survival/norm": "outgoing norm [% of the others']",
-    "survival/contribution": "contribution [% of the others']",
-}
+from benchmarks.recycled_figures import LABELS, QUANTITIES, draw_labels, draw_runs, draw_survival
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -87,50 +56,6 @@ def survival(folder: Path, figure: Path | None) -> None:
                     print(f"| {label} | {cells} |")
     if figure is not None:
         draw_survival(table, figure)
-
-
-def draw_survival(table: pd.DataFrame, figure: Path) -> None:
-    """See :func:`draw`."""
-    grid = draw(table, "age", QUANTITIES, factor=100)
-    for ax in grid.flat:
-        ax.set_xscale("symlog", linthresh=1)
-        ax.set_xlim(0)
-    for ax in grid[-1]:
-        ax.set_xlabel("gradient steps since recycling")
-    grid[0, 0].figure.savefig(figure, dpi=110)
-
-
-def draw(table: pd.DataFrame, x: str, quantities: dict[str, str], factor: float = 1.0) -> np.ndarray:
-    """A row for each epsilon, a column for each quantity, and one legend below all.
-
-    :return: the axes, [rows, columns]
-    """
-    epsilons = list(dict.fromkeys(table["epsilon"]))
-    shape = (len(epsilons), len(quantities))
-    size = (4.4 * shape[1], 3.2 * shape[0] + 0.9)
-    drawn, grid = plt.subplots(*shape, figsize=size, sharex=True, sharey="col", squeeze=False, layout="constrained")
-    for row, epsilon in zip(grid, epsilons, strict=True):
-        for ax, (quantity, name) in zip(row, quantities.items(), strict=True):
-            draw_modes(ax, table[table["epsilon"] == epsilon], x, quantity, factor)
-            ax.set_ylabel(name)
-            ax.set_title(f"Adam's epsilon {epsilon}", fontsize="medium")
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, names, loc="outside lower center", ncols=2 * shape[1] - 1, frameon=False, fontsize="small")
-    return grid
-
-
-def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: float = 1.0) -> None:
-    """A line for each way to recycle, the mean over seeds, in a band from the least to the greatest."""
-    for number, (callback, label) in enumerate(LABELS.items()):
-        of = table[table["callback"] == callback]
-        if len(of):
-            each = of.groupby(x)[quantity].agg(["mean", "min", "max"]) * factor
-            # Once all colours are used they come again with other lines.
-            line = LINES[(number + number // len(COLOURS)) % len(LINES)]
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": line}
-            ax.plot(each.index, each["mean"], label=label, **style)
-            ax.fill_between(each.index, each["min"], each["max"], color=style["color"], alpha=0.12, linewidth=0)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def outcomes(
@@ -236,35 +161,6 @@ def cell(values: "pd.Series[float]", form: str) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
-    """A dot for each seed, a tick for the mean; the epsilons above one another."""
-    environments = list(dict.fromkeys(table["environment"]))
-    epsilons = list(dict.fromkeys(table["epsilon"]))
-    there = [callback for callback in LABELS if callback in set(table["callback"])][::-1]
-    shape = (len(environments), 2)
-    size = (10, (0.7 + 0.38 * len(there)) * shape[0])
-    drawn, grid = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for row, environment in zip(grid, environments, strict=True):
-        mine = table[table["environment"] == environment]
-        for ax, quantity, name in zip(row, ("fraction", "return"), ("dormant at the end [%]", returns), strict=True):
-            for number, epsilon in enumerate(epsilons):
-                of = mine[mine["epsilon"] == epsilon]
-                places = of["callback"].map(there.index) + 0.15 * (len(epsilons) - 1 - 2 * number)
-                style: dict[str, Any] = {"color": COLOURS[number], "label": f"Adam's epsilon {epsilon}"}
-                ax.plot(of[quantity], places, "os^"[number], alpha=0.45, markersize=4, **style)
-                means = of[quantity].groupby(places).mean()
-                ax.plot(means, means.index, "|", color=COLOURS[number], markersize=11, markeredgewidth=2)
-            ax.set_yticks(range(len(there)), [LABELS[callback] for callback in there])
-            ax.set_ylim(-0.7, len(there) - 0.3)
-            ax.set_xlabel(f"{environment}:\n{name}")
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.grid(axis="x", alpha=0.3)
-    if len(epsilons) > 1:
-        handles, names = grid[0, 0].get_legend_handles_labels()
-        drawn.legend(handles, names, loc="outside lower center", ncols=len(epsilons), frameon=False)
-    drawn.savefig(figure, dpi=110)
-
-
 def labels(file: Path, figure: Path | None) -> None:
     """Print and draw what :mod:`benchmarks.shuffled_labels` wrote; accuracies are means over the last five tasks."""
     table = pd.read_csv(file, dtype={"epsilon": str})
@@ -279,15 +175,6 @@ def labels(file: Path, figure: Path | None) -> None:
         tell(f"Adam's epsilon {epsilon}, last five tasks", "dormant [%] | against none | accuracy [%]", last)
     if figure is not None:
         draw_labels(table, figure)
-
-
-def draw_labels(table: pd.DataFrame, figure: Path) -> None:
-    """See :func:`draw`."""
-    grid = draw(table, "task", {"return": "accuracy at the end of a task [%]", "fraction": "dormant [%]"})
-    for ax in grid[-1]:
-        ax.set_xlabel("task")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    grid[0, 0].figure.savefig(figure, dpi=110)
 
 
 def main() -> None:
