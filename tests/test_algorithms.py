@@ -248,6 +248,15 @@ def test_a_shared_extractor_is_renewed_in_both_of_td3s_optimizers():
     assert_only_recycled(before, snapshot(model), entries_of(model.policy, known, dormant_in(report)), "match")
 
 
+@pytest.mark.parametrize("name", ["SAC", pytest.param("TD3", marks=pytest.mark.slow)])
+def test_recycled_neurons_of_twin_critics_get_weights_of_their_own(name):
+    model = build(name).learn(32)
+    # No score of eight neurons is beyond 8, so that the same neurons of both are recycled: all.
+    recycle_dormant(model, measure_dormancy(model, dormancy_threshold=8.0, batch_size=8))
+    first, second = (model.policy.get_parameter(f"critic.qf{number}.0.weight") for number in (0, 1))
+    assert (first != second).all()
+
+
 def test_crossqs_normalisation_forgets_recycled_neurons():
     callback, known = Watched(), known_layers("CrossQ", VECTORS)
     model = build("CrossQ").learn(steps_of("CrossQ"), callback=callback)

@@ -208,6 +208,33 @@ def test_a_replaced_neuron_begins_anew_and_its_consumers_biases_take_over(kind):
     assert build("DQN", kind).policy.state_dict().keys() == model.policy.state_dict().keys()
 
 
+def test_the_optimizer_forgets_replaced_weights_and_no_others():
+    class WithMoments(Spied):
+        def snapshot(self):
+            (optimizer,) = self._agent.optimizers
+            names = {parameter: name for name, parameter in self.model.policy.named_parameters()}
+            return {names[weight]: state["exp_avg"].clone() for weight, state in optimizer.state.items()}
+
+    callback = replacing(cls=WithMoments)
+    learn(build("DQN"), callback)
+    forgotten = 0
+    for _, neurons, before, after, _ in callback.seen:
+        for name, replaced in neurons.items():
+            (consumer,) = callback._wiring[name].consumers
+            kept = torch.ones(len(before[f"{name}.weight"]), dtype=torch.bool)
+            kept[replaced] = False
+            forgotten += int((before[f"{name}.weight"][replaced] != 0).sum())
+            assert (after[f"{name}.weight"][replaced] == 0).all()
+            assert (after[f"{name}.bias"][replaced] == 0).all()
+            assert (after[f"{consumer}.weight"][:, replaced] == 0).all()
+            # What is read of the neurons before them may have been replaced as well.
+            columns = torch.ones(before[f"{name}.weight"].shape[1], dtype=torch.bool)
+            columns[neurons.get(f"q_net.q_net.{int(name[-1]) - 2}", [])] = False
+            left = before[f"{name}.weight"][kept][:, columns]
+            assert torch.equal(left, after[f"{name}.weight"][kept][:, columns])
+    assert forgotten > 20
+
+
 def test_without_compensation_no_bias_but_that_of_a_replaced_neuron_changes():
     callback = replacing(cls=Spied, compensate=False)
     learn(build("DQN"), callback)

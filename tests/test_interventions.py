@@ -12,6 +12,7 @@ from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.resets import reset
 from sb3_redo.interventions.scope import is_target, names_in, targets_of
+from sb3_redo.networks import DuelingDQNMlpPolicy
 
 from algorithms import CASES, EVERY, IMAGES, build, case, half, is_on_policy, learn
 from runs import Tape, differences, fingerprint, reloaded
@@ -89,6 +90,16 @@ def test_everything_still_trains_after_a_reset(name):
 
 def trained_by_gradient(model):
     return {key for key, tensor in model.policy.named_parameters() if tensor.grad is not None}
+
+
+def test_both_heads_of_a_dueling_network_are_reset_and_go_on_training():
+    callback = Spied("last", PERIOD, stop=PERIOD + 1)
+    model = learn(build("DQN", policy=DuelingDQNMlpPolicy), callback)
+    ((_, after, fresh, _),) = callback.seen
+    assert fresh.keys() == {f"q_net.{head}.4.{kind}" for head in ("value", "advantage") for kind in ("weight", "bias")}
+    for key, tensor in fresh.items():
+        assert torch.equal(after[key], tensor)
+        assert not torch.equal(model.policy.state_dict()[key], tensor)
 
 
 def test_a_shared_extractor_is_reset_in_the_target_too():

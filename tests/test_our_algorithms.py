@@ -1,6 +1,7 @@
 """Double DQN, DrQ and dueling networks: SB3's DQN but for what their papers change."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -12,13 +13,14 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_redo import ReDoCallback, measure_dormancy
 from sb3_redo.algorithms import ALGORITHMS, DoubleDQN, DrQ
 from sb3_redo.algorithms.double_dqn import _Chosen
-from sb3_redo.algorithms.drq import augmented
+from sb3_redo.algorithms.drq import _Augmented, augmented
 from sb3_redo.experiments.runs import OUR_ALGORITHMS
 from sb3_redo.networks import DuelingDQNCnnPolicy, DuelingDQNMlpPolicy
 
@@ -179,6 +181,17 @@ def test_drq_trains_on_augmented_images_and_acts_on_plain_ones():
     assert set(seen) == {torch.uint8, torch.float32}
     with pytest.raises(ValueError, match="DrQ augments images"):
         vectors(DrQ)
+
+
+def test_drq_augments_observations_and_next_observations_each_by_itself():
+    image = torch.randint(0, 256, (8, 1, 20, 20), dtype=torch.uint8)
+    sample = ReplayBufferSamples(image, torch.zeros(8, 1), image, torch.zeros(8, 1), torch.arange(8.0), None)
+    result = _Augmented(SimpleNamespace(sample=lambda batch_size, env: sample)).sample(8)
+    assert result.observations.dtype == result.next_observations.dtype == torch.float32
+    assert not torch.equal(result.observations, image.float())
+    assert not torch.equal(result.next_observations, image.float())
+    assert not torch.equal(result.observations, result.next_observations)
+    assert torch.equal(result.rewards, sample.rewards)
 
 
 # Dueling

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from sb3_redo.interventions import (
     NormProjectionCallback,
@@ -13,7 +14,7 @@ from sb3_redo.interventions import (
 )
 from sb3_redo.interventions.scope import is_target
 
-from algorithms import EVERY, build, half, learn
+from algorithms import EVERY, IMAGES, VECTORS, build, half, learn
 from runs import Tape, differences, fingerprint, reloaded
 
 REGULARISERS = {
@@ -42,22 +43,29 @@ def regenerative(model):
     return penalty
 
 
+def hidden_layers(kind):
+    """Of a DQN."""
+    extractor = [f"q_net.features_extractor.{layer}" for layer in ("cnn.0", "cnn.2", "cnn.4", "linear.0")]
+    return [*(extractor if kind == IMAGES else []), "q_net.q_net.0", "q_net.q_net.2"]
+
+
 def parseval(model):
     def penalty(parameters):
-        names = [name for name in parameters if name in ("q_net.q_net.0.weight", "q_net.q_net.2.weight")]
-        weights = [parameters[name] for name in names]
+        layers = hidden_layers(IMAGES if "q_net.features_extractor.cnn.0.weight" in parameters else VECTORS)
+        weights = [parameters[f"{layer}.weight"].flatten(1) for layer in layers]
         return 0.01 * sum((weight @ weight.T - 2 * torch.eye(len(weight))).pow(2).sum() for weight in weights)
 
     return penalty
 
 
+@pytest.mark.parametrize("kind", [VECTORS, IMAGES])
 @pytest.mark.parametrize(
-    ("callback", "penalty"),
-    [(RegenerativeCallback(0.01), regenerative), (ParsevalCallback(0.01, 2.0), parseval)],
+    ("make", "penalty"),
+    [(lambda: RegenerativeCallback(0.01), regenerative), (lambda: ParsevalCallback(0.01, 2.0), parseval)],
     ids=["regenerative", "parseval"],
 )
-def test_what_is_added_is_the_gradient_of_the_penalty(callback, penalty):
-    model = build("DQN")
+def test_what_is_added_is_the_gradient_of_the_penalty(make, penalty, kind):
+    model, callback = build("DQN", kind), make()
     optimizer = model.policy.optimizer
     seen = []
 
@@ -144,6 +152,68 @@ def test_hidden_layers_keep_their_norm_and_output_layers_do_not(name):
     others = [key for key in callback._parameters if key not in callback._weights and key.endswith("weight")]
     norms = {key: float(model.policy.get_parameter(key).detach().norm()) for key in others}
     assert any(norm != pytest.approx(initial[key], rel=1e-4) for key, norm in norms.items())
+
+
+class Beside:
+    """A callback's class whose steps keep the weights as the optimizer left them and as the callback did."""
+
+    def _after_step(self, names):
+        stepped = self.snapshot()
+        super()._after_step(names)
+        self.__dict__.setdefault("seen", []).append((stepped, self.snapshot()))
+
+    def snapshot(self):
+        return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+
+@pytest.mark.parametrize("kind", [VECTORS, IMAGES])
+def test_clipping_puts_what_is_beyond_a_layers_bound_on_it_and_leaves_the_rest(kind):
+    class Clipping(Beside, WeightClippingCallback):
+        pass
+
+    callback = Clipping(0.5)
+    model = learn(build("DQN", kind), callback)
+    clipped = left = 0
+    for stepped, after in callback.seen:
+        for name, before in stepped.items():
+            layer = model.policy.get_submodule(name.rpartition(".")[0])
+            inputs = (
+                layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels * math.prod(layer.kernel_size)
+            )
+            bound = 0.5 / math.sqrt(inputs)
+            beyond = before.abs() > bound
+            assert torch.equal(after[name][~beyond], before[~beyond])
+            torch.testing.assert_close(after[name][beyond], before[beyond].sign() * bound)
+            clipped, left = clipped + int(beyond.sum()), left + int((~beyond).sum())
+    assert min(clipped, left) > 100
+
+
+@pytest.mark.parametrize("kind", [VECTORS, IMAGES])
+def test_projection_scales_a_hidden_layers_weights_and_changes_nothing_else(kind):
+    class Projecting(Beside, NormProjectionCallback):
+        pass
+
+    callback, model = Projecting(), build("DQN", kind)
+    norms = {name: float(parameter.detach().norm()) for name, parameter in model.policy.named_parameters()}
+    learn(model, callback)
+    hidden = {f"{name}.weight" for name in hidden_layers(kind)}
+    assert callback.seen
+    for stepped, after in callback.seen:
+        for name, before in stepped.items():
+            expected = before * (norms[name] / float(before.norm())) if name in hidden else before
+            torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-8)
+    moved = [name for name in hidden if abs(float(callback.seen[-1][0][name].norm()) / norms[name] - 1) > 1e-5]
+    assert moved
+
+
+@pytest.mark.parametrize("name", [each for each in EVERY if each.values != ("TRPO",)])
+def test_strong_parseval_regularisation_keeps_hidden_rows_nearer_to_orthogonal(name):
+    def penalty(strength):
+        callback, model = ParsevalCallback(strength), build(name)
+        learn(model, callback, name=name)
+        return callback._values()["penalty"]
+
+    assert penalty(10.0) < penalty(0.0)
 
 
 @every_regulariser

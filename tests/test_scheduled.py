@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import Logger
 from sb3_redo.interventions import ScheduledReDoCallback
 from sb3_redo.interventions.scheduled import least
 
-from algorithms import build
+from algorithms import EVERY, build, half
 from runs import Tape, differences, fingerprint, reloaded
 
 
@@ -64,6 +64,28 @@ def test_the_share_falls_as_a_cosine(selection):
             taken, left = layer.scores[chosen.dormant], layer.scores[~chosen.dormant]
             assert (taken.max() <= left.min()) == (selection == "lowest")
             assert (taken.min() >= left.max()) == (selection == "highest")
+
+
+def test_a_random_selection_is_another_at_every_period_and_spares_no_neuron():
+    callback = Selecting(10_000, 0.5, "random", recycling_period=2, measuring_period=2, batch_size=8)
+    learn(callback, 240)
+    masks = [selected.layers[0].dormant for _, _, selected in callback.seen]
+    shares = torch.stack(masks).float().mean(0)
+    assert len(masks) > 80
+    assert 0.3 < shares.min() <= shares.max() < 0.7
+    assert len({tuple(mask.tolist()) for mask in masks}) > 0.9 * len(masks)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_algorithm_recycles_as_many_as_the_schedule_says(name):
+    tape = Tape()
+    callback = Selecting(10_000, 0.5, "random", recycling_period=4, measuring_period=4, batch_size=8)
+    learn(callback, 2 * half(name), build(name), tape)
+    _, report, _ = callback.seen[0]
+    # Of eight neurons each, half; the share has hardly fallen yet.
+    recyclable = [layer for layer in report.layers if layer.recyclable]
+    assert {len(layer.scores) for layer in recyclable} == {8}
+    assert set(tape.values("redo/recycled")) == {4 * len(recyclable)}
 
 
 def test_utility_weighs_activations_with_outgoing_weights():
