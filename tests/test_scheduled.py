@@ -7,11 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.logger import Logger
+from torch import nn
 
 from sb3_redo.interventions import ScheduledReDoCallback
 from sb3_redo.interventions.scheduled import least
+from sb3_redo.wiring import Wiring
 
-from algorithms import EVERY, build, half
+from algorithms import EVERY, IMAGES, VECTORS, build, half
 from runs import Tape, differences, fingerprint, reloaded
 
 
@@ -104,6 +106,60 @@ def test_utility_weighs_activations_with_outgoing_weights():
             assert utility[chosen.dormant].max() <= utility[~chosen.dormant].min()
             differs |= bool(layer.scores[chosen.dormant].max() > layer.scores[~chosen.dormant].min())
     assert differs
+
+
+@pytest.mark.parametrize("kind", [VECTORS, IMAGES])
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_cbp_is_the_authors_score(kind, in_parts, monkeypatch):
+    class Scoring(Selecting):
+        def _select(self, report, gradient_step):
+            q_net = self.model.q_net
+            hidden = [module for module in q_net.modules() if isinstance(module, nn.ReLU)]
+            outputs = []
+            hooks = [module.register_forward_hook(lambda *call: outputs.append(call[-1])) for module in hidden]
+            with torch.no_grad():
+                q_net(report.batch.observations)
+            for hook in hooks:
+                hook.remove()
+            scores = {}
+            for layer, h in zip(report.wiring, outputs, strict=True):
+                ((consumer, owners),) = layer.consumers.items()
+                over = [axis for axis in range(h.ndim) if axis != 1]
+                deviation = (h - h.mean(over, keepdim=True)).abs().mean(over)
+                columns = self.weight(consumer).transpose(0, 1).flatten(1).abs().sum(1)
+                outgoing = [float(columns[owners == neuron].sum()) for neuron in range(layer.neurons)]
+                incoming = self.weight(layer.name).flatten(1).abs().sum(1)
+                scores[layer.name] = deviation * torch.tensor(outgoing) / incoming
+            self.__dict__.setdefault("scores", []).append(scores)
+            return super()._select(report, gradient_step)
+
+        def weight(self, layer):
+            return self.model.policy.get_submodule(layer).weight.detach().clone()
+
+        def _ranks(self, layer, *others):
+            ranks = super()._ranks(layer, *others)
+            torch.testing.assert_close(ranks, self.scores[-1][layer.name], rtol=1e-4, atol=1e-7)
+            return ranks
+
+    if in_parts:
+        monkeypatch.setattr(Wiring, "rows_at_once", 3)
+    callback = Scoring(1000, 0.3, "cbp", recycling_period=5, measuring_period=5, batch_size=8)
+    learn(callback, model=build("DQN", kind))
+    assert len(callback.scores) > 5
+    differs = False
+    for (_, report, selected), scores in zip(callback.seen, callback.scores, strict=True):
+        for layer, chosen in zip(report.layers, selected.layers, strict=True):
+            assert scores[layer.name][chosen.dormant].max() <= scores[layer.name][~chosen.dormant].min() * (1 + 1e-4)
+            differs |= bool(layer.scores[chosen.dormant].max() > layer.scores[~chosen.dormant].min())
+    assert differs
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_cbp_ranks_the_neurons_of_every_algorithm(name):
+    callback = Selecting(10_000, 0.5, "cbp", recycling_period=4, measuring_period=4, batch_size=8)
+    learn(callback, 2 * half(name), build(name))
+    for _, _, selected in callback.seen:
+        assert {int(layer.dormant.sum()) for layer in selected.layers if layer.recyclable} == {4}
 
 
 def test_what_is_logged_as_dormant_is_what_is_dormant():

@@ -1,7 +1,6 @@
 """Recycling a given share of every layer, whether or not its neurons are dormant (Sokar et al. 2023, figure 15)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from zlib import crc32
@@ -15,15 +14,9 @@ from sb3_redo.redo import ReDoCallback
 from sb3_redo.sampling import torch_generator
 from sb3_redo.settings import fraction as a_fraction
 from sb3_redo.settings import one_of, positive_integer
+from sb3_redo.wiring import LayerWiring
 
-SELECTIONS: dict[str, Callable[[Tensor, Callable[[], Tensor]], Tensor]] = {
-    "lowest": lambda scores, outgoing: scores,
-    "random": lambda scores, outgoing: torch.zeros_like(scores),
-    "highest": lambda scores, outgoing: -scores,
-    "utility": lambda scores, outgoing: scores * outgoing(),
-}
-"""What to rank neurons by, from their dormancy scores and the sums of their outgoing weights' magnitudes; those with
-the least are recycled."""
+SELECTIONS = ("lowest", "random", "highest", "utility", "cbp")
 
 
 def least(ranks: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -52,8 +45,8 @@ class ScheduledReDoCallback(ReDoCallback):
     :param fraction: in [0, 1], the share at the start; the paper's 0.1
     :param selection: ``"lowest"`` recycles the neurons with the lowest scores, ``"highest"`` those with the highest,
         ``"random"`` any, and ``"utility"`` those with the least mean \\|h\\| times the sum of \\|outgoing weights\\|,
-        the contribution utility of continual backpropagation (Dohare et al. 2024). The authors' ``cbp`` score also
-        takes the mean off h and divides by the sum of \\|incoming weights\\|.
+        the contribution utility of continual backpropagation (Dohare et al. 2024). ``"cbp"`` is what the authors have
+        for it: mean \\|h - mean h\\| times the sum of \\|outgoing weights\\| over that of \\|incoming weights\\|.
     :param settings: of :class:`~sb3_redo.ReDoCallback`
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
@@ -71,17 +64,28 @@ class ScheduledReDoCallback(ReDoCallback):
 
     def _select(self, report: DormancyReport, gradient_step: int) -> DormancyReport:
         generator = torch_generator((self._seed + crc32(b"selection"), gradient_step))
+        deviations = self._meter.deviations(self._forward, report.batch) if self.selection == "cbp" else {}
         layers = []
         for layer in report.layers:
             count = round(layer.neurons * self.share(gradient_step))
-            layers.append(replace(layer, dormant=least(self._ranks(layer, report), count, generator)))
+            ranks = self._ranks(layer, report.wiring[layer.name], deviations.get(layer.name))
+            layers.append(replace(layer, dormant=least(ranks, count, generator)))
         return replace(report, layers=tuple(layers))
 
-    def _ranks(self, layer: LayerDormancy, report: DormancyReport) -> Tensor:
-        def outgoing() -> Tensor:
-            # What cannot be recycled may have consumers whose weights are laid out in another way.
-            if not layer.recyclable:
-                return torch.ones_like(layer.scores)
-            return neuron_magnitudes(self.model.policy, report.wiring[layer.name])
-
-        return SELECTIONS[self.selection](layer.scores, outgoing)
+    def _ranks(self, layer: LayerDormancy, wiring: LayerWiring, deviations: Tensor | None) -> Tensor:
+        """Those with the least are recycled, [neurons]."""
+        if self.selection == "random":
+            return torch.zeros_like(layer.scores)
+        if self.selection == "highest":
+            return -layer.scores
+        # What cannot be recycled may have weights that are laid out in another way, and is left alone however it ranks.
+        if self.selection == "lowest" or not layer.recyclable:
+            return layer.scores
+        outgoing = neuron_magnitudes(self.model.policy, wiring)
+        if deviations is None:
+            return layer.scores * outgoing
+        incoming = self.model.policy.get_submodule(layer.name).weight
+        assert isinstance(incoming, Tensor)
+        magnitudes = incoming.detach().abs().flatten(1).sum(1)
+        # Without incoming weights an activation is constant, and its deviation 0.
+        return deviations * outgoing / magnitudes.clamp(min=torch.finfo(magnitudes.dtype).tiny)

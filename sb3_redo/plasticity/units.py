@@ -124,6 +124,6 @@ class _UnitWatcher(FunctionWatcher):
 
     def _see(self, place: tuple[str, str, int], value: Tensor, steep: Tensor | None) -> None:
         for site in self.sites.get(place, ()):
-            self.active[site.number].append(site.total(value)[0])
-            self.steep[site.number].append(site.total(torch.ones_like(value) if steep is None else steep)[0])
+            self.active[site.number].append(site.magnitudes(value)[0])
+            self.steep[site.number].append(site.magnitudes(torch.ones_like(value) if steep is None else steep)[0])
             self.seen += 1
