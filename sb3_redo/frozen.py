@@ -116,7 +116,7 @@ class FrozenNetwork:
 
     :param module: the network
     :param forward: called without arguments, runs everything that is to be probed in one pass
-    :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass
+    :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass, or one on nothing
     """
 
     def __init__(self, module: nn.Module, forward: Callable[[], Any]):
@@ -135,6 +135,12 @@ class FrozenNetwork:
             raise RuntimeError(
                 f"no Linear or Conv layer of {type(module).__name__} runs in its forward pass; "
                 f"it holds {', '.join(held) or 'none at all'}"
+            )
+        idle = [name for name in self.layers if not any(call.shape.numel() for call in self.calls[name])]
+        if idle:
+            raise RuntimeError(
+                f"{idle[0]} runs on none of the observations: a network that sends them different ways by what they "
+                "are cannot be read"
             )
         self.others = {
             name: modules[name]

@@ -138,6 +138,23 @@ def test_a_network_without_layers_is_refused_with_what_it_holds():
         trace_wiring(nn.Sequential(nn.ReLU()), torch.ones(2, 3))
 
 
+def test_a_layer_that_no_observation_reaches_is_named():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.positive, self.negative = (nn.Linear(3, 3) for _ in range(3))
+
+        def forward(self, observations):
+            hidden, positive = torch.relu(self.first(observations)), observations[:, 0] > 0
+            output = torch.zeros_like(hidden)
+            output[positive] = self.positive(hidden[positive])
+            output[~positive] = self.negative(hidden[~positive])
+            return output
+
+    with pytest.raises(RuntimeError, match=r"negative runs on none of the observations: .* cannot be read"):
+        trace_wiring(Routed(), torch.ones(4, 3))
+
+
 def test_a_network_with_only_output_layers_is_refused_by_name():
     with pytest.raises(RuntimeError, match=r"nothing to measure in Linear: it has only output layers"):
         trace_wiring(nn.Linear(3, 2), torch.ones(2, 3))
