@@ -239,6 +239,27 @@ def test_our_policies_take_an_optimizer_by_its_path_in_plain_yaml(optimizer, set
     assert type(type(loaded.policy).load(tmp_path / "policy").optimizer) is expected
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "decayed"),
+    [
+        # L2: the penalty's gradient, decay times the weight, goes through Adam, whose first step divides by its size.
+        (None, lambda weight: weight - 0.1 * 0.5 * weight / (0.5 * weight.abs() + 1e-8)),
+        # Decoupled (Loshchilov & Hutter 2019): a share of the weight, whatever Adam does.
+        ("torch.optim.AdamW", lambda weight: weight * (1 - 0.1 * 0.5)),
+    ],
+    ids=["l2", "decoupled"],
+)
+def test_where_the_loss_is_flat_weights_decay_by_the_formula(optimizer, decayed):
+    kwargs = {"optimizer_kwargs": {"weight_decay": 0.5}} | ({"optimizer_class": optimizer} if optimizer else {})
+    policy = build("DQN", policy=scalable("DQN", VECTORS), policy_kwargs=kwargs, learning_rate=0.1).policy
+    before = {name: parameter.detach().clone() for name, parameter in policy.q_net.named_parameters()}
+    for parameter in policy.q_net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    policy.optimizer.step()
+    for name, parameter in policy.q_net.named_parameters():
+        torch.testing.assert_close(parameter.detach(), decayed(before[name]))
+
+
 def test_sb3s_policies_take_one_in_python_that_the_zoo_evaluates(tmp_path):
     model = from_zoo(TEXT.format(optimizer="th.optim.AdamW"), tmp_path)
     assert type(model.policy.optimizer) is torch.optim.AdamW
