@@ -56,7 +56,7 @@ class ScheduledReDoCallback(ReDoCallback):
         super().__init__(**settings)
         self.end = positive_integer("end", end)
         self.fraction = a_fraction("fraction", fraction)
-        self.selection = one_of("selection", selection, tuple(SELECTIONS))
+        self.selection = one_of("selection", selection, SELECTIONS)
 
     def share(self, gradient_step: int) -> float:
         """Of every layer, in [0, fraction]."""
