@@ -2,7 +2,8 @@
 
     python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
     python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
-    python -m benchmarks.recycled runs runs/recycling_{minatar,sac,atari} --figure docs/images/recycling_tasks.png
+    python -m benchmarks.recycled runs runs/recycling_{sac,atari} --table docs/results/recycling_tasks.csv
+    python -m benchmarks.recycled runs docs/results/recycling_tasks.csv --figure docs/images/recycling_tasks.png
     python -m benchmarks.recycled ends runs/small_interventions
     python -m benchmarks.recycled settings runs/recycling_settings
     python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
@@ -11,7 +12,7 @@ Prints Markdown. Intervals are 95 % percentile intervals of a bootstrap over see
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,32 +31,63 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(values.mean()), float(low), float(high)
 
 
+def gather(paths: list[Path], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+    """One table of all folders, which ``read`` reads, and of all files that ``--table`` wrote."""
+    return pd.concat(
+        [pd.read_csv(path, dtype={"epsilon": str}) if path.suffix == ".csv" else read(path) for path in paths]
+    )
+
+
 def ages(folder: Path) -> pd.DataFrame:
-    """Columns ``epsilon``, ``callback``, ``seed``, ``age`` and one for each quantity."""
+    """Columns ``environment``, ``epsilon``, ``callback``, ``seed``, ``age`` and one for each quantity."""
     curves = read_curves(read_sweep(folder))
     mine = curves[curves["key"].str.startswith("survival/")]
-    names = ["policy_kwargs", "callback", "seed", "step", "key"]
-    wide = mine.set_index(names)["value"].unstack("key").reset_index()
-    return wide.rename(columns={"survival/age": "age", "policy_kwargs": "epsilon"}).astype({"age": int})
+    names = ["environment", "policy_kwargs", "callback", "seed", "step", "key"]
+    wide = mine.astype({"environment": str}).set_index(names)["value"].unstack("key").reset_index()
+    wide = wide.rename(columns={"survival/age": "age", "policy_kwargs": "epsilon"}).astype({"age": int})
+    return wide.drop(columns="step")
 
 
-def survival(folder: Path, figure: Path | None) -> None:
+def survival(table: pd.DataFrame, figure: Path | None) -> None:
     """Print and draw what :class:`benchmarks.survival.Survival` logged."""
-    table = ages(folder)
-    for epsilon, mine in table.groupby("epsilon", sort=False):
+    for (environment, epsilon), mine in table.groupby(["environment", "epsilon"], sort=False):
+        about = f"{environment}, Adam's epsilon {epsilon}, {mine['seed'].nunique()} seeds"
         for quantity, name in QUANTITIES.items():
-            print(f"\nAdam's epsilon {epsilon}: {name}, {mine['seed'].nunique()} seeds\n")
-            ages_seen = sorted(mine["age"].unique())
-            print(f"| | {' | '.join(map(str, ages_seen))} |\n|---|{'---|' * len(ages_seen)}")
-            for callback, label in LABELS.items():
-                of = mine[mine["callback"] == callback]
-                if len(of):
-                    means = 100 * of.groupby("age")[quantity].mean()
-                    digits = 1 if quantity == "survival/contribution" else 0
-                    cells = " | ".join(f"{means[age]:.{digits}f}" for age in ages_seen)
-                    print(f"| {label} | {cells} |")
+            digits = 1 if quantity == "survival/contribution" else 0
+            _tell_ages(f"{about}: {name}", mine, quantity, digits)
+        _tell_growth(about, mine)
     if figure is not None:
         draw_survival(table, figure)
+
+
+def _tell_ages(title: str, mine: pd.DataFrame, quantity: str, digits: int) -> None:
+    seen = sorted(mine["age"].unique())
+    print(f"\n{title}\n\n| | {' | '.join(map(str, seen))} |\n|---|{'---|' * len(seen)}")
+    for label, of in by_label(mine):
+        means = 100 * of.groupby("age")[quantity].mean()
+        print(f"| {label} | {' | '.join(f'{means[age]:.{digits}f}' for age in seen)} |")
+
+
+def _tell_growth(title: str, mine: pd.DataFrame) -> None:
+    """A line for each way to recycle: dormant at some ages, and when recycled neurons contributed most."""
+    seen = sorted(mine["age"].unique())
+    some = sorted({0, 10, max(age for age in seen if age <= 1000), seen[-1]})
+    columns = f"dormant [%] after {' | '.join(f'{age:,}' for age in some)} | largest contribution [%], after"
+    print(f"\n{title}\n\n| | {columns} |\n|---|{'---|' * (len(some) + 1)}")
+    for label, of in by_label(mine):
+        means = 100 * of.groupby("age")[["survival/dormant", "survival/contribution"]].mean()
+        contributions = means["survival/contribution"]
+        cells = [f"{means['survival/dormant'][age]:.0f}" for age in some]
+        cells.append(f"{contributions.max():.1f}, {contributions.idxmax():,}")
+        print(f"| {label} | {' | '.join(cells)} |")
+
+
+def by_label(mine: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each way to recycle that is there."""
+    for callback, label in LABELS.items():
+        of = mine[mine["callback"] == callback]
+        if len(of):
+            yield label, of
 
 
 def outcomes(
@@ -89,10 +121,14 @@ def episodes(sweep: Sweep) -> pd.DataFrame:
     return pd.concat(tables)
 
 
-def runs(folders: list[Path], figure: Path | None) -> None:
+def whole_runs(folder: Path) -> pd.DataFrame:
+    """:func:`outcomes` with the return's mean, and ``epsilon``."""
+    return with_epsilon(outcomes(folder, "mean").astype({"environment": str, "callback": str}))
+
+
+def runs(table: pd.DataFrame, figure: Path | None) -> None:
     """Print and draw how whole runs went, of all sweeps in one figure."""
-    tables = [outcomes(folder, "mean").astype({"environment": str, "callback": str}) for folder in folders]
-    _runs(with_epsilon(pd.concat(tables)), "return, mean over the run", figure)
+    _runs(table, "return, mean over the run", figure)
 
 
 def with_epsilon(table: pd.DataFrame) -> pd.DataFrame:
@@ -181,16 +217,24 @@ def main() -> None:
     """Print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("survival", "runs", "ends", "settings", "labels"))
-    parser.add_argument("folder", type=Path, nargs="+", help="of the sweep, of runs several; of the table")
+    parser.add_argument(
+        "paths", type=Path, nargs="+", help="folder of the sweep, table; of survival and runs several of either"
+    )
     parser.add_argument("--figure", type=Path, help="file for the figure")
+    parser.add_argument("--table", type=Path, help="file for what is shown, of every seed; of survival and runs")
     options = parser.parse_args()
-    if options.what == "runs":
-        runs(options.folder, options.figure)
+    of_several = {"survival": (ages, survival), "runs": (whole_runs, runs)}
+    if options.what in of_several:
+        read, show = of_several[options.what]
+        table = gather(options.paths, read)
+        if options.table is not None:
+            table.to_csv(options.table, index=False, float_format="%.6g")
+        show(table, options.figure)
         return
-    if len(options.folder) > 1:
-        parser.error(f"{options.what} is of one folder")
-    show = {"survival": survival, "ends": ends, "settings": settings, "labels": labels}[options.what]
-    show(options.folder[0], options.figure)
+    if len(options.paths) > 1 or options.table is not None:
+        parser.error(f"{options.what} is of one folder or table, and writes none")
+    of_one = {"ends": ends, "settings": settings, "labels": labels}
+    of_one[options.what](options.paths[0], options.figure)
 
 
 if __name__ == "__main__":

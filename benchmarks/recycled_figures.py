@@ -52,19 +52,20 @@ def draw_survival(table: pd.DataFrame, figure: Path) -> None:
 
 
 def draw(table: pd.DataFrame, x: str, quantities: dict[str, str], factor: float = 1.0) -> np.ndarray:
-    """A row for each epsilon, a column for each quantity, and one legend below all.
+    """A row for each environment, where there are any, and epsilon, a column for each quantity, one legend below all.
 
     :return: the axes, [rows, columns]
     """
-    epsilons = list(dict.fromkeys(table["epsilon"]))
-    shape = (len(epsilons), len(quantities))
+    of_rows = list(table.groupby([name for name in ("environment", "epsilon") if name in table], sort=False))
+    shape = (len(of_rows), len(quantities))
     size = (4.4 * shape[1], 3.2 * shape[0] + 0.9)
     drawn, grid = plt.subplots(*shape, figsize=size, sharex=True, sharey="col", squeeze=False, layout="constrained")
-    for row, epsilon in zip(grid, epsilons, strict=True):
+    for row, (about, mine) in zip(grid, of_rows, strict=True):
+        *environment, epsilon = about
         for ax, (quantity, name) in zip(row, quantities.items(), strict=True):
-            draw_modes(ax, table[table["epsilon"] == epsilon], x, quantity, factor)
+            draw_modes(ax, mine, x, quantity, factor)
             ax.set_ylabel(name)
-            ax.set_title(f"Adam's epsilon {epsilon}", fontsize="medium")
+            ax.set_title(", ".join([*environment, f"Adam's epsilon {epsilon}"]), fontsize="medium")
     handles, names = grid[0, 0].get_legend_handles_labels()
     drawn.legend(handles, names, loc="outside lower center", ncols=2 * shape[1] - 1, frameon=False, fontsize="small")
     return grid

@@ -2,16 +2,19 @@
 
     python -m benchmarks.shuffled_labels --out runs/shuffled_labels.csv --workers 2
     python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
+    python -m benchmarks.shuffled_labels --follow --out runs/followed_labels.csv --workers 2
+    python -m benchmarks.recycled survival runs/followed_labels.csv
 
 The images stay, their labels are drawn anew for every task, and network and optimizer go on (Sokar et al. 2023,
 figure 3; Lyle et al. 2023, 4.1). Three ReLU layers of 128, Adam at 1e-3, 20 tasks of 700 steps of 64 images, dormancy
-threshold 0.025, recycling every 100 steps. Needs scikit-learn for the images. Rows are added to the file as trainings
-end, and a second start goes on with what is missing.
+threshold 0.025, recycling every 100 steps. With ``--follow`` neurons are recycled once, after ten tasks, and followed.
+Needs scikit-learn for the images. Rows are added to the file as trainings end, and a second start goes on with what is
+missing.
 """
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import product
@@ -34,11 +37,13 @@ from sb3_redo.sampling import torch_generator
 from benchmarks.recyclers import (
     CountedSteps,
     FirstGradient,
+    Masks,
     median_of_live,
     own_second_moment,
     recycled_neurons,
     redraw_until_active,
 )
+from benchmarks.survival import AGES, fates
 
 EPSILONS = {"1e-8": 1e-8, "1.5e-4": 1.5e-4}
 SURGERIES = {
@@ -72,12 +77,14 @@ class Renewing(Classifier):
         self.mode = mode
         self.optimizer.param_groups[0]["eps"] = epsilon
         self.followed = FOLLOWED[mode]([self.optimizer]) if mode in FOLLOWED else None
+        self.recycled: Masks = {}
 
     def recycle(self, step: int) -> int:
         """See :class:`Classifier`; nothing with the mode ``none``."""
         if self.mode == "none":
             return 0
         report = self.measure(self.some_inputs(step))
+        self.recycled = recycled_neurons(report)
         before = self.followed.values() if self.followed else {}
         recycled = self._renew(report, 0, step)
         if self.followed:
@@ -85,7 +92,7 @@ class Renewing(Classifier):
         if self.mode.endswith("_active"):
             redraw_until_active(
                 self.network,
-                recycled_neurons(report),
+                self.recycled,
                 lambda: self.measure(report.batch),
                 lambda again, attempt: self._renew(again, attempt, step),
                 redraws=20,
@@ -116,11 +123,35 @@ def train(mode: str, epsilon: str, seed: int, tasks: int = 20, steps: int = 700)
     return pd.DataFrame(rows, columns=["mode", "epsilon", "seed", "task", "accuracy", "dormant"])
 
 
-def missing(out: Path, seeds: Iterable[int]) -> list[tuple[str, str, int]]:
-    wanted = [(mode, epsilon, seed) for epsilon, seed, mode in product(EPSILONS, seeds, MODES)]
+def follow(
+    mode: str, epsilon: str, seed: int, ages: tuple[int, ...] = AGES, tasks: int = 10, steps: int = 700
+) -> pd.DataFrame:
+    """Recycle once after some tasks, and go on with the next ones.
+
+    :return: as :func:`benchmarks.recycled.ages`, of all images
+    """
+    torch.set_num_threads(1)
+    classifier, draws, rows = Renewing(mode, EPSILONS[epsilon], seed), np.random.default_rng(seed), []
+    settings, born = classifier.settings, tasks * steps
+    for step in range(born + max(ages) + 1):
+        if step % steps == 0:
+            labels = torch.from_numpy(draws.integers(10, size=len(digits())))
+        if step == born:
+            classifier.recycle(step)
+        if step - born in ages:
+            about = {"environment": "shuffled labels", "epsilon": epsilon, "callback": mode, "seed": seed}
+            values = fates(classifier.measure(digits()), classifier.recycled, classifier.network)
+            rows.append({**about, "age": step - born, **values})
+        classifier.step(draws.integers(len(digits()), size=settings.batch_size), labels)
+    return pd.DataFrame(rows)
+
+
+def missing(out: Path, seeds: Iterable[int], modes: Iterable[str]) -> list[tuple[str, str, int]]:
+    """The trainings of which the file has nothing: mode, epsilon and seed."""
+    wanted = [(mode, epsilon, seed) for epsilon, seed, mode in product(EPSILONS, seeds, modes)]
     if not out.exists():
         return wanted
-    known = pd.read_csv(out, dtype={"epsilon": str})
+    known = pd.read_csv(out, dtype={"epsilon": str}).rename(columns={"callback": "mode"})
     done = set(known[["mode", "epsilon", "seed"]].itertuples(index=False, name=None))
     return [training for training in wanted if training not in done]
 
@@ -129,18 +160,21 @@ def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="CSV file of the results")
+    parser.add_argument("--follow", action="store_true", help="recycle once, and follow the neurons")
     parser.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="trainings at once (default: %(default)s)")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    trainings = missing(options.out, range(options.seeds))
+    make: Callable[[str, str, int], pd.DataFrame] = follow if options.follow else train
+    trainings = missing(options.out, range(options.seeds), SURGERIES if options.follow else MODES)
     with ProcessPoolExecutor(options.workers) as pool:
-        for number, training in enumerate(as_completed([pool.submit(train, *which) for which in trainings]), start=1):
-            rows = training.result()
+        started = {pool.submit(make, mode, epsilon, seed): (mode, epsilon, seed) for mode, epsilon, seed in trainings}
+        for number, done in enumerate(as_completed(started), start=1):
+            rows = done.result()
             # In one write, so that a kill leaves no half of a training.
             with open(options.out, "a") as file:
                 file.write(rows.to_csv(index=False, header=file.tell() == 0))
-            mode, epsilon, seed = rows[["mode", "epsilon", "seed"]].iloc[0]
+            mode, epsilon, seed = started[done]
             print(f"finished {number}/{len(trainings)}: {mode}, epsilon {epsilon}, seed {seed}", flush=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.companions import callbacks_in
@@ -15,7 +15,7 @@ from sb3_redo.dormancy import DormancyReport
 from sb3_redo.tensorboard import write_point
 from sb3_redo.wiring import LayerWiring
 
-from benchmarks.recyclers import recycled_neurons, refuse_to_go_on
+from benchmarks.recyclers import Masks, recycled_neurons, refuse_to_go_on
 
 AGES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Gradient steps after recycling."""
@@ -55,33 +55,35 @@ class Survival(DormancyCallback):
         """The recycler does."""
 
     def _tell(self, report: DormancyReport, age: int) -> None:
-        sums = dict.fromkeys(("dormant", "norm", "contribution"), 0.0)
-        followed = 0
-        for layer in report.layers:
-            mine = self._followed.get(layer.name)
-            if mine is None or not mine.any():
-                continue
-            norms = self._outgoing_norms(report.wiring[layer.name])
-            others = ~mine & ~layer.dormant
-            contributions = layer.scores * norms
-            count = int(mine.sum())
-            followed += count
-            sums["dormant"] += float(layer.dormant[mine].sum())
-            sums["norm"] += count * float(norms[mine].mean() / norms[others].mean())
-            sums["contribution"] += count * float(contributions[mine].mean() / contributions[others].mean())
-        values = {f"survival/{name}": value / followed for name, value in sums.items()}
-        write_point(
-            self.logger,
-            {**values, "survival/age": age, "survival/neurons": followed},
-            self.model.num_timesteps,
-        )
+        values = fates(report, self._followed, self.model.policy)
+        write_point(self.logger, {**values, "survival/age": age}, self.model.num_timesteps)
 
-    def _outgoing_norms(self, layer: LayerWiring) -> Tensor:
-        """Norm of all weights that a neuron feeds, [neurons]."""
-        squares = torch.zeros(layer.neurons)
-        for consumer, positions in layer.consumers.items():
-            weight = self.model.policy.get_parameter(f"{consumer}.weight").detach()
-            of_positions = weight.flatten(2).pow(2).sum((0, 2)) if weight.ndim > 2 else weight.pow(2).sum(0)
-            read = positions >= 0
-            squares.index_add_(0, positions[read], of_positions[read].to(squares))
-        return squares.sqrt()
+
+def fates(report: DormancyReport, followed: Masks, network: nn.Module) -> dict[str, float]:
+    """What has become of some neurons of a network: :class:`Survival`'s keys, but for the age."""
+    sums = dict.fromkeys(("dormant", "norm", "contribution"), 0.0)
+    neurons = 0
+    for layer in report.layers:
+        mine = followed.get(layer.name)
+        if mine is None or not mine.any():
+            continue
+        norms = outgoing_norms(report.wiring[layer.name], network)
+        others = ~mine & ~layer.dormant
+        contributions = layer.scores * norms
+        count = int(mine.sum())
+        neurons += count
+        sums["dormant"] += float(layer.dormant[mine].sum())
+        sums["norm"] += count * float(norms[mine].mean() / norms[others].mean())
+        sums["contribution"] += count * float(contributions[mine].mean() / contributions[others].mean())
+    return {f"survival/{name}": value / neurons for name, value in sums.items()} | {"survival/neurons": neurons}
+
+
+def outgoing_norms(layer: LayerWiring, network: nn.Module) -> Tensor:
+    """Norm of all weights that a neuron feeds, [neurons]."""
+    squares = torch.zeros(layer.neurons)
+    for consumer, positions in layer.consumers.items():
+        weight = network.get_parameter(f"{consumer}.weight").detach()
+        of_positions = weight.flatten(2).pow(2).sum((0, 2)) if weight.ndim > 2 else weight.pow(2).sum(0)
+        read = positions >= 0
+        squares.index_add_(0, positions[read], of_positions[read].to(squares))
+    return squares.sqrt()

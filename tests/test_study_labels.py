@@ -1,11 +1,10 @@
-"""The classifier of the recycling study, the games that it is shown beside, and the tables."""
+"""The classifier of the recycling study, and the games that it is shown beside."""
 
 import sys
 from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from stable_baselines3 import DQN
@@ -14,7 +13,6 @@ from stable_baselines3.common.env_checker import check_env
 from sb3_redo import ReDoCallback
 
 import benchmarks.minatar as minatar
-import benchmarks.recycled as recycled
 import benchmarks.shuffled_labels as labels
 
 
@@ -55,10 +53,21 @@ def test_labels_are_those_of_the_seed_whatever_is_recycled(monkeypatch):
 
 def test_a_second_start_makes_what_is_missing(tmp_path):
     out = tmp_path / "labels.csv"
-    every = labels.missing(out, range(2))
+    every = labels.missing(out, range(2), labels.MODES)
     assert len(every) == 2 * len(labels.EPSILONS) * len(labels.MODES)
     labels.train(*every[0], tasks=1, steps=1).to_csv(out, index=False)
-    assert labels.missing(out, range(2)) == every[1:]
+    assert labels.missing(out, range(2), labels.MODES) == every[1:]
+
+
+@pytest.mark.parametrize("mode", ["clear", "match_active", "gradient"])
+def test_neurons_of_one_recycling_are_followed(mode):
+    table = labels.follow(mode, "1e-8", 1, ages=(0, 1, 30), tasks=1, steps=300)
+    assert table["age"].tolist() == [0, 1, 30]
+    norms = table["survival/norm"]
+    assert norms[0] == table["survival/contribution"][0] == 0.0
+    assert 0 < norms[1] < norms[2]
+    assert (table["survival/neurons"] > 0).all()
+    assert labels.follow(mode, "1e-8", 1, ages=(0, 1, 30), tasks=1, steps=300).equals(table)
 
 
 class Game:
@@ -120,27 +129,3 @@ def test_all_its_layers_are_recycled(game):
     model.learn(20, callback=callback)
     assert [(layer.neurons, layer.recyclable) for layer in callback.report.layers] == [(4, True), (8, True)]
     assert model.__dict__["dormancy_memory"]["recycled_total"] > 0
-
-
-# Tables
-
-
-def test_runs_are_paired_within_their_epsilon(capsys):
-    rows = [
-        ("none", 0, 40.0, 1.0),
-        ("none", 1, 50.0, 2.0),
-        ("clear_active", 0, 10.0, 1.5),
-        ("clear_active", 1, 20.0, 2.5),
-        ("none_1.5e-4", 0, 30.0, 4.0),
-        ("none_1.5e-4", 1, 32.0, 4.0),
-        ("clear_active_1.5e-4", 1, 12.0, 3.0),
-        ("clear_active_1.5e-4", 0, 10.0, 3.0),
-    ]
-    table = pd.DataFrame(rows, columns=["callback", "seed", "fraction", "return"]).assign(environment="CartPole-v1")
-    recycled._runs(recycled.with_epsilon(table), "return", None)
-    usual, larger = capsys.readouterr().out.split("CartPole-v1, Adam's epsilon ")[1:]
-    assert usual.startswith("1e-8, 2 seeds")
-    assert larger.startswith("1.5e-4, 2 seeds")
-    active = "| clear, redrawn until active | 15 [10, 20] | -30 [-30, -30] | 2.00 [1.50, 2.50] | +0.50 [+0.50, +0.50] |"
-    assert active in usual
-    assert "| clear, redrawn until active | 11 [10, 12] | -20 [-20, -20] | 3.00 [3.00, 3.00] |" in larger

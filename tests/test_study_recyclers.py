@@ -15,7 +15,7 @@ from benchmarks.recyclers import (
     OwnReDo,
     recycled_neurons,
 )
-from benchmarks.survival import Survival
+from benchmarks.survival import Survival, outgoing_norms
 from runs import Tape
 
 AT = 20
@@ -126,7 +126,7 @@ def test_redrawn_neurons_are_active_and_their_outgoing_weights_zero(optimizer_st
             self.again = self._meter.measure(self._forward, report.batch, self.dormancy_threshold)
             self.mine = recycled_neurons(report)
             self.norms = {
-                layer.name: Survival._outgoing_norms(self, report.wiring[layer.name]) for layer in report.layers
+                layer.name: outgoing_norms(report.wiring[layer.name], self.model.policy) for layer in report.layers
             }
 
     # A score of 0.8 is more than many neurons have: a low threshold leaves something to reach.
@@ -140,7 +140,8 @@ def test_redrawn_neurons_are_active_and_their_outgoing_weights_zero(optimizer_st
         assert not callback.norms[layer.name][mask].any()
 
 
-def test_survival_follows_the_recycled_neurons():
+@pytest.mark.parametrize("name", ["DQN", "SAC"])
+def test_survival_follows_the_recycled_neurons(name):
     tape = []
 
     class Points(Tape):
@@ -148,7 +149,7 @@ def test_survival_follows_the_recycled_neurons():
             if "survival/age" in key_values:
                 tape.append(key_values)
 
-    model = build("DQN")
+    model = build(name)
     model.set_logger(Logger(None, [Points()]))
     recycler = ReDoCallback(**ONCE)
     model.learn(100, callback=[recycler, Survival((0, 1, 5), dormancy_threshold=0.8, batch_size=8)])
