@@ -50,35 +50,40 @@ def ages(folder: Path) -> pd.DataFrame:
 
 def survival(table: pd.DataFrame, figure: Path | None) -> None:
     """Print and draw what :class:`benchmarks.survival.Survival` logged."""
-    for (environment, epsilon), mine in table.groupby(["environment", "epsilon"], sort=False):
-        about = f"{environment}, Adam's epsilon {epsilon}, {mine['seed'].nunique()} seeds"
-        for quantity, name in QUANTITIES.items():
-            digits = 1 if quantity == "survival/contribution" else 0
-            _tell_ages(f"{about}: {name}", mine, quantity, digits)
-        _tell_growth(about, mine)
+    for environment, mine in table.groupby("environment", sort=False):
+        for epsilon, of in mine.groupby("epsilon", sort=False):
+            for quantity, name in QUANTITIES.items():
+                title = f"{environment}, Adam's epsilon {epsilon}, {of['seed'].nunique()} seeds: {name}"
+                _tell_ages(title, of, quantity, digits=1 if quantity == "survival/contribution" else 0)
+        _tell_growth(str(environment), mine)
     if figure is not None:
         draw_survival(table, figure)
 
 
 def _tell_ages(title: str, mine: pd.DataFrame, quantity: str, digits: int) -> None:
     seen = sorted(mine["age"].unique())
-    print(f"\n{title}\n\n| | {' | '.join(map(str, seen))} |\n|---|{'---|' * len(seen)}")
+    print(f"\n{title}\n\n| | {' | '.join(f'{age:,}' for age in seen)} |\n|---|{'---|' * len(seen)}")
     for label, of in by_label(mine):
         means = 100 * of.groupby("age")[quantity].mean()
         print(f"| {label} | {' | '.join(f'{means[age]:.{digits}f}' for age in seen)} |")
 
 
-def _tell_growth(title: str, mine: pd.DataFrame) -> None:
+def _tell_growth(environment: str, mine: pd.DataFrame) -> None:
     """A line for each way to recycle: dormant at some ages, and when recycled neurons contributed most."""
     seen = sorted(mine["age"].unique())
     some = sorted({0, 10, max(age for age in seen if age <= 1000), seen[-1]})
-    columns = f"dormant [%] after {' | '.join(f'{age:,}' for age in some)} | largest contribution [%], after"
-    print(f"\n{title}\n\n| | {columns} |\n|---|{'---|' * (len(some) + 1)}")
+    epsilons = mine["epsilon"].unique()
+    after = " | ".join(f"{age:,}" for age in some)
+    columns = [f"{epsilon}: dormant [%] after {after} | largest contribution [%], after" for epsilon in epsilons]
+    print(f"\n{environment}\n\n| | {' | '.join(columns)} |\n|---|{'---|' * (len(some) + 1) * len(epsilons)}")
     for label, of in by_label(mine):
-        means = 100 * of.groupby("age")[["survival/dormant", "survival/contribution"]].mean()
-        contributions = means["survival/contribution"]
-        cells = [f"{means['survival/dormant'][age]:.0f}" for age in some]
-        cells.append(f"{contributions.max():.1f}, {contributions.idxmax():,}")
+        cells = []
+        for epsilon in epsilons:
+            keys = ["survival/dormant", "survival/contribution"]
+            means = 100 * of[of["epsilon"] == epsilon].groupby("age")[keys].mean()
+            contributions = means["survival/contribution"]
+            cells += [f"{means['survival/dormant'][age]:.0f}" for age in some]
+            cells.append(f"{contributions.max():.1f}, {contributions.idxmax():,}")
         print(f"| {label} | {' | '.join(cells)} |")
 
 

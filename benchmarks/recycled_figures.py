@@ -59,9 +59,14 @@ def draw(table: pd.DataFrame, x: str, quantities: dict[str, str], factor: float 
     of_rows = list(table.groupby([name for name in ("environment", "epsilon") if name in table], sort=False))
     shape = (len(of_rows), len(quantities))
     size = (4.4 * shape[1], 3.2 * shape[0] + 0.9)
-    drawn, grid = plt.subplots(*shape, figsize=size, sharex=True, sharey="col", squeeze=False, layout="constrained")
+    drawn, grid = plt.subplots(*shape, figsize=size, sharex=True, squeeze=False, layout="constrained")
+    firsts: dict[tuple[str, ...], np.ndarray] = {}
     for row, (about, mine) in zip(grid, of_rows, strict=True):
         *environment, epsilon = about
+        # The epsilons of an environment are to be compared.
+        for ax, first in zip(row, firsts.setdefault(tuple(environment), row), strict=True):
+            if first is not ax:
+                ax.sharey(first)
         for ax, (quantity, name) in zip(row, quantities.items(), strict=True):
             draw_modes(ax, mine, x, quantity, factor)
             ax.set_ylabel(name)
