@@ -1,6 +1,9 @@
 """Tables and figures of what becomes of recycled neurons, from the folders of sweeps and a table of trainings.
 
-    python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
+    python -m benchmarks.recycled survival runs/recycling_survival --environment CartPole-v1
+        --figure docs/images/recycling_survival.png
+    python -m benchmarks.recycled survival docs/results/recycling_survival_*.csv
+        --figure docs/images/recycling_survival_tasks.png
     python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
     python -m benchmarks.recycled runs runs/recycling_{sac,atari} --table docs/results/recycling_tasks.csv
     python -m benchmarks.recycled runs docs/results/recycling_tasks.csv --figure docs/images/recycling_tasks.png
@@ -227,17 +230,23 @@ def main() -> None:
     )
     parser.add_argument("--figure", type=Path, help="file for the figure")
     parser.add_argument("--table", type=Path, help="file for what is shown, of every seed; of survival and runs")
+    parser.add_argument("--environment", help="show it alone; of survival and runs")
     options = parser.parse_args()
     of_several = {"survival": (ages, survival), "runs": (whole_runs, runs)}
     if options.what in of_several:
         read, show = of_several[options.what]
         table = gather(options.paths, read)
+        if options.environment is not None:
+            known = ", ".join(table["environment"].unique())
+            table = table[table["environment"] == options.environment]
+            if table.empty:
+                parser.error(f"nothing is of {options.environment}, but of {known}")
         if options.table is not None:
             table.to_csv(options.table, index=False, float_format="%.6g")
         show(table, options.figure)
         return
-    if len(options.paths) > 1 or options.table is not None:
-        parser.error(f"{options.what} is of one folder or table, and writes none")
+    if len(options.paths) > 1 or options.table is not None or options.environment is not None:
+        parser.error(f"{options.what} is of one folder or table, shown as a whole, and writes no table")
     of_one = {"ends": ends, "settings": settings, "labels": labels}
     of_one[options.what](options.paths[0], options.figure)
 
