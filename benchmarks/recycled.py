@@ -72,22 +72,20 @@ def _tell_ages(title: str, mine: pd.DataFrame, quantity: str, digits: int) -> No
 
 
 def _tell_growth(environment: str, mine: pd.DataFrame) -> None:
-    """A line for each way to recycle: dormant at some ages, and when recycled neurons contributed most."""
-    seen = sorted(mine["age"].unique())
-    some = sorted({0, 10, max(age for age in seen if age <= 1000), seen[-1]})
-    epsilons = mine["epsilon"].unique()
-    after = " | ".join(f"{age:,}" for age in some)
-    columns = [f"{epsilon}: dormant [%] after {after} | largest contribution [%], after" for epsilon in epsilons]
-    print(f"\n{environment}\n\n| | {' | '.join(columns)} |\n|---|{'---|' * (len(some) + 1) * len(epsilons)}")
-    for label, of in by_label(mine):
-        cells = []
-        for epsilon in epsilons:
-            keys = ["survival/dormant", "survival/contribution"]
-            means = 100 * of[of["epsilon"] == epsilon].groupby("age")[keys].mean()
-            contributions = means["survival/contribution"]
-            cells += [f"{means['survival/dormant'][age]:.0f}" for age in some]
-            cells.append(f"{contributions.max():.1f}, {contributions.idxmax():,}")
-        print(f"| {label} | {' | '.join(cells)} |")
+    """A line for each way to recycle, with both epsilons: what was dormant, and what it contributed, at a few ages."""
+    oldest = int(mine["age"].max())
+    shown = {"dormant": sorted({10, min(1000, oldest), oldest}), "contribution": sorted({10, min(1000, oldest)})}
+    columns: list[str] = []
+    cells: dict[str, list[str]] = {label: [] for label, _ in by_label(mine)}
+    for epsilon, of_epsilon in mine.groupby("epsilon", sort=False):
+        for quantity, some in shown.items():
+            columns += [f"{epsilon}: {quantity} [%] after {some[0]:,}", *(f"{age:,}" for age in some[1:])]
+            for label, of in by_label(of_epsilon):
+                means = 100 * of.groupby("age")[f"survival/{quantity}"].mean()
+                cells[label] += [f"{means[age]:.{int(means[age] < 10)}f}" for age in some]
+    print(f"\n{environment}\n\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for label, of_label in cells.items():
+        print(f"| {label} | {' | '.join(of_label)} |")
 
 
 def by_label(mine: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

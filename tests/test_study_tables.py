@@ -58,7 +58,8 @@ def test_neurons_are_followed_by_age(capsys):
     printed = capsys.readouterr().out
     assert "| | 0 | 10 | 300 |" in printed
     assert "| clear (the paper) | 55 | 25 | 95 |" in printed
-    assert "| clear (the paper) | 55 | 25 | 95 | 3.0, 10 |" in printed
+    assert "| | 1e-8: dormant [%] after 10 | 300 | 1e-8: contribution [%] after 10 | 300 |" in printed
+    assert "| clear (the paper) | 25 | 95 | 3.0 | 1.0 |" in printed
 
 
 @pytest.mark.parametrize("make", [runs, followed])
