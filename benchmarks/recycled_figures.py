@@ -41,8 +41,14 @@ QUANTITIES = {
 
 
 def draw_survival(table: pd.DataFrame, figure: Path) -> None:
-    """See :func:`draw`."""
+    """See :func:`draw`. Contributions are cut off above those of the first 1,000 steps."""
     grid = draw(table, "age", QUANTITIES, factor=100)
+    # Later so few of the others may live that a share of what they do is without bounds.
+    early = table[table["age"] <= 1000].groupby(["environment", "epsilon"], sort=False)["survival/contribution"].max()
+    highest = early.groupby("environment", sort=False).transform("max")
+    for ax, top in zip(grid[:, list(QUANTITIES).index("survival/contribution")], highest, strict=True):
+        if ax.get_ylim()[1] > 105 * top:
+            ax.set_ylim(-5 * top, 105 * top)
     for ax in grid.flat:
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(0)
