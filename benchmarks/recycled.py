@@ -1,17 +1,13 @@
-"""Tables and figures of what becomes of recycled neurons, from the folders of sweeps and a table of trainings.
+"""Tables and figures of what becomes of recycled neurons, from the folders of sweeps and from tables of trainings.
 
-    python -m benchmarks.recycled survival runs/recycling_survival --environment CartPole-v1
-        --figure docs/images/recycling_survival.png
-    python -m benchmarks.recycled survival docs/results/recycling_survival_*.csv
-        --figure docs/images/recycling_survival_tasks.png
+    python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
     python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
-    python -m benchmarks.recycled runs runs/recycling_{sac,atari} --table docs/results/recycling_tasks.csv
-    python -m benchmarks.recycled runs docs/results/recycling_tasks.csv --figure docs/images/recycling_tasks.png
     python -m benchmarks.recycled ends runs/small_interventions
     python -m benchmarks.recycled settings runs/recycling_settings
     python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
 
-Prints Markdown. Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
+Prints Markdown. docs/recycling.md has the command of every figure. Files that --table writes are read as folders are.
+Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
 """
 
 import argparse
@@ -24,7 +20,8 @@ import pandas as pd
 from sb3_redo.reports import read_curves, read_sweep
 from sb3_redo.reports.runs import Sweep
 
-from benchmarks.recycled_figures import LABELS, QUANTITIES, draw_labels, draw_runs, draw_survival
+from benchmarks.recycled_ages import by_age, survival
+from benchmarks.recycled_figures import LABELS, draw_labels, draw_runs
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -39,61 +36,6 @@ def gather(paths: list[Path], read: Callable[[Path], pd.DataFrame]) -> pd.DataFr
     return pd.concat(
         [pd.read_csv(path, dtype={"epsilon": str}) if path.suffix == ".csv" else read(path) for path in paths]
     )
-
-
-def ages(folder: Path) -> pd.DataFrame:
-    """Columns ``environment``, ``epsilon``, ``callback``, ``seed``, ``age`` and one for each quantity."""
-    curves = read_curves(read_sweep(folder))
-    mine = curves[curves["key"].str.startswith("survival/")]
-    names = ["environment", "policy_kwargs", "callback", "seed", "step", "key"]
-    wide = mine.astype({"environment": str}).set_index(names)["value"].unstack("key").reset_index()
-    wide = wide.rename(columns={"survival/age": "age", "policy_kwargs": "epsilon"}).astype({"age": int})
-    return wide.drop(columns="step")
-
-
-def survival(table: pd.DataFrame, figure: Path | None) -> None:
-    """Print and draw what :class:`benchmarks.survival.Survival` logged."""
-    for environment, mine in table.groupby("environment", sort=False):
-        for epsilon, of in mine.groupby("epsilon", sort=False):
-            for quantity, name in QUANTITIES.items():
-                title = f"{environment}, Adam's epsilon {epsilon}, {of['seed'].nunique()} seeds: {name}"
-                _tell_ages(title, of, quantity, digits=1 if quantity == "survival/contribution" else 0)
-        _tell_growth(str(environment), mine)
-    if figure is not None:
-        draw_survival(table, figure)
-
-
-def _tell_ages(title: str, mine: pd.DataFrame, quantity: str, digits: int) -> None:
-    seen = sorted(mine["age"].unique())
-    print(f"\n{title}\n\n| | {' | '.join(f'{age:,}' for age in seen)} |\n|---|{'---|' * len(seen)}")
-    for label, of in by_label(mine):
-        means = 100 * of.groupby("age")[quantity].mean()
-        print(f"| {label} | {' | '.join(f'{means[age]:.{digits}f}' for age in seen)} |")
-
-
-def _tell_growth(environment: str, mine: pd.DataFrame) -> None:
-    """A line for each way to recycle, with both epsilons: what was dormant, and what it contributed, at a few ages."""
-    oldest = int(mine["age"].max())
-    shown = {"dormant": sorted({10, min(1000, oldest), oldest}), "contribution": sorted({10, min(1000, oldest)})}
-    columns: list[str] = []
-    cells: dict[str, list[str]] = {label: [] for label, _ in by_label(mine)}
-    for epsilon, of_epsilon in mine.groupby("epsilon", sort=False):
-        for quantity, some in shown.items():
-            columns += [f"{epsilon}: {quantity} [%] after {some[0]:,}", *(f"{age:,}" for age in some[1:])]
-            for label, of in by_label(of_epsilon):
-                means = 100 * of.groupby("age")[f"survival/{quantity}"].mean()
-                cells[label] += [f"{means[age]:.{int(means[age] < 10)}f}" for age in some]
-    print(f"\n{environment}\n\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for label, of_label in cells.items():
-        print(f"| {label} | {' | '.join(of_label)} |")
-
-
-def by_label(mine: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows of each way to recycle that is there."""
-    for callback, label in LABELS.items():
-        of = mine[mine["callback"] == callback]
-        if len(of):
-            yield label, of
 
 
 def outcomes(
@@ -230,7 +172,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="file for what is shown, of every seed; of survival and runs")
     parser.add_argument("--environment", help="show it alone; of survival and runs")
     options = parser.parse_args()
-    of_several = {"survival": (ages, survival), "runs": (whole_runs, runs)}
+    of_several = {"survival": (by_age, survival), "runs": (whole_runs, runs)}
     if options.what in of_several:
         read, show = of_several[options.what]
         table = gather(options.paths, read)

@@ -41,8 +41,12 @@ QUANTITIES = {
 
 
 def draw_survival(table: pd.DataFrame, figure: Path) -> None:
-    """See :func:`draw`. Contributions are cut off above those of the first 1,000 steps."""
-    grid = draw(table, "age", QUANTITIES, factor=100)
+    """See :func:`draw`. Contributions are cut off above those of the first 1,000 steps, and lines end where a seed has
+    no value."""
+    names = ["environment", "epsilon", "callback", "age"]
+    quantities = list(QUANTITIES)
+    complete = table.groupby(names)[quantities].transform(lambda values: values.notna().all())
+    grid = draw(table.assign(**table[quantities].where(complete)), "age", QUANTITIES, factor=100)
     # Later so few of the others may live that a share of what they do is without bounds.
     early = table[table["age"] <= 1000].groupby(["environment", "epsilon"], sort=False)["survival/contribution"].max()
     highest = early.groupby("environment", sort=False).transform("max")

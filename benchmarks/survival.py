@@ -60,7 +60,12 @@ class Survival(DormancyCallback):
 
 
 def fates(report: DormancyReport, followed: Masks, network: nn.Module) -> dict[str, float]:
-    """What has become of some neurons of a network: :class:`Survival`'s keys, but for the age."""
+    """What has become of some neurons of a network.
+
+    :param followed: of which neurons, by layer
+    :return: values under the keys of :class:`Survival`, but for the age, all shares of 1 but for ``neurons``. Those of
+        the other live neurons are NaN where a layer has none
+    """
     sums = dict.fromkeys(("dormant", "norm", "contribution"), 0.0)
     neurons = 0
     for layer in report.layers:

@@ -70,6 +70,26 @@ def test_neurons_of_one_recycling_are_followed(mode):
     assert labels.follow(mode, "1e-8", 1, ages=(0, 1, 30), tasks=1, steps=300).equals(table)
 
 
+def test_they_are_recycled_once_while_labels_go_on_changing(monkeypatch):
+    recycled, tasks = [], []
+    monkeypatch.setattr(
+        labels.Renewing, "recycle", noting(labels.Renewing.recycle, lambda _, step: recycled.append(step))
+    )
+    monkeypatch.setattr(labels.Renewing, "step", noting(labels.Renewing.step, lambda _, rows, to: tasks.append(to)))
+    labels.follow("clear", "1e-8", 1, ages=(0, 45), tasks=2, steps=20)
+    assert recycled == [40]
+    changes = [step for step in range(1, len(tasks)) if not tasks[step].equal(tasks[step - 1])]
+    assert changes == [20, 40, 60, 80]
+
+
+def noting(method, note):
+    def instead(*arguments):
+        note(*arguments)
+        return method(*arguments)
+
+    return instead
+
+
 class Game:
     """MinAtar's interface: a cell that moves to the right by the action, and is done at the edge."""
 

@@ -1,9 +1,14 @@
 """The tables of the study of recycling: paired differences, ages, and what a file of them keeps."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from benchmarks.recycled import _runs, gather, rows, survival, whole_runs, with_epsilon
+from benchmarks.recycled import _runs, gather, main, rows, with_epsilon
+from benchmarks.recycled_ages import by_age, survival
+from benchmarks.recycled_figures import QUANTITIES
 
 
 def runs():
@@ -23,17 +28,29 @@ def runs():
 
 
 def followed():
-    """Recycled neurons at three ages, of two seeds."""
+    """Recycled neurons at three ages, of two seeds; only with clear at both epsilons and in both environments."""
     values = {0: (0.5, 0.0), 10: (0.2, 0.03), 300: (0.9, 0.01)}
+    conditions = [("Acrobot-v1", "1e-8", "clear"), ("Acrobot-v1", "1.5e-4", "clear"), ("Acrobot-v1", "1.5e-4", "own")]
     return pd.DataFrame(
         [
-            ("Acrobot-v1", "1e-8", "clear", seed, age, dormant + 0.1 * seed, 0.1, contribution)
+            (*condition, seed, age, dormant + 0.1 * seed, 0.25, contribution * scale)
+            for scale, condition in enumerate([*conditions, ("CartPole-v1", "1e-8", "clear")], start=1)
             for seed in (0, 1)
             for age, (dormant, contribution) in values.items()
         ],
-        columns=["environment", "epsilon", "callback", "seed", "age"]
-        + [f"survival/{name}" for name in ("dormant", "norm", "contribution")],
+        columns=["environment", "epsilon", "callback", "seed", "age", *QUANTITIES],
     )
+
+
+def show(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["recycled", *map(str, arguments)])
+    main()
+
+
+@pytest.fixture
+def file(tmp_path):
+    followed().to_csv(tmp_path / "followed.csv", index=False)
+    return tmp_path / "followed.csv"
 
 
 def test_the_epsilon_is_split_off_a_label():
@@ -58,18 +75,71 @@ def test_neurons_are_followed_by_age(capsys):
     printed = capsys.readouterr().out
     assert "| | 0 | 10 | 300 |" in printed
     assert "| clear (the paper) | 55 | 25 | 95 |" in printed
-    assert "| | 1e-8: dormant [%] after 10 | 300 | 1e-8: contribution [%] after 10 | 300 |" in printed
-    assert "| clear (the paper) | 25 | 95 | 3.0 | 1.0 |" in printed
 
 
-@pytest.mark.parametrize("make", [runs, followed])
-def test_a_file_is_read_as_it_was_written(tmp_path, make):
-    make().to_csv(tmp_path / "table.csv", index=False)
-    pd.testing.assert_frame_equal(gather([tmp_path / "table.csv"], whole_runs), make())
+def test_values_stand_under_their_epsilon(capsys):
+    """Also those of a way to recycle that only one of them has."""
+    survival(followed(), None)
+    table = capsys.readouterr().out.split("\nAcrobot-v1\n")[1]
+    assert (
+        "| | 1e-8: dormant [%] after 10 | 300 | 1e-8: norm [%] after 300 | 1e-8: contribution [%] after 10 |" in table
+    )
+    assert "| clear (the paper) | 25 | 95 | 25 | 3.0 | 1.0 | 25 | 95 | 25 | 6.0 | 2.0 |" in table
+    assert "| second moment kept | - | - | - | - | - | 25 | 95 | 25 | 9.0 | 3.0 |" in table
+
+
+def test_a_seed_without_a_value_is_not_left_out_in_silence(capsys):
+    table = followed()
+    table.loc[(table["seed"] == 1) & (table["age"] == 300), "survival/contribution"] = float("nan")
+    survival(table, None)
+    printed = capsys.readouterr().out
+    assert "| clear (the paper) | 0.0 | 3.0 | - |" in printed
+    assert "| clear (the paper) | 25 | 95 | 25 | 3.0 | - |" in printed
+
+
+def test_the_figure_has_a_row_for_each_environment_and_epsilon(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: seen.append(self))
+    table = followed()
+    # Of one of those that grow late.
+    table.loc[(table["environment"] == "CartPole-v1") & (table["age"] == 300), "age"] = 3000
+    table.loc[(table["environment"] == "CartPole-v1") & (table["age"] == 3000), "survival/contribution"] = 50.0
+    survival(table, Path("figure.png"))
+    titles = [ax.get_title() for ax in seen[0].axes[2::3]]
+    assert titles == [
+        "Acrobot-v1, Adam's epsilon 1e-8",
+        "Acrobot-v1, Adam's epsilon 1.5e-4",
+        "CartPole-v1, Adam's epsilon 1e-8",
+    ]
+    tops = [ax.get_ylim()[1] for ax in seen[0].axes[2::3]]
+    assert tops[0] == tops[1] > 9
+    assert 12 < tops[2] < 13
+
+
+def test_a_file_is_shown_as_it_was_written(monkeypatch, capsys, file, tmp_path):
+    show(monkeypatch, "survival", file, "--table", tmp_path / "again.csv")
+    first = capsys.readouterr().out
+    show(monkeypatch, "survival", tmp_path / "again.csv")
+    assert capsys.readouterr().out == first
+    pd.testing.assert_frame_equal(gather([tmp_path / "again.csv"], by_age), followed())
+
+
+def test_files_and_environments_are_put_together_and_chosen(monkeypatch, capsys, file):
+    show(monkeypatch, "survival", file, "--environment", "CartPole-v1")
+    chosen = capsys.readouterr().out
+    assert "CartPole-v1, Adam's epsilon 1e-8, 2 seeds" in chosen
+    assert "Acrobot-v1" not in chosen
+    assert len(gather([file, file], by_age)) == 2 * len(followed())
+    with pytest.raises(SystemExit):
+        show(monkeypatch, "survival", file, "--environment", "Pendulum-v1")
+    assert "nothing is of Pendulum-v1, but of Acrobot-v1, CartPole-v1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        show(monkeypatch, "labels", file, "--environment", "CartPole-v1")
+    assert "shown as a whole" in capsys.readouterr().err
 
 
 def test_runs_are_paired_within_their_epsilon(capsys):
-    rows = [
+    of_runs = [
         ("none", 0, 40.0, 1.0),
         ("none", 1, 50.0, 2.0),
         ("clear_active", 0, 10.0, 1.5),
@@ -79,7 +149,7 @@ def test_runs_are_paired_within_their_epsilon(capsys):
         ("clear_active_1.5e-4", 1, 12.0, 3.0),
         ("clear_active_1.5e-4", 0, 10.0, 3.0),
     ]
-    table = pd.DataFrame(rows, columns=["callback", "seed", "fraction", "return"]).assign(environment="CartPole-v1")
+    table = pd.DataFrame(of_runs, columns=["callback", "seed", "fraction", "return"]).assign(environment="CartPole-v1")
     _runs(with_epsilon(table), "return", None)
     usual, larger = capsys.readouterr().out.split("CartPole-v1, Adam's epsilon ")[1:]
     assert usual.startswith("1e-8, 2 seeds")
