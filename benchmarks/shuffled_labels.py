@@ -57,7 +57,7 @@ SURGERIES = {
     "clear_active": Surgery(optimizer_state="clear"),
     "match_active": Surgery(optimizer_state="match"),
 }
-FOLLOWED = {"gradient": FirstGradient, "counted": CountedSteps}
+HOOKS = {"gradient": FirstGradient, "counted": CountedSteps}
 MODES = ("none", *SURGERIES)
 
 
@@ -76,7 +76,7 @@ class Renewing(Classifier):
         super().__init__(ClassifierSettings(), digits(), 10, seed)
         self.mode = mode
         self.optimizer.param_groups[0]["eps"] = epsilon
-        self.followed = FOLLOWED[mode]([self.optimizer]) if mode in FOLLOWED else None
+        self.hooks = HOOKS[mode]([self.optimizer]) if mode in HOOKS else None
         self.recycled: Masks = {}
 
     def recycle(self, step: int) -> int:
@@ -85,10 +85,10 @@ class Renewing(Classifier):
             return 0
         report = self.measure(self.some_inputs(step))
         self.recycled = recycled_neurons(report)
-        before = self.followed.values() if self.followed else {}
+        before = self.hooks.values() if self.hooks else {}
         recycled = self._renew(report, 0, step)
-        if self.followed:
-            self.followed.note(before)
+        if self.hooks:
+            self.hooks.note(before)
         if self.mode.endswith("_active"):
             redraw_until_active(
                 self.network,
