@@ -1,6 +1,6 @@
 """Tables and figures of what becomes of recycled neurons, from the folders of sweeps and from tables of trainings.
 
-    python -m benchmarks.recycled survival runs/recycling_survival --figure docs/images/recycling_survival.png
+    python -m benchmarks.recycled survival runs/recycling_survival --environment CartPole-v1 --figure FILE
     python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
     python -m benchmarks.recycled ends runs/small_interventions
     python -m benchmarks.recycled settings runs/recycling_settings
@@ -14,21 +14,14 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from sb3_redo.reports import read_curves, read_sweep
 from sb3_redo.reports.runs import Sweep
 
+from benchmarks.intervals import cell
 from benchmarks.recycled_ages import by_age, survival
 from benchmarks.recycled_figures import LABELS, draw_labels, draw_runs
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and the ends of its interval."""
-    draws = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
 
 
 def gather(paths: list[Path], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
@@ -137,12 +130,6 @@ def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
             cells.append(cell(gain, f"+.{decimals}f") if len(gain) and callback != "none" else "")
         if cells:
             yield label, cells
-
-
-def cell(values: "pd.Series[float]", form: str) -> str:
-    """Mean and interval, each in the given format."""
-    mean, low, high = (format(value, form) for value in interval(values.dropna().to_numpy()))
-    return f"{mean} [{low}, {high}]"
 
 
 def labels(file: Path, figure: Path | None) -> None:

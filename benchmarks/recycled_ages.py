@@ -8,6 +8,7 @@ import pandas as pd
 
 from sb3_redo.reports import read_curves, read_sweep
 
+from benchmarks.intervals import cell
 from benchmarks.recycled_figures import LABELS, QUANTITIES, draw_survival
 
 
@@ -33,6 +34,7 @@ def survival(table: pd.DataFrame, figure: Path | None) -> None:
                 title = f"{environment}, Adam's epsilon {epsilon}, {of['seed'].nunique()} seeds: {name}"
                 _tell_ages(title, of, quantity)
         _tell_growth(str(environment), mine)
+        _tell_pairs(str(environment), mine)
     if figure is not None:
         draw_survival(table, figure)
 
@@ -65,6 +67,21 @@ def _tell_growth(environment: str, mine: pd.DataFrame) -> None:
             parts.append(of.unstack("age").reindex(columns=some))
             columns += [f"{epsilon}: {quantity} [%] after {some[0]:,}", *(f"{age:,}" for age in some[1:])]
     _tell(environment, columns, pd.concat(parts, axis=1))
+
+
+def _tell_pairs(environment: str, mine: pd.DataFrame) -> None:
+    """How much more ``match`` contributes than each other way, paired by seed, at the latest age up to 1,000."""
+    late = max(age for age in mine["age"] if age <= 1000)
+    at = mine[mine["age"] == late].set_index(["epsilon", "callback", "seed"])["survival/contribution"] * 100
+    if "match" not in at.index.get_level_values("callback"):
+        return
+    epsilons = list(mine["epsilon"].unique())
+    print(f"\n{environment}: contribution with match, against that with others, after {late:,} [points]\n")
+    print(f"| | {' | '.join(epsilons)} |\n|---|{'---|' * len(epsilons)}")
+    for callback, label in LABELS.items():
+        gains = [(at[epsilon]["match"] - at[epsilon].get(callback, pd.Series())).dropna() for epsilon in epsilons]
+        if callback != "match" and any(len(gain) for gain in gains):
+            print(f"| {label} | {' | '.join(cell(gain, '+.1f') if len(gain) else '-' for gain in gains)} |")
 
 
 def _tell(title: str, columns: list[str], shares: pd.DataFrame) -> None:

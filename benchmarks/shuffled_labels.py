@@ -128,7 +128,7 @@ def follow(
 ) -> pd.DataFrame:
     """Recycle once after some tasks, and go on with the next ones.
 
-    :return: as :func:`benchmarks.recycled.ages`, of all images
+    :return: as :func:`benchmarks.recycled_ages.by_age`, of all images
     """
     torch.set_num_threads(1)
     classifier, draws, rows = Renewing(mode, EPSILONS[epsilon], seed), np.random.default_rng(seed), []

@@ -57,6 +57,8 @@ def test_a_second_start_makes_what_is_missing(tmp_path):
     assert len(every) == 2 * len(labels.EPSILONS) * len(labels.MODES)
     labels.train(*every[0], tasks=1, steps=1).to_csv(out, index=False)
     assert labels.missing(out, range(2), labels.MODES) == every[1:]
+    labels.follow(*every[1], ages=(0,), tasks=1, steps=1).to_csv(tmp_path / "followed.csv", index=False)
+    assert labels.missing(tmp_path / "followed.csv", range(2), labels.MODES) == [every[0], *every[2:]]
 
 
 @pytest.mark.parametrize("mode", ["clear", "match_active", "gradient"])

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from stable_baselines3.common.logger import Logger
+from torch import nn
 
-from sb3_redo import ReDoCallback
+from sb3_redo import ReDoCallback, trace_wiring
+from sb3_redo.meter import Meter
 
 from algorithms import build
 from benchmarks.recyclers import (
@@ -15,7 +17,7 @@ from benchmarks.recyclers import (
     OwnReDo,
     recycled_neurons,
 )
-from benchmarks.survival import Survival, outgoing_norms
+from benchmarks.survival import Survival, fates, outgoing_norms
 from runs import Tape
 
 AT = 20
@@ -157,3 +159,27 @@ def test_survival_follows_the_recycled_neurons(name):
     assert tape[0]["survival/norm"] == tape[0]["survival/contribution"] == 0.0
     assert 0 < tape[1]["survival/norm"] < tape[2]["survival/norm"]
     assert {point["survival/neurons"] for point in tape} == {model.dormancy_memory["recycled_total"]}
+
+
+def test_worked_fates():
+    """Three neurons of 1, 2 and 0 on the only observation, and outgoing weights of norms 5, 10 and 1."""
+    network = nn.Sequential(nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1.0], [2.0], [-1.0]]))
+        network[2].weight.copy_(torch.tensor([[3.0, 6.0, 1.0], [4.0, 8.0, 0.0]]))
+    wiring = trace_wiring(network, torch.ones(2, 1))
+    report = Meter(network, wiring, {layer.name: "network" for layer in wiring}).measure(network, torch.ones(2, 1), 0.0)
+    of = {"0": torch.tensor([True, False, True])}
+    assert fates(report, of, network) == pytest.approx(
+        {
+            "survival/dormant": 1 / 2,
+            # Those of the only other live neuron, 10 and 2 * 10: the mean of 5 and 1, and of 1 * 5 and 0.
+            "survival/norm": 3 / 10,
+            "survival/contribution": 2.5 / 20,
+            "survival/neurons": 2,
+        }
+    )
+    # The neuron that is dormant is none of the others.
+    assert fates(report, {"0": torch.tensor([True, False, False])}, network)["survival/norm"] == pytest.approx(5 / 10)
+    nothing_lives = fates(report, {"0": torch.tensor([True, True, False])}, network)
+    assert nothing_lives["survival/norm"] != nothing_lives["survival/norm"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_runs import write_events, write_run, write_sweep
 from matplotlib.figure import Figure
 
 from benchmarks.recycled import _runs, gather, main, rows, with_epsilon
@@ -86,6 +87,35 @@ def test_values_stand_under_their_epsilon(capsys):
     )
     assert "| clear (the paper) | 25 | 95 | 25 | 3.0 | 1.0 | 25 | 95 | 25 | 6.0 | 2.0 |" in table
     assert "| second moment kept | - | - | - | - | - | 25 | 95 | 25 | 9.0 | 3.0 |" in table
+
+
+def test_match_is_compared_seed_by_seed(capsys):
+    table = followed()
+    better = table[(table["epsilon"] == "1e-8") & (table["environment"] == "Acrobot-v1")].assign(callback="match")
+    better["survival/contribution"] += 0.02 + 0.02 * better["seed"]
+    survival(pd.concat([table, better.iloc[::-1], better.assign(epsilon="1.5e-4", seed=7)]), None)
+    printed = capsys.readouterr().out
+    assert "Acrobot-v1: contribution with match, against that with others, after 300 [points]" in printed
+    assert "| clear (the paper) | +3.0 [+2.0, +4.0] | - |" in printed
+
+
+def test_a_sweep_is_read_by_age(tmp_path):
+    axes = {"policy_kwargs": ["1e-8", "1.5e-4"], "callback": ["clear"]}
+    for environment, condition, seed, folder in write_sweep(tmp_path / "sweep", axes):
+        write_run(environment, condition, seed, folder)
+        ages = {100: 0, 101: 1, 110: 10}
+        values = {"age": lambda age: age, "dormant": lambda age: age / 20, "norm": float, "contribution": float}
+        values["neurons"] = lambda age: 7 + age * 0
+        points = [(step, f"survival/{name}", of(age)) for step, age in ages.items() for name, of in values.items()]
+        write_events(folder / "events.out.tfevents.9.followed", points)
+    table = by_age(tmp_path / "sweep")
+    assert table["age"].tolist() == [0, 1, 10] * 4
+    assert set(table["environment"]) == {"CartPole-v1"}
+    assert set(zip(table["epsilon"], table["seed"], strict=True)) == {
+        (e, s) for e in axes["policy_kwargs"] for s in (0, 1)
+    }
+    assert table["survival/dormant"].tolist() == pytest.approx([0.0, 0.05, 0.5] * 4)
+    assert "step" not in table
 
 
 def test_a_seed_without_a_value_is_not_left_out_in_silence(capsys):
