@@ -89,6 +89,15 @@ def test_values_stand_under_their_epsilon(capsys):
     assert "| second moment kept | - | - | - | - | - | 25 | 95 | 25 | 9.0 | 3.0 |" in table
 
 
+def test_contributions_are_medians_over_seeds(capsys):
+    table = followed()[:3]
+    extremes = [
+        table.assign(seed=seed, **{"survival/contribution": share}) for seed, share in enumerate((0.01, 0.02, 0.3))
+    ]
+    survival(pd.concat(extremes), None)
+    assert "| clear (the paper) | 20 | 90 | 25 | 2.0 | 2.0 |" in capsys.readouterr().out
+
+
 def test_match_is_compared_seed_by_seed(capsys):
     table = followed()
     better = table[(table["epsilon"] == "1e-8") & (table["environment"] == "Acrobot-v1")].assign(callback="match")
