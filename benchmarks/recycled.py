@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from sb3_redo.reports import read_curves, read_sweep
-from sb3_redo.reports.runs import Sweep
-
 from benchmarks.intervals import cell
 from benchmarks.recycled_ages import by_age, survival
 from benchmarks.recycled_figures import LABELS, draw_labels, draw_runs
+from benchmarks.recycled_settings import by_settings, settings
+from benchmarks.sweep_outcomes import outcomes
 
 
 def gather(paths: list[Path], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
@@ -29,37 +28,6 @@ def gather(paths: list[Path], read: Callable[[Path], pd.DataFrame]) -> pd.DataFr
     return pd.concat(
         [pd.read_csv(path, dtype={"epsilon": str}) if path.suffix == ".csv" else read(path) for path in paths]
     )
-
-
-def outcomes(
-    folder: Path, of_returns: str, axes: tuple[str, ...] = (), of_dormancy: str = "dormancy/fraction"
-) -> pd.DataFrame:
-    """Columns ``environment``, ``callback``, ``seed``, the sweep's other axes, ``fraction`` (at the end), ``return``.
-
-    SB3 logs the mean return whenever four episodes have ended. Where some run of a sweep is too short for that, the
-    returns of all are those of the episodes that did end.
-
-    :param of_returns: ``mean`` over the run, or ``last`` of it
-    :param of_dormancy: the key whose end is ``fraction``
-    """
-    sweep = read_sweep(folder)
-    curves = read_curves(sweep, max_points=10_000)
-    names = ["environment", "callback", "seed", *axes]
-    fraction = curves[curves["key"] == of_dormancy].groupby(names, observed=True)["value"].last()
-    returns = curves[curves["key"] == "rollout/ep_rew_mean"].groupby(names, observed=True)["value"].agg(of_returns)
-    if len(returns) < len(fraction):
-        returns = episodes(sweep).groupby(names, observed=True)["return"].agg(of_returns)
-    return pd.DataFrame({"fraction": 100 * fraction, "return": returns}).reset_index()
-
-
-def episodes(sweep: Sweep) -> pd.DataFrame:
-    """The return of every finished episode, with the run's environment, condition and seed."""
-    tables = []
-    for run in sweep.runs:
-        about = {"environment": run.environment, **run.condition, "seed": run.seed}
-        for file in sorted(run.folder.rglob("*.monitor.csv")):
-            tables.append(pd.DataFrame({"return": pd.read_csv(file, comment="#")["r"], **about}))
-    return pd.concat(tables)
 
 
 def whole_runs(folder: Path) -> pd.DataFrame:
@@ -82,24 +50,6 @@ def ends(folder: Path, figure: Path | None) -> None:
     """The same with the return at the end."""
     table = outcomes(folder, "last").astype({"environment": str, "callback": str})
     _runs(with_epsilon(table), "return at the end", figure)
-
-
-def settings(folder: Path, figure: Path | None) -> None:
-    """Print how ``match`` compares with ``clear`` at every threshold and period; dormancy is that at 0.025."""
-    if figure is not None:
-        raise SystemExit("settings makes a table and no figure")
-    axes = ("callback.dormancy_threshold", "callback.recycling_period")
-    table = outcomes(folder, "mean", axes, "dormancy_thresholds/0.025")
-    print(
-        "| threshold | period | | dormant at 0.025 at the end [%] | return, mean over the run |\n|---|---|---|---|---|"
-    )
-    for (threshold, period), mine in table.groupby(list(axes), observed=True):
-        by_mode = {mode: mine[mine["callback"] == mode].set_index("seed") for mode in ("clear", "match")}
-        where = f"| {threshold:g} | {period:,} "
-        for mode, of in by_mode.items():
-            print(f"{where}| {LABELS[mode]} | {cell(of['fraction'], '.0f')} | {cell(of['return'], '.0f')} |")
-        gains = [cell(by_mode["match"][name] - by_mode["clear"][name], "+.0f") for name in ("fraction", "return")]
-        print(f"{where}| difference | {' | '.join(gains)} |")
 
 
 def _runs(table: pd.DataFrame, returns: str, figure: Path | None) -> None:
@@ -153,13 +103,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("survival", "runs", "ends", "settings", "labels"))
     parser.add_argument(
-        "paths", type=Path, nargs="+", help="folder of the sweep, table; of survival and runs several of either"
+        "paths", type=Path, nargs="+", help="folder of the sweep, table; of survival, runs and settings several"
     )
     parser.add_argument("--figure", type=Path, help="file for the figure")
-    parser.add_argument("--table", type=Path, help="file for what is shown, of every seed; of survival and runs")
-    parser.add_argument("--environment", help="show it alone; of survival and runs")
+    parser.add_argument("--table", type=Path, help="file for what is shown, of every seed; not of ends and labels")
+    parser.add_argument("--environment", help="show it alone; not of ends and labels")
     options = parser.parse_args()
-    of_several = {"survival": (by_age, survival), "runs": (whole_runs, runs)}
+    of_several = {"survival": (by_age, survival), "runs": (whole_runs, runs), "settings": (by_settings, settings)}
     if options.what in of_several:
         read, show = of_several[options.what]
         table = gather(options.paths, read)
@@ -174,7 +124,7 @@ def main() -> None:
         return
     if len(options.paths) > 1 or options.table is not None or options.environment is not None:
         parser.error(f"{options.what} is of one folder or table, shown as a whole, and writes no table")
-    of_one = {"ends": ends, "settings": settings, "labels": labels}
+    of_one = {"ends": ends, "labels": labels}
     of_one[options.what](options.paths[0], options.figure)
 
 

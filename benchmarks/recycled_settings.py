@@ -1,0 +1,47 @@
+"""A table of ``match`` against ``clear`` at several thresholds and periods; :mod:`benchmarks.recycled` shows it."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from sb3_redo.reports import read_sweep
+
+from benchmarks.intervals import cell
+from benchmarks.sweep_outcomes import ACCURACY, RETURN, outcomes
+
+AXES = {"callback.dormancy_threshold": "threshold", "callback.recycling_period": "period", "callback": "callback"}
+CLASSIFIER_AXES = {"dormancy_threshold": "threshold", "period": "period", "optimizer_state": "callback"}
+HEAD = """
+| | threshold | period | dormant [%]: clear | match | difference | return: clear | match | difference |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def by_settings(folder: Path) -> pd.DataFrame:
+    """How the runs of a sweep ended.
+
+    :return: columns ``environment``, ``threshold``, ``period``, ``callback`` (``"clear"`` or ``"match"``), ``seed``,
+        ``fraction``, what is dormant at 0.025 at the end in %, whatever was recycled, and ``return``, the mean over
+        the run, of classifiers that of the accuracy at the end of a task in %
+    """
+    of_classifiers = read_sweep(folder).algorithm == "classifier"
+    axes = CLASSIFIER_AXES if of_classifiers else AXES
+    returns, factor = (ACCURACY, 100) if of_classifiers else (RETURN, 1)
+    table = outcomes(folder, "mean", tuple(axes), "dormancy_thresholds/0.025", returns)
+    table = table[["environment", *axes, "seed", "fraction", "return"]].rename(columns=axes)
+    return table.astype({"environment": str, "callback": str}).assign(**{"return": factor * table["return"]})
+
+
+def settings(table: pd.DataFrame, figure: Path | None) -> None:
+    """Print a line for each environment, threshold and period; differences are paired by seed."""
+    if figure is not None:
+        raise SystemExit("settings makes a table and no figure")
+    print(HEAD)
+    for environment, mine in table.groupby("environment", sort=False):
+        decimals = {name: 0 if mine[name].abs().max() >= 10 else 2 for name in ("fraction", "return")}
+        for (threshold, period), of in mine.groupby(["threshold", "period"]):
+            cells = []
+            for name, digits in decimals.items():
+                values = of.pivot(index="seed", columns="callback", values=name)
+                cells += [cell(values[mode], f".{digits}f") for mode in ("clear", "match")]
+                cells.append(cell(values["match"] - values["clear"], f"+.{digits}f"))
+            print(f"| {environment} | {threshold:g} | {period:,} | {' | '.join(cells)} |")
