@@ -12,6 +12,8 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def cell(values: "pd.Series[float]", form: str) -> str:
-    """Mean and interval, each in the given format."""
+    """Mean and interval, each in the given format; a hyphen where there are no values."""
+    if values.isna().all():
+        return "-"
     mean, low, high = (format(value, form) for value in interval(values.dropna().to_numpy()))
     return f"{mean} [{low}, {high}]"

@@ -81,7 +81,7 @@ def _tell_pairs(environment: str, mine: pd.DataFrame) -> None:
     for callback, label in LABELS.items():
         gains = [(at[epsilon]["match"] - at[epsilon].get(callback, pd.Series())).dropna() for epsilon in epsilons]
         if callback != "match" and any(len(gain) for gain in gains):
-            print(f"| {label} | {' | '.join(cell(gain, '+.1f') if len(gain) else '-' for gain in gains)} |")
+            print(f"| {label} | {' | '.join(cell(gain, '+.1f') for gain in gains)} |")
 
 
 def _tell(title: str, columns: list[str], shares: pd.DataFrame) -> None:

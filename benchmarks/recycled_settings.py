@@ -11,6 +11,7 @@ from benchmarks.sweep_outcomes import ACCURACY, RETURN, outcomes
 
 AXES = {"callback.dormancy_threshold": "threshold", "callback.recycling_period": "period", "callback": "callback"}
 CLASSIFIER_AXES = {"dormancy_threshold": "threshold", "period": "period", "optimizer_state": "callback"}
+MODES = ["clear", "match"]
 HEAD = """
 | | threshold | period | dormant [%]: clear | match | difference | return: clear | match | difference |
 |---|---|---|---|---|---|---|---|---|"""
@@ -21,14 +22,18 @@ def by_settings(folder: Path) -> pd.DataFrame:
 
     :return: columns ``environment``, ``threshold``, ``period``, ``callback`` (``"clear"`` or ``"match"``), ``seed``,
         ``fraction``, what is dormant at 0.025 at the end in %, whatever was recycled, and ``return``, the mean over
-        the run, of classifiers that of the accuracy at the end of a task in %
+        the run, of classifiers the accuracy at the end of the last five tasks in %
     """
     of_classifiers = read_sweep(folder).algorithm == "classifier"
     axes = CLASSIFIER_AXES if of_classifiers else AXES
-    returns, factor = (ACCURACY, 100) if of_classifiers else (RETURN, 1)
-    table = outcomes(folder, "mean", tuple(axes), "dormancy_thresholds/0.025", returns)
+    returns, of_returns = (ACCURACY, _late_percents) if of_classifiers else (RETURN, "mean")
+    table = outcomes(folder, of_returns, tuple(axes), "dormancy_thresholds/0.025", returns)
     table = table[["environment", *axes, "seed", "fraction", "return"]].rename(columns=axes)
-    return table.astype({"environment": str, "callback": str}).assign(**{"return": factor * table["return"]})
+    return table.astype({"environment": str, "callback": str})
+
+
+def _late_percents(accuracies: "pd.Series[float]") -> float:
+    return 100 * float(accuracies.tail(5).mean())
 
 
 def settings(table: pd.DataFrame, figure: Path | None) -> None:
@@ -41,7 +46,7 @@ def settings(table: pd.DataFrame, figure: Path | None) -> None:
         for (threshold, period), of in mine.groupby(["threshold", "period"]):
             cells = []
             for name, digits in decimals.items():
-                values = of.pivot(index="seed", columns="callback", values=name)
-                cells += [cell(values[mode], f".{digits}f") for mode in ("clear", "match")]
+                values = of.pivot(index="seed", columns="callback", values=name).reindex(columns=MODES)
+                cells += [cell(values[mode], f".{digits}f") for mode in MODES]
                 cells.append(cell(values["match"] - values["clear"], f"+.{digits}f"))
             print(f"| {environment} | {threshold:g} | {period:,} | {' | '.join(cells)} |")

@@ -1,5 +1,6 @@
 """How the runs of a sweep ended: dormancy and return of each."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ ACCURACY = "classifier/task_accuracy"
 
 def outcomes(
     folder: Path,
-    of_returns: str,
+    of_returns: str | Callable[["pd.Series[float]"], float],
     axes: tuple[str, ...] = ("callback",),
     dormancy: str = "dormancy/fraction",
     returns: str = RETURN,
@@ -23,7 +24,7 @@ def outcomes(
     SB3 logs the mean return whenever four episodes have ended. Where some run of a sweep is too short for that, the
     returns of all are those of the episodes that did end.
 
-    :param of_returns: ``mean`` over the run, or ``last`` of it
+    :param of_returns: ``mean`` over the run, or ``last`` of it, or what makes one value of all
     :param dormancy: the key whose end is ``fraction``
     :param returns: the key of ``return``
     """

@@ -20,9 +20,9 @@ CLASSIFIERS = {
 }
 
 
-def write(folder, axes, returns, **settings):
-    """A sweep whose dormancy at 0.025 ends at 0.6 with clear, at 0.2 with match, 0.1 more with the second seed; the
-    two values of what it returns are 1 and 3 times the threshold, 10 more for match with the second seed."""
+def write(folder, axes, returns, times, **settings):
+    """A sweep whose dormancy at 0.025 ends at 0.6 with clear, at 0.2 with match, 0.1 more with the second seed; what
+    it returns is the threshold so many times, one value after another, 10 more for match with the second seed."""
     for environment, condition, seed, run in write_sweep(folder, axes, **settings):
         write_run(environment, condition, seed, run, keys=("dormancy/fraction",))
         match = "match" in condition.values()
@@ -30,20 +30,22 @@ def write(folder, axes, returns, **settings):
         dormant = (0.2 if match else 0.6) + 0.1 * seed
         gain = 10 * match * seed
         points = [(100, "dormancy_thresholds/0.025", 0.0), (200, "dormancy_thresholds/0.025", dormant)]
-        points += [(100, returns, threshold + gain), (200, returns, 3 * threshold + gain)]
+        points += [(100 * number, returns, some * threshold + gain) for number, some in enumerate(times, start=1)]
         write_events(run / "events.out.tfevents.9.more", points)
     return folder
 
 
 @pytest.fixture
 def agents(tmp_path):
-    return write(tmp_path / "agents", AGENTS, "rollout/ep_rew_mean", environments=("CartPole-v1", "Acrobot-v1"))
+    environments = ("CartPole-v1", "Acrobot-v1")
+    return write(tmp_path / "agents", AGENTS, "rollout/ep_rew_mean", (1, 3), environments=environments)
 
 
 @pytest.fixture
 def classifiers(tmp_path):
-    folder = tmp_path / "classifiers"
-    return write(folder, CLASSIFIERS, "classifier/task_accuracy", environments=("digits",), algorithm="classifier")
+    about = {"environments": ("digits",), "algorithm": "classifier"}
+    accuracies = (9, 1, 3, 1, 3, 2)
+    return write(tmp_path / "classifiers", CLASSIFIERS, "classifier/task_accuracy", accuracies, **about)
 
 
 def of(table, **values):
@@ -60,7 +62,7 @@ def test_agents_are_read_with_dormancy_at_the_end_and_the_mean_return(agents):
     assert mine["return"].tolist() == pytest.approx([0.2, 10.2])
 
 
-def test_classifiers_are_read_by_optimizer_state_and_in_percent(classifiers):
+def test_classifiers_are_read_by_optimizer_state_with_their_last_five_tasks_in_percent(classifiers):
     table = by_settings(classifiers)
     assert list(table.columns) == ["environment", "threshold", "period", "callback", "seed", "fraction", "return"]
     assert set(table["callback"]) == {"clear", "match"}
@@ -94,6 +96,11 @@ def test_a_seed_that_has_no_partner_is_in_no_difference(capsys):
     settings(one_setting(("clear", 0, 50.0, 20.0), ("match", 0, 40.0, 30.0), ("match", 1, 20.0, 50.0)), None)
     line = "| 50 [50, 50] | 30 [20, 40] | -10 [-10, -10] | 20 [20, 20] | 40 [30, 50] | +10 [+10, +10] |"
     assert line in capsys.readouterr().out
+
+
+def test_what_is_not_there_yet_is_a_hyphen(capsys):
+    settings(one_setting(("clear", 0, 50.0, 20.0)), None)
+    assert "| 50 [50, 50] | - | - | 20 [20, 20] | - | - |" in capsys.readouterr().out
 
 
 def test_folders_and_files_make_one_table(agents, classifiers, tmp_path, monkeypatch, capsys):
