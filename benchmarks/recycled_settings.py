@@ -18,7 +18,7 @@ HEAD = """
 
 
 def by_settings(folder: Path) -> pd.DataFrame:
-    """How the runs of a sweep ended.
+    """How the finished runs of a sweep ended.
 
     :return: columns ``environment``, ``threshold``, ``period``, ``callback`` (``"clear"`` or ``"match"``), ``seed``,
         ``fraction``, what is dormant at 0.025 at the end in %, whatever was recycled, and ``return``, the mean over
@@ -26,10 +26,10 @@ def by_settings(folder: Path) -> pd.DataFrame:
     """
     of_classifiers = read_sweep(folder).algorithm == "classifier"
     axes = CLASSIFIER_AXES if of_classifiers else AXES
-    returns, of_returns = (ACCURACY, _late_percents) if of_classifiers else (RETURN, "mean")
-    table = outcomes(folder, of_returns, tuple(axes), "dormancy_thresholds/0.025", returns)
+    key, summary = (ACCURACY, _late_percents) if of_classifiers else (RETURN, "mean")
+    table = outcomes(folder, summary, tuple(axes), "dormancy_thresholds/0.025", key)
     table = table[["environment", *axes, "seed", "fraction", "return"]].rename(columns=axes)
-    return table.astype({"environment": str, "callback": str})
+    return table.astype({"environment": str, "threshold": float, "period": int, "callback": str})
 
 
 def _late_percents(accuracies: "pd.Series[float]") -> float:
@@ -43,10 +43,10 @@ def settings(table: pd.DataFrame, figure: Path | None) -> None:
     print(HEAD)
     for environment, mine in table.groupby("environment", sort=False):
         decimals = {name: 0 if mine[name].abs().max() >= 10 else 2 for name in ("fraction", "return")}
-        for (threshold, period), of in mine.groupby(["threshold", "period"]):
+        for (threshold, period), rows in mine.groupby(["threshold", "period"]):
             cells = []
             for name, digits in decimals.items():
-                values = of.pivot(index="seed", columns="callback", values=name).reindex(columns=MODES)
+                values = rows.pivot(index="seed", columns="callback", values=name).reindex(columns=MODES)
                 cells += [cell(values[mode], f".{digits}f") for mode in MODES]
                 cells.append(cell(values["match"] - values["clear"], f"+.{digits}f"))
             print(f"| {environment} | {threshold:g} | {period:,} | {' | '.join(cells)} |")

@@ -1,5 +1,6 @@
-"""How the runs of a sweep ended: dormancy and return of each."""
+"""How the runs of a sweep ended: what was dormant, and what they returned or how accurate they were."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,28 +15,29 @@ ACCURACY = "classifier/task_accuracy"
 
 def outcomes(
     folder: Path,
-    of_returns: str | Callable[["pd.Series[float]"], float],
+    summary: str | Callable[["pd.Series[float]"], float],
     axes: tuple[str, ...] = ("callback",),
-    dormancy: str = "dormancy/fraction",
-    returns: str = RETURN,
+    dormancy_key: str = "dormancy/fraction",
+    return_key: str = RETURN,
 ) -> pd.DataFrame:
-    """Columns ``environment``, the sweep's axes, ``seed``, ``fraction`` (at the end, in %), ``return``.
+    """How the finished runs of a sweep ended; others are left out.
 
     SB3 logs the mean return whenever four episodes have ended. Where some run of a sweep is too short for that, the
     returns of all are those of the episodes that did end.
 
-    :param of_returns: ``mean`` over the run, or ``last`` of it, or what makes one value of all
-    :param dormancy: the key whose end is ``fraction``
-    :param returns: the key of ``return``
+    :param summary: what becomes ``return``: ``mean`` over the run, or ``last`` of it, or a function of all values
+    :return: columns ``environment``, the axes, ``seed``, ``fraction``, the last value of ``dormancy_key`` in %, and
+        ``return``, of ``return_key``
     """
     sweep = read_sweep(folder)
+    sweep = dataclasses.replace(sweep, runs=sweep.in_state("finished"))
     curves = read_curves(sweep, max_points=10_000)
     names = ["environment", *axes, "seed"]
-    ends = curves[curves["key"] == dormancy].groupby(names, observed=True)["value"].last()
-    means = curves[curves["key"] == returns].groupby(names, observed=True)["value"].agg(of_returns)
-    if len(means) < len(ends):
-        means = episodes(sweep).groupby(names, observed=True)["return"].agg(of_returns)
-    return pd.DataFrame({"fraction": 100 * ends, "return": means}).reset_index()
+    fractions = curves[curves["key"] == dormancy_key].groupby(names, observed=True)["value"].last()
+    returns = curves[curves["key"] == return_key].groupby(names, observed=True)["value"].agg(summary)
+    if return_key == RETURN and len(returns) < len(fractions):
+        returns = episodes(sweep).groupby(names, observed=True)["return"].agg(summary)
+    return pd.DataFrame({"fraction": 100 * fractions, "return": returns}).reset_index()
 
 
 def episodes(sweep: Sweep) -> pd.DataFrame:

@@ -8,8 +8,8 @@ from benchmarks.recycled import gather, main
 from benchmarks.recycled_settings import by_settings, settings
 
 AGENTS = {
-    "callback.dormancy_threshold": [0.0, 0.1],
-    "callback.recycling_period": [100, 2000],
+    "callback.dormancy_threshold": [0.1, 0.0],
+    "callback.recycling_period": [2000, 100],
     "callback": ["clear", "match"],
 }
 CLASSIFIERS = {
@@ -21,8 +21,8 @@ CLASSIFIERS = {
 
 
 def write(folder, axes, returns, times, **settings):
-    """A sweep whose dormancy at 0.025 ends at 0.6 with clear, at 0.2 with match, 0.1 more with the second seed; what
-    it returns is the threshold so many times, one value after another, 10 more for match with the second seed."""
+    """A sweep whose dormancy at 0.025 ends at 0.6 with clear, at 0.2 with match, 0.1 more with the second seed; its
+    returns are ``times`` times the threshold, one after another, 10 more for match with the second seed."""
     for environment, condition, seed, run in write_sweep(folder, axes, **settings):
         write_run(environment, condition, seed, run, keys=("dormancy/fraction",))
         match = "match" in condition.values()
@@ -32,6 +32,9 @@ def write(folder, axes, returns, times, **settings):
         points = [(100, "dormancy_thresholds/0.025", 0.0), (200, "dormancy_thresholds/0.025", dormant)]
         points += [(100 * number, returns, some * threshold + gain) for number, some in enumerate(times, start=1)]
         write_events(run / "events.out.tfevents.9.more", points)
+    # Others may have begun.
+    write_run(environment, condition, 9, folder / "begun", keys=("dormancy/fraction",), finished=False)
+    write_events(folder / "begun" / "events.out.tfevents.9.more", points)
     return folder
 
 
@@ -44,7 +47,7 @@ def agents(tmp_path):
 @pytest.fixture
 def classifiers(tmp_path):
     about = {"environments": ("digits",), "algorithm": "classifier"}
-    accuracies = (9, 1, 3, 1, 3, 2)
+    accuracies = (9, 1, 3, 1, 3, 7)
     return write(tmp_path / "classifiers", CLASSIFIERS, "classifier/task_accuracy", accuracies, **about)
 
 
@@ -68,7 +71,7 @@ def test_classifiers_are_read_by_optimizer_state_with_their_last_five_tasks_in_p
     assert set(table["callback"]) == {"clear", "match"}
     mine = of(table, threshold=0.1, callback="match").sort_values("seed")
     assert mine["fraction"].tolist() == pytest.approx([20, 30])
-    assert mine["return"].tolist() == pytest.approx([20, 1020])
+    assert mine["return"].tolist() == pytest.approx([30, 1030])
 
 
 def test_differences_are_those_of_the_same_seed(agents, capsys):
@@ -76,9 +79,11 @@ def test_differences_are_those_of_the_same_seed(agents, capsys):
     line = (
         "| CartPole-v1 | 0.1 | 100 | 65 [60, 70] | 25 [20, 30] | -40 [-40, -40] | 0 [0, 0] | 5 [0, 10] | +5 [+0, +10] |"
     )
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.strip().splitlines()
     assert line in lines
-    assert len(lines) == 3 + 8
+    settings_of_one = [line.split(" | ")[1:3] for line in lines[2:6]]
+    assert settings_of_one == [["0", "100"], ["0", "2,000"], ["0.1", "100"], ["0.1", "2,000"]]
+    assert len(lines) == 2 + 8
 
 
 def one_setting(*rows):
@@ -92,9 +97,19 @@ def test_small_returns_have_decimals(capsys):
     assert "| A | 0 | 100 | 50 [50, 50] | 50 [50, 50] | +0 [+0, +0] | 2.00 [1.50, 2.50] |" in capsys.readouterr().out
 
 
+def test_runs_without_enough_episodes_for_a_mean_count_those_that_ended(agents):
+    silent = agents / "CartPole-v1/callback.dormancy_threshold=0.1,callback.recycling_period=100,callback=match/seed=1"
+    write_events(silent / "events.out.tfevents.9.more", [(200, "dormancy_thresholds/0.025", 0.4)])
+    for run in agents.rglob("seed=*"):
+        (run / "0.monitor.csv").write_text(f"#{{}}\nr,l,t\n{run.name[-1]}.0,9,1.0\n4.0,9,2.0\n")
+    table = by_settings(agents)
+    assert of(table, seed=0)["return"].tolist() == [2.0] * 16
+    assert of(table, seed=1)["return"].tolist() == [2.5] * 16
+
+
 def test_a_seed_that_has_no_partner_is_in_no_difference(capsys):
-    settings(one_setting(("clear", 0, 50.0, 20.0), ("match", 0, 40.0, 30.0), ("match", 1, 20.0, 50.0)), None)
-    line = "| 50 [50, 50] | 30 [20, 40] | -10 [-10, -10] | 20 [20, 20] | 40 [30, 50] | +10 [+10, +10] |"
+    settings(one_setting(("clear", 1, 50.0, 20.0), ("match", 0, 40.0, 30.0), ("match", 1, 20.0, 50.0)), None)
+    line = "| 50 [50, 50] | 30 [20, 40] | -30 [-30, -30] | 20 [20, 20] | 40 [30, 50] | +30 [+30, +30] |"
     assert line in capsys.readouterr().out
 
 
