@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from sb3_redo.experiments.classifier import TASK_ACCURACY
 from sb3_redo.reports import read_sweep
+from sb3_redo.reports.curves import RETURN
 
 from benchmarks.intervals import cell
-from benchmarks.sweep_outcomes import ACCURACY, RETURN, outcomes
+from benchmarks.sweep_outcomes import outcomes
 
 AXES = {"callback.dormancy_threshold": "threshold", "callback.recycling_period": "period", "callback": "callback"}
 CLASSIFIER_AXES = {"dormancy_threshold": "threshold", "period": "period", "optimizer_state": "callback"}
@@ -26,7 +28,7 @@ def by_settings(folder: Path) -> pd.DataFrame:
     """
     of_classifiers = read_sweep(folder).algorithm == "classifier"
     axes = CLASSIFIER_AXES if of_classifiers else AXES
-    key, summary = (ACCURACY, _late_percents) if of_classifiers else (RETURN, "mean")
+    key, summary = (TASK_ACCURACY, _late_percents) if of_classifiers else (RETURN, "mean")
     table = outcomes(folder, summary, tuple(axes), "dormancy_thresholds/0.025", key)
     table = table[["environment", *axes, "seed", "fraction", "return"]].rename(columns=axes)
     return table.astype({"environment": str, "threshold": float, "period": int, "callback": str})

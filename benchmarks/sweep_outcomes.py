@@ -7,10 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from sb3_redo.reports import read_curves, read_sweep
+from sb3_redo.reports.curves import RETURN
 from sb3_redo.reports.runs import Sweep
-
-RETURN = "rollout/ep_rew_mean"
-ACCURACY = "classifier/task_accuracy"
 
 
 def outcomes(
@@ -35,7 +33,7 @@ def outcomes(
     names = ["environment", *axes, "seed"]
     fractions = curves[curves["key"] == dormancy_key].groupby(names, observed=True)["value"].last()
     returns = curves[curves["key"] == return_key].groupby(names, observed=True)["value"].agg(summary)
-    if return_key == RETURN and len(returns) < len(fractions):
+    if len(returns) < len(fractions):
         returns = episodes(sweep).groupby(names, observed=True)["return"].agg(summary)
     return pd.DataFrame({"fraction": 100 * fractions, "return": returns}).reset_index()
 
