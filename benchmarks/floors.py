@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sb3_redo.contribution import Feed
-from sb3_redo.frozen import neuron_axis
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
     NormProjectionCallback,
@@ -16,7 +15,8 @@ from sb3_redo.interventions import (
     RegenerativeCallback,
 )
 from sb3_redo.interventions.regularisers import RegulariserCallback
-from sb3_redo.stepping import GradientStepCallback
+from sb3_redo.interventions.utility import Feed
+from sb3_redo.wiring.frozen_network import neuron_axis
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sb3_redo import ReDoCallback
-from sb3_redo.agents import gradient_steps_of
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
     GradientReDoCallback,
@@ -42,7 +42,7 @@ from sb3_redo.interventions import (
     ShrinkAndPerturbCallback,
     WeightClippingCallback,
 )
-from sb3_redo.stepping import GradientStepCallback
+from sb3_redo.sb3.agents import gradient_steps_of
 
 from benchmarks.bench import Bench
 from benchmarks.choices import TASKS_OF, chosen

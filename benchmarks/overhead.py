@@ -41,7 +41,7 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sb3_redo import ReDoCallback
-from sb3_redo.clock import GradientClock
+from sb3_redo.callbacks.clock import GradientClock
 
 from benchmarks.passes import Line, Rig, tell
 

@@ -17,10 +17,10 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.profiler import ProfilerActivity, profile
 
-from sb3_redo.agents import agent_of, initial_state, initial_weights_of, meter_of
-from sb3_redo.dormancy import DormancyReport
-from sb3_redo.recycling import Surgery, recycle
-from sb3_redo.sampling import sample_batch, torch_generator
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.recycling.step import Surgery, recycle
+from sb3_redo.sb3.agents import agent_of, initial_state, initial_weights_of, meter_of
+from sb3_redo.sb3.buffers import sample_batch, torch_generator
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sb3_redo.dormancy import DormancyReport
+from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.experiments.classifier import Classifier
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
-from sb3_redo.planning import SecondMoment
-from sb3_redo.recycling import Surgery, recycle
-from sb3_redo.sampling import torch_generator
+from sb3_redo.recycling.optimizer_state import SecondMoment
+from sb3_redo.recycling.step import Surgery, recycle
+from sb3_redo.sb3.buffers import torch_generator
 
 from benchmarks.recyclers import (
     CountedSteps,

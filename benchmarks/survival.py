@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
-from sb3_redo.companions import callbacks_in
-from sb3_redo.dormancy import DormancyReport
+from sb3_redo.callbacks.callback_tree import callbacks_in
+from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.tensorboard import write_point
-from sb3_redo.wiring import LayerWiring
+from sb3_redo.wiring.tracing import LayerWiring
 
 from benchmarks.recyclers import Masks, recycled_neurons, refuse_to_go_on
 

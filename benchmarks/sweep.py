@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from sb3_redo.experiments.folders import RESULT, RUN, read_json
-from sb3_redo.experiments.runs import Run
-from sb3_redo.experiments.sweep_file import read_sweep
-from sb3_redo.experiments.training import thread_variables
+from sb3_redo.sweeps.files import RESULT, RUN, read_json
+from sb3_redo.sweeps.run import Run
+from sb3_redo.sweeps.run_process import thread_variables
+from sb3_redo.sweeps.sweep_file import read_sweep
 
 from benchmarks.passes import Line, tell
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from sb3_redo.reports import read_curves, read_sweep
 from sb3_redo.reports.curves import RETURN
-from sb3_redo.reports.runs import Sweep
+from sb3_redo.reports.sweep_folder import Sweep
 
 
 def outcomes(

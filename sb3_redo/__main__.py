@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_redo.cli import main
+from sb3_redo.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

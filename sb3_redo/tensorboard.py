@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 
-from sb3_redo.dormancy import DormancyReport
+from sb3_redo.dormancy.report import DormancyReport
 
 
 def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from sb3_redo import ReDoCallback, measure_dormancy, recycle_dormant
-from sb3_redo.agents import initial_weights_of
 from sb3_redo.networks import NatureCNN, activations
 from sb3_redo.networks.activations import Concatenating, CReLU, Fourier
 from sb3_redo.networks.layers import ACTIVATIONS, feature_size, scaled_net_arch
+from sb3_redo.sb3.agents import initial_weights_of
 
 from algorithms import ALGORITHMS, DICTIONARIES, IMAGE, IMAGES, OBSERVATIONS, VECTORS, build, learn, scalable
 from runs import differences, fingerprint, reloaded

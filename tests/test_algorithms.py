@@ -11,9 +11,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
-from sb3_redo.dormancy import DormancyReport
-from sb3_redo.planning import OPTIMIZER_STATE
-from sb3_redo.sampling import sample_batch
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
+from sb3_redo.sb3.buffers import sample_batch
 
 from algorithms import (
     ALGORITHMS,

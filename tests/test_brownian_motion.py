@@ -20,7 +20,7 @@ from sb3_redo.interventions import (
 )
 from sb3_redo.plasticity import BrownianMotionCallback, GradientCovarianceCallback, networks_of, td_loss
 from sb3_redo.plasticity.brownian_motion import Twin
-from sb3_redo.sampling import sample_batch
+from sb3_redo.sb3.buffers import sample_batch
 
 from algorithms import build, learn
 from runs import NOISY, TINY, Tape, differences, dqn, fingerprint, hooks_of, reloaded

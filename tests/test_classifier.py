@@ -13,10 +13,10 @@ from sb3_redo.environments.images import LabelledImages
 from sb3_redo.experiments.classifier import ACCURACY, TASK_ACCURACY, Classifier, train
 from sb3_redo.experiments.classifier_run import main, run
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
-from sb3_redo.experiments.runs import state_of
-from sb3_redo.experiments.sweep_file import read_sweep
 from sb3_redo.reports import read_points, write_report
-from sb3_redo.settings import UsageError
+from sb3_redo.sweeps.run import state_of
+from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.validation import UsageError
 
 SWEEP = """\
 algorithm: classifier

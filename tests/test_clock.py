@@ -8,10 +8,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-import sb3_redo.callbacks
-import sb3_redo.redo
+import sb3_redo.callbacks.dormancy
+import sb3_redo.callbacks.redo
 from sb3_redo import DormancyCallback, ReDoCallback
-from sb3_redo.agents import gradient_steps_of
+from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
     GradientReDoCallback,
@@ -22,7 +22,7 @@ from sb3_redo.interventions import (
     ResetCallback,
 )
 from sb3_redo.plasticity import BrownianMotionCallback, PlasticityCallback
-from sb3_redo.step_hooks import StepHooks
+from sb3_redo.sb3.agents import gradient_steps_of
 
 from runs import Tape, at_gradient_step, differences, dqn, fingerprint, hooks_of, sac
 
@@ -125,7 +125,7 @@ def test_no_hook_is_left_when_training_ends(build):
 
 def _break_at(monkeypatch, model, place, gradient_step):
     def break_it():
-        monkeypatch.setattr(sb3_redo.callbacks, place, fail)
+        monkeypatch.setattr(sb3_redo.callbacks.dormancy, place, fail)
 
     if gradient_step == 0:
         break_it()
@@ -146,7 +146,7 @@ def test_an_exception_in_a_measurement_leaves_no_hook(monkeypatch, place, gradie
 
 def test_an_exception_while_recycling_leaves_no_hook(monkeypatch):
     model = dqn()
-    monkeypatch.setattr(sb3_redo.redo, "recycle", fail)
+    monkeypatch.setattr(sb3_redo.callbacks.redo, "recycle", fail)
     with pytest.raises(BrokenError):
         model.learn(80, callback=recycling(10))
     assert hooks_of(model) == []
@@ -154,11 +154,11 @@ def test_an_exception_while_recycling_leaves_no_hook(monkeypatch):
 
 @pytest.mark.parametrize(
     "place",
-    ["stepping.agent_of", "callbacks.meter_of", "callbacks.write_layout", "redo.initial_weights_of"],
+    ["gradient_steps.agent_of", "dormancy.meter_of", "dormancy.write_layout", "redo.initial_weights_of"],
 )
 def test_an_exception_at_training_start_leaves_no_hook(monkeypatch, place):
     model = dqn()
-    monkeypatch.setattr(f"sb3_redo.{place}", fail)
+    monkeypatch.setattr(f"sb3_redo.callbacks.{place}", fail)
     with pytest.raises(BrokenError):
         model.learn(80, callback=recycling(10))
     assert hooks_of(model) == []

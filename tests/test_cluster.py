@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from sb3_redo.experiments.folders import is_busy
-from sb3_redo.experiments.runs import state_of
+from sb3_redo.sweeps.files import is_busy
+from sb3_redo.sweeps.run import state_of
 
 from sweeps import CONFIG, SWEEP, names, start, sweep, wait_for, weights, write_sweep
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
-from sb3_redo.contribution import Contribution, Feed
 from sb3_redo.interventions import ContinualBackpropCallback, ResetCallback, ShrinkAndPerturbCallback
-from sb3_redo.wiring import trace_wiring
+from sb3_redo.interventions.utility import Contribution, Feed
+from sb3_redo.wiring.tracing import trace_wiring
 
 from algorithms import EVERY, IMAGES, VECTORS, build, half, learn
 from runs import Tape, differences, fingerprint, hooks_of, reloaded

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sb3_redo.dormancy import dormancy_scores, overlap
-from sb3_redo.meter import Meter
-from sb3_redo.wiring import trace_wiring
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.dormancy.report import dormancy_scores, overlap
+from sb3_redo.wiring.tracing import trace_wiring
 
 import networks
 

@@ -12,19 +12,19 @@ import yaml
 from made_runs import write_events, write_run, write_sweep
 from matplotlib.ticker import PercentFormatter
 
-from sb3_redo.cli import main
+from sb3_redo.cli.main import main
 from sb3_redo.experiments import catalogue as rooms
 from sb3_redo.experiments import experiment as experiment_pages
 from sb3_redo.experiments.catalogue import PRESETS, SWEEPS, Preset, catalogue, experiment_named
-from sb3_redo.experiments.experiment import sweeps_of, write_page
+from sb3_redo.experiments.figures import plot_sharpness
 from sb3_redo.experiments.numbers import QUANTITIES, PaperNumber, beside_paper, conditions_of, paper_numbers
-from sb3_redo.experiments.sweep_file import read_sweep
+from sb3_redo.experiments.page import sweeps_of, write_page
 from sb3_redo.reports.curves import side_by_side
-from sb3_redo.reports.experiment_figures import plot_sharpness
 from sb3_redo.reports.figures import panels
-from sb3_redo.reports.runs import read_sweep as read_folder
+from sb3_redo.reports.sweep_folder import read_sweep as read_folder
 from sb3_redo.reports.tables import read_curves
-from sb3_redo.settings import UsageError
+from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.validation import UsageError
 
 DOCS = Path(__file__).parents[1] / "docs" / "experiments.md"
 EXPERIMENTS = list(catalogue().values())
@@ -60,7 +60,7 @@ def test_the_list_says_what_each_shows_and_costs(capsys):
 
 def test_the_list_is_there_without_torch():
     script = (
-        "import sys; from sb3_redo.experiments.experiment_command import listing; listing(); "
+        "import sys; from sb3_redo.cli.experiment import listing; listing(); "
         "assert not {'torch', 'ray', 'stable_baselines3', 'pandas'} & set(sys.modules), 'loaded'"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -16,9 +16,9 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_redo import measure_dormancy
-from sb3_redo.agents import gradient_steps_of
-from sb3_redo.gathering import gather_batch, integer_seed
-from sb3_redo.models import measure_on
+from sb3_redo.sb3.agents import gradient_steps_of
+from sb3_redo.sb3.by_hand import measure_on
+from sb3_redo.sb3.gathering import gather_batch, integer_seed
 
 from runs import Corridor, plain, random_streams
 

@@ -27,8 +27,8 @@ from sb3_redo.networks import (
     InjectableDQNMultiInputPolicy,
     scalable_policy,
 )
-from sb3_redo.networks.names import algorithms_of
-from sb3_redo.trained import algorithm_of, find_model
+from sb3_redo.zoo.loading import algorithm_of, find_model
+from sb3_redo.zoo.policy_names import algorithms_of
 
 from algorithms import DICTIONARIES, DISCRETE, IMAGES, OBSERVATIONS, VECTORS, build, learn
 from runs import Corridor, Tape, at_gradient_step, differences, fingerprint, reloaded

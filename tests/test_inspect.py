@@ -14,12 +14,13 @@ from sb3_contrib import ARS, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-import sb3_redo.gathering
-import sb3_redo.models
-from sb3_redo import cli, networks
+import sb3_redo.sb3.by_hand
+import sb3_redo.sb3.gathering
+from sb3_redo import networks
 from sb3_redo.algorithms import CategoricalDQN
-from sb3_redo.settings import UsageError
-from sb3_redo.trained import algorithm_of, find_model, load_agent
+from sb3_redo.cli import main as cli
+from sb3_redo.validation import UsageError
+from sb3_redo.zoo.loading import algorithm_of, find_model, load_agent
 
 TINY = "policy_kwargs:dict(net_arch=[8,8])"
 
@@ -106,8 +107,8 @@ def test_the_report_is_that_of_the_agent_in_its_environment(capsys, ppo_run):
     _, out, _ = inspect(capsys, ppo_run, "--seed", 4, "--dormancy-threshold", 0.5)
     source = find_model(ppo_run)
     model = load_agent(source, "ppo")
-    batch = sb3_redo.gathering.gather_batch(model, 60, 4)
-    assert out == f"{sb3_redo.models.measure_on(model, batch, 0.5)}\n"
+    batch = sb3_redo.sb3.gathering.gather_batch(model, 60, 4)
+    assert out == f"{sb3_redo.sb3.by_hand.measure_on(model, batch, 0.5)}\n"
     assert inspect(capsys, ppo_run, "--seed", 4, "--dormancy-threshold", 0.5)[1] == out
 
 
@@ -164,13 +165,13 @@ def test_a_zip_with_a_scalable_policy_tells_as_much(tmp_path, kind, policy, poss
 
 
 def test_environment_keywords_are_given_as_to_the_zoo(capsys, saved, monkeypatch):
-    seen, measure_on = [], sb3_redo.models.measure_on
+    seen, measure_on = [], sb3_redo.sb3.by_hand.measure_on
 
     def watched(model, *rest):
         seen.append(model.get_env().get_attr("g"))
         return measure_on(model, *rest)
 
-    monkeypatch.setattr(sb3_redo.models, "measure_on", watched)
+    monkeypatch.setattr(sb3_redo.sb3.by_hand, "measure_on", watched)
     code, _, err = inspect(
         capsys, saved / "SAC.zip", "--env", "Pendulum-v1", "--env-kwargs", "g:2.5", "render_mode:None"
     )
@@ -255,7 +256,7 @@ def test_a_wrong_environment_is_refused(capsys, saved):
 
 
 def test_targets_are_checked_before_anything_is_gathered(capsys, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(sb3_redo.gathering, "gather_batch", None)
+    monkeypatch.setattr(sb3_redo.sb3.gathering, "gather_batch", None)
     arguments = (saved / "DQN.zip", "--env", "CartPole-v1")
     assert "there is no folder" in refused(capsys, *arguments, "--csv", tmp_path / "none/layers.csv")
     assert "is a folder" in refused(capsys, *arguments, "--csv", tmp_path)
@@ -263,7 +264,7 @@ def test_targets_are_checked_before_anything_is_gathered(capsys, saved, tmp_path
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "no permission" in refused(capsys, *arguments, "--csv", tmp_path / "layers.csv")
     monkeypatch.undo()
-    monkeypatch.delitem(sys.modules, "sb3_redo.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "sb3_redo.dormancy.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install sb3-redo[plots]" in refused(capsys, *arguments, "--plot", tmp_path / "layers.png")
 
@@ -296,7 +297,7 @@ def test_what_fails_later_is_1_and_an_interruption_130(capsys, saved, monkeypatc
 def test_help_has_an_example_and_does_not_wait_for_torch():
     script = """
 import sys
-from sb3_redo.cli import main
+from sb3_redo.cli.main import main
 try:
     main(["inspect", "--help"])
 finally:

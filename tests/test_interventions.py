@@ -7,12 +7,12 @@ from stable_baselines3.common.callbacks import EvalCallback
 from torch import nn
 
 from sb3_redo import ReDoCallback, trace_wiring
-from sb3_redo.agents import agent_of, whole_batch
 from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.resets import reset
 from sb3_redo.interventions.scope import is_target, names_in, targets_of
 from sb3_redo.networks import DuelingDQNMlpPolicy
+from sb3_redo.sb3.agents import agent_of, whole_batch
 
 from algorithms import CASES, EVERY, IMAGES, build, case, half, is_on_policy, learn
 from runs import Tape, differences, fingerprint, reloaded

@@ -19,15 +19,15 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.utils import polyak_update
 
-from sb3_redo.dormancy import dormancy_scores
+from sb3_redo.dormancy.report import dormancy_scores
 from sb3_redo.experiments.offline import LOSS, Student, _Watch, make_student, train
 from sb3_redo.experiments.offline_run import main, run
 from sb3_redo.experiments.offline_settings import OfflineSettings
-from sb3_redo.experiments.runs import state_of
 from sb3_redo.experiments.stored import find_agent, find_replay_buffer, load_dqn, load_transitions
-from sb3_redo.experiments.sweep_file import read_sweep
 from sb3_redo.reports import read_points, write_report
-from sb3_redo.settings import UsageError
+from sb3_redo.sweeps.run import state_of
+from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.validation import UsageError
 
 TINY = {"gradient_steps": 40, "measuring_period": 10, "target_update_interval": 7, "score_batch_size": 64}
 NAMES = {"agent": "agent.zip", "replay_buffer": "replay_buffer.pkl"}

@@ -21,8 +21,8 @@ from sb3_redo import ReDoCallback, measure_dormancy
 from sb3_redo.algorithms import ALGORITHMS, DoubleDQN, DrQ
 from sb3_redo.algorithms.double_dqn import _Chosen
 from sb3_redo.algorithms.drq import _Augmented, augmented
-from sb3_redo.experiments.runs import OUR_ALGORITHMS
 from sb3_redo.networks import DuelingDQNCnnPolicy, DuelingDQNMlpPolicy
+from sb3_redo.sweeps.run import OUR_ALGORITHMS
 
 from runs import Corridor, differences, fingerprint, reloaded
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_redo.outgoing import neuron_magnitudes, position_effects, position_magnitudes
-from sb3_redo.wiring import trace_wiring
+from sb3_redo.recycling.outgoing_weights import neuron_magnitudes, position_effects, position_magnitudes
+from sb3_redo.wiring.tracing import trace_wiring
 
 LAYERS = {
     "linear": lambda: (nn.Linear(6, 4), (6,)),

@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_redo import ReDoCallback
-from sb3_redo.agents import gradient_steps_of
 from sb3_redo.interventions import ContinualBackpropCallback, PlasticityInjectionCallback, RegenerativeCallback
 from sb3_redo.networks import InjectableDQNMlpPolicy
 from sb3_redo.plasticity import (
@@ -24,6 +23,7 @@ from sb3_redo.plasticity import (
     networks_of,
     weight_norm,
 )
+from sb3_redo.sb3.agents import gradient_steps_of
 
 from algorithms import (
     ALGORITHMS,

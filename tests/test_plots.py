@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from sb3_redo.dormancy import DormancyReport, LayerDormancy
+from sb3_redo.dormancy.report import DormancyReport, LayerDormancy
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-from sb3_redo.plots import _COLOURS, figure_of
+from sb3_redo.dormancy.plots import _COLOURS, figure_of
 
 
 def layer(name, network, scores, recyclable=True):
@@ -104,9 +104,9 @@ def test_without_matplotlib_it_is_said_how_to_get_it():
     script = """
 import sys
 sys.modules["matplotlib"] = sys.modules["matplotlib.figure"] = None
-import sb3_redo.dormancy
+import sb3_redo.dormancy.report
 try:
-    sb3_redo.dormancy.DormancyReport((), 0.1, None, None).plot()
+    sb3_redo.dormancy.report.DormancyReport((), 0.1, None, None).plot()
 except ImportError as error:
     print(error)
 """

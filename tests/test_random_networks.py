@@ -9,10 +9,10 @@ import torch
 from hypothesis import HealthCheck, assume, given, note, settings
 from torch import nn
 
-from sb3_redo.meter import Meter
-from sb3_redo.planning import OPTIMIZER_STATE
-from sb3_redo.recycling import Surgery, recycle
-from sb3_redo.wiring import trace_wiring
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
+from sb3_redo.recycling.step import Surgery, recycle
+from sb3_redo.wiring.tracing import trace_wiring
 
 from flows import WIDTH
 from random_networks import COMMON, RARE, RandomNetwork, plans

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_redo.initial_weights import InitialWeights
-from sb3_redo.meter import Meter
-from sb3_redo.planning import OPTIMIZER_STATE
-from sb3_redo.recycling import Surgery, recycle
-from sb3_redo.wiring import trace_wiring
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.recycling.initial_weights import InitialWeights
+from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
+from sb3_redo.recycling.step import Surgery, recycle
+from sb3_redo.wiring.tracing import trace_wiring
 
 import networks
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
-from sb3_redo.agents import agent_of
+from sb3_redo.sb3.agents import agent_of
 
 from runs import dqn, hooks_of, sac
 

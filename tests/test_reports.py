@@ -385,7 +385,7 @@ def test_ours_stand_beside_the_papers_of_the_same_setting_with_both_scales(sweep
 def test_rivals_are_not_set_beside_the_papers_redo(tmp_path):
     labels = {
         "none": ["sb3_redo.DormancyCallback"],
-        "redo": [{"sb3_redo.experiments.RunFolder": {}}, {"sb3_redo.ReDoCallback": {"start": 1}}],
+        "redo": [{"sb3_redo.sweeps.RunFolder": {}}, {"sb3_redo.ReDoCallback": {"start": 1}}],
         "reset": ["sb3_redo.DormancyCallback", {"sb3_redo.interventions.ResetCallback": {}}],
         "decayed": "sb3_redo.DormancyCallback",
         "both": ["sb3_redo.ReDoCallback", {"sb3_redo.interventions.ShrinkAndPerturbCallback": {}}],
@@ -552,7 +552,7 @@ def test_reports_import_neither_torch_nor_sb3_nor_the_zoo(tmp_path):
 
 
 def test_the_check_above_would_notice():
-    assert "torch" in loaded_after("import sb3_redo.reports.build, sb3_redo.plots")
+    assert "torch" in loaded_after("import sb3_redo.reports.build, sb3_redo.dormancy.plots")
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.experiments import RunFolder
-from sb3_redo.experiments.checkpoint import restore_checkpoint, save_checkpoint
-from sb3_redo.experiments.folders import BusyError, locked
 from sb3_redo.reports import read_sweep
+from sb3_redo.sweeps.checkpoint import restore_checkpoint, save_checkpoint
+from sb3_redo.sweeps.files import BusyError, locked
 
 STEPS = 400
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_redo.sampling import buffer_capacity, sample_batch, stored_observations, torch_generator
+from sb3_redo.sb3.buffers import buffer_capacity, sample_batch, stored_observations, torch_generator
 
 from runs import Corridor, dqn, plain, random_streams, sac
 

@@ -21,7 +21,6 @@ from torch.nn import functional
 import sb3_redo.algorithms
 import sb3_redo.networks
 from sb3_redo import ReDoCallback, measure_dormancy, trace_wiring
-from sb3_redo.agents import initial_weights_of
 from sb3_redo.networks import (
     ActorCriticCnnPolicy,
     ActorCriticMlpPolicy,
@@ -39,6 +38,7 @@ from sb3_redo.networks import (
     scalable_policy,
 )
 from sb3_redo.networks.layers import INITIALIZERS, scaled_net_arch, scaled_size
+from sb3_redo.sb3.agents import initial_weights_of
 
 from algorithms import CONTINUOUS, DISCRETE, IMAGE, IMAGES, OBSERVATIONS, VECTORS
 from runs import Corridor

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sb3_redo.settings import (
+from sb3_redo.validation import (
     flag,
     listed,
     non_negative_integer,

@@ -6,7 +6,7 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from sb3_redo import ReDoCallback, trace_wiring
-from sb3_redo.meter import Meter
+from sb3_redo.dormancy.meter import Meter
 
 from algorithms import build
 from benchmarks.recyclers import (

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sb3_redo.experiments.execution import Resources, _Executor, _import_ray
-from sb3_redo.experiments.folders import BusyError, is_busy, locked, read_json, write_json
-from sb3_redo.experiments.progress import Progress
-from sb3_redo.experiments.runs import Run, state_of
-from sb3_redo.experiments.starter import Starter
-from sb3_redo.experiments.training import train
-from sb3_redo.settings import UsageError
+from sb3_redo.cli.progress import Progress
+from sb3_redo.sweeps.execution import Resources, _Executor, _import_ray
+from sb3_redo.sweeps.files import BusyError, is_busy, locked, read_json, write_json
+from sb3_redo.sweeps.run import Run, state_of
+from sb3_redo.sweeps.run_process import train
+from sb3_redo.sweeps.warm_process import Starter
+from sb3_redo.validation import UsageError
 
 from browser import browser, tensorboard
 from sweeps import CONFIG, SWEEP, names, start, sweep, wait_for, weights, write_sweep
@@ -317,7 +317,7 @@ def test_the_table_says_how_a_sweep_stands(tmp_path):
 
     from rich.console import Console
 
-    from sb3_redo.experiments.execution import Standing
+    from sb3_redo.sweeps.execution import Standing
 
     runs = [Run("dqn", "CartPole-v1", {}, seed, "c", {}, [], {}, 100) for seed in range(4)]
     for run, steps in zip(runs, (100, 40, 0, 0), strict=True):

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_zoo3.utils import ALGOS, StoreDict
 
-from sb3_redo.cli import main
-from sb3_redo.experiments.conditions import hyperparameters, python_text
-from sb3_redo.experiments.replay_ratio import training_schedule
-from sb3_redo.experiments.sweep_file import read_sweep
-from sb3_redo.experiments.value_types import complaint_about
-from sb3_redo.settings import UsageError
+from sb3_redo.cli.main import main
+from sb3_redo.sweeps.conditions import hyperparameters, python_text
+from sb3_redo.sweeps.replay_ratio import training_schedule
+from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.sweeps.value_types import complaint_about
+from sb3_redo.validation import UsageError
 
 SWEEPS = Path(__file__).parents[1] / "zoo_configs" / "sweeps"
 TEXT = """\
@@ -98,7 +98,7 @@ def test_the_zoo_reads_from_the_command_what_was_meant(read):
     callback = found.params.pop("callback")
     assert found.params == run.overrides
     assert callback[1:] == run.callbacks
-    assert callback[0]["sb3_redo.experiments.RunFolder"]["folder"] == f"out/{run.name}"
+    assert callback[0]["sb3_redo.sweeps.RunFolder"]["folder"] == f"out/{run.name}"
     assert words[:3] == ["python", "-m", "rl_zoo3.train"]
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from sb3_redo import ReDoCallback
-from sb3_redo.dormancy import DormancyReport, LayerDormancy
-from sb3_redo.recycling import Surgery, recycle
-from sb3_redo.wiring import trace_wiring
+from sb3_redo.dormancy.report import DormancyReport, LayerDormancy
+from sb3_redo.recycling.step import Surgery, recycle
+from sb3_redo.wiring.tracing import trace_wiring
 
 
 class Fresh:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from sb3_redo import trace_wiring
-from sb3_redo.probe import Prober
+from sb3_redo.wiring.prober import Prober
 
 import networks
 import sly_networks

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sb3_redo import trace_wiring
-from sb3_redo.agents import agent_of, whole_batch
-from sb3_redo.forward_pass import evaluating, map_tensors
-from sb3_redo.frozen import FrozenNetwork
-from sb3_redo.meter import Meter
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.forward.contexts import evaluating, map_tensors
+from sb3_redo.sb3.agents import agent_of, whole_batch
+from sb3_redo.wiring.frozen_network import FrozenNetwork
 
 
 class Block(nn.Module):

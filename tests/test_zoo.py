@@ -311,7 +311,17 @@ def test_our_networks_and_optimizers_and_an_injection_from_the_command_line(tmp_
 def test_our_algorithms_are_trained_played_and_optimised(tmp_path, algorithm):
     common = {"callback": {"DormancyCallback": {}}, "module": "sb3_redo.zoo"}
     zoo(tmp_path, algorithm, "CartPole-v1", *("-conf", CONFIGS / "dqn.yml", "-n", "1200"), **common)
-    play = [sys.executable, "-m", "sb3_redo.zoo", "enjoy", "--algo", algorithm, "--env", "CartPole-v1", "--no-render"]
+    play = [
+        sys.executable,
+        "-m",
+        "sb3_redo.zoo",
+        "enjoy",
+        "--algo",
+        algorithm,
+        "--env",
+        "CartPole-v1",
+        "--no-render",
+    ]
     assert "Mean reward" in run(tmp_path, [*play, "-f", tmp_path / "logs", "-n", "1000"])
     search = ("-optimize", "--n-trials", "1", "--sampler", "random", "--pruner", "none", "--n-evaluations", "1")
     more = ("--eval-episodes", "1", "--no-optim-plots", "-conf", CONFIGS / "dqn.yml", "-n", "1200")

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_redo.environments.images import LabelledImages, load_images
-from sb3_redo.settings import non_negative_integer, one_of, positive_integer
+from sb3_redo.validation import non_negative_integer, one_of, positive_integer
 
 VARIANTS = ("true-label", "random-label", "sparse-reward")
 """The paper's "easy", "hard" and "sparse"."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_redo.environments import cifar, idx
-from sb3_redo.settings import one_of
+from sb3_redo.validation import one_of
 
 SOURCES = ("digits", "mnist", "cifar10")
 

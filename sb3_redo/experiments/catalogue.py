@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sb3_redo.settings import UsageError, one_of
+from sb3_redo.validation import UsageError, one_of
 
 PRESETS = ("small", "paper")
 SWEEPS = Path(__file__).parents[1] / "zoo_configs" / "sweeps"

@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sb3_redo.dormancy import DormancyReport, overlap
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.dormancy.report import DormancyReport, overlap
 from sb3_redo.environments.images import LabelledImages, load_images
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
 from sb3_redo.experiments.point import Point
-from sb3_redo.forward_pass import everything_seeded
-from sb3_redo.initial_weights import InitialWeights
-from sb3_redo.meter import Meter
+from sb3_redo.forward.contexts import everything_seeded
 from sb3_redo.networks import Adam
-from sb3_redo.recycling import Surgery, recycle
-from sb3_redo.sampling import torch_generator
+from sb3_redo.recycling.initial_weights import InitialWeights
+from sb3_redo.recycling.step import Surgery, recycle
+from sb3_redo.sb3.buffers import torch_generator
 from sb3_redo.tensorboard import dormancy_values
-from sb3_redo.wiring import trace_wiring
+from sb3_redo.wiring.tracing import trace_wiring
 
 ACCURACY = "classifier/accuracy"
 """Share of all images to which the network gives the labels of the present task."""

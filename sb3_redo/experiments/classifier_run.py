@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sb3_redo.experiments.classifier import TASK_ACCURACY, train
-from sb3_redo.experiments.classifier_file import CLASSIFIER
+from sb3_redo.experiments.classifier_reader import CLASSIFIER
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
 from sb3_redo.experiments.program import write_program_run
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sb3_redo.settings import (
+from sb3_redo.validation import (
     flag,
     listed,
     non_negative_number,

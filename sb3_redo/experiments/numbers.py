@@ -11,11 +11,11 @@ from sb3_redo.experiments.catalogue import Experiment
 from sb3_redo.reports.curves import ALL
 from sb3_redo.reports.outcomes import condition_outcomes, run_outcomes
 from sb3_redo.reports.paper import PUBLISHED, Published
-from sb3_redo.reports.runs import CALLBACK, REPLAY_RATIO, Sweep, text
 from sb3_redo.reports.scores import atari_game
 from sb3_redo.reports.statistics import stratified_intervals
 from sb3_redo.reports.styles import short_labels
-from sb3_redo.settings import one_of
+from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, Sweep, text
+from sb3_redo.validation import one_of
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from sb3_redo.experiments.offline import LOSS, train
-from sb3_redo.experiments.offline_file import OFFLINE
+from sb3_redo.experiments.offline_reader import OFFLINE
 from sb3_redo.experiments.offline_settings import OfflineSettings
 from sb3_redo.experiments.program import write_program_run
-from sb3_redo.settings import UsageError
+from sb3_redo.validation import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sb3_redo.settings import non_negative_number, one_of, optional_positive_number, positive_integer
+from sb3_redo.validation import non_negative_number, one_of, optional_positive_number, positive_integer
 
 BOOTSTRAPPED, FIXED, TEACHER = TARGETS = ("bootstrapped", "fixed", "teacher")
 FRESH, PRETRAINED = STUDENTS = ("fresh", "pretrained")

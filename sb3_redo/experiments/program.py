@@ -7,9 +7,9 @@ from typing import Any
 
 from stable_baselines3.common.logger import configure
 
-from sb3_redo.experiments.folders import OUTCOME, PROGRESS, RESULT, RUN, locked, read_json, write_json
 from sb3_redo.experiments.point import Point
-from sb3_redo.experiments.runs import describe_run
+from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RESULT, RUN, locked, read_json, write_json
+from sb3_redo.sweeps.run import describe_run
 from sb3_redo.tensorboard import write_point
 
 _SECONDS_BETWEEN_PROGRESS = 2.0

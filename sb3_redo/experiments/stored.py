@@ -10,8 +10,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_redo.settings import UsageError
-from sb3_redo.trained import algorithm_of, find_model
+from sb3_redo.validation import UsageError
+from sb3_redo.zoo.loading import algorithm_of, find_model
 
 REPLAY_BUFFER = "replay_buffer.pkl"
 """Named so by the zoo."""

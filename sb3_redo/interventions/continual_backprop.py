@@ -8,17 +8,19 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.agents import gradient_steps_of, initial_state, initial_weights_of, whole_batch
-from sb3_redo.companions import renewing_in
-from sb3_redo.contribution import Contribution, Feed
-from sb3_redo.dormancy import DormancyReport, LayerDormancy
-from sb3_redo.forward_pass import is_apart_from_training, is_compiled
+from sb3_redo.callbacks.callback_tree import renewing_in
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
+from sb3_redo.dormancy.report import DormancyReport, LayerDormancy
+from sb3_redo.forward.contexts import is_apart_from_training, is_compiled
 from sb3_redo.interventions.scheduled import least
-from sb3_redo.outgoing import position_effects
-from sb3_redo.planning import OPTIMIZER_STATE
-from sb3_redo.recycling import Surgery, recycle
-from sb3_redo.sampling import torch_generator
-from sb3_redo.settings import (
+from sb3_redo.interventions.utility import Contribution, Feed
+from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
+from sb3_redo.recycling.outgoing_weights import position_effects
+from sb3_redo.recycling.step import Surgery, recycle
+from sb3_redo.sb3.agents import gradient_steps_of, initial_state, initial_weights_of, whole_batch
+from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.tensorboard import write_point, write_totals
+from sb3_redo.validation import (
     flag,
     fraction,
     non_negative_integer,
@@ -27,9 +29,7 @@ from sb3_redo.settings import (
     optional_positive_number,
     positive_integer,
 )
-from sb3_redo.stepping import GradientStepCallback, is_over
-from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.wiring import trace_wiring
+from sb3_redo.wiring.tracing import trace_wiring
 
 
 class ContinualBackpropCallback(GradientStepCallback):

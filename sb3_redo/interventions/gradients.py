@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sb3_redo.dormancy import DormancyReport, dormancy_scores
-from sb3_redo.redo import ReDoCallback
-from sb3_redo.settings import non_negative_number
-from sb3_redo.step_hooks import StepHooks
-from sb3_redo.stepping import is_over
+from sb3_redo.callbacks.gradient_steps import is_over
+from sb3_redo.callbacks.redo import ReDoCallback
+from sb3_redo.callbacks.step_hooks import StepHooks
+from sb3_redo.dormancy.report import DormancyReport, dormancy_scores
 from sb3_redo.tensorboard import write_point
+from sb3_redo.validation import non_negative_number
 
 
 class GradientReDoCallback(ReDoCallback):

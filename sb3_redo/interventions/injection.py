@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sb3_redo.agents import gradient_steps_of
-from sb3_redo.companions import callbacks_in
+from sb3_redo.callbacks.callback_tree import callbacks_in
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
 from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.networks.injection import Injectable
-from sb3_redo.settings import listed, non_negative_integer, positive_integer
-from sb3_redo.stepping import GradientStepCallback
+from sb3_redo.sb3.agents import gradient_steps_of
 from sb3_redo.tensorboard import write_point, write_totals
+from sb3_redo.validation import listed, non_negative_integer, positive_integer
 
 _KEEP_TO_WHAT_IS_TRAINED = (
     PeriodicCallback,

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.scope import with_twins
-from sb3_redo.settings import flag, non_negative_number
+from sb3_redo.validation import flag, non_negative_number
 
 
 def shrink_and_perturb(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sb3_redo.outgoing import groups
-from sb3_redo.planning import InitialState, zero_state
-from sb3_redo.wiring import LayerWiring
+from sb3_redo.recycling.optimizer_state import InitialState, zero_state
+from sb3_redo.recycling.outgoing_weights import groups
+from sb3_redo.wiring.tracing import LayerWiring
 
 
 @dataclass(frozen=True, eq=False)

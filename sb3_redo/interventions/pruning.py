@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.agents import initial_state
-from sb3_redo.callbacks import DormancyCallback
-from sb3_redo.companions import callbacks_in, renewing_in
-from sb3_redo.dormancy import DormancyReport
-from sb3_redo.forward_pass import uncompiled_name
+from sb3_redo.callbacks.callback_tree import callbacks_in, renewing_in
+from sb3_redo.callbacks.dormancy import DormancyCallback
+from sb3_redo.callbacks.gradient_steps import is_over
+from sb3_redo.callbacks.step_hooks import StepHooks
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.interventions.pruned_weights import PrunedWeights, weights_of_pruned
-from sb3_redo.memory import Memory
-from sb3_redo.meter import Meter
-from sb3_redo.settings import non_negative_integer, optional_integer, positive_integer
-from sb3_redo.step_hooks import StepHooks
-from sb3_redo.stepping import is_over
+from sb3_redo.sb3.agents import initial_state
+from sb3_redo.sb3.memory import Memory
 from sb3_redo.tensorboard import write_point, write_totals
+from sb3_redo.validation import non_negative_integer, optional_integer, positive_integer
 
 
 class PruningCallback(DormancyCallback):

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.scope import with_twins
-from sb3_redo.settings import flag
+from sb3_redo.validation import flag
 
 
 def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Optimizer]) -> None:

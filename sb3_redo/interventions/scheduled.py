@@ -8,13 +8,13 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from sb3_redo.dormancy import DormancyReport, LayerDormancy
-from sb3_redo.outgoing import neuron_magnitudes
-from sb3_redo.redo import ReDoCallback
-from sb3_redo.sampling import torch_generator
-from sb3_redo.settings import fraction as a_fraction
-from sb3_redo.settings import one_of, positive_integer
-from sb3_redo.wiring import LayerWiring
+from sb3_redo.callbacks.redo import ReDoCallback
+from sb3_redo.dormancy.report import DormancyReport, LayerDormancy
+from sb3_redo.recycling.outgoing_weights import neuron_magnitudes
+from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.validation import fraction as a_fraction
+from sb3_redo.validation import one_of, positive_integer
+from sb3_redo.wiring.tracing import LayerWiring
 
 SELECTIONS = ("lowest", "random", "highest", "utility", "cbp")
 

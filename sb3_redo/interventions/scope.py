@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import uncompiled_name
-from sb3_redo.wiring import Wiring
+from sb3_redo.forward.contexts import uncompiled_name
+from sb3_redo.wiring.tracing import Wiring
 
 Layers = str | int | Sequence[str]
 """``"all"``, ``"last"``, how many of the last layers, or module paths below the policy."""

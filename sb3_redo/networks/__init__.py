@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sb3_redo.networks.injection import InjectableDQNCnnPolicy as InjectableDQNCnnPolicy
     from sb3_redo.networks.injection import InjectableDQNMlpPolicy as InjectableDQNMlpPolicy
     from sb3_redo.networks.injection import InjectableDQNMultiInputPolicy as InjectableDQNMultiInputPolicy
-    from sb3_redo.networks.names import scalable_policy as scalable_policy
     from sb3_redo.networks.optimizers import Adam as Adam
     from sb3_redo.networks.policies import ActorCriticCnnPolicy as ActorCriticCnnPolicy
     from sb3_redo.networks.policies import ActorCriticMlpPolicy as ActorCriticMlpPolicy
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from sb3_redo.networks.policies import TQCCnnPolicy as TQCCnnPolicy
     from sb3_redo.networks.policies import TQCMlpPolicy as TQCMlpPolicy
     from sb3_redo.networks.policies import TQCMultiInputPolicy as TQCMultiInputPolicy
+    from sb3_redo.zoo.policy_names import scalable_policy as scalable_policy
 
 __all__ = [
     "ActorCriticCnnPolicy",
@@ -82,7 +82,7 @@ def __getattr__(name: str) -> Any:
     rooms = {"scalable_policy": "names", "Adam": "optimizers", "CategoricalDQN": "categorical"}
     rooms |= {"DuelingDQN": "dueling", "InjectableDQN": "injection", "Policy": "policies"}
     room = next((room for part, room in rooms.items() if part in name), "extractors")
-    return getattr(import_module(f"sb3_redo.networks.{room}"), name)
+    return getattr(import_module("sb3_redo.zoo.policy_names" if room == "names" else f"sb3_redo.networks.{room}"), name)
 
 
 def __dir__() -> list[str]:

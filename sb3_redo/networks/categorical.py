@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sb3_redo.networks.policies import DQNCnnPolicy, DQNMlpPolicy, DQNMultiInputPolicy
 from sb3_redo.networks.scalable import Scalable
-from sb3_redo.settings import finite_number, positive_integer
+from sb3_redo.validation import finite_number, positive_integer
 
 
 @dataclass(frozen=True)

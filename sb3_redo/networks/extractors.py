@@ -19,7 +19,7 @@ from sb3_redo.networks.layers import (
     neurons_of,
     positive_width,
 )
-from sb3_redo.settings import flag, one_of
+from sb3_redo.validation import flag, one_of
 
 
 @dataclass(frozen=True)

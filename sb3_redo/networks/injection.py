@@ -11,10 +11,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import seeded
+from sb3_redo.forward.contexts import seeded
 from sb3_redo.networks.extractors import ImpalaCNN, NatureCNN
 from sb3_redo.networks.policies import DQNCnnPolicy, DQNMlpPolicy, DQNMultiInputPolicy
-from sb3_redo.settings import positive_integer
+from sb3_redo.validation import positive_integer
 
 
 class InjectableQNetwork(dqn.QNetwork):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from sb3_redo.networks.activations import Concatenating, CReLU, Fourier
-from sb3_redo.settings import non_negative_number, positive_integer
+from sb3_redo.validation import non_negative_number, positive_integer
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

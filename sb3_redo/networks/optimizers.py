@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.settings import non_negative_number
+from sb3_redo.validation import non_negative_number
 
 
 class Adam(torch.optim.Adam):

@@ -26,7 +26,7 @@ from sb3_redo.networks.layers import (
 )
 from sb3_redo.networks.optimizers import optimizer_named
 from sb3_redo.networks.spectral import PLACES, add_spectral_norm
-from sb3_redo.settings import flag, one_of
+from sb3_redo.validation import flag, one_of
 
 
 @dataclass(frozen=True)

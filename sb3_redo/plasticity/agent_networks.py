@@ -8,9 +8,9 @@ from stable_baselines3.common.policies import BaseModel
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.agents import Agent, agent_of
 from sb3_redo.plasticity.network import Network, read_network
-from sb3_redo.sampling import Batch
+from sb3_redo.sb3.agents import Agent, agent_of
+from sb3_redo.sb3.buffers import Batch
 
 
 def _actor(policy: Any, batch: Batch) -> Any:

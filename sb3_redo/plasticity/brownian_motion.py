@@ -10,13 +10,11 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
-from sb3_redo.agents import is_trained
-from sb3_redo.companions import callbacks_in
-from sb3_redo.forward_pass import is_compiled
-from sb3_redo.interventions.beginnings import initial_parameters_of
+from sb3_redo.callbacks.callback_tree import callbacks_in
+from sb3_redo.callbacks.step_hooks import StepHooks
+from sb3_redo.forward.contexts import is_compiled
 from sb3_redo.interventions.pruning import PruningCallback
 from sb3_redo.interventions.regularisers import NormProjectionCallback, WeightClippingCallback
-from sb3_redo.memory import Memory
 from sb3_redo.networks.categorical import CategoricalQNetwork
 from sb3_redo.plasticity.curvature import hessian_spectrum
 from sb3_redo.plasticity.gradients import gradient_covariance
@@ -24,9 +22,11 @@ from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.objectives import has_td_loss, probe_loss, td_loss
 from sb3_redo.plasticity.weights import distance_from, norm_of
-from sb3_redo.sampling import Batch, torch_generator
-from sb3_redo.settings import positive_integer
-from sb3_redo.step_hooks import StepHooks
+from sb3_redo.sb3.agents import is_trained
+from sb3_redo.sb3.buffers import Batch, torch_generator
+from sb3_redo.sb3.memory import Memory
+from sb3_redo.sb3.parameters import initial_parameters_of
+from sb3_redo.validation import positive_integer
 
 _NETWORK = "q_net"
 # What changes weights besides the optimizer, and does not renew them. A penalty changes its gradients, which is part

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.forward_pass import uncompiled_name
-from sb3_redo.interventions.beginnings import initial_parameters_of
+from sb3_redo.callbacks.step_hooks import StepHooks
+from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.plasticity.agent_networks import trained_by
 from sb3_redo.plasticity.features import feature_matrices, feature_norm, feature_ranks
 from sb3_redo.plasticity.measuring import ExaminingCallback
@@ -19,9 +19,9 @@ from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.ranks import Ranks
 from sb3_redo.plasticity.units import units_of
 from sb3_redo.plasticity.weights import distance_from, norm_of, update_ratio, weight_norm, weight_ranks
-from sb3_redo.sampling import Batch
-from sb3_redo.settings import flag, listed, one_of
-from sb3_redo.step_hooks import StepHooks
+from sb3_redo.sb3.buffers import Batch
+from sb3_redo.sb3.parameters import initial_parameters_of
+from sb3_redo.validation import flag, listed, one_of
 
 
 @dataclass(frozen=True)

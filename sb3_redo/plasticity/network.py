@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import apart_from_training, evaluating, is_compiled, seeded, tensors_in, uncompiled
-from sb3_redo.wiring import Wiring, trace_wiring
+from sb3_redo.forward.contexts import apart_from_training, evaluating, is_compiled, seeded, tensors_in, uncompiled
+from sb3_redo.wiring.tracing import Wiring, trace_wiring
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.forward_pass import chunks, map_tensors, seeded, training
+from sb3_redo.forward.contexts import chunks, map_tensors, seeded, training
 from sb3_redo.plasticity.network import Network
 
 FREQUENCY = 1e5

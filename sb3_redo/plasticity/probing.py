@@ -7,14 +7,14 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from sb3_redo.agents import initial_weights_of, is_trained
-from sb3_redo.forward_pass import uncompiled_name
+from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.plasticity.agent_networks import trained_by
 from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.probe_task import ProbeResult, probe
-from sb3_redo.sampling import Batch, torch_generator
-from sb3_redo.settings import one_of, positive_integer
+from sb3_redo.sb3.agents import initial_weights_of, is_trained
+from sb3_redo.sb3.buffers import Batch, torch_generator
+from sb3_redo.validation import one_of, positive_integer
 
 BUDGETS = {"paper": (2000, 10), "cheap": (200, 2)}
 """Steps for each target, and targets."""

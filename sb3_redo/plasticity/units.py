@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import chunks, replaced_forward
-from sb3_redo.functions import ACTIVATIONS, FunctionWatcher
-from sb3_redo.meter import LayerSite
+from sb3_redo.dormancy.meter import LayerSite
+from sb3_redo.forward.contexts import chunks, replaced_forward
+from sb3_redo.forward.functions import ACTIVATIONS, FunctionWatcher
 from sb3_redo.plasticity.network import Network
 
 

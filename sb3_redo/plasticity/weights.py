@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward_pass import uncompiled_name
-from sb3_redo.frozen import TRANSPOSED
+from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.ranks import Ranks, ranks_of
+from sb3_redo.wiring.frozen_network import TRANSPOSED
 
 
 def weight_norm(network: Network) -> float:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from sb3_redo.reports.build import write_report as write_report
     from sb3_redo.reports.points import read_points as read_points
     from sb3_redo.reports.points import write_points as write_points
-    from sb3_redo.reports.runs import read_sweep as read_sweep
+    from sb3_redo.reports.sweep_folder import read_sweep as read_sweep
     from sb3_redo.reports.tables import read_curves as read_curves
 
 __all__ = ["Report", "read_curves", "read_points", "read_sweep", "write_points", "write_report"]
@@ -18,7 +18,7 @@ _ROOMS = {
     "write_report": "build",
     "read_points": "points",
     "write_points": "points",
-    "read_sweep": "runs",
+    "read_sweep": "sweep_folder",
     "read_curves": "tables",
 }
 

@@ -15,8 +15,8 @@ from sb3_redo.reports.figures import AXIS_LABELS
 from sb3_redo.reports.outcomes import condition_outcomes, run_outcomes
 from sb3_redo.reports.paper import beside_paper
 from sb3_redo.reports.pictures import draw
-from sb3_redo.reports.runs import Sweep, read_sweep
 from sb3_redo.reports.scores import reference_of
+from sb3_redo.reports.sweep_folder import Sweep, read_sweep
 from sb3_redo.reports.tables import gather, write_csv
 
 _THRESHOLDS = "dormancy_thresholds/"

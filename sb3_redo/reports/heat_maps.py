@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sb3_redo.reports.runs import text
+from sb3_redo.reports.sweep_folder import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

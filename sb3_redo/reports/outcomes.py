@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from sb3_redo.reports.curves import ACCURACY, ALL, LOSS, RETURN, is_normalised, measure_of
-from sb3_redo.reports.runs import REPLAY_RATIO, Run, Sweep
 from sb3_redo.reports.scores import frames_per_step, reference_of
 from sb3_redo.reports.statistics import stratified_intervals
+from sb3_redo.reports.sweep_folder import REPLAY_RATIO, Run, Sweep
 from sb3_redo.reports.tables import setting_of
 
 # Column of the outcomes: name in result.json, key whose last point stands in for it.

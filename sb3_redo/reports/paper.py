@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from sb3_redo.reports.curves import ALL
-from sb3_redo.reports.runs import REPLAY_RATIO, WIDTH
 from sb3_redo.reports.scores import atari_game
+from sb3_redo.reports.sweep_folder import REPLAY_RATIO, WIDTH
 
 _ATARI = "17 Atari games, 5 seeds, 10M frames, human-normalised"
 _DEMON = "DemonAttack, 5 seeds, 40M frames"

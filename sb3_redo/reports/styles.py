@@ -6,7 +6,7 @@ from itertools import cycle
 
 import pandas as pd
 
-from sb3_redo.reports.runs import CALLBACK, text
+from sb3_redo.reports.sweep_folder import CALLBACK, text
 
 # Okabe and Ito's palette, whose colours stay apart for every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from sb3_redo.reports.points import read_run
-from sb3_redo.reports.runs import CALLBACK, Run, Sweep, text
+from sb3_redo.reports.sweep_folder import CALLBACK, Run, Sweep, text
 
 POINTS_PER_CURVE = 300
 CSV_ROWS = 1_000_000
@@ -42,7 +42,7 @@ class Gathered:
 def read_curves(sweep: Sweep, max_points: int = POINTS_PER_CURVE) -> pd.DataFrame:
     """The curves of all runs as one tidy table, each thinned evenly, its first and last point kept.
 
-    :param sweep: from :func:`~sb3_redo.reports.runs.read_sweep`
+    :param sweep: from :func:`~sb3_redo.reports.sweep_folder.read_sweep`
     :param max_points: of a run and key
     :return: columns ``run``, ``environment``, ``condition``, ``seed``, the sweep's axes, ``setting`` (the condition
         without its callback), ``redo`` (whether any run of the condition logs recycled neurons), ``key``, ``step``

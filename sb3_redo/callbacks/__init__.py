@@ -1,0 +1,1 @@
+"""ACT: callbacks that measure and recycle between the gradient steps of a training."""

@@ -1,0 +1,85 @@
+"""``sb3-redo experiment``."""
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from sb3_redo.cli.sweep import add_resources, check_resources, execute_sweep, print_commands
+from sb3_redo.experiments.catalogue import PRESETS, catalogue, experiment_named
+from sb3_redo.validation import UsageError, positive_integer
+
+EXAMPLES = """examples:
+  sb3-redo experiment --list
+  sb3-redo experiment label_shuffling --workers 2
+  sb3-redo experiment replay_ratio --preset paper --address ray://HEAD:10001 --gpus-per-run 0.25
+"""
+_WIDTH = 116
+
+
+def add_experiment(commands: Any, **settings: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        "experiment",
+        help="repeat an experiment of the papers, small or as it was",
+        description="Train the sweeps of an experiment, and write a page with its figures and its numbers beside the "
+        "paper's. Finished runs are skipped, so the same command can be given again at any time.",
+        epilog=EXAMPLES,
+        **settings,
+    )
+    parser.set_defaults(run=_experiment)
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one of those that --list shows")
+    parser.add_argument("--list", action="store_true", help="say what each experiment shows, costs and is made of")
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="(default: %(default)s)")
+    parser.add_argument("--seeds", metavar="N", type=int, help="how many, from 0 on (default: the preset's)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("runs"), help="folder of the sweeps (default: %(default)s)"
+    )
+    add_resources(parser)
+
+
+def listing() -> str:
+    """What ``--list`` prints."""
+    parts = []
+    for experiment in catalogue().values():
+        small, paper = (experiment.presets[preset] for preset in PRESETS)
+        lines = [
+            ("shows", experiment.shows),
+            ("small", f"{small.count()} runs, about {small.cpu_minutes} CPU minutes: {small.settings}"),
+            ("paper", f"{paper.count()} runs: {paper.settings}"),
+        ]
+        wrapped = (
+            textwrap.fill(text, _WIDTH, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9)
+            for name, text in lines
+        )
+        parts.append("\n".join([f"{experiment.name}: {experiment.title}", *wrapped]))
+    return "\n\n".join(parts)
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        print(listing())
+        return 0
+    if arguments.name is None:
+        raise UsageError("name an experiment: sb3-redo experiment --list shows them")
+    experiment = experiment_named(arguments.name)
+    check_resources(arguments)
+    try:
+        if arguments.seeds is not None:
+            positive_integer("--seeds", arguments.seeds)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    try:
+        from sb3_redo.experiments.page import sweeps_of, write_page
+    except ImportError as error:
+        raise UsageError(f'experiments need more packages ({error}): pip install "sb3-redo[sweep,report]"') from None
+    sweeps = sweeps_of(experiment.presets[arguments.preset], arguments.seeds)
+    folders = [arguments.out / sweep.name for sweep in sweeps]
+    if arguments.dry_run:
+        for sweep, folder in zip(sweeps, folders, strict=True):
+            print_commands(sweep, folder, arguments)
+        return 0
+    failed = [execute_sweep(sweep, folder, arguments) for sweep, folder in zip(sweeps, folders, strict=True)]
+    out = arguments.out / "experiments" / f"{experiment.name}_{arguments.preset}"
+    print(f"page: {write_page(experiment, arguments.preset, sweeps, folders, out)}")
+    return 1 if any(failed) else 0

@@ -1,0 +1,95 @@
+"""A live table of a sweep on a terminal, or a line per run where nobody watches."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sb3_redo.sweeps.execution import Standing
+from sb3_redo.sweeps.run import Run, progress_of
+
+
+class Progress:
+    """Tells how a sweep stands.
+
+    :param out: the sweep's folder
+    :param runs: all runs
+    """
+
+    def __init__(self, out: Path, runs: list[Run], console: Console | None = None):
+        self.out = out
+        self.runs = runs
+        self.console = console or Console(file=sys.stderr)
+        self.begun = time.monotonic()
+        self._weights = {run.name: run.effort for run in runs}
+        self._trained_before: float | None = None
+        self._steps_before: int | None = None
+        self._told: set[str] = set()
+        self._live: Live | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator["Progress"]:
+        """Show the table until the sweep has ended."""
+        if not self.console.is_terminal:
+            yield self
+            return
+        with Live(console=self.console, refresh_per_second=2) as self._live:
+            yield self
+
+    def update(self, standing: Standing) -> None:
+        """Show how it stands now."""
+        self._tell_ends(standing)
+        if self._live is not None:
+            steps = {name: progress_of(self.out / name) for name in self._weights}
+            self._live.update(self.table(standing, steps))
+
+    def _tell_ends(self, standing: Standing) -> None:
+        if self._live is not None:
+            return
+        ended = dict.fromkeys(standing.finished, "finished") | dict.fromkeys(standing.failed, "failed")
+        for name, how in ended.items():
+            if name not in self._told:
+                self._told.add(name)
+                self.console.print(f"{how} {len(self._told)}/{len(self.runs)}: {name}", highlight=False, soft_wrap=True)
+
+    def table(self, standing: Standing, steps: dict[str, tuple[int, int]]) -> Table:
+        """The table, from the environment steps that each run has made and is to make."""
+        seconds = max(time.monotonic() - self.begun, 1e-9)
+        made = sum(done for done, _ in steps.values())
+        trained = sum(weight * self._share(name, standing, steps) for name, weight in self._weights.items())
+        if self._trained_before is None or self._steps_before is None:
+            self._trained_before, self._steps_before = trained, made
+        pace = (trained - self._trained_before) / seconds
+        left = (sum(self._weights.values()) - trained) / pace if pace > 0 else None
+        table = Table(title=f"{len(self.runs)} runs in {self.out}")
+        columns = ("done", "running", "waiting", "failed", "steps/s", "time left")
+        for column in columns:
+            table.add_column(column, justify="right")
+        table.add_row(
+            str(len(standing.finished)),
+            str(len(standing.running)),
+            f"{len(standing.open)}{f' ({len(standing.busy)} elsewhere)' if standing.busy else ''}",
+            f"[red]{len(standing.failed)}[/red]" if standing.failed else "0",
+            f"{(made - self._steps_before) / seconds:,.0f}",
+            "?" if left is None else str(timedelta(seconds=round(left))),
+        )
+        table.caption = "\n".join(self._line(name, steps) for name in sorted(standing.running))
+        return table
+
+    @staticmethod
+    def _line(name: str, steps: dict[str, tuple[int, int]]) -> str:
+        done, of = steps[name]
+        return f"{name}: {f'{100 * done / of:.0f} %' if of else 'starts'}"
+
+    @staticmethod
+    def _share(name: str, standing: Standing, steps: dict[str, tuple[int, int]]) -> float:
+        if name in standing.finished or name in standing.failed:
+            return 1.0
+        done, of = steps[name]
+        return done / of if of else 0.0

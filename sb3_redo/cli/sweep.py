@@ -1,0 +1,154 @@
+"""``sb3-redo sweep`` and ``sb3-redo report``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sb3_redo.validation import UsageError, non_negative_number, positive_integer
+
+if TYPE_CHECKING:
+    from sb3_redo.sweeps.execution import Standing
+    from sb3_redo.sweeps.sweep_file import Sweep
+
+SWEEP_EXAMPLES = """examples:
+  sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --out runs/replay_ratio --workers 2
+  sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --dry-run
+"""
+REPORT_EXAMPLES = """example:
+  sb3-redo report runs/replay_ratio
+"""
+
+
+def add_sweep(commands: Any, **settings: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        "sweep",
+        help="train a grid of settings, on this machine or on a Ray cluster",
+        description="Train every run of a sweep file. Finished runs are skipped and stopped ones go on, so the same "
+        "command can be given again at any time.",
+        epilog=SWEEP_EXAMPLES,
+        **settings,
+    )
+    parser.set_defaults(run=_sweep)
+    parser.add_argument("file", metavar="FILE", type=Path, help="a sweep file (YAML)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the runs (default: runs/NAME of the file)")
+    add_resources(parser)
+
+
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what trainings may use."""
+    parser.add_argument("--dry-run", action="store_true", help="print each run's command line and start nothing")
+    parser.add_argument("--workers", metavar="N", type=int, help="runs at a time on this machine (default: its cores)")
+    parser.add_argument("--address", metavar="ray://…", help="an existing Ray cluster in place of this machine")
+    parser.add_argument("--cpus-per-run", metavar="X", type=float, default=1.0, help="(default: %(default)g)")
+    parser.add_argument("--gpus-per-run", metavar="X", type=float, default=0.0, help="(default: %(default)g)")
+    parser.add_argument("--threads-per-run", metavar="N", type=int, default=1, help="of PyTorch (default: %(default)d)")
+
+
+def add_report(commands: Any, **settings: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        "report",
+        help="tables, figures and a page of a sweep",
+        description="Read the folders of a sweep's runs, finished or not, and write tables, figures and a page that "
+        "a browser opens.",
+        epilog=REPORT_EXAMPLES,
+        **settings,
+    )
+    parser.set_defaults(run=_report)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the sweep's folder")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to (default: report/ in the sweep's folder)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)d)")
+
+
+def check_resources(arguments: argparse.Namespace) -> None:
+    """See that the options of :func:`add_resources` can be used.
+
+    :raises UsageError: when they cannot, or the packages that trainings need are not installed
+    """
+    try:
+        positive_integer("--workers", 1 if arguments.workers is None else arguments.workers)
+        positive_integer("--threads-per-run", arguments.threads_per_run)
+        if non_negative_number("--cpus-per-run", arguments.cpus_per_run) == 0:
+            raise ValueError("--cpus-per-run must be greater than 0: it limits how many runs there are at a time")
+        non_negative_number("--gpus-per-run", arguments.gpus_per_run)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    if arguments.address is not None and arguments.workers is not None:
+        raise UsageError("--workers is for this machine: with --address the cluster's size and --cpus-per-run decide")
+    try:
+        import sb3_redo.cli.progress
+        import sb3_redo.sweeps.run_process
+        import sb3_redo.sweeps.sweep_file  # noqa: F401  all that a sweep needs but Ray
+    except ImportError as error:
+        raise UsageError(f'sweeps need more packages ({error}): pip install "sb3-redo[sweep]"') from None
+    # The runs are started by python -m, and import what lies here; so does the check, whichever way this was started.
+    sys.path.insert(0, os.getcwd())
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    check_resources(arguments)
+    from sb3_redo.sweeps.sweep_file import read_sweep
+
+    sweep = read_sweep(arguments.file)
+    out = arguments.out or Path("runs") / sweep.name
+    if arguments.dry_run:
+        print_commands(sweep, out, arguments)
+        return 0
+    code = execute_sweep(sweep, out, arguments)
+    print(f"next: sb3-redo report {out}")
+    return code
+
+
+def print_commands(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> None:
+    """Print each run's command line.
+
+    :param out: the sweep's folder
+    :param arguments: with the options of :func:`add_resources`
+    """
+    from sb3_redo.sweeps.run_process import thread_variables
+
+    threads = thread_variables(arguments.threads_per_run)
+    variables = " ".join(f"{name}={value}" for name, value in threads.items())
+    for run in sweep.runs:
+        print(f"{variables} {run.command_line(out, arguments.threads_per_run)}")
+
+
+def execute_sweep(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> int:
+    """Train what is not finished yet, and tell how it ended.
+
+    :param out: the sweep's folder
+    :param arguments: with the options of :func:`add_resources`
+    :return: the exit code: 1 where a run failed
+    """
+    from sb3_redo.cli.progress import Progress
+    from sb3_redo.sweeps.execution import Resources, execute
+
+    resources = Resources(
+        arguments.workers,
+        arguments.address,
+        arguments.cpus_per_run,
+        arguments.gpus_per_run,
+        arguments.threads_per_run,
+    )
+    with Progress(out, sweep.runs).shown() as progress:
+        standing = execute(sweep, out, resources, progress.update)
+    return _tell_end(standing, out)
+
+
+def _tell_end(standing: "Standing", out: Path) -> int:
+    for name, reason in standing.failed.items():
+        print(f"\nfailed: {name}: {reason}", file=sys.stderr)
+    print(f"{len(standing.finished)} runs finished, {len(standing.failed)} failed, in {out}")
+    return 1 if standing.failed else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    try:
+        from sb3_redo.reports.build import write_report
+    except ImportError as error:
+        raise UsageError(f'reports need more packages ({error}): pip install "sb3-redo[report]"') from None
+    print(write_report(arguments.folder, arguments.out, arguments.seed))
+    return 0

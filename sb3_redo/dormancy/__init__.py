@@ -1,0 +1,1 @@
+"""MEASURE: dormancy scores of every layer on one batch, and the report of them."""

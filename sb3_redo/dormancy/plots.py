@@ -1,0 +1,125 @@
+"""A picture of a dormancy report."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sb3_redo.dormancy.report import DormancyReport
+
+try:
+    from matplotlib.figure import Figure as _Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import PercentFormatter
+    from mpl_toolkits.axes_grid1 import make_axes_locatable
+except ImportError as error:
+    raise ImportError("plots need matplotlib: pip install sb3-redo[plots]") from error
+
+# Okabe and Ito's palette, whose colours stay apart for every kind of colour vision; vermilion is the threshold's.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+_THRESHOLD_COLOUR = "#D55E00"
+_HATCH = "////"
+
+
+def figure_of(report: "DormancyReport") -> "Figure":
+    """A figure with the report, which no window shows."""
+    figure = _Figure(figsize=_size(report), layout="tight")
+    plot_dormancy(report, figure.subplots())
+    return figure
+
+
+def plot_dormancy(report: "DormancyReport", ax: "Axes | None" = None) -> "Axes":
+    """See :meth:`~sb3_redo.dormancy.report.DormancyReport.plot`."""
+    if ax is None:
+        from matplotlib import pyplot  # here, because it chooses a backend
+
+        ax = pyplot.subplots(figsize=_size(report), layout="tight")[1]
+    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(report.networks)}
+    strip = make_axes_locatable(ax).append_axes("right", size="110%", pad=0.3, sharey=ax)
+    _draw_bars(ax, report, colours)
+    _draw_scores(strip, report, colours)
+    strip.legend(handles=_legend(report, colours), loc="lower right", bbox_to_anchor=(1, 1), **_LEGEND)
+    neurons = sum(layer.neurons for layer in report.layers)
+    title = f"{report.dormant_fraction:.1%} of {neurons:,} neurons dormant\non {report.observations:,} observations"
+    ax.set_title(title, loc="left", fontsize="medium")
+    return ax
+
+
+_LEGEND: dict[str, Any] = {"ncols": 5, "frameon": False, "fontsize": "small", "handlelength": 1, "columnspacing": 1}
+
+
+def _legend(report: "DormancyReport", colours: dict[str, str]) -> list[Any]:
+    handles: list[Any] = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    if not all(layer.recyclable for layer in report.layers):
+        handles.append(Patch(facecolor="0.6", edgecolor="white", hatch=_HATCH, label="measured only"))
+    return [*handles, Line2D([], [], color=_THRESHOLD_COLOUR, label=f"threshold {report.dormancy_threshold:g}")]
+
+
+def _size(report: "DormancyReport") -> tuple[float, float]:
+    return 9.0, 1.5 + 0.42 * len(report.layers)
+
+
+def _draw_bars(ax: "Axes", report: "DormancyReport", colours: dict[str, str]) -> None:
+    for row, layer in enumerate(report.layers):
+        hatch = None if layer.recyclable else _HATCH
+        ax.barh(row, layer.dormant_fraction, 0.7, color=colours[layer.network], hatch=hatch, edgecolor="white")
+        count = f"{int(layer.dormant.sum())}/{layer.neurons}"
+        is_long = layer.dormant_fraction > 0.6
+        ax.annotate(
+            f"{layer.dormant_fraction:.1%}  ({count})",
+            (layer.dormant_fraction, row),
+            xytext=(-4 if is_long else 4, 0),
+            textcoords="offset points",
+            ha="right" if is_long else "left",
+            va="center",
+            fontsize="small",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1} if is_long else None,
+        )
+    ax.set_yticks(range(len(report.layers)), [layer.name for layer in report.layers], fontsize="small")
+    ax.set_ylim(len(report.layers) - 0.5, -0.5)
+    ax.set_xlim(0, 1)
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlabel("dormant neurons")
+    _tidy(ax)
+
+
+def _draw_scores(strip: "Axes", report: "DormancyReport", colours: dict[str, str]) -> None:
+    # Scores average 1. The few that are far greater are drawn at the edge: where dormancy begins is what matters.
+    last = max(4, math.ceil(2 * report.dormancy_threshold))
+    are_many = sum(layer.neurons for layer in report.layers) > 2000
+    for row, layer in enumerate(report.layers):
+        scores = layer.scores.detach().float().cpu()
+        # Multiples of the golden ratio fill a row evenly, without a random draw.
+        spread = (torch.arange(len(scores)) * 0.618034) % 1.0
+        strip.plot(
+            scores.clamp(max=last).numpy(),
+            (row + 0.7 * (spread - 0.5)).numpy(),
+            linestyle="none",
+            marker="o",
+            markersize=2 if are_many else 3.5,
+            markeredgewidth=0,
+            alpha=0.3 if are_many else 0.55,
+            color=colours[layer.network],
+            rasterized=True,
+            clip_on=False,
+        )
+    strip.axvline(report.dormancy_threshold, color=_THRESHOLD_COLOUR, linewidth=1.5)
+    strip.set_xlim(0, last)
+    ticks = range(0, last + 1, math.ceil(last / 8))
+    strip.set_xticks(ticks, [f"≥{last}" if tick == last else str(tick) for tick in ticks])
+    strip.set_xlabel("score")
+    strip.tick_params(labelleft=False)
+    _tidy(strip)
+
+
+def _tidy(ax: Any) -> None:
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color="0.9")
+    ax.set_axisbelow(True)

@@ -1,0 +1,154 @@
+"""An experiment is its sweeps, trained, and what is written of them: a page with figures and numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sb3_redo.experiments.catalogue import Experiment, Preset
+from sb3_redo.experiments.figures import plot_interference, plot_loss, plot_measure, plot_pruned, plot_sharpness
+from sb3_redo.experiments.number_tables import beside_table, sources_table
+from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of, paper_numbers
+from sb3_redo.reports.build import Report, write_report
+from sb3_redo.reports.curves import over_seeds, side_by_side
+from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
+from sb3_redo.reports.heat_maps import heat_maps
+from sb3_redo.reports.pictures import save
+from sb3_redo.reports.sweep_folder import read_sweep as read_folder
+from sb3_redo.reports.tables import read_curves
+from sb3_redo.sweeps.run import Run
+from sb3_redo.sweeps.sweep_file import Sweep, read_sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = "experiment.md"
+_ABOUT_OURS = "Interquartile means over seeds with 95 % bootstrap intervals in brackets."
+_ABOUT_NUMBERS = (
+    f"{_ABOUT_OURS} The paper's numbers are of its own tasks and scales; what is in brackets there is its own interval "
+    "where digitised, its standard deviation where printed, and otherwise the range within which it could be read."
+)
+NUMBERS = "numbers.csv"
+
+_PLOTS = {
+    "accuracy": plot_accuracy,
+    "loss": plot_loss,
+    "pruned": plot_pruned,
+    "sharpness": plot_sharpness,
+    "interference": plot_interference,
+}
+"""How the curves of a quantity are drawn, where it is not as others are."""
+
+
+def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
+    """The sweeps of a preset, without the runs that are not the experiment's.
+
+    :param seeds: how many in place of the preset's
+    :raises UsageError: when a file is not there or is wrong
+    """
+    whole = [read_sweep(file, seeds or preset.seeds) for file in preset.files]
+    return [replace(sweep, runs=[run for run in sweep.runs if _belongs(run, preset)]) for sweep in whole]
+
+
+def _belongs(run: Run, preset: Preset) -> bool:
+    about = {"environment": run.environment, **run.condition}
+    return all(preset.has(axis, label) for axis, label in about.items())
+
+
+@dataclass(frozen=True)
+class SweepPart:
+    """What one sweep says: its report, the names of figures, and its numbers."""
+
+    report: Report
+    figures: tuple[str, ...]
+    numbers: pd.DataFrame
+
+
+def write_page(
+    experiment: Experiment, preset: str, sweeps: list[Sweep], folders: list[Path], out: Path, seed: int = 0
+) -> Path:
+    """Write what the runs say so far; only files are read, and only ``out`` is written.
+
+    :param preset: name of the preset
+    :param sweeps: those of the preset
+    :param folders: of the sweeps, in the same order
+    :param out: gets ``experiment.md``, ``numbers.csv``, and for each sweep a folder with its whole report
+    :param seed: of the bootstrap intervals
+    :return: the page
+    """
+    parts = [
+        _part(experiment, sweep, folder, out / sweep.name, seed) for sweep, folder in zip(sweeps, folders, strict=True)
+    ]
+    numbers = pd.concat([part.numbers for part in parts], ignore_index=True)
+    numbers.to_csv(out / NUMBERS, index=False)
+    (out / PAGE).write_text(_page(experiment, preset, sweeps, parts))
+    return out / PAGE
+
+
+def _part(experiment: Experiment, sweep: Sweep, folder: Path, out: Path, seed: int) -> SweepPart:
+    only = [run.name for run in sweep.runs]
+    report = write_report(folder, out, seed, only)
+    runs = read_folder(folder, only)
+    curves = read_curves(runs)
+    conditions = conditions_of(runs, curves, experiment.quantities, seed)
+    figures: list[str] = []
+    for figure in experiment.figures:
+        if isinstance(figure, str):
+            figures += [path.stem for path in sorted((out / "figures").glob(f"{figure}*.png"))]
+        else:
+            drawn = _drawn(figure, curves, conditions)
+            figures += [] if drawn is None else [save(drawn, out / "figures", _name(figure))]
+    numbers = beside_paper(conditions, paper_numbers(experiment), sweep.algorithm)
+    return SweepPart(report, tuple(dict.fromkeys(figures)), numbers.assign(sweep=sweep.name))
+
+
+def _name(figure: Mapping[str, str]) -> str:
+    kind = next(iter(figure))
+    return f"{kind}_{figure[kind]}"
+
+
+def _drawn(figure: Mapping[str, Any], curves: pd.DataFrame, conditions: pd.DataFrame) -> "Figure | None":
+    """A figure that the report has not; nothing where there is nothing to draw yet."""
+    if "curve" in figure:
+        name = figure["curve"]
+        quantity = QUANTITIES[name]
+        if "beside" in figure:
+            keys = {word: str(QUANTITIES[each].key) for each, word in figure["beside"].items()}
+            table = side_by_side(curves, keys)
+        else:
+            table = over_seeds(curves, str(quantity.key))
+        plot = _PLOTS.get(name, plot_dormancy if quantity.percent else plot_measure)
+        return panels(table.assign(measure=quantity.words.removesuffix(" at the end")), plot) if len(table) else None
+    name, x, y = (figure[key] for key in ("heat_map", "x", "y"))
+    mine = conditions[conditions["quantity"] == name] if len(conditions) else conditions
+    if not len(mine):
+        return None
+    return heat_maps(mine, x, y, mine["measure"].iloc[0].split(" (")[0], QUANTITIES[name].percent)
+
+
+def _has_papers(numbers: pd.DataFrame) -> bool:
+    return "paper" in numbers and bool(numbers["paper"].notna().any())
+
+
+def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[SweepPart]) -> str:
+    seeds = max(len(sweep.seeds) for sweep in sweeps)
+    settings = experiment.presets[preset].settings
+    sections = [
+        f"# {experiment.title}",
+        f"`sb3-redo experiment {experiment.name} --preset {preset} --seeds {seeds}` shows {experiment.shows}.",
+        f"Settings: {settings.strip().rstrip('.')}.",
+        experiment.compares.strip(),
+    ]
+    for sweep, part in zip(sweeps, parts, strict=True):
+        sections.append(f"## {sweep.name}")
+        sections += [f"![{name}]({sweep.name}/figures/{name}.png)" for name in part.figures]
+        if len(part.numbers):
+            sections.append(_ABOUT_NUMBERS if _has_papers(part.numbers) else _ABOUT_OURS)
+            sections += [text for text in (beside_table(part.numbers), sources_table(part.numbers)) if text]
+        else:
+            sections.append("No run has finished.")
+        sections.append(f"```\n{part.report}\n```")
+    sections += ["## What differs from the paper", experiment.differs.strip()]
+    return "\n\n".join(sections) + "\n"

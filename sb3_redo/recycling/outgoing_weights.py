@@ -1,0 +1,61 @@
+"""What a layer's weights make of each of its input positions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sb3_redo.wiring.tracing import LayerWiring
+
+
+def groups(layer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:
+    """Rows of a weight and the input positions they read: all and all, but for a grouped convolution."""
+    number = int(getattr(layer, "groups", 1))
+    outputs, inputs = len(weight) // number, weight.shape[1]
+    return [(slice(g * outputs, (g + 1) * outputs), slice(g * inputs, (g + 1) * inputs)) for g in range(number)]
+
+
+def position_magnitudes(layer: nn.Module) -> Tensor:
+    """Sum of \\|w\\| over all weights that read a position, [input positions]."""
+    weight = _weight(layer)
+    others = [axis for axis in range(weight.ndim) if axis != 1]
+    if getattr(layer, "groups", 1) == 1:
+        return weight.abs().sum(others)
+    return torch.cat([weight[rows].abs().sum(others) for rows, _ in groups(layer, weight)])
+
+
+def neuron_magnitudes(policy: nn.Module, layer: LayerWiring) -> Tensor:
+    """Sum of \\|w\\| over all outgoing weights of each neuron of a layer, in all of its consumers, [neurons].
+
+    A channel that feeds several columns of a linear layer has the weights of all of them.
+    """
+    device = _weight(policy.get_submodule(layer.name)).device
+    totals = torch.zeros(layer.neurons, device=device)
+    for consumer, owners in layer.consumers.items():
+        fed = (owners >= 0).nonzero().flatten()
+        magnitudes = position_magnitudes(policy.get_submodule(consumer))[fed.to(device)]
+        totals.index_add_(0, owners[fed].to(device), magnitudes.to(totals))
+    return totals
+
+
+def position_effects(layer: nn.Module, values: Tensor) -> Tensor:
+    """What a layer's output is, its bias left out, when each input position is constant over space, [neurons].
+
+    Of a convolution it is the output where all of its kernel lies inside the input.
+
+    :param values: of its input positions, [input positions]
+    """
+    weight = _weight(layer)
+    effects = [_flat(weight[rows]).sum(2) @ values[columns].to(weight) for rows, columns in groups(layer, weight)]
+    return torch.cat(effects)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """[neurons, input positions, places of the kernel]"""
+    return weight.flatten(2) if weight.ndim > 2 else weight.unsqueeze(2)

@@ -1,0 +1,270 @@
+"""What Stable-Baselines3 calls things: the networks, optimizers and gradient steps of an algorithm."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.forward.contexts import evaluating, seeded, tensors_in, uncompiled_name
+from sb3_redo.recycling.initial_weights import InitialWeights
+from sb3_redo.recycling.optimizer_state import zero_state
+from sb3_redo.sb3.buffers import Batch
+from sb3_redo.sb3.memory import Memory
+from sb3_redo.sb3.players import MaskedPlayer, Player, RecurrentPlayer, ScaledPlayer
+from sb3_redo.wiring.tracing import Wiring, trace_wiring
+
+NETWORK_NAMES = ("q_net", "quantile_net", "actor", "critic", "policy", "value", "shared")
+"""Every network that some supported algorithm has."""
+
+
+def _reached(wiring: Wiring, layer: str) -> set[str]:
+    """The layer and all that it serves, over however many others."""
+    consumers = {measured.name: measured.consumers for measured in wiring}
+    reached: set[str] = set()
+    ahead = [layer]
+    while ahead:
+        name = ahead.pop()
+        if name not in reached:
+            reached.add(name)
+            ahead += consumers.get(name, ())
+    return reached
+
+
+def _by_path(wiring: Wiring, layer: str) -> str:
+    """The network that a layer is part of, unless it serves another one too."""
+    networks = {uncompiled_name(name).split(".")[0] for name in _reached(wiring, layer)}
+    return networks.pop() if len(networks) == 1 else "shared"
+
+
+def _no_states(policy: Any, batch_size: int) -> tuple[Tensor, ...]:
+    return ()
+
+
+def _no_actions(policy: Any, observations: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Agent:
+    """How one algorithm is measured and recycled.
+
+    :param networks: names of the networks that are trained, without target networks
+    :param optimizers: all that hold their parameters
+    :param clock: the optimizer whose steps are counted as gradient steps. Off-policy, no graph is alive right after
+        its step that still needs the weights for a backward pass.
+    :param forward: runs all networks of a policy in one pass and returns every output
+    :param act: the actions that the policy takes for observations, for critics that need some
+    :param network_of: the network that a layer is counted with
+    :param states: what a recurrent policy starts a number of episodes with, see :class:`~sb3_redo.sb3.buffers.Batch`
+    :param at_rollout_end: whether to measure when a rollout has been collected, since its observations are gone when
+        the next one begins, and not inside ``train()``
+    :param player: acts as the algorithm does while it collects experience
+    :param by_gradients: whether all networks are changed by their optimizers' steps alone
+    """
+
+    networks: tuple[str, ...]
+    optimizers: tuple[Optimizer, ...]
+    clock: Optimizer
+    forward: Callable[[Any, Batch], Any]
+    act: Callable[[Any, Any], Tensor | None] = _no_actions
+    network_of: Callable[[Wiring, str], str] = _by_path
+    states: Callable[[Any, int], tuple[Tensor, ...]] = _no_states
+    at_rollout_end: bool = False
+    player: Callable[[Any, Any], Player] = Player
+    by_gradients: bool = True
+
+
+def _q_learner(model: Any, network: str) -> Agent:
+    return Agent(
+        networks=(network,),
+        optimizers=(model.policy.optimizer,),
+        clock=model.policy.optimizer,
+        forward=lambda policy, batch: getattr(policy, network)(batch.observations),
+    )
+
+
+def _actor_critic(model: Any, clock: str, act: Callable[[Any, Any], Any]) -> Agent:
+    """An actor and critics of continuous actions.
+
+    :param clock: the network whose optimizer ends a gradient step. It is the critic's, which may step more often, but
+        where the actor's loss was begun before the critic's step, and is still to be differentiated after it.
+    :param act: what the actor makes of observations before an action is drawn
+    """
+    is_shared = getattr(model.policy, "share_features_extractor", False)
+    return Agent(
+        networks=("actor", "critic", "shared") if is_shared else ("actor", "critic"),
+        optimizers=(model.actor.optimizer, model.critic.optimizer),
+        clock=getattr(model, clock).optimizer,
+        forward=lambda policy, batch: (
+            act(policy.actor, batch.observations),
+            policy.critic(batch.observations, batch.actions),
+        ),
+        act=lambda policy, observations: policy(observations, deterministic=True),
+        player=ScaledPlayer,
+    )
+
+
+def _gaussian(actor: Any, observations: Any) -> Any:
+    return actor.get_action_dist_params(observations)
+
+
+def _deterministic(actor: Any, observations: Any) -> Any:
+    return actor(observations)
+
+
+def _on_policy(model: Any, player: type[Player] = Player, by_gradients: bool = True) -> Agent:
+    return Agent(
+        networks=("policy", "value", "shared"),
+        optimizers=(model.policy.optimizer,),
+        clock=model.policy.optimizer,
+        forward=lambda policy, batch: policy(batch.observations, deterministic=True),
+        network_of=_by_head,
+        at_rollout_end=True,
+        player=player,
+        by_gradients=by_gradients,
+    )
+
+
+def _recurrent(model: Any) -> Agent:
+    def forward(policy: Any, batch: Batch) -> Any:
+        *states, episode_starts = batch.states
+        actor_hidden, actor_cell, critic_hidden, critic_cell = (state.transpose(0, 1).contiguous() for state in states)
+        memories = RNNStates((actor_hidden, actor_cell), (critic_hidden, critic_cell))
+        return policy(batch.observations, memories, episode_starts, deterministic=True)[:3]
+
+    def states(policy: Any, batch_size: int) -> tuple[Tensor, ...]:
+        layers, _, size = policy.lstm_hidden_state_shape
+        zeros = torch.zeros(batch_size, layers, size, device=policy.device)
+        return zeros, zeros, zeros, zeros, torch.ones(batch_size, device=policy.device)
+
+    return replace(_on_policy(model, RecurrentPlayer), forward=forward, states=states)
+
+
+def _by_head(wiring: Wiring, layer: str) -> str:
+    """Whether the layer serves the action head, the value head or both."""
+    heads = _reached(wiring, layer) & set(wiring.outputs)
+    serves_value = {uncompiled_name(name).split(".")[0] == "value_net" for name in heads}
+    return "shared" if len(serves_value) == 2 else "value" if True in serves_value else "policy"
+
+
+_AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {
+    DQN: partial(_q_learner, network="q_net"),
+    QRDQN: partial(_q_learner, network="quantile_net"),
+    SAC: partial(_actor_critic, clock="actor", act=_gaussian),
+    TQC: partial(_actor_critic, clock="actor", act=_gaussian),
+    CrossQ: partial(_actor_critic, clock="critic", act=_gaussian),
+    TD3: partial(_actor_critic, clock="critic", act=_deterministic),  # and DDPG, which extends it
+    PPO: _on_policy,
+    A2C: _on_policy,
+    TRPO: partial(_on_policy, by_gradients=False),  # a line search along natural gradients sets its policy
+    MaskablePPO: partial(_on_policy, player=MaskedPlayer),
+    RecurrentPPO: _recurrent,
+}
+
+_REFUSED: dict[type[BaseAlgorithm], str] = {
+    ARS: "it changes its weights without gradients, from a vector of its own that would overwrite recycled ones",
+}
+
+
+def agent_of(model: BaseAlgorithm) -> Agent:
+    """Networks, optimizers and clock of a model.
+
+    :raises RuntimeError: when its algorithm is none that is known here
+    """
+    for algorithm in type(model).__mro__:
+        if algorithm in _AGENTS:
+            return _AGENTS[algorithm](model)
+        if algorithm in _REFUSED:
+            raise RuntimeError(f"{type(model).__name__} is not supported: {_REFUSED[algorithm]}")
+    known = ", ".join(algorithm.__name__ for algorithm in _AGENTS)
+    raise RuntimeError(f"{type(model).__name__} is not supported, only {known} and subclasses of them are")
+
+
+def gradient_steps_of(model: BaseAlgorithm) -> int:
+    """Gradient steps made so far, also before a model was loaded.
+
+    What our own clock remembers, and beyond that what the algorithm counts: off-policy ones count gradient steps at
+    the beginning of each or at the end of ``train()``, so that an interrupted step is counted or a whole interrupted
+    call is not. On-policy ones count something else (epochs, rollouts) under the same name; there the optimizer tells.
+    SGD has no count: there it is what our clock has seen, see :func:`is_trained`.
+    """
+    remembered = Memory.gradient_steps_of(model)
+    if isinstance(model, OnPolicyAlgorithm):
+        states = model.policy.optimizer.state.values()
+        counted = max((int(state["step"]) for state in states if "step" in state), default=0)
+    else:
+        counted = int(model._n_updates)
+    return counted if remembered is None or counted > remembered + 1 else remembered
+
+
+def is_trained(model: BaseAlgorithm) -> bool:
+    """Whether a model's weights may be others than those that it was built with."""
+    return gradient_steps_of(model) > 0 or model._n_updates > 0
+
+
+def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
+    """A batch from observations as the environment gives them (already normalised, if ``VecNormalize`` is used)."""
+    tensors, _ = model.policy.obs_to_tensor(observations)
+    agent = agent_of(model)
+    size = len(next(tensors_in(tensors)))
+    with seeded(0), evaluating(model.policy.modules()):
+        return Batch(tensors, agent.act(model.policy, tensors), agent.states(model.policy, size))
+
+
+def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None) -> Meter:
+    """What measures a model: reads its wiring.
+
+    :param batch: what to read it on
+    :param networks: those to be measured, all if not given
+    :raises RuntimeError: when nothing in them can be measured
+    """
+    agent = agent_of(model)
+    wiring = trace_wiring(model.policy, batch, forward=agent.forward)
+    wanted = networks or agent.networks
+    network_of = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring}
+    measured = {layer: network for layer, network in network_of.items() if network in wanted}
+    if not measured:
+        raise RuntimeError(f"nothing to measure in {', '.join(wanted)}; the policy's wiring is\n{wiring}")
+    return Meter(model.policy, wiring, measured)
+
+
+def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
+    """Draws weights as a freshly built policy of this model has them.
+
+    Gives a model that has not been trained yet an attribute ``initial_weight_samples``, which is saved with it: once
+    weights have changed, nothing else tells whether and how they were initialised by hand.
+    """
+
+    def build() -> BasePolicy:
+        # Off-policy algorithms have use_sde among the keywords already, and some policies do not know the word.
+        settings = {**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs}
+        # Copies, because extractors draw samples from the observation space to learn its shape.
+        spaces = copy.deepcopy((model.observation_space, model.action_space))
+        return model.policy_class(*spaces, model.lr_schedule, **settings)
+
+    known = model.__dict__.get("initial_weight_samples")
+    if known is not None or is_trained(model):
+        return InitialWeights(build, samples=known)
+    initial_weights = InitialWeights(build, untrained=model.policy)
+    model.__dict__["initial_weight_samples"] = initial_weights.samples
+    return initial_weights
+
+
+_INITIAL_STATE = {("RMSpropTFLike", "square_avg"): 1.0}
+
+
+def initial_state(optimizer: Optimizer, key: str) -> float:
+    """What an optimizer first fills its state with: SB3's ``RMSpropTFLike`` starts at ones."""
+    return _INITIAL_STATE.get((type(optimizer).__name__, key), zero_state(optimizer, key))

@@ -1,0 +1,123 @@
+"""Observations gathered by running an agent, for models whose buffer is empty, as a loaded one's is."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_redo.forward.contexts import evaluating, everything_seeded
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.buffers import Batch
+from sb3_redo.sb3.players import Move
+
+
+def gather_batch(
+    model: BaseAlgorithm, n: int, seed: int, env: VecEnv | None = None, progress: Callable[[int], Any] | None = None
+) -> Batch:
+    """Run an agent as it explored until ``n`` observations are there. Its weights and counters stay as they are.
+
+    The environment is seeded, reset and stepped, and its monitor records the episodes; in the model's own one a
+    following ``learn()`` begins with a new episode, from a new seed. Random streams, the policy's modes and the
+    statistics of ``VecNormalize`` are left as they were.
+
+    :param model: any supported model
+    :param n: observations in all; with several environments the surplus of the last step is dropped
+    :param seed: of the environment, the actions and whatever else is drawn
+    :param env: the environment to run in, with the wrappers that the agent was trained with; the model's own if not
+        given
+    :param progress: called after every step with the number of observations that are new
+    :return: observations as the networks take them; the actions taken, in [-1, 1], where there are critics of
+        actions; and for recurrent policies the states that each observation was met with
+    :raises ValueError: when there is no environment
+    """
+    env = model.get_env() if env is None else env
+    if env is None:
+        raise ValueError(
+            f"this {type(model).__name__} has no environment to run in: load it with env=, or call set_env()"
+        )
+    with everything_seeded(seed), _seeded_actions(model, seed), _frozen_statistics(env):
+        env.seed(seed)
+        with evaluating(model.policy.modules()):
+            batch = _run(model, env, n, progress)
+        # Not to go on with the random numbers that we chose, which would be the same in every run.
+        env.seed(integer_seed(None if model.seed is None else (model.seed, seed)))
+        if env is model.get_env():
+            _begin_anew(model, env)
+    return batch
+
+
+def integer_seed(seed: tuple[int, int] | None) -> int:
+    """One small number for environments and generators, from a seed and a gradient step or, without, from chance."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
+
+
+def _run(model: BaseAlgorithm, env: VecEnv, n: int, progress: Callable[[int], Any] | None) -> Batch:
+    player = agent_of(model).player(model, env)
+    seen: list[Any] = []
+    moves: list[Move] = []
+    observations, starts = env.reset(), np.ones(env.num_envs, dtype=bool)
+    for gathered in range(0, n, env.num_envs):
+        move = player.move(observations, starts)
+        seen.append(observations)
+        moves.append(move)
+        observations, _, starts, _ = env.step(move.actions)
+        if progress is not None:
+            progress(min(env.num_envs, n - gathered))
+    return _batch(model, seen, moves, n)
+
+
+def _batch(model: BaseAlgorithm, seen: list[Any], moves: list[Move], n: int) -> Batch:
+    """One batch of what was seen and done, step after step, and within a step environment after environment."""
+    joined: Any
+    if isinstance(seen[0], dict):
+        joined = {key: np.concatenate([observations[key] for observations in seen])[:n] for key in seen[0]}
+    else:
+        joined = np.concatenate(seen)[:n]
+    tensors, _ = model.policy.obs_to_tensor(joined)
+    scaled = [move.scaled for move in moves if move.scaled is not None]
+    actions = torch.as_tensor(np.concatenate(scaled)[:n], device=model.device) if scaled else None
+    states = tuple(torch.cat(steps)[:n] for steps in zip(*(move.states for move in moves), strict=True))
+    return Batch(tensors, actions, states)
+
+
+def _begin_anew(model: Any, env: VecEnv) -> None:
+    """Have training go on with a new episode, where it would have gone on with an observation that is gone.
+
+    A model without a last observation resets the environment itself when it learns. LSTM states need nothing: they
+    are cleared where an episode starts.
+    """
+    if model._last_obs is None:
+        return
+    model._last_obs = env.reset()
+    model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    if model.get_vec_normalize_env() is not None:
+        model._last_original_obs = model.get_vec_normalize_env().get_original_obs()
+
+
+@contextmanager
+def _seeded_actions(model: BaseAlgorithm, seed: int) -> Iterator[None]:
+    """The random stream of the model's action space from a seed inside, and as it was afterwards."""
+    stream = model.action_space.np_random.bit_generator
+    before = stream.state
+    try:
+        stream.state = type(stream)(seed).state
+        yield
+    finally:
+        stream.state = before
+
+
+@contextmanager
+def _frozen_statistics(env: VecEnv) -> Iterator[None]:
+    """Every ``VecNormalize`` around an environment normalises inside as it stands, without learning."""
+    with ExitStack() as stack:
+        layer: VecEnv | None = env
+        while isinstance(layer, VecEnvWrapper):
+            if isinstance(layer, VecNormalize):
+                stack.callback(setattr, layer, "training", layer.training)
+                layer.training = False
+            layer = layer.venv
+        yield

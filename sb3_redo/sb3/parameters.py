@@ -1,0 +1,36 @@
+"""What a model's trained parameters are, and what they were when its training began."""
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor, nn
+
+from sb3_redo.forward.contexts import uncompiled_name
+from sb3_redo.interventions.scope import is_target
+from sb3_redo.sb3.agents import is_trained
+
+_INITIAL = "initial_parameters"
+
+
+def trained_parameters(model: BaseAlgorithm) -> dict[str, nn.Parameter]:
+    """The parameters of a model's policy that are trained, without target networks, by name."""
+    return {
+        name: parameter
+        for name, parameter in model.policy.named_parameters()
+        if parameter.requires_grad and not is_target(name)
+    }
+
+
+def initial_parameters_of(model: BaseAlgorithm) -> dict[str, Tensor] | None:
+    """What the parameters were when training began, without target networks and with those that are frozen and may be
+    trained later, by name without the steps that ``torch.compile`` puts in; ``None`` for a model that was trained
+    before anyone asked.
+
+    Gives a model that has not been trained yet an attribute ``initial_parameters``, which is saved with it.
+    """
+    if _INITIAL not in model.__dict__ and not is_trained(model):
+        model.__dict__[_INITIAL] = {
+            uncompiled_name(name): parameter.detach().cpu().clone()
+            for name, parameter in model.policy.named_parameters()
+            if not is_target(name)
+        }
+    kept: dict[str, Tensor] | None = model.__dict__.get(_INITIAL)
+    return kept

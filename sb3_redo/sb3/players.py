@@ -1,0 +1,102 @@
+"""How an algorithm acts while it collects experience."""
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+
+class Move(NamedTuple):
+    """What is done at one step of all environments.
+
+    :param actions: for ``env.step``, [environments, ...]
+    :param scaled: the same in [-1, 1], where critics take actions, [environments, action size]
+    :param states: what the observations were met with, see :class:`~sb3_redo.sb3.buffers.Batch`
+    """
+
+    actions: np.ndarray
+    scaled: np.ndarray | None = None
+    states: tuple[Tensor, ...] = ()
+
+
+class Player:
+    """Draws actions as the model's ``predict`` does, which for DQN explores as much as training last did.
+
+    :param model: changes nothing in it but the modes of its policy
+    :param env: the environment in which it will act
+    """
+
+    def __init__(self, model: Any, env: VecEnv):
+        self.model = model
+        self.env = env
+
+    def move(self, observations: Any, episode_starts: np.ndarray) -> Move:
+        """:param episode_starts: whether an episode began with the observation, [environments]"""
+        return Move(self.model.predict(observations, deterministic=False)[0])
+
+
+class MaskedPlayer(Player):
+    """Draws only actions that the environment allows, if it says which."""
+
+    def __init__(self, model: Any, env: VecEnv):
+        super().__init__(model, env)
+        self.is_masked = is_masking_supported(env)
+
+    def move(self, observations: Any, episode_starts: np.ndarray) -> Move:
+        masks = get_action_masks(self.env) if self.is_masked else None
+        return Move(self.model.predict(observations, deterministic=False, action_masks=masks)[0])
+
+
+class ScaledPlayer(Player):
+    """Adds the model's action noise (TD3), and scales actions for the critics, as a replay buffer holds them."""
+
+    def __init__(self, model: Any, env: VecEnv):
+        super().__init__(model, env)
+        self.noise = self._own_noise(model.action_noise, env.num_envs)
+
+    @staticmethod
+    def _own_noise(noise: ActionNoise | None, environments: int) -> VectorizedActionNoise | None:
+        """A copy, since noise may remember, for this number of environments, which may not be that of training."""
+        if noise is None:
+            return None
+        single = copy.deepcopy(noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise)
+        single.reset()
+        return VectorizedActionNoise(single, environments)
+
+    def move(self, observations: Any, episode_starts: np.ndarray) -> Move:
+        policy = self.model.policy
+        scaled = policy.scale_action(super().move(observations, episode_starts).actions)
+        if self.noise is not None:
+            self.noise.reset(np.flatnonzero(episode_starts))
+            scaled = np.clip(scaled + self.noise(), -1, 1)
+        scaled = scaled.astype(np.float32)
+        return Move(policy.unscale_action(scaled), scaled)
+
+
+class RecurrentPlayer(Player):
+    """Keeps the states of the actor and of the critic; ``predict`` would only give the actor's."""
+
+    def __init__(self, model: Any, env: VecEnv):
+        super().__init__(model, env)
+        layers, _, size = model.policy.lstm_hidden_state_shape
+        zeros = torch.zeros(layers, env.num_envs, size, device=model.device)
+        self.memories = RNNStates((zeros, zeros), (zeros, zeros))
+
+    def move(self, observations: Any, episode_starts: np.ndarray) -> Move:
+        policy, space = self.model.policy, self.model.action_space
+        starts = torch.as_tensor(episode_starts, dtype=torch.float32, device=self.model.device)
+        met_with = (*(state.transpose(0, 1) for memory in self.memories for state in memory), starts)
+        tensors, _ = policy.obs_to_tensor(observations)
+        drawn, _, _, self.memories = policy(tensors, self.memories, starts)
+        actions = drawn.cpu().numpy()
+        if isinstance(space, spaces.Box):
+            is_squashed = policy.squash_output
+            actions = policy.unscale_action(actions) if is_squashed else np.clip(actions, space.low, space.high)
+        return Move(actions, states=met_with)

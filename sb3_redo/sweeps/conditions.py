@@ -1,0 +1,57 @@
+"""What the axes of a sweep's grid mean to the zoo."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sb3_redo.sweeps.replay_ratio import training_schedule
+from sb3_redo.zoo.policy_names import scalable_policy
+
+REPLAY_RATIO, WIDTH, CALLBACK = "replay_ratio", "width", "callback"
+POLICY_KWARGS = "policy_kwargs"
+
+
+def entry_of(mapping: str, axis: str) -> str | None:
+    """The entry that a dotted axis sets: ``activation`` of ``policy_kwargs.activation``; nothing for another axis."""
+    owner, dot, entry = axis.partition(".")
+    return entry if dot and owner == mapping else None
+
+
+def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The zoo's hyper-parameters that a run has in place of a configuration's.
+
+    :param algorithm: by the zoo's name
+    :param base: the configuration's entry for the environment
+    :param changes: hyper-parameters, entries of the policy's such as ``policy_kwargs.activation``, ``replay_ratio`` and
+        ``width``
+    :raises ValueError: on a replay ratio that cannot be had, or a width of a policy that has none
+    """
+    entries = {name: value for name, value in changes.items() if entry_of(POLICY_KWARGS, name)}
+    found = {name: value for name, value in changes.items() if name not in (REPLAY_RATIO, WIDTH, *entries)}
+    for name, value in entries.items():
+        entry = str(entry_of(POLICY_KWARGS, name))
+        found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), entry, value)
+    if REPLAY_RATIO in changes:
+        n_envs = int(found.get("n_envs", base.get("n_envs", 1)))
+        found |= training_schedule(changes[REPLAY_RATIO], n_envs)._asdict()
+    if WIDTH in changes:
+        found["policy"] = scalable_policy(algorithm, found.get("policy", base.get("policy", "")))
+        found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), WIDTH, changes[WIDTH])
+    return found
+
+
+def _with_entry(policy_kwargs: Any, name: str, value: Any) -> Any:
+    if isinstance(policy_kwargs, str):  # Python, which the zoo evaluates
+        return f"dict({policy_kwargs}, {name}={value!r})"
+    return {**(policy_kwargs or {}), name: value}
+
+
+def python_text(value: Any) -> str:
+    """A value as Python source without names, for the zoo evaluates what ``-params`` is given."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {python_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(python_text, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    return repr(value)

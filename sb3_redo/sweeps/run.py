@@ -1,0 +1,157 @@
+"""The runs of a sweep, each one ordinary command line of the zoo."""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sb3_redo.sweeps.conditions import python_text
+from sb3_redo.sweeps.files import FAILED, OUTCOME, PROGRESS, RESULT, RUN, read_json, write_json
+from sb3_redo.validation import UsageError
+
+# Those that sb3_redo.algorithms adds to the zoo's own.
+OUR_ALGORITHMS = ("double_dqn", "drq", "categorical_dqn")
+
+_PACKAGES = ("sb3-redo", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one condition in one environment.
+
+    :param environment: id
+    :param condition: axis to label, in the order of the grid
+    :param config: the zoo's configuration
+    :param overrides: hyper-parameters in place of the configuration's, without callbacks
+    :param callbacks: as the zoo lists them
+    :param settings: all hyper-parameters as they are in force, without callbacks
+    :param save_replay_buffer: whether the zoo saves the replay buffer beside the agent
+    """
+
+    algorithm: str
+    environment: str
+    condition: dict[str, Any]
+    seed: int
+    config: str
+    overrides: dict[str, Any] = field(repr=False)
+    callbacks: list[Any] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
+    n_timesteps: int | None = None
+    gym_packages: tuple[str, ...] = ()
+    checkpoint_minutes: float = 10.0
+    save_replay_buffer: bool = False
+
+    @property
+    def name(self) -> str:
+        """The run's folder below the sweep's: environment, condition and seed."""
+        condition = ",".join(f"{axis}={label}" for axis, label in self.condition.items()) or "default"
+        return f"{self.environment.replace('/', '-')}/{condition.replace('/', '-')}/seed={self.seed}"
+
+    @property
+    def replay_ratio(self) -> float | None:
+        """As the settings have it; ``None`` where they do not say, as for on-policy algorithms."""
+        every, made = self.settings.get("train_freq"), self.settings.get("gradient_steps")
+        if not isinstance(every, int) or not isinstance(made, int):
+            return None
+        return made / (every * self.settings.get("n_envs", 1)) if made >= 0 else 1.0
+
+    @property
+    def effort(self) -> float:
+        """About how long it takes beside others: its steps, those of a network counting most."""
+        steps = self.n_timesteps or self.settings.get("n_timesteps", 1)
+        ratio = self.replay_ratio
+        return float(steps) * (0.25 + (1.0 if ratio is None else ratio)) * float(self.condition.get("width", 1))
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that a run may differ in from others, for TensorBoard's HParams tab."""
+        kwargs = self.settings.get("policy_kwargs")
+        width = kwargs.get("width", 1) if isinstance(kwargs, dict) else 1
+        ratio = {} if self.replay_ratio is None else {"replay_ratio": self.replay_ratio}
+        always = {"environment": self.environment, "algorithm": self.algorithm, "width": width}
+        return {**always, **self.condition, **ratio}
+
+    def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
+        """The arguments of the zoo's train command; typing it again goes on where it was stopped.
+
+        :param out: the sweep's folder
+        :param threads: of PyTorch
+        """
+        folder = out / self.name
+        keeper = {
+            "folder": str(folder),
+            "condition": self.described,
+            "axes": list(self.condition),
+            "checkpoint_minutes": self.checkpoint_minutes,
+        }
+        callbacks = [{"sb3_redo.sweeps.RunFolder": keeper}, *self.callbacks]
+        hyper = {**self.overrides, "callback": callbacks}
+        command = "sb3_redo.zoo" if self.algorithm in OUR_ALGORITHMS else "rl_zoo3.train"
+        return [
+            *(python, "-m", command, "--algo", self.algorithm, "--env", self.environment),
+            *("-conf", self.config, "-f", str(folder / "zoo"), "--seed", str(self.seed)),
+            *("--eval-freq", "-1", "--num-threads", str(threads)),
+            *(("--save-replay-buffer",) if self.save_replay_buffer else ()),
+            *(("-n", str(self.n_timesteps)) if self.n_timesteps else ()),
+            *(("--gym-packages", *self.gym_packages) if self.gym_packages else ()),
+            *("-params", *(f"{name}:{python_text(value)}" for name, value in hyper.items())),
+        ]
+
+    def command_line(self, out: Path, threads: int = 1) -> str:
+        """The command as it can be pasted into a shell."""
+        return shlex.join(self.command(out, threads))
+
+    def check_same(self, out: Path) -> None:
+        """See that the run is the one that was begun in its folder, if one was.
+
+        :raises UsageError: when it was begun with other settings
+        """
+        begun = read_json(out / self.name / RUN)
+        # Through JSON, which has no tuples and no integer keys.
+        mine = json.loads(json.dumps({**self.settings, "callback": self.callbacks}))
+        if begun is None or begun.get("settings", mine) == mine:  # a command typed by hand says nothing of them
+            return
+        names = sorted(name for name in {*mine, *begun["settings"]} if mine.get(name) != begun["settings"].get(name))
+        raise UsageError(
+            f"{out / self.name} was begun with another {', '.join(names)}: choose another --out, or remove the folder"
+        )
+
+    def describe(self, out: Path, threads: int = 1) -> None:
+        """Write down what the run is."""
+        describe_run(
+            out / self.name,
+            environment=self.environment,
+            algorithm=self.algorithm,
+            condition=self.condition,
+            seed=self.seed,
+            run=self.name,
+            settings={**self.settings, "callback": self.callbacks},
+            command=self.command(out, threads),
+        )
+
+
+def describe_run(
+    folder: Path, *, environment: str, algorithm: str, condition: dict[str, Any], seed: int, **more: Any
+) -> None:
+    """Write down what a run is: ``run.json``, from which a report knows it."""
+    about = {"environment": environment, "algorithm": algorithm, "condition": condition, "seed": seed}
+    versions = {"python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}}
+    write_json(folder / RUN, {**about, **more, "versions": versions})
+
+
+def state_of(folder: Path) -> str:
+    """``finished``, ``failed``, ``begun`` or ``open``: what the folder of a run says."""
+    if (folder / RESULT).exists():
+        return "finished"
+    if (folder / FAILED).exists():
+        return "failed"
+    return "begun" if (folder / PROGRESS).exists() or (folder / OUTCOME).exists() else "open"
+
+
+def progress_of(folder: Path) -> tuple[int, int]:
+    """Environment steps made, and those to be made where that is known yet, else 0."""
+    told = read_json(folder / PROGRESS) or {}
+    return int(told.get("num_timesteps", 0)), int(told.get("of", 0))

@@ -1,0 +1,110 @@
+"""Trains one run in a process of its own."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sb3_redo.reports.points import write_points
+from sb3_redo.sweeps.files import (
+    FAILED,
+    LOG,
+    OUTCOME,
+    RESULT,
+    SWEEP_LOCK,
+    BusyError,
+    forget_checkpoint,
+    is_busy,
+    locked,
+    write_json,
+)
+from sb3_redo.sweeps.warm_process import Starter, die_with_parent
+
+_TAIL = 4000
+
+# Those that differ from run to run, and that nothing reads while it is loaded.
+_HARMLESS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "RAY_JOB_ID", "RAY_TASK_ID")
+
+_STARTERS: dict[frozenset[tuple[str, str]], Starter] = {}
+
+
+def train(folder: Path, command: Sequence[str], threads: int) -> float:
+    """Run a command that trains into a folder, and complete the folder when it has ended well.
+
+    :param folder: of the run
+    :param command: the zoo's train command with a :class:`~sb3_redo.sweeps.RunFolder`
+    :param threads: of whatever computes in parallel
+    :return: the seconds that the process ran; 0 where the training was complete already
+    :raises BusyError: when another process trains there
+    :raises RuntimeError: when the command failed, with the end of its log
+    """
+    with locked(folder, SWEEP_LOCK):
+        if (folder / RESULT).exists():
+            return 0.0
+        if is_busy(folder):  # somebody typed the command
+            raise BusyError(f"another process trains in {folder}")
+        # Also where a training came to its end before: the zoo may not have saved the agent.
+        for old in (FAILED, OUTCOME):
+            (folder / old).unlink(missing_ok=True)
+        started = time.monotonic()
+        code = _run(folder, command, threads)
+        seconds = time.monotonic() - started
+        if code != 0 or not (folder / OUTCOME).exists():
+            tail = (folder / LOG).read_text(errors="replace")[-_TAIL:]
+            write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
+            raise RuntimeError(f"exit code {code}; the end of {folder / LOG}:\n{tail}")
+        write_points(folder)
+        forget_checkpoint(folder)
+        # Last of all: whoever sees it can rely on everything else.
+        os.replace(folder / OUTCOME, folder / RESULT)
+        return seconds
+
+
+def _run(folder: Path, command: Sequence[str], threads: int) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    # What it computes with may depend on this, so that the printed command is told it too.
+    environment = {**os.environ, **thread_variables(threads)}
+    _, option, *arguments = command
+    if option == "-m" and Starter.AVAILABLE:
+        starter = _starter(environment)
+        try:
+            return starter.run(arguments, folder / LOG, environment)
+        except BaseException:
+            starter.kill()
+            while is_busy(folder):  # the training ends a moment later, and lets go of its folder then
+                time.sleep(0.01)
+            raise
+    with open(folder / LOG, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            return process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _starter(environment: Mapping[str, str]) -> Starter:
+    # Libraries read some variables when they are loaded, the number of threads for instance.
+    key = frozenset((name, value) for name, value in environment.items() if name not in _HARMLESS)
+    starter = _STARTERS.get(key)
+    if starter is None or not starter.alive:
+        for other in _STARTERS.values():
+            other.kill()
+        _STARTERS.clear()
+        starter = _STARTERS[key] = Starter(environment)
+    return starter
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Environment variables that keep a process to so many threads."""
+    return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}

@@ -1,0 +1,70 @@
+"""Sweep files: read and checked before anything starts."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sb3_redo.experiments.classifier_reader import ClassifierReader
+from sb3_redo.experiments.offline_reader import OfflineReader
+from sb3_redo.sweeps.run import Run
+from sb3_redo.sweeps.settings_reader import SettingsReader
+from sb3_redo.sweeps.training_reader import TrainingReader
+from sb3_redo.sweeps.yaml_document import Document
+from sb3_redo.validation import positive_integer
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep.
+
+    :param name: the file's
+    :param axes: name of each axis to its labels
+    :param runs: all of them, in the order of environments, grid and seeds
+    """
+
+    name: str
+    algorithm: str
+    axes: dict[str, list[Any]]
+    environments: list[str]
+    seeds: list[int]
+    n_timesteps: int | None
+    runs: list[Run] = field(repr=False)
+
+    def plan(self) -> dict[str, Any]:
+        """What is written into the sweep's folder."""
+        return {
+            "name": self.name,
+            "algorithm": self.algorithm,
+            "axes": self.axes,
+            "environments": self.environments,
+            "seeds": self.seeds,
+            "n_timesteps": self.n_timesteps,
+            "runs": [run.name for run in self.runs],
+        }
+
+
+def read_sweep(file: Path, seeds: int | None = None) -> Sweep:
+    """Read a sweep file and check all that can be checked without training.
+
+    Imports SB3, the zoo and whatever registers the environments.
+
+    :param seeds: how many, counted from 0, in place of the file's
+    :raises UsageError: naming the file's line
+    """
+    document = Document(file)
+    algorithm = document.content.get("algorithm") if isinstance(document.content, dict) else None
+    kinds = {kind.algorithm: kind for kind in (ClassifierReader, OfflineReader)}
+    kind = kinds.get(algorithm) if isinstance(algorithm, str) else None
+    reader: TrainingReader | SettingsReader = TrainingReader(document) if kind is None else kind(document)
+    if seeds is not None:
+        reader.content["seeds"] = list(range(positive_integer("seeds", seeds)))
+    reader.check()
+    return Sweep(
+        file.stem,
+        reader.algorithm,
+        {axis: list(labels) for axis, labels in reader.axes.items()},
+        list(reader.content["environments"]),
+        list(reader.content["seeds"]),
+        reader.content.get("n_timesteps"),
+        reader.runs(),
+    )

@@ -1,0 +1,251 @@
+"""Sweep files of agents that the zoo trains: checked, and their runs made.
+
+:class:`~sb3_redo.experiments.classifier_reader.ClassifierReader` and
+:class:`~sb3_redo.experiments.offline_reader.OfflineReader` read the other kinds.
+"""
+
+import inspect
+import itertools
+import os
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_redo.sweeps.conditions import CALLBACK, POLICY_KWARGS, REPLAY_RATIO, WIDTH, entry_of, hyperparameters
+from sb3_redo.sweeps.run import Run
+from sb3_redo.sweeps.schema import check_form
+from sb3_redo.sweeps.value_types import complaint_about
+from sb3_redo.sweeps.yaml_document import Document
+from sb3_redo.validation import one_of
+
+# What the zoo reads itself, besides what it gives to the algorithm.
+_OF_THE_ZOO = (
+    *("n_timesteps", "n_envs", "normalize", "env_wrapper", "vec_env_wrapper", "env_kwargs", "frame_stack"),
+    *("noise_type", "noise_std", "monitor_kwargs"),
+)
+
+
+class TrainingReader:
+    """Makes runs of a document that has the right form."""
+
+    def __init__(self, document: Document):
+        check_form(document)
+        self.document = document
+        self.content: dict[str, Any] = document.content
+        self.algorithm: str = self.content["algorithm"]
+        self.settings: dict[str, Any] = self.content.get("settings", {})
+        self.per: dict[str, dict[Any, dict[str, Any]]] = self.content.get("per", {})
+        self.axes: dict[str, dict[Any, Any]] = {
+            axis: dict(values) if isinstance(values, dict) else dict(zip(values, values, strict=True))
+            for axis, values in self.content["grid"].items()
+        }
+        # Relative to the sweep file, but named as it would be typed where the command is.
+        self.config = os.path.relpath(document.file.parent / self.content["config"])
+
+    def check(self) -> None:
+        from rl_zoo3.utils import ALGOS
+
+        import sb3_redo.algorithms  # noqa: F401  adds ours to the zoo's
+
+        self._named(self.algorithm, tuple(ALGOS), "algorithm")
+        self._check_environments()
+        self.parameters = dict(inspect.signature(ALGOS[self.algorithm]).parameters)
+        self._check_names(tuple(self.parameters))
+        if self.content.get("save_replay_buffer") and "buffer_size" not in self.parameters:
+            complaint = f"{self.algorithm} has no replay buffer: it is on-policy"
+            raise self.document.error(complaint, ("save_replay_buffer",))
+        self._check_per()
+        self._check_values()
+        for environment in self.content["environments"]:
+            self._base(environment)
+        self._check_callbacks()
+
+    def _named(self, value: Any, choices: tuple[str, ...], *location: Hashable) -> None:
+        try:
+            one_of(str(location[-1]), value, choices)
+        except (ValueError, TypeError) as error:
+            raise self.document.error(str(error), location) from None
+
+    def _check_environments(self) -> None:
+        import importlib
+
+        import gymnasium as gym
+        import rl_zoo3.import_envs  # noqa: F401  registers what the zoo can train on
+
+        for number, package in enumerate(self.content.get("gym_packages", ())):
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise self.document.error(str(error), ("gym_packages", number)) from None
+        for number, environment in enumerate(self.content["environments"]):
+            if environment not in gym.registry:
+                import difflib
+
+                near = difflib.get_close_matches(environment, gym.registry, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise self.document.error(f"{environment!r} is not registered{hint}", ("environments", number))
+
+    def _check_names(self, parameters: tuple[str, ...]) -> None:
+        known = (*parameters, *_OF_THE_ZOO)
+        for name in self.settings:
+            self._named(name, known, "settings", name)
+        for axis in self.axes:
+            if not entry_of(CALLBACK, axis) and not entry_of(POLICY_KWARGS, axis):
+                self._named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
+        if REPLAY_RATIO in self.axes and "gradient_steps" not in parameters:
+            raise self.document.error(f"{self.algorithm} has no replay ratio: it is on-policy", ("grid", REPLAY_RATIO))
+        for axis, labels in self.per.items():
+            for label, settings in labels.items():
+                for name in settings:
+                    self._named(name, (*known, CALLBACK), "per", axis, label, name)
+
+    def _check_per(self) -> None:
+        for axis, labels in self.per.items():
+            self._named(axis, tuple(self.axes), "per", axis)
+            for label in labels:
+                if label not in self.axes[axis]:
+                    known = ", ".join(map(repr, self.axes[axis]))
+                    raise self.document.error(f"the grid has {known}", ("per", axis, label))
+
+    def _check_values(self) -> None:
+        for name, value in self.settings.items():
+            self._check_value(name, value, "settings", name)
+        for axis in self.axes.keys() - {REPLAY_RATIO, WIDTH, CALLBACK}:
+            # A list's values are found by their numbers, a mapping's by their labels.
+            places = self.axes[axis] if isinstance(self.content["grid"][axis], dict) else itertools.count()
+            for place, value in zip(places, self.axes[axis].values(), strict=False):
+                self._check_value(axis, value, "grid", axis, place)
+        for axis, labels in self.per.items():
+            for label, settings in labels.items():
+                for name, value in settings.items():
+                    self._check_value(name, value, "per", axis, label, name)
+
+    def _check_value(self, name: str, value: Any, *location: Hashable) -> None:
+        complaint = complaint_about(name, value, self.parameters)
+        if complaint is not None:
+            raise self.document.error(complaint, location)
+
+    @cached_property
+    def _entries(self) -> dict[str, Any]:
+        try:
+            return dict(yaml.safe_load(Path(self.config).read_text()))
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise self.document.error(f"{self.config} cannot be read: {error}", ("config",)) from None
+
+    def _base(self, environment: str) -> dict[str, Any]:
+        """The configuration's entry for an environment, found as the zoo finds it."""
+        from rl_zoo3.exp_manager import ExperimentManager
+
+        names = (environment, "atari" if ExperimentManager.is_atari(environment) else "default")
+        for name in names:
+            if name in self._entries:
+                return dict(self._entries[name])
+        raise self.document.error(f"{self.config} has no entry for {environment}", ("config",))
+
+    def _check_callbacks(self) -> None:
+        from rl_zoo3.utils import get_callback_list
+
+        for label, callbacks in self.axes.get(CALLBACK, {}).items():
+            try:
+                get_callback_list({CALLBACK: callbacks})
+            except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
+                raise self.document.error(str(error), ("grid", CALLBACK, label)) from None
+
+    def runs(self) -> list[Run]:
+        """All runs, each in a folder of its own and with callbacks that can be made."""
+        runs = self._all_runs()
+        names = Counter(run.name for run in runs)
+        twin = next((name for name, count in names.items() if count > 1), None)
+        if twin is not None:
+            raise self.document.error(f"two conditions are named alike: {twin}", ("grid",))
+        self._check_adjusted(runs)
+        return runs
+
+    def _check_adjusted(self, runs: list[Run]) -> None:
+        """The callbacks of a configuration, and those that ``per`` has changed."""
+        from rl_zoo3.utils import get_callback_list
+
+        seen: list[Any] = []
+        for run in runs:
+            if run.callbacks in seen:
+                continue
+            seen.append(run.callbacks)
+            try:
+                get_callback_list({CALLBACK: run.callbacks})
+            except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
+                elsewhere = ("per",) if self.per else ("config",)
+                where = next((("grid", axis) for axis in self.axes if entry_of(CALLBACK, axis)), elsewhere)
+                raise self.document.error(f"the callbacks of {run.name}: {error}", where) from None
+
+    def _all_runs(self) -> list[Run]:
+        products = list(itertools.product(*self.axes.values()))
+        conditions = [dict(zip(self.axes, labels, strict=True)) for labels in products]
+        return [
+            self._run(environment, self._base(environment), condition, seed)
+            for environment in self.content["environments"]
+            for condition in conditions
+            for seed in self.content["seeds"]
+        ]
+
+    def _run(self, environment: str, base: dict[str, Any], condition: dict[str, Any], seed: int) -> Run:
+        changes = dict(self.settings)
+        of_callbacks: dict[str, Any] = {}
+        callbacks = base.pop(CALLBACK, []) if CALLBACK in base else []
+        for axis, label in condition.items():
+            if axis == CALLBACK:
+                callbacks = self.axes[axis][label]
+            elif setting := entry_of(CALLBACK, axis):
+                of_callbacks[setting] = self.axes[axis][label]
+            else:
+                changes[axis] = self.axes[axis][label]
+            extra = dict(self.per.get(axis, {}).get(label, {}))
+            of_callbacks |= extra.pop(CALLBACK, {})
+            changes |= extra
+        try:
+            overrides = hyperparameters(self.algorithm, base, changes)
+        except (TypeError, ValueError) as error:
+            axis = REPLAY_RATIO if "replay ratio" in str(error) else WIDTH
+            where = ("grid", axis, list(self.axes[axis]).index(condition[axis])) if axis in condition else ()
+            raise self.document.error(str(error), where) from None
+        return Run(
+            self.algorithm,
+            environment,
+            condition,
+            seed,
+            self.config,
+            overrides,
+            [_adjusted(callback, of_callbacks) for callback in _listed(callbacks)],
+            self._in_force(base, overrides),
+            self.content.get("n_timesteps"),
+            tuple(self.content.get("gym_packages", ())),
+            self.content.get("checkpoint_minutes", 10.0),
+            self.content.get("save_replay_buffer", False),
+        )
+
+    def _in_force(self, base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        """All hyper-parameters of a run, with the algorithm's defaults for what makes a replay ratio."""
+        defaults = {
+            name: parameter.default
+            for name, parameter in self.parameters.items()
+            if name in ("train_freq", "gradient_steps") and isinstance(parameter.default, int)
+        }
+        length = {"n_timesteps": self.content["n_timesteps"]} if "n_timesteps" in self.content else {}
+        return {**defaults, **base, **overrides, **length}
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return list(callbacks) if isinstance(callbacks, list) else [callbacks]
+
+
+def _adjusted(callback: Any, settings: Mapping[str, Any]) -> Any:
+    """A callback of ours with other settings; any other as it is."""
+    if isinstance(callback, dict) and settings:
+        ((path, own),) = callback.items()
+        return {path: {**own, **settings}} if path.startswith("sb3_redo.") else callback
+    if isinstance(callback, str) and settings and callback.startswith("sb3_redo."):
+        return {callback: dict(settings)}
+    return callback

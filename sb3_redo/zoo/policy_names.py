@@ -1,0 +1,58 @@
+"""Which of the scalable policies stands for which of the zoo's. Imports neither torch nor Stable-Baselines3."""
+
+from sb3_redo.validation import one_of
+
+_PACKAGE = "sb3_redo.networks"
+_KINDS = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+_KINDS_OF_DQN = {"Dueling": "dueling", "Injectable": "injection"}
+"""How the names of further policies of DQN begin, and the room that they are in."""
+_OWNERS = {
+    "dqn": "DQN",
+    "double_dqn": "DQN",
+    "drq": "DQN",
+    "categorical_dqn": "CategoricalDQN",
+    "qrdqn": "QRDQN",
+    "sac": "SAC",
+    "td3": "TD3",
+    "ddpg": "TD3",  # as in SB3
+    "tqc": "TQC",
+    "crossq": "CrossQ",
+    "ppo": "ActorCritic",
+    "a2c": "ActorCritic",
+    "trpo": "ActorCritic",
+}
+
+
+def scalable_policy(algorithm: str, policy: str) -> str:
+    """The dotted path of the scalable policy that builds what an algorithm's own policy builds, at any width.
+
+    >>> scalable_policy("dqn", "CnnPolicy")
+    'sb3_redo.networks.DQNCnnPolicy'
+
+    :param algorithm: the zoo's name
+    :param policy: ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy``, or the path of a scalable policy of this
+        algorithm, which is returned as it is
+    :raises ValueError: naming the choices, when the algorithm or the policy is none of them
+    """
+    owner = _OWNERS[one_of("algorithm", algorithm, tuple(_OWNERS))]
+    # CrossQ comes with a policy for vectors alone.
+    kinds = _KINDS[:1] if owner == "CrossQ" else _KINDS
+    own = {f"{_PACKAGE}.{room}{owner}{kind}" for room in ("", "policies.") for kind in kinds}
+    if owner == "DQN":
+        for prefix, home in _KINDS_OF_DQN.items():
+            own |= {f"{_PACKAGE}.{room}{prefix}{owner}{kind}" for room in ("", f"{home}.") for kind in kinds}
+    if policy in own:
+        return policy
+    return f"{_PACKAGE}.{owner}{one_of(f'the policy of {algorithm}', policy, kinds)}"
+
+
+def algorithms_of(policy: str) -> tuple[str, ...]:
+    """The zoo's names of the algorithms that a class of ours is a policy of; none where it is no class of ours.
+
+    >>> algorithms_of("TD3CnnPolicy")
+    ('td3', 'ddpg')
+    """
+    owner = next((policy.removesuffix(kind) for kind in _KINDS if policy.endswith(kind)), "")
+    for prefix in _KINDS_OF_DQN:
+        owner = owner.removeprefix(prefix)
+    return tuple(algorithm for algorithm, name in _OWNERS.items() if name == owner)
