@@ -4,7 +4,7 @@ import pandas as pd
 
 from sb3_redo.experiments.number_tables import beside_table, sources_table
 
-from benchmarks.experiment_pages import FOUND, publish
+from studies.experiment_pages import FOUND, publish
 
 NAN = float("nan")
 DORMANT, RETURN = "dormant neurons at the end", "final return: mean of episodes"

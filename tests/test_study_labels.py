@@ -12,8 +12,8 @@ from stable_baselines3.common.env_checker import check_env
 
 from sb3_redo import ReDoCallback
 
-import benchmarks.minatar as minatar
-import benchmarks.shuffled_labels as labels
+import studies.minatar as minatar
+import studies.shuffled_labels as labels
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ from sb3_redo import ReDoCallback, trace_wiring
 from sb3_redo.dormancy.meter import Meter
 
 from algorithms import build
-from benchmarks.recyclers import (
+from runs import Tape
+from studies.recyclers import (
     ActiveReDo,
     CountedReDo,
     FirstGradientReDo,
@@ -17,8 +18,7 @@ from benchmarks.recyclers import (
     OwnReDo,
     recycled_neurons,
 )
-from benchmarks.survival import Survival, fates, outgoing_norms
-from runs import Tape
+from studies.survival import Survival, fates, outgoing_norms
 
 AT = 20
 ONCE = {

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from made_runs import write_events, write_run, write_sweep
 
-from benchmarks.recycled import gather, main
-from benchmarks.recycled_settings import by_settings, settings
+from studies.recycled import gather, main
+from studies.recycled_settings import by_settings, settings
 
 AGENTS = {
     "callback.dormancy_threshold": [0.1, 0.0],

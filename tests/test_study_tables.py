@@ -7,9 +7,9 @@ import pytest
 from made_runs import write_events, write_run, write_sweep
 from matplotlib.figure import Figure
 
-from benchmarks.recycled import _runs, gather, main, rows, with_epsilon
-from benchmarks.recycled_ages import by_age, survival
-from benchmarks.recycled_figures import QUANTITIES
+from studies.recycled import _runs, gather, main, rows, with_epsilon
+from studies.recycled_ages import by_age, survival
+from studies.recycled_figures import QUANTITIES
 
 
 def runs():

@@ -1,9 +1,9 @@
 """Recycling while a classifier learns one random labelling of the digits after another, by how neurons are renewed.
 
-    python -m benchmarks.shuffled_labels --out runs/shuffled_labels.csv --workers 2
-    python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
-    python -m benchmarks.shuffled_labels --follow --out runs/followed_labels.csv --workers 2
-    python -m benchmarks.recycled survival runs/followed_labels.csv
+    python -m studies.shuffled_labels --out runs/shuffled_labels.csv --workers 2
+    python -m studies.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
+    python -m studies.shuffled_labels --follow --out runs/followed_labels.csv --workers 2
+    python -m studies.recycled survival runs/followed_labels.csv
 
 The images stay, their labels are drawn anew for every task, and network and optimizer go on (Sokar et al. 2023,
 figure 3; Lyle et al. 2023, 4.1). Three ReLU layers of 128, Adam at 1e-3, 20 tasks of 700 steps of 64 images, dormancy
@@ -34,7 +34,7 @@ from sb3_redo.recycling.optimizer_state import SecondMoment
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.sb3.buffers import torch_generator
 
-from benchmarks.recyclers import (
+from studies.recyclers import (
     CountedSteps,
     FirstGradient,
     Masks,
@@ -43,7 +43,7 @@ from benchmarks.recyclers import (
     recycled_neurons,
     redraw_until_active,
 )
-from benchmarks.survival import AGES, fates
+from studies.survival import AGES, fates
 
 EPSILONS = {"1e-8": 1e-8, "1.5e-4": 1.5e-4}
 SURGERIES = {
@@ -128,7 +128,7 @@ def follow(
 ) -> pd.DataFrame:
     """Recycle once after some tasks, and go on with the next ones.
 
-    :return: as :func:`benchmarks.recycled_ages.by_age`, of all images
+    :return: as :func:`studies.recycled_ages.by_age`, of all images
     """
     torch.set_num_threads(1)
     classifier, draws, rows = Renewing(mode, EPSILONS[epsilon], seed), np.random.default_rng(seed), []

@@ -1,4 +1,4 @@
-"""Figures of what becomes of recycled neurons; :mod:`benchmarks.recycled` makes the tables that they show."""
+"""Figures of what becomes of recycled neurons; :mod:`studies.recycled` makes the tables that they show."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
 """Ways to renew recycled neurons that ReDoCallback does not have.
 
-For sweeps that are started in the root of a clone, whose files name them ``benchmarks.recyclers.NAME``.
+For sweeps that are started in the root of a clone, whose files name them ``studies.recyclers.NAME``.
 """
 
 from collections.abc import Callable, Iterable

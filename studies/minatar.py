@@ -1,7 +1,7 @@
-"""MinAtar's games (Young & Tian 2019) for sweeps, which import this by ``gym_packages: [benchmarks.minatar]``.
+"""MinAtar's games (Young & Tian 2019) for sweeps, which import this by ``gym_packages: [studies.minatar]``.
 
 Registers ``MinAtarBreakout-v1`` and the other games, each with its minimal set of actions. MinAtar is under the GPL
-and no dependency of this project: ``pip install --no-deps minatar`` installs it for these benchmarks.
+and no dependency of this project: ``pip install --no-deps minatar`` installs it for these studies.
 """
 
 from typing import Any
@@ -82,4 +82,4 @@ class SmallPolicy(DQNPolicy):
 
 for name in GAMES:
     title = name.title().replace("_", "")
-    gym.register(f"MinAtar{title}-v1", "benchmarks.minatar:MinAtar", max_episode_steps=10_000, kwargs={"game": name})
+    gym.register(f"MinAtar{title}-v1", "studies.minatar:MinAtar", max_episode_steps=10_000, kwargs={"game": name})

@@ -1,6 +1,6 @@
 """Makes the pages of ``docs/experiments`` from what ``sb3-redo experiment`` wrote.
 
-    python -m benchmarks.experiment_pages runs/experiments/redo_small --to docs/experiments
+    python -m studies.experiment_pages runs/experiments/redo_small --to docs/experiments
 
 Figures, numbers and the experiment's own words are put in anew; what stands below "What our runs show" on a page that
 is there is kept, since it was written by hand.

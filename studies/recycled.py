@@ -1,10 +1,10 @@
 """Tables and figures of what becomes of recycled neurons, from the folders of sweeps and from tables of trainings.
 
-    python -m benchmarks.recycled survival runs/recycling_survival --environment CartPole-v1 --figure FILE
-    python -m benchmarks.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
-    python -m benchmarks.recycled ends runs/small_interventions
-    python -m benchmarks.recycled settings runs/recycling_settings
-    python -m benchmarks.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
+    python -m studies.recycled survival runs/recycling_survival --environment CartPole-v1 --figure FILE
+    python -m studies.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
+    python -m studies.recycled ends runs/small_interventions
+    python -m studies.recycled settings runs/recycling_settings
+    python -m studies.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
 
 Prints Markdown. docs/recycling.md has the command of every figure. Files that --table writes are read as folders are.
 Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.intervals import cell
-from benchmarks.recycled_ages import by_age, survival
-from benchmarks.recycled_figures import LABELS, draw_labels, draw_runs
-from benchmarks.recycled_settings import by_settings, settings
-from benchmarks.sweep_outcomes import outcomes
+from studies.intervals import cell
+from studies.recycled_ages import by_age, survival
+from studies.recycled_figures import LABELS, draw_labels, draw_runs
+from studies.recycled_settings import by_settings, settings
+from studies.sweep_outcomes import outcomes
 
 
 def gather(paths: list[Path], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
 
 
 def labels(file: Path, figure: Path | None) -> None:
-    """Print and draw what :mod:`benchmarks.shuffled_labels` wrote; accuracies are means over the last five tasks."""
+    """Print and draw what :mod:`studies.shuffled_labels` wrote; accuracies are means over the last five tasks."""
     table = pd.read_csv(file, dtype={"epsilon": str})
     table["fraction"], table["return"] = 100 * table["dormant"], 100 * table["accuracy"]
     table["callback"] = table["mode"]

@@ -1,4 +1,4 @@
-"""A table of ``match`` against ``clear`` at several thresholds and periods; :mod:`benchmarks.recycled` shows it."""
+"""A table of ``match`` against ``clear`` at several thresholds and periods; :mod:`studies.recycled` shows it."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from sb3_redo.experiments.classifier import TASK_ACCURACY
 from sb3_redo.reports import read_sweep
 from sb3_redo.reports.curves import RETURN
 
-from benchmarks.intervals import cell
-from benchmarks.sweep_outcomes import outcomes
+from studies.intervals import cell
+from studies.sweep_outcomes import outcomes
 
 AXES = {"callback.dormancy_threshold": "threshold", "callback.recycling_period": "period", "callback": "callback"}
 CLASSIFIER_AXES = {"dormancy_threshold": "threshold", "period": "period", "optimizer_state": "callback"}

@@ -1,4 +1,4 @@
-"""Tables of what became of neurons that were recycled once; :mod:`benchmarks.recycled` shows them."""
+"""Tables of what became of neurons that were recycled once; :mod:`studies.recycled` shows them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ import pandas as pd
 
 from sb3_redo.reports import read_curves, read_sweep
 
-from benchmarks.intervals import cell
-from benchmarks.recycled_figures import LABELS, QUANTITIES, draw_survival
+from studies.intervals import cell
+from studies.recycled_figures import LABELS, QUANTITIES, draw_survival
 
 
 def by_age(folder: Path) -> pd.DataFrame:
-    """What :class:`benchmarks.survival.Survival` logged in the runs of a sweep.
+    """What :class:`studies.survival.Survival` logged in the runs of a sweep.
 
     :return: columns ``environment``, ``epsilon``, ``callback``, ``seed``, ``age`` in gradient steps, and one for each
         quantity, shares of 1

@@ -1,6 +1,6 @@
 """A callback that follows what becomes of recycled neurons.
 
-For sweeps that are started in the root of a clone, whose files name it ``benchmarks.survival.Survival``.
+For sweeps that are started in the root of a clone, whose files name it ``studies.survival.Survival``.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.tensorboard import write_point
 from sb3_redo.wiring.tracing import LayerWiring
 
-from benchmarks.recyclers import Masks, recycled_neurons, refuse_to_go_on
+from studies.recyclers import Masks, recycled_neurons, refuse_to_go_on
 
 AGES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Gradient steps after recycling."""

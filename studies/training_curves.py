@@ -1,6 +1,6 @@
 """Tables and figures of finished runs, from their TensorBoard files alone.
 
-    python -m benchmarks.runs --figure docs/demo.png "with ReDo=runs/demo" "without=runs/demo_baseline"
+    python -m studies.training_curves --figure docs/demo.png "with ReDo=runs/demo" "without=runs/demo_baseline"
 
 A condition is a label and a folder; every TensorBoard file below the folder is one run (seed) of it. Prints a
 Markdown table of the dormant fraction at the start, middle and end, for each layer, and of the episode return.
