@@ -10,11 +10,10 @@ from typing import Any
 from stable_baselines3 import DQN
 
 import sb3_redo.networks
-from sb3_redo.algorithms import CategoricalDQN, DoubleDQN, DrQ
-
 from benchmarks.bench import Bench
 from benchmarks.overhead import TASKS
 from benchmarks.passes import Line
+from sb3_redo.algorithms import CategoricalDQN, DoubleDQN, DrQ
 
 CHOICES: dict[str, dict[str, Any]] = {
     "activation: crelu": {"policy_kwargs": {"activation": "crelu"}},

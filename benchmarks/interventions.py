@@ -28,6 +28,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from torch import Tensor
 
+from benchmarks.bench import Bench
+from benchmarks.choices import TASKS_OF, chosen
+from benchmarks.floors import Acts, acts_of, floors
+from benchmarks.overhead import NETWORKS
+from benchmarks.passes import Line, tell
 from sb3_redo import ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.interventions import (
@@ -43,12 +48,6 @@ from sb3_redo.interventions import (
     WeightClippingCallback,
 )
 from sb3_redo.sb3.agents import gradient_steps_of
-
-from benchmarks.bench import Bench
-from benchmarks.choices import TASKS_OF, chosen
-from benchmarks.floors import Acts, acts_of, floors
-from benchmarks.overhead import NETWORKS
-from benchmarks.passes import Line, tell
 
 
 class ReadingGradients(GradientReDoCallback):

@@ -40,10 +40,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
+from benchmarks.passes import Line, Rig, tell
 from sb3_redo import ReDoCallback
 from sb3_redo.callbacks.clock import GradientClock
-
-from benchmarks.passes import Line, Rig, tell
 
 START_HOOKS = ("init_callback", "on_training_start")
 HOOKS = (*START_HOOKS, "on_rollout_start", "update_locals", "on_step", "on_rollout_end", "on_training_end")

@@ -19,15 +19,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from benchmarks.bench import Bench
+from benchmarks.overhead import NETWORKS
+from benchmarks.passes import Line, tell
 from sb3_redo.plasticity import CurvatureCallback, GradientCovarianceCallback, PlasticityCallback, ProbeTaskCallback
 from sb3_redo.plasticity.callbacks import INSTRUMENTS
 from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.probing import BUDGETS
 from sb3_redo.sb3.agents import gradient_steps_of
-
-from benchmarks.bench import Bench
-from benchmarks.overhead import NETWORKS
-from benchmarks.passes import Line, tell
 
 TIMED_STEPS = 200
 """Of a probe."""

@@ -27,12 +27,11 @@ from pathlib import Path
 import torch
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from benchmarks.passes import Line, tell
 from sb3_redo.sweeps.files import RESULT, RUN, read_json
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.run_process import thread_variables
 from sb3_redo.sweeps.sweep_file import read_sweep
-
-from benchmarks.passes import Line, tell
 
 LONG = 60.0
 """Seconds from which on a run counts as long."""

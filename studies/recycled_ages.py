@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from sb3_redo.reports import read_curves, read_sweep
-
 from studies.intervals import cell
 from studies.recycled_figures import LABELS, QUANTITIES, draw_survival
 

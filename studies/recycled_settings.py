@@ -7,7 +7,6 @@ import pandas as pd
 from sb3_redo.experiments.classifier import TASK_ACCURACY
 from sb3_redo.reports import read_sweep
 from sb3_redo.reports.curves import RETURN
-
 from studies.intervals import cell
 from studies.sweep_outcomes import outcomes
 

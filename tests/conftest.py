@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from runs import Tape
+from tests.helpers.runs import Tape
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,8 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from sb3_redo import DormancyCallback, ReDoCallback
-
-from runs import Corridor, Tape, at_gradient_step, dqn, kill, sac
+from tests.helpers.runs import Corridor, Tape, at_gradient_step, dqn, kill, sac
 
 EVERYTHING = {"scalars": 0, "histograms": 0, "tensors": 0}
 

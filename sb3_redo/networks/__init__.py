@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from sb3_redo.networks.policies import TQCCnnPolicy as TQCCnnPolicy
     from sb3_redo.networks.policies import TQCMlpPolicy as TQCMlpPolicy
     from sb3_redo.networks.policies import TQCMultiInputPolicy as TQCMultiInputPolicy
-    from sb3_redo.zoo.policy_names import scalable_policy as scalable_policy
 
 __all__ = [
     "ActorCriticCnnPolicy",
@@ -71,7 +70,6 @@ __all__ = [
     "TQCCnnPolicy",
     "TQCMlpPolicy",
     "TQCMultiInputPolicy",
-    "scalable_policy",
 ]
 
 
@@ -79,10 +77,10 @@ def __getattr__(name: str) -> Any:
     # Imported when asked for, as in sb3_redo: the names alone must not cost torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    rooms = {"scalable_policy": "names", "Adam": "optimizers", "CategoricalDQN": "categorical"}
+    rooms = {"Adam": "optimizers", "CategoricalDQN": "categorical"}
     rooms |= {"DuelingDQN": "dueling", "InjectableDQN": "injection", "Policy": "policies"}
     room = next((room for part, room in rooms.items() if part in name), "extractors")
-    return getattr(import_module("sb3_redo.zoo.policy_names" if room == "names" else f"sb3_redo.networks.{room}"), name)
+    return getattr(import_module(f"sb3_redo.networks.{room}"), name)
 
 
 def __dir__() -> list[str]:

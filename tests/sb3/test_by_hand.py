@@ -1,0 +1,79 @@
+"""Measuring and recycling a model by hand."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import EveryNTimesteps
+from stable_baselines3.common.torch_layers import FlattenExtractor
+
+from sb3_redo import ReDoCallback, measure_dormancy, recycle_dormant
+from sb3_redo.sb3.agents import initial_weights_of
+from tests.helpers.runs import dqn, hooks_of
+
+
+def trained(**settings):
+    model = dqn(**settings)
+    model.learn(40)
+    return model
+
+
+def test_measuring_draws_from_the_buffer_or_takes_what_is_given():
+    model = trained()
+    report = measure_dormancy(model, batch_size=16)
+    given = measure_dormancy(model, observations=model.replay_buffer.observations[:16, 0])
+    assert [layer.name for layer in report.layers] == [layer.name for layer in given.layers]
+
+
+def test_recycling_by_hand_is_decided_by_its_seed():
+    model = trained()
+    report = measure_dormancy(model, dormancy_threshold=0.8, batch_size=16)
+    weights = []
+    for seed in (1, 1, 2):
+        twin = copy.deepcopy(model.policy.state_dict())
+        record = recycle_dormant(model, report, seed=seed)
+        weights.append(torch.cat([value.flatten() for value in model.policy.state_dict().values()]))
+        model.policy.load_state_dict(twin)
+    assert record.recycled > 0
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_activations_that_are_not_finite_are_said_and_nothing_is_recycled():
+    model = trained()
+    with torch.no_grad():
+        model.q_net.q_net[2].weight[0, 0] = float("nan")
+    with pytest.warns(RuntimeWarning, match=r"activations of q_net\.q_net\.2 are NaN or infinite"):
+        report = measure_dormancy(model, dormancy_threshold=0.8, batch_size=16)
+    assert "activations are NaN or infinite" in str(report)
+    assert recycle_dormant(model, report).recycled == 0
+
+
+def test_recycling_before_training_does_not_pass_for_an_initialisation_by_hand():
+    model = dqn()
+    observations = np.random.default_rng(0).normal(size=(32, *model.observation_space.shape)).astype(np.float32)
+    assert recycle_dormant(model, measure_dormancy(model, 0.8, observations=observations)).recycled > 0
+    assert initial_weights_of(model).samples == {}
+
+
+class DrawsFromNumpy(FlattenExtractor):
+    """Uses NumPy's global stream in its constructor, as a custom initialiser may."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.scale = np.random.uniform(0.5, 1.5)
+
+
+def test_building_a_fresh_policy_moves_no_stream_of_numpy():
+    model = dqn(policy_kwargs={"features_extractor_class": DrawsFromNumpy, "net_arch": [8]})
+    before = np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    initial_weights_of(model)
+    assert (np.random.get_state()[1].tolist(), np.random.get_state()[2]) == before
+
+
+def test_no_hook_is_left_behind_inside_an_event_callback():
+    model, callback = dqn(), EveryNTimesteps(10, ReDoCallback(0.5, 10, 16))
+    model.learn(60, callback=callback)
+    assert hooks_of(model) == []
+    assert "on_training_end" not in callback.__dict__

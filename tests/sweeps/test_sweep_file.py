@@ -1,0 +1,347 @@
+"""Sweep files are checked whole before anything starts, and every run of them is a command of the zoo."""
+
+import argparse
+import inspect
+import shlex
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import rl_zoo3
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rl_zoo3.utils import ALGOS, StoreDict
+
+from sb3_redo.cli.main import main
+from sb3_redo.sweeps.conditions import hyperparameters, python_text
+from sb3_redo.sweeps.replay_ratio import training_schedule
+from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.sweeps.value_types import complaint_about
+from sb3_redo.validation import UsageError
+
+SWEEPS = Path(__file__).parents[2] / "zoo_configs" / "sweeps"
+TEXT = """\
+algorithm: dqn
+environments: [CartPole-v1]
+config: config.yml
+seeds: [0, 1]
+settings:
+  learning_rate: 0.001
+grid:
+  replay_ratio: [0.25, 2]
+  width: [1, 2]
+  callback:
+    none:
+      - sb3_redo.DormancyCallback: {dormancy_threshold: 0.1}
+    redo:
+      - sb3_redo.ReDoCallback: {dormancy_threshold: 0.1}
+per:
+  replay_ratio:
+    2: {target_update_interval: 7, callback: {dormancy_threshold: 0.5}}
+"""
+CONFIG = """\
+CartPole-v1:
+  n_timesteps: 500
+  policy: MlpPolicy
+  train_freq: 16
+  gradient_steps: 8
+  policy_kwargs: "dict(net_arch=[8])"
+"""
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Reads a sweep whose text was changed."""
+    monkeypatch.chdir(tmp_path)
+
+    def reading(old="", new="", config=CONFIG):
+        assert old in TEXT
+        (tmp_path / "config.yml").write_text(config)
+        (tmp_path / "sweep.yml").write_text(TEXT.replace(old, new, 1))
+        return read_sweep(tmp_path / "sweep.yml")
+
+    return reading
+
+
+def test_runs_are_the_product_of_environments_grid_and_seeds(read):
+    sweep = read()
+    assert len(sweep.runs) == len({run.name for run in sweep.runs}) == 2 * 2 * 2 * 2
+    assert sweep.runs[0].name == "CartPole-v1/replay_ratio=0.25,width=1,callback=none/seed=0"
+    assert sweep.runs[-1].condition == {"replay_ratio": 2, "width": 2, "callback": "redo"}
+    assert sweep.plan()["axes"] == {"replay_ratio": [0.25, 2], "width": [1, 2], "callback": ["none", "redo"]}
+
+
+def test_what_a_run_changes_is_what_its_condition_says(read):
+    first, last = read().runs[0], read().runs[-1]
+    assert first.overrides == {
+        "learning_rate": 0.001,
+        "train_freq": 4,
+        "gradient_steps": 1,
+        "policy": "sb3_redo.networks.DQNMlpPolicy",
+        "policy_kwargs": "dict(dict(net_arch=[8]), width=1)",
+    }
+    assert last.overrides["target_update_interval"] == 7
+    assert (last.overrides["train_freq"], last.overrides["gradient_steps"]) == (1, 2)
+    assert first.callbacks == [{"sb3_redo.DormancyCallback": {"dormancy_threshold": 0.1}}]
+    assert last.callbacks == [{"sb3_redo.ReDoCallback": {"dormancy_threshold": 0.5}}]
+
+
+def test_the_zoo_reads_from_the_command_what_was_meant(read):
+    run = read().runs[-1]
+    words = shlex.split(run.command_line(Path("out")))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-params", nargs="+", action=StoreDict)
+    found, _ = parser.parse_known_args(words)
+    callback = found.params.pop("callback")
+    assert found.params == run.overrides
+    assert callback[1:] == run.callbacks
+    assert callback[0]["sb3_redo.sweeps.RunFolder"]["folder"] == f"out/{run.name}"
+    assert words[:3] == ["python", "-m", "rl_zoo3.train"]
+
+
+WRONG = {
+    "an unknown key": ("seeds: [0, 1]", "seds: [0, 1]", r"sweep.yml:4: seds: .* did you mean 'seeds'\?"),
+    "a seed that is no number": ("[0, 1]", "[0, one]", r"sweep.yml:4: seeds.1: 'one' is not of type 'integer'"),
+    "no list": ("width: [1, 2]", "width: 2", r"sweep.yml:9: grid.width: expected a list of values, .* got 2"),
+    "a width of text": ("width: [1, 2]", "width: [1, wide]", r"sweep.yml:9: grid.width.1: 'wide' is not of type"),
+    "a negative width": ("width: [1, 2]", "width: [1, -2]", r"sweep.yml:9: grid.width.1: -2 is less than"),
+    "callbacks as a list": (
+        "  callback:\n    none:\n      - sb3_redo.DormancyCallback: {dormancy_threshold: 0.1}\n    redo:\n  ",
+        "  callback:\n  ",
+        r"sweep.yml:\d+: grid.callback: expected a mapping of labels to lists of callbacks",
+    ),
+    "an unknown environment": ("CartPole-v1", "CartPole-v7", r"sweep.yml:2: environments.0: 'CartPole-v7' is not reg"),
+    "an unknown algorithm": ("dqn", "dqnn", r"sweep.yml:1: algorithm: .* did you mean 'dqn'\?"),
+    "an unknown hyper-parameter": ("learning_rate", "learnig_rate", r"sweep.yml:6: .* did you mean 'learning_rate'\?"),
+    "an unknown axis": ("width", "widht", r"sweep.yml:9: grid.widht: .* did you mean 'width'\?"),
+    "no replay ratio": ("[0.25, 2]", "[0.25, 2, 0]", r"sweep.yml:8: grid.replay_ratio.2: .* must be positive"),
+    "a rounded replay ratio": ("[0.25, 2]", "[0.33333, 2]", r'sweep.yml:8: grid.replay_ratio.0: .*"1/3" can be had'),
+    "no label of the grid": (
+        "    2: {target",
+        "    3: {target",
+        r"sweep.yml:17: per.replay_ratio.3: the grid has",
+    ),
+    "no callback": ("ReDoCallback", "ReDoCalback", r"sweep.yml:13: grid.callback.redo: .*ReDoCalback"),
+    "a callback's setting": (
+        "ReDoCallback: {dormancy_threshold: 0.1}",
+        "ReDoCallback: {dormancy_threshold: -1}",
+        r"sweep.yml:13: grid.callback.redo: dormancy_threshold must be",
+    ),
+    "a callback's setting beside a value": (
+        "callback: {dormancy_threshold: 0.5}",
+        "callback: {dormancy_treshold: 0.5}",
+        r"sweep.yml:15: per: the callbacks of CartPole-v1/replay_ratio=2.*dormancy_treshold",
+    ),
+    "text for a number": (
+        "learning_rate: 0.001",
+        "learning_rate: 1e-4",
+        r"sweep.yml:6: settings.learning_rate: expected a number, got '1e-4', which is text to YAML: write 1.0e-4",
+    ),
+    "a grid value of a wrong type": (
+        "width: [1, 2]",
+        "width: [1, 2]\n  batch_size:\n    - 32\n    - 6.5",
+        r"sweep.yml:12: grid.batch_size.1: expected a whole number, got 6.5",
+    ),
+    "a grid value of a wrong type behind a label": (
+        "width: [1, 2]",
+        "width: [1, 2]\n  batch_size:\n    small: 32\n    large: many",
+        r"sweep.yml:12: grid.batch_size.large: expected a whole number, got 'many'",
+    ),
+    "a wrong type beside a value": (
+        "target_update_interval: 7",
+        "target_update_interval: true",
+        r"sweep.yml:17: per.replay_ratio.2.target_update_interval: expected a whole number, got True",
+    ),
+    "two labels alike": ("[0.25, 2]", '[0.25, "0.25", 2]', r"sweep.yml:7: grid: two conditions are named alike"),
+    "no configuration": ("config.yml", "confg.yml", r"sweep.yml:3: config: confg.yml cannot be read"),
+    "a key twice": ("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", r"sweep.yml:5: seeds: this key stands here twice"),
+    "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r"sweep.yml:5: this is no YAML: expected"),
+    "no mapping": (TEXT, "- 1", r"sweep.yml:1: .* is not of type 'object'"),
+    "nothing": (TEXT, "", r"sweep.yml:1: None is not of type 'object'"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_file_is_refused_with_the_line(read, wrong):
+    old, new, message = WRONG[wrong]
+    with pytest.raises(UsageError, match=message):
+        read(old, new)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 1),
+        ("learning_rate", "lin_1e-3"),
+        ("train_freq", [1, "episode"]),
+        ("policy_kwargs", "dict(net_arch=[8])"),
+        ("policy_kwargs", {"net_arch": [8]}),
+        ("ent_coef", "auto_0.1"),
+        ("ent_coef", 0.1),
+        ("n_timesteps", 1e6),
+        ("normalize", "dict(norm_obs=True)"),
+        ("action_noise", "whatever"),
+        ("replay_buffer_class", "HerReplayBuffer"),
+    ],
+)
+def test_values_that_the_zoo_takes_are_taken(name, value):
+    assert complaint_about(name, value, dict(inspect.signature(ALGOS["sac"]).parameters)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("learning_rate", "1e-3", "a number, got '1e-3', which is text to YAML: write 1.0e-3"),
+        ("gamma", "lin_0.9", "a number, got 'lin_0.9'"),
+        ("ent_coef", "1e-2", "a number or text, got '1e-2', which is text to YAML: write 1.0e-2"),
+        ("learning_starts", "1e4", "a whole number, got '1e4', which is text to YAML: write 10000"),
+        ("buffer_size", 1e6, "a whole number, got 1000000.0"),
+        ("use_sde", 1, "true or false, got 1"),
+        ("policy_kwargs", [8], "text or a mapping, got [8]"),
+        ("train_freq", "episode", "a whole number or a list, got 'episode'"),
+        ("n_envs", True, "a whole number, got True"),
+    ],
+)
+def test_values_that_no_algorithm_takes_are_refused(name, value, wanted):
+    parameters = dict(inspect.signature(ALGOS["sac"]).parameters)
+    assert complaint_about(name, value, parameters) == f"expected {wanted}"
+
+
+def test_the_zoos_own_settings_pass_for_every_algorithm():
+    for algorithm, made in ALGOS.items():
+        parameters = dict(inspect.signature(made).parameters)
+        file = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algorithm}.yml"
+        if not file.exists():
+            continue
+        for entry in yaml.safe_load(file.read_text()).values():
+            for name, value in (entry or {}).items():
+                assert complaint_about(name, value, parameters) is None, (algorithm, name, value)
+
+
+def test_an_environment_without_settings_is_refused(read):
+    with pytest.raises(UsageError, match=r"sweep.yml:3: config: config.yml has no entry for CartPole-v1"):
+        read(config="Acrobot-v1: {}")
+
+
+def test_an_on_policy_algorithm_has_no_replay_ratio(read):
+    with pytest.raises(UsageError, match=r"sweep.yml:8: grid.replay_ratio: ppo has no replay ratio"):
+        read("algorithm: dqn", "algorithm: ppo")
+
+
+def test_a_replay_buffer_is_saved_where_the_file_says_so(read):
+    assert not any("--save-replay-buffer" in run.command(Path("out")) for run in read().runs)
+    command = read("algorithm: dqn", "algorithm: dqn\nsave_replay_buffer: true").runs[0].command(Path("out"))
+    assert command.index("--save-replay-buffer") < command.index("-params")
+    with pytest.raises(UsageError, match=r"sweep.yml:\d+: save_replay_buffer: 'often' is not of type 'boolean'"):
+        read("algorithm: dqn", "algorithm: dqn\nsave_replay_buffer: often")
+
+
+def test_an_on_policy_algorithm_has_no_replay_buffer(read):
+    text = "algorithm: ppo\nsave_replay_buffer: true\nenvironments: [CartPole-v1]\nconfig: config.yml\nseeds: [0]\n"
+    with pytest.raises(UsageError, match=r"sweep.yml:2: save_replay_buffer: ppo has no replay buffer: it is on-policy"):
+        read(TEXT, text + "grid: {learning_rate: [0.001]}\n")
+
+
+def test_the_command_line_says_what_is_wrong_and_starts_nothing(tmp_path, capsys):
+    (tmp_path / "sweep.yml").write_text("algorithm: dqn\n")
+    assert main(["sweep", str(tmp_path / "sweep.yml"), "--out", str(tmp_path / "out")]) == 2
+    assert "sweep.yml:1: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prints_a_command_for_each_run(read, capsys, tmp_path):
+    count = len(read().runs)
+    assert main(["sweep", "sweep.yml", "--out", "out", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == count
+    assert all(line.startswith("OMP_NUM_THREADS=1 ") for line in lines)
+    assert all(" python -m rl_zoo3.train --algo dqn " in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [["--workers", "0"], ["--threads-per-run", "0"], ["--cpus-per-run", "0"]])
+def test_wrong_options_are_refused(read, option, capsys):
+    read()
+    assert main(["sweep", "sweep.yml", *option]) == 2
+    assert f"{option[0]} must be" in capsys.readouterr().err
+
+
+# Parts
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fractions(min_value=Fraction(1, 100), max_value=100, max_denominator=100), st.integers(1, 10))
+def test_a_schedule_gives_its_replay_ratio(ratio, n_envs):
+    schedule = training_schedule(str(ratio), n_envs)
+    assert Fraction(schedule.gradient_steps, schedule.train_freq * n_envs) == ratio
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n_envs", "expected"), [(0.25, 1, (4, 1)), (0.1, 3, (10, 3)), (4, 1, (1, 4)), (0.5, 8, (1, 4))]
+)
+def test_worked_schedules(ratio, n_envs, expected):
+    assert training_schedule(ratio, n_envs) == expected
+
+
+def test_the_number_of_environments_counts():
+    assert hyperparameters("dqn", {"n_envs": 4}, {"replay_ratio": 1}) == {"train_freq": 1, "gradient_steps": 4}
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e-5, "text", [1, {"a": None}], True, {"b": [float("-inf")]}])
+def test_python_text_is_read_back(value):
+    assert eval(python_text(value)) == value
+
+
+# The files that are shipped
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yml")), ids=lambda file: file.name)
+def test_a_shipped_sweep_can_be_started(file):
+    sweep = read_sweep(file)
+    measure_themselves = ("classifier", "offline")
+    assert sweep.algorithm in (*ALGOS, *measure_themselves)
+    assert all(run.callbacks or sweep.algorithm in measure_themselves for run in sweep.runs)
+
+
+def test_the_papers_replay_ratios():
+    sweep = read_sweep(SWEEPS / "paper_replay_ratio.yml")
+    assert len(sweep.environments) == 17
+    assert sweep.axes == {"replay_ratio": [0.25, 0.5, 1, 2], "callback": ["none", "redo"]}
+    assert len(sweep.runs) == 680
+    targets = {run.condition["replay_ratio"]: run.settings["target_update_interval"] for run in sweep.runs}
+    assert targets == {0.25: 8000, 0.5: 4000, 1: 2000, 2: 1000}
+    ratios = {run.settings["gradient_steps"] / run.settings["train_freq"] for run in sweep.runs}
+    assert ratios == {0.25, 0.5, 1, 2}
+    assert {run.settings["n_timesteps"] for run in sweep.runs} == {2_500_000}
+
+
+def test_anchors_and_merges_are_read_as_the_zoo_reads_them():
+    content = yaml.safe_load((SWEEPS / "small_replay_ratio.yml").read_text())
+    sweep = read_sweep(SWEEPS / "small_replay_ratio.yml")
+    assert sweep.runs[-1].callbacks == content["grid"]["callback"]["redo"]
+
+
+def test_a_merge_behind_an_anchor_is_no_key_twice(read):
+    merged = read(
+        "    redo:\n      - sb3_redo.ReDoCallback: {dormancy_threshold: 0.1}\n",
+        "    redo:\n"
+        "      - sb3_redo.ReDoCallback: &one {<<: &settings {dormancy_threshold: 0.1, batch_size: 8}, batch_size: 16}\n"
+        "    again:\n      - sb3_redo.ReDoCallback: *one\n",
+    )
+    by_label = {run.condition["callback"]: run.callbacks[0] for run in merged.runs if run.replay_ratio == 0.25}
+    expected = {"sb3_redo.ReDoCallback": {"dormancy_threshold": 0.1, "batch_size": 16}}
+    assert by_label["redo"] == by_label["again"] == expected
+
+
+def test_callbacks_of_the_folder_where_the_command_is_typed_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.py").write_text("from sb3_redo import DormancyCallback\nclass Mine(DormancyCallback): pass\n")
+    (tmp_path / "config.yml").write_text(CONFIG)
+    (tmp_path / "sweep.yml").write_text(TEXT.replace("sb3_redo.ReDoCallback", "here.Mine"))
+    command = Path(sys.executable).with_name("sb3-redo")
+    done = subprocess.run([command, "sweep", "sweep.yml", "--dry-run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "here.Mine" in done.stdout
