@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
+from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
     NormProjectionCallback,
@@ -16,7 +17,6 @@ from sb3_redo.interventions import (
 )
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.interventions.utility import Feed
-from sb3_redo.wiring.frozen_network import neuron_axis
 
 
 @torch.no_grad()

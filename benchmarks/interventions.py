@@ -47,7 +47,7 @@ from sb3_redo.interventions import (
     ShrinkAndPerturbCallback,
     WeightClippingCallback,
 )
-from sb3_redo.sb3.agents import gradient_steps_of
+from sb3_redo.sb3.model import gradient_steps_of
 
 
 class ReadingGradients(GradientReDoCallback):

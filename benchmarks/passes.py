@@ -19,8 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.step import Surgery, recycle
-from sb3_redo.sb3.agents import agent_of, initial_state, initial_weights_of, meter_of
-from sb3_redo.sb3.buffers import sample_batch, torch_generator
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.buffers import sample_batch
+from sb3_redo.sb3.model import initial_state, initial_weights_of, meter_of
+from sb3_redo.sb3.seeds import torch_generator
 
 
 @dataclass(frozen=True)

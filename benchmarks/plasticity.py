@@ -26,7 +26,7 @@ from sb3_redo.plasticity import CurvatureCallback, GradientCovarianceCallback, P
 from sb3_redo.plasticity.callbacks import INSTRUMENTS
 from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.probing import BUDGETS
-from sb3_redo.sb3.agents import gradient_steps_of
+from sb3_redo.sb3.model import gradient_steps_of
 
 TIMED_STEPS = 200
 """Of a probe."""

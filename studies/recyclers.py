@@ -15,8 +15,8 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.optimizer_state import SecondMoment
 from sb3_redo.recycling.step import recycle
-from sb3_redo.sb3.agents import gradient_steps_of, initial_state
-from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.sb3.model import gradient_steps_of, initial_state
+from sb3_redo.sb3.seeds import torch_generator
 
 Masks = dict[str, Tensor]
 """Layer name to bool mask of neurons, [neurons]."""

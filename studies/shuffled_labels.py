@@ -32,7 +32,7 @@ from sb3_redo.experiments.classifier import Classifier
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
 from sb3_redo.recycling.optimizer_state import SecondMoment
 from sb3_redo.recycling.step import Surgery, recycle
-from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.sb3.seeds import torch_generator
 from studies.recyclers import (
     CountedSteps,
     FirstGradient,

@@ -13,7 +13,7 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.callback_tree import callbacks_in
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.tensorboard import write_point
-from sb3_redo.wiring.tracing import LayerWiring
+from sb3_redo.wiring.structure import LayerWiring
 from studies.recyclers import Masks, recycled_neurons, refuse_to_go_on
 
 AGES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)

@@ -9,9 +9,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_redo.callbacks.callback_tree import callbacks_in
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
 from sb3_redo.dormancy.meter import Meter
-from sb3_redo.dormancy.report import DormancyReport, overlap
-from sb3_redo.sb3.agents import NETWORK_NAMES, meter_of, whole_batch
-from sb3_redo.sb3.buffers import Batch, available_batch_size, sample_batch, stored_observations
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import overlap
+from sb3_redo.sb3.agents import NETWORK_NAMES
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.buffers import available_batch_size, sample_batch, stored_observations
+from sb3_redo.sb3.model import meter_of, whole_batch
 from sb3_redo.tensorboard import dormancy_values, numbered, write_layout, write_point, write_totals
 from sb3_redo.validation import (
     flag,

@@ -6,8 +6,9 @@ from torch.utils.hooks import RemovableHandle
 from sb3_redo.callbacks.callback_tree import listen, refuse_parallel_training
 from sb3_redo.callbacks.clock import GradientClock
 from sb3_redo.callbacks.step_hooks import StepHooks
-from sb3_redo.sb3.agents import Agent, agent_of, gradient_steps_of
+from sb3_redo.sb3.agents import Agent, agent_of
 from sb3_redo.sb3.memory import Memory
+from sb3_redo.sb3.model import gradient_steps_of
 
 
 class GradientStepCallback(BaseCallback):

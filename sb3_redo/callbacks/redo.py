@@ -9,8 +9,8 @@ from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
 from sb3_redo.recycling.step import OUTGOING, Surgery, recycle
-from sb3_redo.sb3.agents import initial_state, initial_weights_of
-from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.sb3.model import initial_state, initial_weights_of
+from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import (
     flag,

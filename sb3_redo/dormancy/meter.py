@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.dormancy.report import DormancyReport, LayerDormancy, dormancy_scores
-from sb3_redo.forward.contexts import chunks, evaluating, is_compiled, replaced_forward, seeded, tensors_in, uncompiled
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import LayerDormancy, dormancy_scores
+from sb3_redo.forward.contexts import evaluating, is_compiled, replaced_forward, seeded, uncompiled
 from sb3_redo.forward.functions import FunctionWatcher
-from sb3_redo.wiring.sites import Site
-from sb3_redo.wiring.tracing import LayerWiring, Wiring
+from sb3_redo.forward.nested import chunks, tensors_in
+from sb3_redo.wiring.structure import LayerWiring, Site, Wiring
 
 
 class Meter:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sb3_redo.dormancy.meter import Meter
-from sb3_redo.dormancy.report import DormancyReport, overlap
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import overlap
 from sb3_redo.environments.images import LabelledImages, load_images
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
 from sb3_redo.experiments.point import Point
@@ -19,7 +20,7 @@ from sb3_redo.forward.contexts import everything_seeded
 from sb3_redo.networks import Adam
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.recycling.step import Surgery, recycle
-from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.tensorboard import dormancy_values
 from sb3_redo.wiring.tracing import trace_wiring
 

@@ -13,13 +13,15 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from sb3_redo.dormancy.report import DormancyReport, overlap
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import overlap
 from sb3_redo.experiments.offline_settings import BOOTSTRAPPED, FIXED, PRETRAINED, TEACHER, OfflineSettings
 from sb3_redo.experiments.point import Point
 from sb3_redo.experiments.stored import load_dqn, load_transitions
 from sb3_redo.forward.contexts import evaluating, everything_seeded
-from sb3_redo.sb3.agents import agent_of, meter_of
-from sb3_redo.sb3.buffers import Batch
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.model import meter_of
 from sb3_redo.tensorboard import dormancy_values
 from sb3_redo.validation import UsageError
 

@@ -4,50 +4,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a nest of dictionaries, tuples and lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A nest of the same form with ``function`` applied to every tensor; an array becomes a tensor."""
-    if isinstance(value, np.ndarray):
-        value = torch.as_tensor(value)
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return type(value)((key, map_tensors(function, item)) for key, item in value.items())  # type: ignore[call-arg]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, item) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, item) for item in value)
-    return value
-
-
-def chunks(batch: Any, rows: int) -> Iterator[Any]:
-    """A nest of tensors cut along their first axis into nests of at most so many rows."""
-    whole = len(next(tensors_in(batch)))
-    if whole <= rows:
-        yield batch
-        return
-    for start in range(0, whole, rows):
-        part = slice(start, start + rows)
-        yield map_tensors(itemgetter(part), batch)
+from torch import nn
 
 
 @contextmanager

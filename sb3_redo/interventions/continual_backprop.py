@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from sb3_redo.callbacks.callback_tree import renewing_in
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
-from sb3_redo.dormancy.report import DormancyReport, LayerDormancy
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import LayerDormancy
 from sb3_redo.forward.contexts import is_apart_from_training, is_compiled
 from sb3_redo.interventions.scheduled import least
 from sb3_redo.interventions.utility import Contribution, Feed
 from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
 from sb3_redo.recycling.outgoing_weights import position_effects
 from sb3_redo.recycling.step import Surgery, recycle
-from sb3_redo.sb3.agents import gradient_steps_of, initial_state, initial_weights_of, whole_batch
-from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.sb3.model import gradient_steps_of, initial_state, initial_weights_of, whole_batch
+from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import (
     flag,

@@ -9,7 +9,8 @@ from torch import Tensor
 from sb3_redo.callbacks.gradient_steps import is_over
 from sb3_redo.callbacks.redo import ReDoCallback
 from sb3_redo.callbacks.step_hooks import StepHooks
-from sb3_redo.dormancy.report import DormancyReport, dormancy_scores
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import dormancy_scores
 from sb3_redo.tensorboard import write_point
 from sb3_redo.validation import non_negative_number
 

@@ -10,7 +10,7 @@ from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.networks.injection import Injectable
-from sb3_redo.sb3.agents import gradient_steps_of
+from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import listed, non_negative_integer, positive_integer
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.interventions.scope import check_layers, names_in
-from sb3_redo.sb3.agents import initial_weights_of, whole_batch
-from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.sb3.model import initial_weights_of, whole_batch
+from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import non_negative_integer, optional_integer, positive_integer
 from sb3_redo.wiring.tracing import trace_wiring

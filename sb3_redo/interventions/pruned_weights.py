@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.recycling.optimizer_state import InitialState, zero_state
 from sb3_redo.recycling.outgoing_weights import groups
-from sb3_redo.wiring.tracing import LayerWiring
+from sb3_redo.wiring.structure import LayerWiring
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.interventions.pruned_weights import PrunedWeights, weights_of_pruned
-from sb3_redo.sb3.agents import initial_state
 from sb3_redo.sb3.memory import Memory
+from sb3_redo.sb3.model import initial_state
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import non_negative_integer, optional_integer, positive_integer
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
 from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.forward.contexts import uncompiled_name
-from sb3_redo.sb3.agents import is_trained, whole_batch
+from sb3_redo.forward.layers import LAYER_TYPES
+from sb3_redo.sb3.model import is_trained, whole_batch
 from sb3_redo.sb3.parameters import initial_parameters_of, trained_parameters
 from sb3_redo.tensorboard import write_point
 from sb3_redo.validation import non_negative_integer, non_negative_number, positive_integer
-from sb3_redo.wiring.frozen_network import LAYER_TYPES
 from sb3_redo.wiring.tracing import trace_wiring
 
 

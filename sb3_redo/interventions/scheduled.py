@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from sb3_redo.callbacks.redo import ReDoCallback
-from sb3_redo.dormancy.report import DormancyReport, LayerDormancy
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import LayerDormancy
 from sb3_redo.recycling.outgoing_weights import neuron_magnitudes
-from sb3_redo.sb3.buffers import torch_generator
+from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.validation import fraction as a_fraction
 from sb3_redo.validation import one_of, positive_integer
-from sb3_redo.wiring.tracing import LayerWiring
+from sb3_redo.wiring.structure import LayerWiring
 
 SELECTIONS = ("lowest", "random", "highest", "utility", "cbp")
 

@@ -7,12 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from sb3_redo.forward.contexts import uncompiled_name
-from sb3_redo.wiring.tracing import Wiring
+from sb3_redo.sb3.parameters import _TARGET, is_target
+from sb3_redo.wiring.structure import Wiring
 
 Layers = str | int | Sequence[str]
 """``"all"``, ``"last"``, how many of the last layers, or module paths below the policy."""
-
-_TARGET = "_target"
 
 
 def check_layers(layers: Any) -> Layers:
@@ -49,11 +48,6 @@ def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
     else:
         chosen = {_known_path(online, path) for path in layers}
     return [name for name in online if any(_is_below(name, path) for path in chosen)]
-
-
-def is_target(name: str) -> bool:
-    """Whether a path leads into a target network, which follows another one and is not trained."""
-    return uncompiled_name(name).split(".")[0].endswith(_TARGET)
 
 
 def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:

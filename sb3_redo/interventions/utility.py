@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.recycling.outgoing_weights import position_magnitudes
-from sb3_redo.wiring.frozen_network import neuron_axis
-from sb3_redo.wiring.tracing import LayerWiring
+from sb3_redo.wiring.structure import LayerWiring
 
 
 class Feed:

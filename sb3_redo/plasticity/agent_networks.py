@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.plasticity.network import Network, read_network
 from sb3_redo.sb3.agents import Agent, agent_of
-from sb3_redo.sb3.buffers import Batch
+from sb3_redo.sb3.batch import Batch
 
 
 def _actor(policy: Any, batch: Batch) -> Any:

@@ -22,10 +22,11 @@ from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.objectives import has_td_loss, probe_loss, td_loss
 from sb3_redo.plasticity.weights import distance_from, norm_of
-from sb3_redo.sb3.agents import is_trained
-from sb3_redo.sb3.buffers import Batch, torch_generator
+from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.memory import Memory
+from sb3_redo.sb3.model import is_trained
 from sb3_redo.sb3.parameters import initial_parameters_of
+from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.validation import positive_integer
 
 _NETWORK = "q_net"

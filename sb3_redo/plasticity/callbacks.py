@@ -19,7 +19,7 @@ from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.ranks import Ranks
 from sb3_redo.plasticity.units import units_of
 from sb3_redo.plasticity.weights import distance_from, norm_of, update_ratio, weight_norm, weight_ranks
-from sb3_redo.sb3.buffers import Batch
+from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.parameters import initial_parameters_of
 from sb3_redo.validation import flag, listed, one_of
 

@@ -11,7 +11,8 @@ from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.objectives import Objective, has_td_loss, probe_loss, td_loss
 from sb3_redo.plasticity.pictures import cosine_picture, density_picture
-from sb3_redo.sb3.buffers import Batch, torch_generator
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.validation import flag, one_of, positive_integer
 
 LOSSES = ("td", "probe")

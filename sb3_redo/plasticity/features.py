@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.contexts import chunks, replaced_forward
+from sb3_redo.forward.contexts import replaced_forward
+from sb3_redo.forward.nested import chunks
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.ranks import Ranks, ranks_of
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from sb3_redo.forward.contexts import map_tensors, tensors_in
+from sb3_redo.forward.nested import map_tensors, tensors_in
 from sb3_redo.plasticity.network import Network, flat
 from sb3_redo.plasticity.objectives import Objective
 from sb3_redo.plasticity.ranks import effective_rank, singular_values

@@ -12,8 +12,9 @@ from sb3_redo.callbacks.callback_tree import callbacks_in
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
 from sb3_redo.plasticity.agent_networks import EXAMINED, networks_of
 from sb3_redo.plasticity.network import Network
-from sb3_redo.sb3.agents import whole_batch
-from sb3_redo.sb3.buffers import Batch, available_batch_size, sample_batch, stored_observations
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.buffers import available_batch_size, sample_batch, stored_observations
+from sb3_redo.sb3.model import whole_batch
 from sb3_redo.tensorboard import numbered, write_point
 from sb3_redo.validation import flag, listed, non_negative_integer, one_of, optional_integer, positive_integer
 

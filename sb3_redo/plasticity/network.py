@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.contexts import apart_from_training, evaluating, is_compiled, seeded, tensors_in, uncompiled
-from sb3_redo.wiring.tracing import Wiring, trace_wiring
+from sb3_redo.forward.contexts import apart_from_training, evaluating, is_compiled, seeded, uncompiled
+from sb3_redo.forward.nested import tensors_in
+from sb3_redo.wiring.structure import Wiring
+from sb3_redo.wiring.tracing import trace_wiring
 
 
 @dataclass(frozen=True, eq=False)

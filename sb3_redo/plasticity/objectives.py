@@ -12,10 +12,13 @@ from stable_baselines3.common.buffers import BaseBuffer
 from torch import Tensor
 from torch.nn import functional
 
-from sb3_redo.forward.contexts import chunks, evaluating, everything_seeded, is_compiled, uncompiled
+from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
+from sb3_redo.forward.nested import chunks
 from sb3_redo.networks.categorical import two_hot
 from sb3_redo.plasticity.network import Network
-from sb3_redo.sb3.buffers import Batch, stored_observations, torch_generator
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.buffers import stored_observations
+from sb3_redo.sb3.seeds import torch_generator
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.forward.contexts import chunks, map_tensors, seeded, training
+from sb3_redo.forward.contexts import seeded, training
+from sb3_redo.forward.nested import chunks, map_tensors
 from sb3_redo.plasticity.network import Network
 
 FREQUENCY = 1e5

@@ -12,8 +12,9 @@ from sb3_redo.plasticity.agent_networks import trained_by
 from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.probe_task import ProbeResult, probe
-from sb3_redo.sb3.agents import initial_weights_of, is_trained
-from sb3_redo.sb3.buffers import Batch, torch_generator
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.model import initial_weights_of, is_trained
+from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.validation import one_of, positive_integer
 
 BUDGETS = {"paper": (2000, 10), "cheap": (200, 2)}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.dormancy.meter import LayerSite
-from sb3_redo.forward.contexts import chunks, replaced_forward
+from sb3_redo.forward.contexts import replaced_forward
 from sb3_redo.forward.functions import ACTIVATIONS, FunctionWatcher
+from sb3_redo.forward.nested import chunks
 from sb3_redo.plasticity.network import Network
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward.contexts import uncompiled_name
+from sb3_redo.forward.layers import TRANSPOSED
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.ranks import Ranks, ranks_of
-from sb3_redo.wiring.frozen_network import TRANSPOSED
 
 
 def weight_norm(network: Network) -> float:

@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.contexts import chunks, evaluating, is_compiled, seeded, uncompiled
-from sb3_redo.wiring.frozen_network import neuron_axis
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled
+from sb3_redo.forward.layers import neuron_axis
+from sb3_redo.forward.nested import chunks
+from sb3_redo.recycling.edits import Edit, Planner, _parameter
 
 
 def mean_contributions(
@@ -67,3 +71,35 @@ def _watched(
     finally:
         for handle in handles:
             handle.remove()
+
+
+Contributions = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""From consumers to masks over their input positions, what these contribute to their outputs on average, [neurons]."""
+
+
+def _measured(policy: nn.Module, report: DormancyReport, forward: Callable[[Any], Any] | None) -> Contributions:
+    assert forward is not None
+    run = forward
+
+    def contributions(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return mean_contributions(policy, columns, run, report.batch, report.wiring.rows_at_once)
+
+    return contributions
+
+
+def _plan_compensation(
+    planner: Planner, report: DormancyReport, dormant: dict[str, Tensor], contributions: Contributions
+) -> None:
+    """Add to each consumer's bias what its dormant inputs contributed on average."""
+    columns: dict[str, Tensor] = {}
+    for name, neurons in dormant.items():
+        for consumer, positions in report.wiring[name].consumers.items():
+            theirs = torch.isin(positions, neurons.cpu())
+            columns[consumer] = columns[consumer] | theirs if consumer in columns else theirs
+    biases = {consumer: _parameter(planner.policy, consumer, "bias") for consumer in columns}
+    means = contributions({name: mask.to(planner.device) for name, mask in columns.items()})
+    for consumer, bias in biases.items():
+        if bias is None:
+            raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
+        every = torch.arange(len(bias), device=bias.device)
+        planner.edits.append(Edit(bias, 0, every, bias + means[consumer]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_redo.forward.contexts import everything_seeded, uncompiled_name
-from sb3_redo.wiring.frozen_network import LAYER_TYPES
+from sb3_redo.forward.layers import LAYER_TYPES
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-
-from sb3_redo.recycling.edits import Edit
 
 OPTIMIZER_STATE = ("clear", "restart", "match")
 
@@ -37,78 +34,6 @@ def zero_state(optimizer: Optimizer, key: str) -> float:
     """The initial state of torch's own optimizers."""
     setting = {"sum": "initial_accumulator_value", "step_size": "lr"}.get(key)
     return float(optimizer.defaults.get(setting, 0.0)) if setting else 0.0
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-class Planner:
-    """Collects edits of weights together with those of their optimizer state, and then makes them all."""
-
-    def __init__(self, policy: nn.Module, optimizers: list[Optimizer], initial_state: InitialState, mode: Any):
-        self.policy = policy
-        self.optimizers = optimizers
-        self.initial_state = initial_state
-        self.restart = mode == "restart"
-        self.second_moment = _MATCH if mode == "match" else mode if isinstance(mode, SecondMoment) else None
-        self.edits: list[Edit] = []
-        self.restarts: list[dict[str, Any]] = []
-        self.device = next(policy.parameters()).device
-
-    def change(
-        self,
-        parameter: Tensor,
-        index: Tensor,
-        values: Tensor | float,
-        live: Tensor,
-        *,
-        axis: int = 0,
-        part: Callable[[Tensor], Tensor] = _whole,
-        redrawn: Tensor | None = None,
-    ) -> None:
-        """Plan new values for a parameter and the state that goes with them.
-
-        :param index: the entries along ``axis`` to change, within ``part`` of the parameter, which is a view of it
-        :param live: the entries along ``axis`` that belong to live neurons of the same layer
-        :param redrawn: bool mask of those of its rows that are redrawn too, whose own state is not to be matched
-        """
-        self.edits.append(Edit(part(parameter), axis, index, values))
-        for optimizer in self.optimizers:
-            state = optimizer.state.get(parameter)
-            if not state:
-                continue
-            for key, tensor in state.items():
-                if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
-                    self.edits.append(self._state_edit(optimizer, key, part(tensor), axis, index, live, redrawn))
-            if self.restart and "step" in state:
-                self.restarts.append(state)
-
-    def _state_edit(
-        self,
-        optimizer: Optimizer,
-        key: str,
-        tensor: Tensor,
-        axis: int,
-        index: Tensor,
-        live: Tensor,
-        redrawn: Tensor | None,
-    ) -> Edit:
-        if self.second_moment is None or key not in _SECOND_MOMENTS or not len(live):
-            return Edit(tensor, axis, index, self.initial_state(optimizer, key))
-        values = self.second_moment.of(tensor, axis, index, live)
-        if self.second_moment.shared and redrawn is not None and redrawn.any() and not redrawn.all():
-            values[redrawn] = values[~redrawn].mean(0)
-        return Edit(tensor, axis, index, values)
-
-    def commit(self) -> None:
-        for edit in self.edits:
-            edit.apply()
-        for state in self.restarts:
-            if isinstance(state["step"], Tensor):
-                state["step"].zero_()
-            else:
-                state["step"] = 0
 
 
 def _mean_of_live(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.wiring.tracing import LayerWiring
+from sb3_redo.wiring.structure import LayerWiring
 
 
 def groups(layer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:

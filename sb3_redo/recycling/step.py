@@ -10,17 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.recycling.compensation import mean_contributions
-from sb3_redo.recycling.edits import Edit
+from sb3_redo.recycling.compensation import Contributions, _measured, _plan_compensation
+from sb3_redo.recycling.edits import Planner, _parameter
 from sb3_redo.recycling.initial_weights import InitialWeights
-from sb3_redo.recycling.optimizer_state import InitialState, Planner, SecondMoment, zero_state
+from sb3_redo.recycling.optimizer_state import InitialState, SecondMoment, zero_state
 from sb3_redo.recycling.outgoing_weights import groups
-from sb3_redo.wiring.tracing import LayerWiring
+from sb3_redo.wiring.structure import LayerWiring
 
 OUTGOING = ("zero", "random")
-
-Contributions = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""From consumers to masks over their input positions, what these contribute to their outputs on average, [neurons]."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +121,6 @@ def _mask(size: int, index: Tensor) -> Tensor:
     return mask
 
 
-def _parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
-    parameter = getattr(policy.get_submodule(layer), name)
-    assert parameter is None or isinstance(parameter, Tensor)
-    return parameter
-
-
 def _plan_incoming(
     planner: Planner,
     name: str,
@@ -213,31 +204,3 @@ def _with_norm(drawn: Tensor, weight: Tensor, live: Tensor, axis: int, scale: fl
 def _norms(weight: Tensor, axis: int) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(weight.movedim(axis, 0).flatten(1), dim=1)
     return norms
-
-
-def _measured(policy: nn.Module, report: DormancyReport, forward: Callable[[Any], Any] | None) -> Contributions:
-    assert forward is not None
-    run = forward
-
-    def contributions(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        return mean_contributions(policy, columns, run, report.batch, report.wiring.rows_at_once)
-
-    return contributions
-
-
-def _plan_compensation(
-    planner: Planner, report: DormancyReport, dormant: dict[str, Tensor], contributions: Contributions
-) -> None:
-    """Add to each consumer's bias what its dormant inputs contributed on average."""
-    columns: dict[str, Tensor] = {}
-    for name, neurons in dormant.items():
-        for consumer, positions in report.wiring[name].consumers.items():
-            theirs = torch.isin(positions, neurons.cpu())
-            columns[consumer] = columns[consumer] | theirs if consumer in columns else theirs
-    biases = {consumer: _parameter(planner.policy, consumer, "bias") for consumer in columns}
-    means = contributions({name: mask.to(planner.device) for name, mask in columns.items()})
-    for consumer, bias in biases.items():
-        if bias is None:
-            raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
-        every = torch.arange(len(bias), device=bias.device)
-        planner.edits.append(Edit(bias, 0, every, bias + means[consumer]))

@@ -1,7 +1,6 @@
 """What Stable-Baselines3 calls things: the networks, optimizers and gradient steps of an algorithm."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,19 +10,13 @@ from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_redo.dormancy.meter import Meter
-from sb3_redo.forward.contexts import evaluating, seeded, tensors_in, uncompiled_name
-from sb3_redo.recycling.initial_weights import InitialWeights
-from sb3_redo.recycling.optimizer_state import zero_state
-from sb3_redo.sb3.buffers import Batch
-from sb3_redo.sb3.memory import Memory
+from sb3_redo.forward.contexts import uncompiled_name
+from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.players import MaskedPlayer, Player, RecurrentPlayer, ScaledPlayer
-from sb3_redo.wiring.tracing import Wiring, trace_wiring
+from sb3_redo.wiring.structure import Wiring
 
 NETWORK_NAMES = ("q_net", "quantile_net", "actor", "critic", "policy", "value", "shared")
 """Every network that some supported algorithm has."""
@@ -67,7 +60,7 @@ class Agent:
     :param forward: runs all networks of a policy in one pass and returns every output
     :param act: the actions that the policy takes for observations, for critics that need some
     :param network_of: the network that a layer is counted with
-    :param states: what a recurrent policy starts a number of episodes with, see :class:`~sb3_redo.sb3.buffers.Batch`
+    :param states: what a recurrent policy starts a number of episodes with, see :class:`~sb3_redo.sb3.batch.Batch`
     :param at_rollout_end: whether to measure when a rollout has been collected, since its observations are gone when
         the next one begins, and not inside ``train()``
     :param player: acts as the algorithm does while it collects experience
@@ -190,81 +183,3 @@ def agent_of(model: BaseAlgorithm) -> Agent:
             raise RuntimeError(f"{type(model).__name__} is not supported: {_REFUSED[algorithm]}")
     known = ", ".join(algorithm.__name__ for algorithm in _AGENTS)
     raise RuntimeError(f"{type(model).__name__} is not supported, only {known} and subclasses of them are")
-
-
-def gradient_steps_of(model: BaseAlgorithm) -> int:
-    """Gradient steps made so far, also before a model was loaded.
-
-    What our own clock remembers, and beyond that what the algorithm counts: off-policy ones count gradient steps at
-    the beginning of each or at the end of ``train()``, so that an interrupted step is counted or a whole interrupted
-    call is not. On-policy ones count something else (epochs, rollouts) under the same name; there the optimizer tells.
-    SGD has no count: there it is what our clock has seen, see :func:`is_trained`.
-    """
-    remembered = Memory.gradient_steps_of(model)
-    if isinstance(model, OnPolicyAlgorithm):
-        states = model.policy.optimizer.state.values()
-        counted = max((int(state["step"]) for state in states if "step" in state), default=0)
-    else:
-        counted = int(model._n_updates)
-    return counted if remembered is None or counted > remembered + 1 else remembered
-
-
-def is_trained(model: BaseAlgorithm) -> bool:
-    """Whether a model's weights may be others than those that it was built with."""
-    return gradient_steps_of(model) > 0 or model._n_updates > 0
-
-
-def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
-    """A batch from observations as the environment gives them (already normalised, if ``VecNormalize`` is used)."""
-    tensors, _ = model.policy.obs_to_tensor(observations)
-    agent = agent_of(model)
-    size = len(next(tensors_in(tensors)))
-    with seeded(0), evaluating(model.policy.modules()):
-        return Batch(tensors, agent.act(model.policy, tensors), agent.states(model.policy, size))
-
-
-def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None) -> Meter:
-    """What measures a model: reads its wiring.
-
-    :param batch: what to read it on
-    :param networks: those to be measured, all if not given
-    :raises RuntimeError: when nothing in them can be measured
-    """
-    agent = agent_of(model)
-    wiring = trace_wiring(model.policy, batch, forward=agent.forward)
-    wanted = networks or agent.networks
-    network_of = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring}
-    measured = {layer: network for layer, network in network_of.items() if network in wanted}
-    if not measured:
-        raise RuntimeError(f"nothing to measure in {', '.join(wanted)}; the policy's wiring is\n{wiring}")
-    return Meter(model.policy, wiring, measured)
-
-
-def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
-    """Draws weights as a freshly built policy of this model has them.
-
-    Gives a model that has not been trained yet an attribute ``initial_weight_samples``, which is saved with it: once
-    weights have changed, nothing else tells whether and how they were initialised by hand.
-    """
-
-    def build() -> BasePolicy:
-        # Off-policy algorithms have use_sde among the keywords already, and some policies do not know the word.
-        settings = {**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs}
-        # Copies, because extractors draw samples from the observation space to learn its shape.
-        spaces = copy.deepcopy((model.observation_space, model.action_space))
-        return model.policy_class(*spaces, model.lr_schedule, **settings)
-
-    known = model.__dict__.get("initial_weight_samples")
-    if known is not None or is_trained(model):
-        return InitialWeights(build, samples=known)
-    initial_weights = InitialWeights(build, untrained=model.policy)
-    model.__dict__["initial_weight_samples"] = initial_weights.samples
-    return initial_weights
-
-
-_INITIAL_STATE = {("RMSpropTFLike", "square_avg"): 1.0}
-
-
-def initial_state(optimizer: Optimizer, key: str) -> float:
-    """What an optimizer first fills its state with: SB3's ``RMSpropTFLike`` starts at ones."""
-    return _INITIAL_STATE.get((type(optimizer).__name__, key), zero_state(optimizer, key))

@@ -1,28 +1,14 @@
 """Observations from a model's replay or rollout buffer, leaving every random stream untouched."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer, RolloutBuffer
 from torch import Tensor
 
-
-class Batch(NamedTuple):
-    """What a policy's networks are run on.
-
-    :param observations: as the networks take them: a tensor [batch, ...] or a dictionary of such
-    :param actions: for critics of continuous actions, [batch, action size] in [-1, 1], else unused
-    :param states: for recurrent policies what each observation was met with: hidden and cell states of the actor and
-        of the critic, each [batch, layers, size], and whether an episode started there, [batch]; else empty
-    """
-
-    observations: Any
-    actions: Tensor | None = None
-    states: tuple[Tensor, ...] = ()
-
+from sb3_redo.sb3.batch import Batch
 
 _STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
 
@@ -132,9 +118,3 @@ class _Picker:
             else array[self.flat]
         )
         return picked
-
-
-def torch_generator(seed: tuple[int, int]) -> torch.Generator:
-    """A generator on the CPU for one recycling step."""
-    state = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -8,9 +8,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
 from sb3_redo.recycling.step import OUTGOING, RecyclingRecord, Surgery, recycle
-from sb3_redo.sb3.agents import agent_of, gradient_steps_of, initial_state, initial_weights_of, meter_of, whole_batch
-from sb3_redo.sb3.buffers import Batch, sample_batch, stored_observations, torch_generator
-from sb3_redo.sb3.gathering import gather_batch, integer_seed
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.buffers import sample_batch, stored_observations
+from sb3_redo.sb3.gathering import gather_batch
+from sb3_redo.sb3.model import gradient_steps_of, initial_state, initial_weights_of, meter_of, whole_batch
+from sb3_redo.sb3.seeds import integer_seed, torch_generator
 from sb3_redo.validation import (
     flag,
     non_negative_number,

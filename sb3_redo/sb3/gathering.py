@@ -11,8 +11,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_redo.forward.contexts import evaluating, everything_seeded
 from sb3_redo.sb3.agents import agent_of
-from sb3_redo.sb3.buffers import Batch
+from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.players import Move
+from sb3_redo.sb3.seeds import integer_seed
 
 
 def gather_batch(
@@ -48,11 +49,6 @@ def gather_batch(
         if env is model.get_env():
             _begin_anew(model, env)
     return batch
-
-
-def integer_seed(seed: tuple[int, int] | None) -> int:
-    """One small number for environments and generators, from a seed and a gradient step or, without, from chance."""
-    return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
 
 
 def _run(model: BaseAlgorithm, env: VecEnv, n: int, progress: Callable[[int], Any] | None) -> Batch:

@@ -4,8 +4,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
 from sb3_redo.forward.contexts import uncompiled_name
-from sb3_redo.interventions.scope import is_target
-from sb3_redo.sb3.agents import is_trained
+from sb3_redo.sb3.model import is_trained
 
 _INITIAL = "initial_parameters"
 
@@ -34,3 +33,11 @@ def initial_parameters_of(model: BaseAlgorithm) -> dict[str, Tensor] | None:
         }
     kept: dict[str, Tensor] | None = model.__dict__.get(_INITIAL)
     return kept
+
+
+_TARGET = "_target"
+
+
+def is_target(name: str) -> bool:
+    """Whether a path leads into a target network, which follows another one and is not trained."""
+    return uncompiled_name(name).split(".")[0].endswith(_TARGET)

@@ -18,7 +18,7 @@ class Move(NamedTuple):
 
     :param actions: for ``env.step``, [environments, ...]
     :param scaled: the same in [-1, 1], where critics take actions, [environments, action size]
-    :param states: what the observations were met with, see :class:`~sb3_redo.sb3.buffers.Batch`
+    :param states: what the observations were met with, see :class:`~sb3_redo.sb3.batch.Batch`
     """
 
     actions: np.ndarray

@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from sb3_redo.callbacks.callback_tree import callbacks_in
 from sb3_redo.callbacks.dormancy import DormancyCallback
 from sb3_redo.callbacks.redo import ReDoCallback
-from sb3_redo.sb3.agents import gradient_steps_of
 from sb3_redo.sb3.memory import Memory
+from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.sweeps.checkpoint import restore_checkpoint, save_checkpoint
 from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RESULT, RUN, locked, write_json
 from sb3_redo.sweeps.run import describe_run

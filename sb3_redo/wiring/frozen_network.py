@@ -8,19 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.contexts import replaced_forward, seeded, tensors_in
+from sb3_redo.forward.contexts import replaced_forward, seeded
 from sb3_redo.forward.functions import MAX_POOLS_OF_IMAGES, POOLS, FunctionWatcher
+from sb3_redo.forward.layers import LAYER_TYPES, neuron_axis
+from sb3_redo.forward.nested import tensors_in
 from sb3_redo.wiring.neuron_codes import Place, Record
-
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-
-
-def neuron_axis(layer: nn.Module) -> int:
-    """The axis of a layer's input or output on which its positions or neurons lie, counted from the end."""
-    # Not by the weight's shape, since a parametrised weight is computed whenever it is asked for.
-    kernel_size = getattr(layer, "kernel_size", ())
-    return -1 - len(kernel_size)
 
 
 @dataclass(frozen=True)

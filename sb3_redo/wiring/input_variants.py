@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sb3_redo.forward.contexts import map_tensors
+from sb3_redo.forward.nested import map_tensors
 from sb3_redo.wiring.frozen_network import Choice
 from sb3_redo.wiring.neuron_codes import Place, Reading, add_to, somewhere
 from sb3_redo.wiring.prober import PASS_ERRORS, Prober, finite

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,27 +10,11 @@ from torch import Tensor, nn
 
 from sb3_redo.forward.contexts import replaced_forward, seeded
 from sb3_redo.forward.functions import NON_NEGATIVE, FunctionWatcher
-from sb3_redo.wiring.frozen_network import Choice, neuron_axis
+from sb3_redo.forward.layers import neuron_axis
+from sb3_redo.wiring.frozen_network import Choice
 from sb3_redo.wiring.neuron_codes import MIXED, NOBODY, Place, Reading, shrunk
 from sb3_redo.wiring.prober import Prober
-
-
-@dataclass(frozen=True)
-class Site:
-    """A tensor in which a layer's activations can be seen during a forward pass.
-
-    :param kind: ``activation`` (output of an activation call), ``input`` or ``result`` (of a module)
-    :param name: the module's path, or the number of the activation call
-    :param call: which call of that name
-    :param neurons: the neuron at each element of one sample, -1 for none, long tensor [...] with axes along
-        which the neuron never changes kept at size 1
-    """
-
-    kind: str
-    name: str
-    call: int
-    neurons: Tensor = field(repr=False)
-    is_non_negative: bool = False
+from sb3_redo.wiring.structure import Site
 
 
 def find_sites(

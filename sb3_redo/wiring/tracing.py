@@ -6,8 +6,7 @@ reaches (``probe.py``).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -15,95 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sb3_redo.forward.contexts import evaluating, is_compiled, map_tensors, seeded, uncompiled
-from sb3_redo.wiring.frozen_network import LAYER_TYPES, TRANSPOSED, neuron_axis
+from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled
+from sb3_redo.forward.layers import LAYER_TYPES, TRANSPOSED, neuron_axis
+from sb3_redo.forward.nested import map_tensors
 from sb3_redo.wiring.input_variants import first_row, one_row_variants, read_inputs, two_rows
 from sb3_redo.wiring.neuron_codes import MIXED, NOBODY, Reading
 from sb3_redo.wiring.normalisations import left_alone, normalisations
 from sb3_redo.wiring.ownership import borrowed_weights
 from sb3_redo.wiring.prober import Prober
-from sb3_redo.wiring.sites import ActivationCall, Site, activation_calls, at_modules, find_sites, is_exact
+from sb3_redo.wiring.sites import ActivationCall, activation_calls, at_modules, find_sites, is_exact
+from sb3_redo.wiring.structure import LayerWiring, Wiring
 
 OBSERVATION = "the observation"
-
-
-@dataclass(frozen=True)
-class LayerWiring:
-    """One measured layer.
-
-    :param name: module path below the traced policy
-    :param neurons: number of outputs (linear) or output channels (convolution)
-    :param recyclable: whether every position its neurons feed is theirs alone, in consumers that may be changed
-    :param reason: why it is not recyclable, else ``None``
-    :param consumers: layer name to long tensor [input positions]: the neuron feeding each column of a linear
-        layer or input channel of a convolution, -1 for none
-    :param exact: whether recycling a dead neuron leaves every output as it was. It does not where a normalisation
-        or a learned offset lies between the neuron and its consumers.
-    :param sites: where the activations are measured
-    :param normalisations: state of normalisations on the way to the consumers: path of a parameter or buffer to long
-        tensor of its shape, the neuron that each entry belongs to, -1 for none
-    """
-
-    name: str
-    neurons: int
-    recyclable: bool
-    reason: str | None
-    consumers: dict[str, Tensor] = field(repr=False)
-    exact: bool
-    sites: tuple[Site, ...] = field(repr=False)
-    normalisations: dict[str, Tensor] = field(default_factory=dict, repr=False)
-
-    def row(self) -> tuple[str, str, str, str]:
-        """Name, number of neurons, consumers, and whether and how it can be recycled."""
-        if self.reason is not None:
-            how = f"no: {self.reason}"
-        else:
-            how = "yes" if self.exact else "yes, but not exactly: a normalisation or an offset lies on the way"
-        return self.name, str(self.neurons), ", ".join(self.consumers), how
-
-    def __str__(self) -> str:
-        return "{}: {} neurons, feeds {}; recyclable: {}".format(*self.row())
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """What can be measured and recycled in a policy, and why not; prints as a table.
-
-    :param layers: the hidden layers, in the order in which they run
-    :param outputs: names of the layers that feed no other layer: neither measured nor recycled
-    :param activation_calls: activation calls in one forward pass, to notice a network that changed
-    :param left_alone: names of other modules with parameters to why these are neither measured nor recycled
-    :param values_per_observation: how many numbers all layers together give for one observation
-    """
-
-    layers: tuple[LayerWiring, ...]
-    outputs: tuple[str, ...]
-    activation_calls: int
-    left_alone: dict[str, str] = field(default_factory=dict)
-    values_per_observation: int = 0
-
-    @property
-    def rows_at_once(self) -> int:
-        """How many observations to run in one pass, so that memory stays bounded: 256 MiB of layer outputs."""
-        return max(1, 2**26 // max(1, self.values_per_observation))
-
-    def __iter__(self) -> Iterator[LayerWiring]:
-        return iter(self.layers)
-
-    def __getitem__(self, name: str) -> LayerWiring:
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(f"no measured layer {name!r}; there are {', '.join(layer.name for layer in self.layers)}")
-
-    def __str__(self) -> str:
-        rows = [("layer", "neurons", "feeds", "recyclable"), *(layer.row() for layer in self.layers)]
-        rows += [(name, "", "(output)", "no: output layers are neither measured nor recycled") for name in self.outputs]
-        rows += [(name, "", "", f"no: {reason}") for name, reason in self.left_alone.items()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-    __repr__ = __str__
 
 
 def trace_wiring(

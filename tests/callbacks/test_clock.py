@@ -22,7 +22,7 @@ from sb3_redo.interventions import (
     ResetCallback,
 )
 from sb3_redo.plasticity import BrownianMotionCallback, PlasticityCallback
-from sb3_redo.sb3.agents import gradient_steps_of
+from sb3_redo.sb3.model import gradient_steps_of
 from tests.helpers.runs import Tape, at_gradient_step, differences, dqn, fingerprint, hooks_of, sac
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sb3_redo.dormancy.report import DormancyReport, LayerDormancy
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import LayerDormancy
 
 matplotlib.use("Agg")
 

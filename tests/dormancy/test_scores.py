@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sb3_redo.dormancy.meter import Meter
-from sb3_redo.dormancy.report import dormancy_scores, overlap
+from sb3_redo.dormancy.scores import dormancy_scores, overlap
 from sb3_redo.wiring.tracing import trace_wiring
 from tests.helpers import networks
 

@@ -18,7 +18,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.utils import polyak_update
 
-from sb3_redo.dormancy.report import dormancy_scores
+from sb3_redo.dormancy.scores import dormancy_scores
 from sb3_redo.experiments.offline import LOSS, Student, _Watch, make_student, train
 from sb3_redo.experiments.offline_run import main, run
 from sb3_redo.experiments.offline_settings import OfflineSettings

@@ -16,8 +16,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_redo.sb3.agents import whole_batch
-from sb3_redo.sb3.buffers import Batch
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.model import whole_batch
 from sb3_redo.zoo.policy_names import scalable_policy
 from tests.helpers.runs import Corridor, Tape
 

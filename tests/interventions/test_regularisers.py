@@ -12,7 +12,7 @@ from sb3_redo.interventions import (
     RegenerativeCallback,
     WeightClippingCallback,
 )
-from sb3_redo.interventions.scope import is_target
+from sb3_redo.sb3.parameters import is_target
 from tests.helpers.algorithms import EVERY, IMAGES, VECTORS, build, half, learn
 from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 

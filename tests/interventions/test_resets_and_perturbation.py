@@ -10,9 +10,11 @@ from sb3_redo import ReDoCallback, trace_wiring
 from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.resets import reset
-from sb3_redo.interventions.scope import is_target, names_in, targets_of
+from sb3_redo.interventions.scope import names_in, targets_of
 from sb3_redo.networks import DuelingDQNMlpPolicy
-from sb3_redo.sb3.agents import agent_of, whole_batch
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.model import whole_batch
+from sb3_redo.sb3.parameters import is_target
 from tests.helpers.algorithms import CASES, EVERY, IMAGES, build, case, half, is_on_policy, learn
 from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 

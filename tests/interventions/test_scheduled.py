@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_redo.interventions import ScheduledReDoCallback
 from sb3_redo.interventions.scheduled import least
-from sb3_redo.wiring.tracing import Wiring
+from sb3_redo.wiring.structure import Wiring
 from tests.helpers.algorithms import EVERY, IMAGES, VECTORS, build, half
 from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 

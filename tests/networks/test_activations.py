@@ -11,7 +11,7 @@ from sb3_redo import ReDoCallback, measure_dormancy, recycle_dormant
 from sb3_redo.networks import NatureCNN, activations
 from sb3_redo.networks.activations import Concatenating, CReLU, Fourier
 from sb3_redo.networks.layers import ACTIVATIONS, feature_size, scaled_net_arch
-from sb3_redo.sb3.agents import initial_weights_of
+from sb3_redo.sb3.model import initial_weights_of
 from tests.helpers.algorithms import (
     ALGORITHMS,
     DICTIONARIES,

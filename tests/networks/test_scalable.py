@@ -36,7 +36,7 @@ from sb3_redo.networks import (
     policies,
 )
 from sb3_redo.networks.layers import INITIALIZERS, scaled_net_arch, scaled_size
-from sb3_redo.sb3.agents import initial_weights_of
+from sb3_redo.sb3.model import initial_weights_of
 from sb3_redo.zoo import policy_names
 from sb3_redo.zoo.policy_names import scalable_policy
 from tests.helpers.algorithms import CONTINUOUS, DISCRETE, IMAGE, IMAGES, OBSERVATIONS, VECTORS

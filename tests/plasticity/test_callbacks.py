@@ -23,7 +23,7 @@ from sb3_redo.plasticity import (
     networks_of,
     weight_norm,
 )
-from sb3_redo.sb3.agents import gradient_steps_of
+from sb3_redo.sb3.model import gradient_steps_of
 from tests.helpers.algorithms import (
     ALGORITHMS,
     DICTIONARIES,

@@ -8,7 +8,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_redo.recycling.initial_weights import InitialWeights
-from sb3_redo.sb3.agents import initial_weights_of
+from sb3_redo.sb3.model import initial_weights_of
 
 ROWS = torch.arange(64)
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from sb3_redo import ReDoCallback
-from sb3_redo.dormancy.report import DormancyReport, LayerDormancy
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import LayerDormancy
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.wiring.tracing import trace_wiring
 

@@ -11,7 +11,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_redo.sb3.buffers import buffer_capacity, sample_batch, stored_observations, torch_generator
+from sb3_redo.sb3.buffers import buffer_capacity, sample_batch, stored_observations
+from sb3_redo.sb3.seeds import torch_generator
 from tests.helpers.runs import Corridor, dqn, plain, random_streams, sac
 
 SEED = (0, 1000)

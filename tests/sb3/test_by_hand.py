@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import EveryNTimesteps
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_redo import ReDoCallback, measure_dormancy, recycle_dormant
-from sb3_redo.sb3.agents import initial_weights_of
+from sb3_redo.sb3.model import initial_weights_of
 from tests.helpers.runs import dqn, hooks_of
 
 

@@ -17,8 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from sb3_redo import trace_wiring
 from sb3_redo.dormancy.meter import Meter
-from sb3_redo.forward.contexts import evaluating, map_tensors
-from sb3_redo.sb3.agents import agent_of, whole_batch
+from sb3_redo.forward.contexts import evaluating
+from sb3_redo.forward.nested import map_tensors
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.model import whole_batch
 from sb3_redo.wiring.frozen_network import FrozenNetwork
 
 

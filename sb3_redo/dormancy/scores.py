@@ -1,0 +1,76 @@
+"""Dormancy scores, dormant neurons and their overlap (Sokar et al. 2023, section 3)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+
+def dormancy_scores(mean_activations: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """Each neuron's mean absolute activation over the mean of its layer (Sokar et al. 2023, eq. 1).
+
+    The scores of a layer average 1; the paper's "sum to 1" is a slip (google/dopamine issue 209). A layer without
+    any activation has score 0 throughout.
+
+    :param mean_activations: mean \\|h\\| over the batch, and over space for a convolution, [neurons]; a factor that
+        all neurons of a layer share makes no difference
+    :param sizes: how many neurons each layer has, one layer after the other; without it all are of one layer
+    :return: [neurons]
+
+    >>> dormancy_scores(torch.tensor([0.0, 1.0, 3.0, 4.0]))
+    tensor([0.0000, 0.5000, 1.5000, 2.0000])
+    """
+    # Together where that is possible: for small networks the number of operations is what a measurement costs.
+    layers = torch.split(mean_activations, list(sizes or [len(mean_activations)]))
+    means = torch.cat([layer.mean().expand(len(layer)) for layer in layers])
+    return mean_activations / means.masked_fill_(means == 0, 1.0)
+
+
+def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:
+    """Overlap coefficient of two sets of neurons, \\|X∩Y\\| / min(\\|X\\|, \\|Y\\|), or ``None`` if one is empty.
+
+    :param one: a bool mask per layer
+    :param other: a bool mask per layer, in the same order
+    """
+    both = smaller = larger = 0
+    for x, y in zip(one, other, strict=True):
+        both += int((x & y).sum())
+        smaller += int(x.sum())
+        larger += int(y.sum())
+    return both / min(smaller, larger) if min(smaller, larger) else None
+
+
+@dataclass(frozen=True)
+class LayerDormancy:
+    """Dormancy of one layer on one batch.
+
+    :param name: module path below the policy
+    :param network: the network it belongs to, for instance ``q_net`` or ``critic``
+    :param scores: dormancy scores, [neurons]; NaN where the activations were not finite
+    :param dormant: bool mask, [neurons]: score at most the threshold
+    :param recyclable: whether its neurons can be recycled
+    """
+
+    name: str
+    network: str
+    scores: Tensor = field(repr=False)
+    dormant: Tensor = field(repr=False)
+    recyclable: bool
+
+    @property
+    def neurons(self) -> int:
+        return len(self.dormant)
+
+    @property
+    def dormant_fraction(self) -> float:
+        """In [0, 1]."""
+        return float(self.dormant.sum()) / self.neurons
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.scores).all())

@@ -1,0 +1,100 @@
+"""Questions to a model: its gradient steps, what measures it, and the weights that it began with."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from torch.optim import Optimizer
+
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.forward.contexts import evaluating, seeded
+from sb3_redo.forward.nested import tensors_in
+from sb3_redo.recycling.initial_weights import InitialWeights
+from sb3_redo.recycling.optimizer_state import zero_state
+from sb3_redo.sb3.agents import (
+    agent_of,
+)
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.memory import Memory
+from sb3_redo.wiring.tracing import trace_wiring
+
+
+def gradient_steps_of(model: BaseAlgorithm) -> int:
+    """Gradient steps made so far, also before a model was loaded.
+
+    What our own clock remembers, and beyond that what the algorithm counts: off-policy ones count gradient steps at
+    the beginning of each or at the end of ``train()``, so that an interrupted step is counted or a whole interrupted
+    call is not. On-policy ones count something else (epochs, rollouts) under the same name; there the optimizer tells.
+    SGD has no count: there it is what our clock has seen, see :func:`is_trained`.
+    """
+    remembered = Memory.gradient_steps_of(model)
+    if isinstance(model, OnPolicyAlgorithm):
+        states = model.policy.optimizer.state.values()
+        counted = max((int(state["step"]) for state in states if "step" in state), default=0)
+    else:
+        counted = int(model._n_updates)
+    return counted if remembered is None or counted > remembered + 1 else remembered
+
+
+def is_trained(model: BaseAlgorithm) -> bool:
+    """Whether a model's weights may be others than those that it was built with."""
+    return gradient_steps_of(model) > 0 or model._n_updates > 0
+
+
+def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
+    """A batch from observations as the environment gives them (already normalised, if ``VecNormalize`` is used)."""
+    tensors, _ = model.policy.obs_to_tensor(observations)
+    agent = agent_of(model)
+    size = len(next(tensors_in(tensors)))
+    with seeded(0), evaluating(model.policy.modules()):
+        return Batch(tensors, agent.act(model.policy, tensors), agent.states(model.policy, size))
+
+
+def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None) -> Meter:
+    """What measures a model: reads its wiring.
+
+    :param batch: what to read it on
+    :param networks: those to be measured, all if not given
+    :raises RuntimeError: when nothing in them can be measured
+    """
+    agent = agent_of(model)
+    wiring = trace_wiring(model.policy, batch, forward=agent.forward)
+    wanted = networks or agent.networks
+    network_of = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring}
+    measured = {layer: network for layer, network in network_of.items() if network in wanted}
+    if not measured:
+        raise RuntimeError(f"nothing to measure in {', '.join(wanted)}; the policy's wiring is\n{wiring}")
+    return Meter(model.policy, wiring, measured)
+
+
+def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
+    """Draws weights as a freshly built policy of this model has them.
+
+    Gives a model that has not been trained yet an attribute ``initial_weight_samples``, which is saved with it: once
+    weights have changed, nothing else tells whether and how they were initialised by hand.
+    """
+
+    def build() -> BasePolicy:
+        # Off-policy algorithms have use_sde among the keywords already, and some policies do not know the word.
+        settings = {**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs}
+        # Copies, because extractors draw samples from the observation space to learn its shape.
+        spaces = copy.deepcopy((model.observation_space, model.action_space))
+        return model.policy_class(*spaces, model.lr_schedule, **settings)
+
+    known = model.__dict__.get("initial_weight_samples")
+    if known is not None or is_trained(model):
+        return InitialWeights(build, samples=known)
+    initial_weights = InitialWeights(build, untrained=model.policy)
+    model.__dict__["initial_weight_samples"] = initial_weights.samples
+    return initial_weights
+
+
+_INITIAL_STATE = {("RMSpropTFLike", "square_avg"): 1.0}
+
+
+def initial_state(optimizer: Optimizer, key: str) -> float:
+    """What an optimizer first fills its state with: SB3's ``RMSpropTFLike`` starts at ones."""
+    return _INITIAL_STATE.get((type(optimizer).__name__, key), zero_state(optimizer, key))
