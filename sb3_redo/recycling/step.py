@@ -13,8 +13,9 @@ from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.compensation import Contributions, _measured, _plan_compensation
 from sb3_redo.recycling.edits import Planner, _parameter
 from sb3_redo.recycling.initial_weights import InitialWeights
-from sb3_redo.recycling.optimizer_state import InitialState, SecondMoment, zero_state
+from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE, InitialState, SecondMoment, zero_state
 from sb3_redo.recycling.outgoing_weights import groups
+from sb3_redo.validation import flag, one_of, optional_positive_number
 from sb3_redo.wiring.structure import LayerWiring
 
 OUTGOING = ("zero", "random")
@@ -37,16 +38,19 @@ class RecyclingRecord:
 
 @dataclass(frozen=True)
 class Surgery:
-    """How dormant neurons are recycled.
+    """How neurons are recycled.
 
     :param outgoing: ``zero`` clears outgoing weights (the paper), ``random`` redraws them
-    :param optimizer_state: ``clear`` zeroes both moments and keeps the step (the paper's code), ``restart`` also
-        zeroes the tensor's step, ``match`` clears the first moment and gives the second one the mean over the
-        layer's live neurons, and a :class:`SecondMoment` clears the first moment and says what the second one becomes
-    :param compensate: add the recycled neurons' mean contribution to their consumers' biases
-    :param incoming_norm: scale each recycled neuron's incoming weights to the mean norm of those of the layer's live
-        neurons times this (the authors' ``weight_scaling`` and ``incoming_scale``); as drawn if not given
-    :param outgoing_norm: the same for redrawn outgoing weights, column by column of each consumer
+    :param optimizer_state: what happens to the moments of renewed weights. ``clear`` zeroes both and keeps the
+        optimizer's step (the paper's code). ``restart`` also zeroes the step of the whole tensor. ``match`` clears the
+        first moment and gives the second one the mean over the layer's live neurons, so that renewed weights move at
+        the pace of the others. A :class:`SecondMoment` clears the first moment and is a rule for the second one.
+    :param compensate: whether to add the recycled neurons' mean contribution to their consumers' biases
+    :param incoming_norm: norm of each recycled neuron's redrawn incoming weights, as a multiple of the mean norm of
+        the layer's live neurons (the authors' ``weight_scaling`` and ``incoming_scale``); as drawn if not given
+    :param outgoing_norm: the same for redrawn outgoing weights, for each consumer's columns
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range, an unknown name, or settings that contradict each other
     """
 
     outgoing: str = "zero"
@@ -56,6 +60,12 @@ class Surgery:
     outgoing_norm: float | None = None
 
     def __post_init__(self) -> None:
+        one_of("outgoing", self.outgoing, OUTGOING)
+        if not isinstance(self.optimizer_state, SecondMoment):
+            one_of("optimizer_state", self.optimizer_state, OPTIMIZER_STATE)
+        flag("compensate", self.compensate)
+        for name in ("incoming_norm", "outgoing_norm"):
+            object.__setattr__(self, name, optional_positive_number(name, getattr(self, name)))
         if self.compensate and self.outgoing == "random":
             raise ValueError("compensate=True keeps the mean only with outgoing='zero': random weights move it again")
         if self.outgoing_norm is not None and self.outgoing == "zero":
