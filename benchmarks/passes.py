@@ -86,7 +86,8 @@ class Rig:
     def measure_and_recycle(self) -> None:
         """As ``ReDoCallback()`` does it."""
         generator, report = torch_generator((0, len(self.recycled))), self.measure()
-        found = (report, self.agent.optimizers, self.initial_weights, generator, Surgery())
+        neurons = report.dormant_neurons()
+        found = (report.wiring, neurons, self.agent.optimizers, self.initial_weights, generator, Surgery())
         self.recycled.append(recycle(self.policy, *found, initial_state=initial_state).recycled)
 
     def restore(self, *, training: bool) -> None:

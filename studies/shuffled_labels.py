@@ -101,7 +101,10 @@ class Renewing(Classifier):
     def _renew(self, report: DormancyReport, attempt: int, step: int) -> int:
         generator = torch_generator((self.seed + attempt * 2**32, step))
         surgery = SURGERIES[self.mode]
-        return recycle(self.network, report, [self.optimizer], self.initial_weights, generator, surgery).recycled
+        neurons, optimizers = report.dormant_neurons(), [self.optimizer]
+        return recycle(
+            self.network, report.wiring, neurons, optimizers, self.initial_weights, generator, surgery
+        ).recycled
 
 
 def train(mode: str, epsilon: str, seed: int, tasks: int = 20, steps: int = 700) -> pd.DataFrame:

@@ -50,6 +50,16 @@ class DormancyReport:
         """Names of the layers with NaN or infinite activations; their neurons count as not dormant."""
         return tuple(layer.name for layer in self.layers if not layer.is_finite)
 
+    def dormant_neurons(self) -> dict[str, Tensor]:
+        """Return the dormant neurons that can be recycled; none where any activation was not finite.
+
+        :return: layer name to long tensor of neurons, ascending; layers without any are left out
+        """
+        if self.not_finite:
+            return {}
+        dormant = {layer.name: layer.dormant.nonzero().flatten() for layer in self.layers if layer.recyclable}
+        return {name: neurons for name, neurons in dormant.items() if len(neurons)}
+
     def network_fraction(self, network: str) -> float:
         """Dormant fraction pooled over the layers of one network, in [0, 1]."""
         return self.fraction(layer.dormant for layer in self.layers if layer.network == network)

@@ -95,7 +95,10 @@ class Classifier:
         report = self.measure(self.some_inputs(step))
         generator = torch_generator((self.seed, step))
         surgery = Surgery(optimizer_state=self.settings.optimizer_state)
-        return recycle(self.network, report, [self.optimizer], self.initial_weights, generator, surgery).recycled
+        neurons, optimizers = report.dormant_neurons(), [self.optimizer]
+        return recycle(
+            self.network, report.wiring, neurons, optimizers, self.initial_weights, generator, surgery
+        ).recycled
 
     def some_inputs(self, step: int) -> Tensor:
         """What scores are measured on for recycling at a gradient step, of which it depends besides the seed."""

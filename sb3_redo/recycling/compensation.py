@@ -1,18 +1,64 @@
-"""What neurons contribute to their consumers on average."""
+"""Compensation: what recycled neurons contributed to their consumers on average, added to the consumers' biases."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled
 from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.forward.nested import chunks
-from sb3_redo.recycling.edits import Edit, Planner, _parameter
+from sb3_redo.recycling.edits import Edit, Planner, layer_parameter
+from sb3_redo.wiring.structure import Wiring
+
+Contributions = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Maps consumers to masks over their input positions, and returns what these positions contribute on average.
+
+The values are tensors of shape [consumer's neurons]."""
+
+
+def plan_compensation(
+    planner: Planner, wiring: Wiring, neurons: Mapping[str, Tensor], contributions: Contributions
+) -> None:
+    """Plan to add to each consumer's bias what its recycled inputs contributed on average.
+
+    :param planner: takes the edits
+    :param wiring: of the planner's policy
+    :param neurons: layer name to the neurons to recycle, long tensor
+    :param contributions: gives the mean contributions
+    :raises ValueError: when a consumer has no bias
+    """
+    # 1. For each consumer: which of its input positions do recycled neurons feed?
+    columns: dict[str, Tensor] = {}
+    for name, recycled in neurons.items():
+        for consumer, positions in wiring[name].consumers.items():
+            fed = torch.isin(positions, recycled.cpu())
+            columns[consumer] = columns[consumer] | fed if consumer in columns else fed
+    # 2. The mean part of each consumer's output that comes from these positions.
+    biases = {consumer: layer_parameter(planner.policy, consumer, "bias") for consumer in columns}
+    means = contributions({name: mask.to(planner.device) for name, mask in columns.items()})
+    # 3. The bias takes it over, so that the mean output stays where it was.
+    for consumer, bias in biases.items():
+        if bias is None:
+            raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
+        every = torch.arange(len(bias), device=bias.device)
+        planner.edits.append(Edit(bias, 0, every, bias + means[consumer]))
+
+
+def measured_contributions(
+    policy: nn.Module, wiring: Wiring, forward: Callable[[Any], Any], batch: Any
+) -> Contributions:
+    """Return contributions that are measured on a batch when they are asked for. Nothing in the policy changes.
+
+    :param policy: the policy to recycle
+    :param wiring: its wiring
+    :param forward: runs the policy's networks on a batch
+    :param batch: the observations that were measured
+    """
+    return lambda columns: mean_contributions(policy, columns, forward, batch, wiring.rows_at_once)
 
 
 def mean_contributions(
@@ -71,35 +117,3 @@ def _watched(
     finally:
         for handle in handles:
             handle.remove()
-
-
-Contributions = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""From consumers to masks over their input positions, what these contribute to their outputs on average, [neurons]."""
-
-
-def _measured(policy: nn.Module, report: DormancyReport, forward: Callable[[Any], Any] | None) -> Contributions:
-    assert forward is not None
-    run = forward
-
-    def contributions(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        return mean_contributions(policy, columns, run, report.batch, report.wiring.rows_at_once)
-
-    return contributions
-
-
-def _plan_compensation(
-    planner: Planner, report: DormancyReport, dormant: dict[str, Tensor], contributions: Contributions
-) -> None:
-    """Add to each consumer's bias what its dormant inputs contributed on average."""
-    columns: dict[str, Tensor] = {}
-    for name, neurons in dormant.items():
-        for consumer, positions in report.wiring[name].consumers.items():
-            theirs = torch.isin(positions, neurons.cpu())
-            columns[consumer] = columns[consumer] | theirs if consumer in columns else theirs
-    biases = {consumer: _parameter(planner.policy, consumer, "bias") for consumer in columns}
-    means = contributions({name: mask.to(planner.device) for name, mask in columns.items()})
-    for consumer, bias in biases.items():
-        if bias is None:
-            raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
-        every = torch.arange(len(bias), device=bias.device)
-        planner.edits.append(Edit(bias, 0, every, bias + means[consumer]))

@@ -1,4 +1,7 @@
-"""Changing some entries of a tensor in place, and no others."""
+"""Plans changes of weights and of their optimizer state, and then makes them all.
+
+Everything is computed from the old values before the first new one is written.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sb3_redo.recycling.optimizer_state import (
-    _MATCH,
-    _SECOND_MOMENTS,
-    InitialState,
-    SecondMoment,
-)
+from sb3_redo.recycling.optimizer_state import MATCH, SECOND_MOMENTS, InitialState, SecondMoment
 
 
 @dataclass
 class Edit:
-    """Entries ``index`` along ``axis`` of ``tensor`` become ``values``: a number, a tensor of their shape, or one of
-    size 1 along the axis for all of them."""
+    """A change of some entries of a tensor, and of no others.
+
+    :param tensor: the tensor
+    :param axis: the axis along which entries are chosen
+    :param index: the entries, long tensor
+    :param values: their new values: a number, a tensor of their shape, or one of size 1 along the axis for all
+    """
 
     tensor: Tensor
     axis: int
@@ -27,7 +30,7 @@ class Edit:
     values: Tensor | float
 
     def apply(self) -> None:
-        """Make the change."""
+        """Make the change, in place."""
         if self.axis > 0 and self._is_uniform() and torch.isfinite(self.tensor.sum()):
             # A product with 1 leaves the other entries bit for bit as they are, and all of it takes a tenth of the
             # time that picking columns out of a large matrix takes.
@@ -45,11 +48,11 @@ class Edit:
             self.tensor.index_fill_(self.axis, self.index, self.values)
 
     def _is_uniform(self) -> bool:
-        """Whether all entries along the axis get the same values."""
+        """Return whether all entries along the axis get the same values."""
         return not isinstance(self.values, Tensor) or self.values.shape[self.axis] == 1
 
     def _indicator(self) -> Tensor:
-        """1 at the index and 0 elsewhere, broadcasting along all other axes."""
+        """Return 1 at the index and 0 elsewhere, broadcasting along all other axes."""
         shape = [1] * self.tensor.ndim
         shape[self.axis] = self.tensor.shape[self.axis]
         return self.tensor.new_zeros(shape).index_fill_(self.axis, self.index, 1.0)
@@ -60,14 +63,27 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 class Planner:
-    """Collects edits of weights together with those of their optimizer state, and then makes them all."""
+    """Collects edits of weights together with those of their optimizer state.
 
-    def __init__(self, policy: nn.Module, optimizers: list[Optimizer], initial_state: InitialState, mode: Any):
+    :param policy: the policy whose parameters change
+    :param optimizers: all that may hold them; state is matched by parameter identity
+    :param initial_state: what an optimizer's state starts at
+    :param optimizer_state: ``clear``, ``restart``, ``match`` or a :class:`SecondMoment`
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        optimizers: list[Optimizer],
+        initial_state: InitialState,
+        optimizer_state: str | SecondMoment,
+    ):
         self.policy = policy
         self.optimizers = optimizers
         self.initial_state = initial_state
-        self.restart = mode == "restart"
-        self.second_moment = _MATCH if mode == "match" else mode if isinstance(mode, SecondMoment) else None
+        self.restart = optimizer_state == "restart"
+        rules = {"match": MATCH, "clear": None, "restart": None}
+        self.second_moment = rules[optimizer_state] if isinstance(optimizer_state, str) else optimizer_state
         self.edits: list[Edit] = []
         self.restarts: list[dict[str, Any]] = []
         self.device = next(policy.parameters()).device
@@ -83,13 +99,19 @@ class Planner:
         part: Callable[[Tensor], Tensor] = _whole,
         redrawn: Tensor | None = None,
     ) -> None:
-        """Plan new values for a parameter and the state that goes with them.
+        """Plan new values for entries of a parameter, and for the optimizer state of the same entries.
 
-        :param index: the entries along ``axis`` to change, within ``part`` of the parameter, which is a view of it
-        :param live: the entries along ``axis`` that belong to live neurons of the same layer
-        :param redrawn: bool mask of those of its rows that are redrawn too, whose own state is not to be matched
+        :param parameter: the parameter or buffer to change
+        :param index: the entries along ``axis`` to change, within ``part`` of the parameter, long tensor
+        :param values: what they become, see :class:`Edit`
+        :param live: the entries along ``axis`` that belong to live neurons of the same layer, long tensor
+        :param axis: the axis along which entries are chosen
+        :param part: gives the view of the parameter in which they lie
+        :param redrawn: bool mask of the rows that are redrawn too; their old state says nothing about the new ones
         """
+        # 1. The weights themselves.
         self.edits.append(Edit(part(parameter), axis, index, values))
+        # 2. Every state tensor of the parameter's shape, in every optimizer that has state for it.
         for optimizer in self.optimizers:
             state = optimizer.state.get(parameter)
             if not state:
@@ -97,6 +119,7 @@ class Planner:
             for key, tensor in state.items():
                 if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
                     self.edits.append(self._state_edit(optimizer, key, part(tensor), axis, index, live, redrawn))
+            # 3. With "restart", the step of the whole tensor begins anew.
             if self.restart and "step" in state:
                 self.restarts.append(state)
 
@@ -110,14 +133,18 @@ class Planner:
         live: Tensor,
         redrawn: Tensor | None,
     ) -> Edit:
-        if self.second_moment is None or key not in _SECOND_MOMENTS or not len(live):
+        """Return what becomes of one state tensor, see :meth:`change`."""
+        if self.second_moment is None or key not in SECOND_MOMENTS or not len(live):
             return Edit(tensor, axis, index, self.initial_state(optimizer, key))
         values = self.second_moment.of(tensor, axis, index, live)
+        # A column's value per row came from the live columns of that row. A redrawn row has no such past: it gets the
+        # mean over the other rows.
         if self.second_moment.shared and redrawn is not None and redrawn.any() and not redrawn.all():
             values[redrawn] = values[~redrawn].mean(0)
         return Edit(tensor, axis, index, values)
 
     def commit(self) -> None:
+        """Make all planned changes, in place."""
         for edit in self.edits:
             edit.apply()
         for state in self.restarts:
@@ -127,7 +154,8 @@ class Planner:
                 state["step"] = 0
 
 
-def _parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
+def layer_parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
+    """Return a layer's ``weight`` or ``bias``; ``None`` for a bias that it does not have."""
     parameter = getattr(policy.get_submodule(layer), name)
     assert parameter is None or isinstance(parameter, Tensor)
     return parameter

@@ -1,22 +1,20 @@
-"""One recycling step: redraw incoming weights, clear outgoing ones and the optimizer state of both."""
+"""One recycling step: fresh incoming weights, cleared outgoing ones, and the optimizer state of both."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.recycling.compensation import Contributions, _measured, _plan_compensation
-from sb3_redo.recycling.edits import Planner, _parameter
+from sb3_redo.recycling.compensation import Contributions, plan_compensation
+from sb3_redo.recycling.edits import Planner, layer_parameter
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE, InitialState, SecondMoment, zero_state
 from sb3_redo.recycling.outgoing_weights import groups
 from sb3_redo.validation import flag, one_of, optional_positive_number
-from sb3_redo.wiring.structure import LayerWiring
+from sb3_redo.wiring.structure import LayerWiring, Wiring
 
 OUTGOING = ("zero", "random")
 
@@ -74,50 +72,74 @@ class Surgery:
 
 def recycle(
     policy: nn.Module,
-    report: DormancyReport,
+    wiring: Wiring,
+    neurons: Mapping[str, Tensor],
     optimizers: Iterable[Optimizer],
     initial_weights: InitialWeights,
     generator: torch.Generator,
     surgery: Surgery,
     *,
     initial_state: InitialState = zero_state,
-    forward: Callable[[Any], Any] | None = None,
     contributions: Contributions | None = None,
 ) -> RecyclingRecord:
-    """Recycle the dormant neurons of a report (Sokar et al. 2023, algorithm 1), in place.
+    """Recycle neurons of a policy, in place (Sokar et al. 2023, algorithm 1).
 
-    First all incoming weights of all dormant neurons are redrawn, their biases set to 0 and normalisations on their
-    way made fresh; then all their outgoing weights are cleared, so that a weight between two dormant neurons ends at
-    0. Changes weights, biases and normalisations of the policy and the state of the optimizers that hold them,
-    nothing else. Everything is computed before anything is
-    written, so that an error leaves the policy whole.
+    Changes weights, biases and normalisations of the policy and the state of the optimizers that hold them, nothing
+    else. Everything is computed before anything is written, so that an error leaves the policy whole.
 
-    :param policy: the policy that was measured
-    :param report: from one measurement; only recyclable layers are touched, and none if any layer's activations
-        were not finite
+    :param policy: the policy
+    :param wiring: its wiring
+    :param neurons: layer name to the neurons to recycle, long tensor; see
+        :meth:`~sb3_redo.dormancy.report.DormancyReport.dormant_neurons`
     :param optimizers: all that may hold the policy's parameters; state is matched by parameter identity
     :param initial_weights: where fresh weights come from
     :param generator: source of all randomness, on the CPU
     :param surgery: how to recycle
     :param initial_state: what an optimizer's state starts at
-    :param forward: runs the policy on the report's batch, needed to compensate
-    :param contributions: what to compensate for; measured on the report's batch if not given
+    :param contributions: what to compensate for; needed where ``surgery.compensate`` is true
     :return: which neurons were recycled
-    :raises ValueError: when ``compensate`` meets a consumer without a bias
+    :raises ValueError: when a layer cannot be recycled, or ``compensate`` meets a consumer without a bias
     """
-    dormant = {layer.name: layer.dormant.nonzero().flatten() for layer in report.layers if layer.recyclable}
-    dormant = {name: neurons for name, neurons in dormant.items() if len(neurons) and not report.not_finite}
     planner = Planner(policy, list(optimizers), initial_state, surgery.optimizer_state)
+    chosen = _chosen(wiring, neurons, planner.device)
     with torch.no_grad():
-        if surgery.compensate and dormant:
-            _plan_compensation(planner, report, dormant, contributions or _measured(policy, report, forward))
-        for name, neurons in dormant.items():
-            _plan_incoming(planner, name, neurons, initial_weights, generator, surgery.incoming_norm)
-            _plan_normalisations(planner, report.wiring[name], neurons, initial_weights)
-        for name in dormant:
-            _plan_outgoing(planner, report.wiring[name], dormant, initial_weights, generator, surgery)
+        # 1. What the neurons contribute now is known only before their outgoing weights are cleared.
+        if surgery.compensate and chosen:
+            if contributions is None:
+                raise ValueError("compensate=True needs contributions: what the neurons contributed on average")
+            plan_compensation(planner, wiring, chosen, contributions)
+        # 2. All incoming weights of all chosen neurons are redrawn. Their biases become 0, and entries of
+        #    normalisations that are theirs alone become those of a fresh policy.
+        for name, index in chosen.items():
+            _plan_incoming(planner, name, index, initial_weights, generator, surgery.incoming_norm)
+            _plan_normalisations(planner, wiring[name], index, initial_weights)
+        # 3. All their outgoing weights are cleared or redrawn. This comes after step 2, so that a weight between two
+        #    recycled neurons ends at 0.
+        for name in chosen:
+            _plan_outgoing(planner, wiring[name], chosen, initial_weights, generator, surgery)
+        # 4. Nothing has changed so far. Now everything does.
         planner.commit()
-    return RecyclingRecord({name: neurons.cpu() for name, neurons in dormant.items()})
+    return RecyclingRecord({name: index.cpu() for name, index in chosen.items()})
+
+
+def _chosen(wiring: Wiring, neurons: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return the neurons to recycle, in ascending order, by layer in the order in which layers run."""
+    unknown = neurons.keys() - {layer.name for layer in wiring}
+    if unknown:
+        raise ValueError(f"neurons names the layer {min(unknown)!r}, which is not among those measured:\n{wiring}")
+    chosen = {}
+    for layer in wiring:
+        index = neurons.get(layer.name)
+        if index is None or not len(index):
+            continue
+        if not layer.recyclable:
+            raise ValueError(f"neurons of {layer.name} cannot be recycled: {layer.reason}")
+        if index.dtype != torch.long or index.min() < 0 or index.max() >= layer.neurons:
+            raise ValueError(
+                f"neurons of {layer.name} must be a long tensor of numbers from 0 to {layer.neurons - 1}, got {index!r}"
+            )
+        chosen[layer.name] = torch.unique(index.to(device))
+    return chosen
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -125,7 +147,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _mask(size: int, index: Tensor) -> Tensor:
-    """True at the index."""
+    """Return a bool mask that is true at the index."""
     mask = torch.zeros(size, dtype=torch.bool, device=index.device)
     mask[index] = True
     return mask
@@ -139,7 +161,8 @@ def _plan_incoming(
     generator: torch.Generator,
     norm: float | None,
 ) -> None:
-    weight, bias = (_parameter(planner.policy, name, part) for part in ("weight", "bias"))
+    """Plan fresh rows of a layer's weight, and biases of 0."""
+    weight, bias = (layer_parameter(planner.policy, name, part) for part in ("weight", "bias"))
     assert weight is not None
     live = (~_mask(len(weight), neurons)).nonzero().flatten()
     drawn = initial_weights.draw(f"{name}.weight", weight, neurons, generator)
@@ -151,7 +174,7 @@ def _plan_incoming(
 def _plan_normalisations(
     planner: Planner, layer: LayerWiring, neurons: Tensor, initial_weights: InitialWeights
 ) -> None:
-    """Statistics, scales and offsets that act on a recycled neuron alone become those of a fresh policy."""
+    """Plan a fresh policy's statistics, scales and offsets where they act on a recycled neuron alone."""
     for name, owners in layer.normalisations.items():
         owners = owners.flatten().to(neurons.device)
         recycled = torch.isin(owners, neurons)
@@ -165,26 +188,30 @@ def _plan_normalisations(
 def _plan_outgoing(
     planner: Planner,
     layer: LayerWiring,
-    dormant: dict[str, Tensor],
+    chosen: Mapping[str, Tensor],
     initial_weights: InitialWeights,
     generator: torch.Generator,
     surgery: Surgery,
 ) -> None:
-    neurons = dormant[layer.name]
-    is_dormant = _mask(layer.neurons, neurons)
+    """Plan the columns with which consumers read a layer's recycled neurons: 0, or redrawn."""
+    neurons = chosen[layer.name]
+    is_recycled = _mask(layer.neurons, neurons)
     for consumer, positions in layer.consumers.items():
-        weight = _parameter(planner.policy, consumer, "weight")
+        weight = layer_parameter(planner.policy, consumer, "weight")
         assert weight is not None
+        # 1. The consumer's input positions that recycled neurons feed, and those that live neurons feed.
         positions = positions.to(neurons.device)
-        cleared = (positions >= 0) & is_dormant[positions]
-        live = (positions >= 0) & ~is_dormant[positions]
+        cleared = (positions >= 0) & is_recycled[positions]
+        live = (positions >= 0) & ~is_recycled[positions]
         if not cleared.any():
             continue
-        redrawn = _mask(len(weight), dormant.get(consumer, neurons[:0]))
+        # 2. The consumer's rows that step 2 of recycle() redraws.
+        redrawn = _mask(len(weight), chosen.get(consumer, neurons[:0]))
         drawn = None
         if surgery.outgoing == "random":
             every_row = torch.arange(len(weight))
             drawn = initial_weights.draw(f"{consumer}.weight", weight, every_row, generator)
+        # 3. A grouped convolution reads other positions in each group of rows; any other layer is one group.
         for rows, columns in groups(planner.policy.get_submodule(consumer), weight):
             index = cleared[columns].nonzero().flatten()
             if len(index):
@@ -197,9 +224,9 @@ def _plan_outgoing(
 
 
 def _with_norm(drawn: Tensor, weight: Tensor, live: Tensor, axis: int, scale: float | None) -> Tensor:
-    """Drawn weights, scaled along an axis to the mean norm of the live entries there times ``scale``.
+    """Return drawn weights, scaled along an axis to ``scale`` times the mean norm of the live entries there.
 
-    As drawn where no scale is given, or nothing is left alive to take a norm from.
+    Returns them as drawn where no scale is given, or nothing is left alive to take a norm from.
     """
     if scale is None or not len(live):
         return drawn

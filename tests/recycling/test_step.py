@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sb3_redo.dormancy.meter import Meter
+from sb3_redo.recycling.compensation import measured_contributions
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
 from sb3_redo.recycling.step import Surgery, recycle
@@ -55,7 +56,10 @@ def report_on(network, batch, threshold=0.0):
 def recycled(network, report, optimizers=(), seed=0, build=None, **surgery):
     initial = InitialWeights(build or (lambda: copy.deepcopy(network)))
     generator = torch.Generator().manual_seed(seed)
-    return recycle(network, report, optimizers, initial, generator, Surgery(**surgery), forward=network)
+    contributions = measured_contributions(network, report.wiring, network, report.batch)
+    neurons = report.dormant_neurons()
+    chosen = (network, report.wiring, neurons, optimizers, initial, generator, Surgery(**surgery))
+    return recycle(*chosen, contributions=contributions)
 
 
 def prepared(name, threshold=0.0, **optimizer):
@@ -297,7 +301,16 @@ def test_state_that_starts_at_ones_goes_back_to_ones():
     initial = InitialWeights(lambda: networks.build("Mlp"))
     generator = torch.Generator()
     ones = lambda optimizer, key: 1.0  # noqa: E731
-    recycle(network, report, [optimizer], initial, generator, Surgery(optimizer_state="clear"), initial_state=ones)
+    recycle(
+        network,
+        report.wiring,
+        report.dormant_neurons(),
+        [optimizer],
+        initial,
+        generator,
+        Surgery(optimizer_state="clear"),
+        initial_state=ones,
+    )
     assert (optimizer.state[network.first.weight]["square_avg"][:2] == 1.0).all()
 
 
@@ -399,7 +412,7 @@ def test_an_error_while_recycling_leaves_the_policy_whole():
     before = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
     initial = Broken(lambda: networks.build("Images"))
     with pytest.raises(MemoryError, match="no room"):
-        recycle(network, report, [optimizer], initial, torch.Generator(), Surgery())
+        recycle(network, report.wiring, report.dormant_neurons(), [optimizer], initial, torch.Generator(), Surgery())
     assert str(before) == str((network.state_dict(), optimizer.state_dict()))
 
 

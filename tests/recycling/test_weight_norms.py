@@ -27,7 +27,7 @@ def recycled(network, inputs, dormant, **surgery):
         mask[dormant.get(layer.name, [])] = True
         layers.append(LayerDormancy(layer.name, "net", (~mask).float(), mask, layer.recyclable))
     report = DormancyReport(tuple(layers), 0.0, wiring, inputs)
-    recycle(network, report, (), Fresh(), torch.Generator(), Surgery(**surgery))
+    recycle(network, report.wiring, report.dormant_neurons(), (), Fresh(), torch.Generator(), Surgery(**surgery))
     return network
 
 

@@ -80,7 +80,15 @@ def report_on(network, wiring, threshold):
 
 
 def recycled(network, report, optimizer, mode="match"):
-    return recycle(network, report, [optimizer], Fresh(network), torch.Generator(), Surgery(optimizer_state=mode))
+    return recycle(
+        network,
+        report.wiring,
+        report.dormant_neurons(),
+        [optimizer],
+        Fresh(network),
+        torch.Generator(),
+        Surgery(optimizer_state=mode),
+    )
 
 
 def outputs_of(network):
