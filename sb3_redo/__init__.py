@@ -4,20 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sb3_redo.by_hand import measure_dormancy as measure_dormancy
+    from sb3_redo.by_hand import recycle_dormant as recycle_dormant
+    from sb3_redo.by_hand import trace_wiring as trace_wiring
     from sb3_redo.callbacks.dormancy import DormancyCallback as DormancyCallback
     from sb3_redo.callbacks.redo import ReDoCallback as ReDoCallback
-    from sb3_redo.sb3.by_hand import measure_dormancy as measure_dormancy
-    from sb3_redo.sb3.by_hand import recycle_dormant as recycle_dormant
-    from sb3_redo.wiring.tracing import trace_wiring as trace_wiring
 
 __all__ = ["DormancyCallback", "ReDoCallback", "measure_dormancy", "recycle_dormant", "trace_wiring"]
 
 _ROOMS = {
     "DormancyCallback": "callbacks.dormancy",
     "ReDoCallback": "callbacks.redo",
-    "measure_dormancy": "sb3.by_hand",
-    "recycle_dormant": "sb3.by_hand",
-    "trace_wiring": "wiring.tracing",
+    "measure_dormancy": "by_hand",
+    "recycle_dormant": "by_hand",
+    "trace_wiring": "by_hand",
 }
 
 

@@ -1,9 +1,14 @@
 """Checks of what users set, at the moment they set it."""
 
 import difflib
+import functools
+import inspect
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class UsageError(ValueError):
@@ -76,6 +81,38 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+_MEANT = {"tau": "threshold", "period": "period", "threshold": "threshold", "freq": "period", "interval": "period"}
+"""What others call our settings, and how the names of ours end."""
+
+
+def unknown_argument(function: str, name: str, names: Sequence[str]) -> TypeError:
+    """Return an error that suggests which argument was meant.
+
+    :param function: what was called
+    :param name: the argument that it does not have
+    :param names: those that it has
+    """
+    ending = next((ending for word, ending in _MEANT.items() if name.endswith(word)), "none")
+    near = [known for known in names if known.endswith(ending)]
+    near += difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
+    return TypeError(f"{function} has no argument {name}; {hint}")
+
+
+def explains_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that answers a misspelt argument with the one that was meant."""
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def explained(*args: P.args, **settings: P.kwargs) -> R:
+        for name in settings:
+            if name not in names:
+                raise unknown_argument(f"{function.__name__}()", name, names)
+        return function(*args, **settings)
+
+    return explained
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -4,9 +4,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sb3_redo.dormancy.meter import Meter
@@ -19,6 +22,7 @@ from sb3_redo.sb3.agents import (
 )
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.memory import Memory
+from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
 
 
@@ -45,12 +49,47 @@ def is_trained(model: BaseAlgorithm) -> bool:
 
 
 def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
-    """A batch from observations as the environment gives them (already normalised, if ``VecNormalize`` is used)."""
-    tensors, _ = model.policy.obs_to_tensor(observations)
+    """Return a batch from observations that are given.
+
+    :param model: any supported model
+    :param observations: arrays or tensors [batch, ...] as the environment gives them (already normalised, if
+        ``VecNormalize`` is used), as a replay buffer gives them, or as they lie in it, [n, n_envs, ...]; or a
+        dictionary of them
+    :raises ValueError: when they do not fit the model's observation space
+    """
+    space = model.observation_space
+    try:
+        if isinstance(space, spaces.Dict):
+            arrays: Any = {key: _rows(observations[key], space[key]) for key in space}
+        else:
+            arrays = _rows(observations, space)
+        tensors, _ = model.policy.obs_to_tensor(arrays)
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"observations do not fit the model's observation space {space}: {error}") from error
     agent = agent_of(model)
     size = len(next(tensors_in(tensors)))
     with seeded(0), evaluating(model.policy.modules()):
         return Batch(tensors, agent.act(model.policy, tensors), agent.states(model.policy, size))
+
+
+def _rows(observations: Any, space: spaces.Space[Any]) -> np.ndarray:
+    """Return observations of a space as an array [batch, ...]."""
+    if isinstance(observations, Tensor):
+        observations = observations.detach().cpu().numpy()
+    array = np.asarray(observations)
+    inner = len(space.shape or ())
+    # [n, n_envs, ...] and, of a discrete space, [n, 1], as buffers hold them.
+    return array.reshape(-1, *array.shape[array.ndim - inner :]) if array.ndim > inner + 1 else array
+
+
+def last_observations(model: BaseAlgorithm) -> Batch:
+    """Return a batch of the observations that a model that trains has met last."""
+    return whole_batch(model, model._last_obs)
+
+
+def wiring_of(model: BaseAlgorithm) -> Wiring:
+    """Read the wiring of a model that trains."""
+    return trace_wiring(model.policy, last_observations(model), forward=agent_of(model).forward)
 
 
 def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None) -> Meter:

@@ -2,14 +2,26 @@
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+
+def seed_of(model: BaseAlgorithm, seed: int | None) -> int:
+    """Return the seed of a callback or function: its own if it is given, else the model's, else 0."""
+    return (model.seed or 0) if seed is None else seed
 
 
 def torch_generator(seed: tuple[int, int]) -> torch.Generator:
-    """A generator on the CPU for one recycling step."""
+    """Return a generator on the CPU.
+
+    :param seed: a seed and a gradient step
+    """
     state = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def integer_seed(seed: tuple[int, int] | None) -> int:
-    """One small number for environments and generators, from a seed and a gradient step or, without, from chance."""
+    """Return a small number that seeds environments and generators.
+
+    :param seed: a seed and a gradient step; from chance if not given
+    """
     return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled
+from sb3_redo.forward.contexts import evaluating, is_compiled, uncompiled
 from sb3_redo.forward.layers import LAYER_TYPES, TRANSPOSED, neuron_axis
 from sb3_redo.forward.nested import map_tensors
+from sb3_redo.wiring.default_forward import default_forward
 from sb3_redo.wiring.input_variants import first_row, one_row_variants, read_inputs, two_rows
 from sb3_redo.wiring.neuron_codes import MIXED, NOBODY, Reading
 from sb3_redo.wiring.normalisations import left_alone, normalisations
@@ -54,7 +55,7 @@ def trace_wiring(
 
 def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Wiring:
     if forward is None:
-        forward, inputs = _whole_policy(policy, inputs)
+        forward, inputs = default_forward(policy, inputs)
     prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)))
     variants = [
         partial(forward, policy, variant) for variant in one_row_variants(prober, partial(forward, policy), inputs)
@@ -86,17 +87,6 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
         )
     calls, alone = len(activations), left_alone(prober, activations)
     return Wiring(tuple(layers), tuple(outputs), calls, alone, prober.size)
-
-
-def _whole_policy(policy: nn.Module, observations: Any) -> tuple[Callable[[nn.Module, Any], Any], Any]:
-    """How to run a policy that came without a ``forward``, and on what."""
-    actor, critic = getattr(policy, "actor", None), getattr(policy, "critic", None)
-    if not isinstance(actor, nn.Module) or not isinstance(critic, nn.Module):
-        return (lambda module, inputs: module(inputs)), observations
-    # The actions are an input of their own: left in the pass, the critic would be a consumer of the actor's head.
-    with seeded(0):
-        actions = actor(observations)
-    return (lambda _, inputs: (actor(inputs[0]), critic(*inputs))), (observations, actions)
 
 
 Feeders = dict[str, dict[str, Tensor]]

@@ -1,0 +1,253 @@
+"""Tracing, measuring and recycling by hand: any torch module, or a model of Stable-Baselines3.
+
+Modules need torch alone. Models are handed to :mod:`sb3_redo.sb3.measuring`.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.forward.contexts import evaluating, is_compiled, uncompiled
+from sb3_redo.forward.nested import map_tensors, tensors_in
+from sb3_redo.recycling.compensation import measured_contributions
+from sb3_redo.recycling.initial_weights import InitialWeights
+from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
+from sb3_redo.validation import explains_arguments, non_negative_number, optional_integer, positive_integer
+from sb3_redo.wiring import tracing
+from sb3_redo.wiring.default_forward import Forward, default_forward
+from sb3_redo.wiring.structure import Wiring
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+
+@explains_arguments
+def trace_wiring(
+    model_or_module: "BaseAlgorithm | nn.Module", observations: Any = None, *, forward: Forward | None = None
+) -> Wiring:
+    """Find the hidden layers of a network and what each of their neurons feeds. Changes nothing in it.
+
+    :param model_or_module: a model of SB3, or any torch module; layers are named by their path below the module, or
+        below the model's policy
+    :param observations: arrays or tensors [batch, ...], or a dictionary of them; at least one row, of which two are
+        used. A model's last observations if not given.
+    :param forward: runs all networks of a module in one pass, given the module and the observations. By default the
+        module is called, or its ``actor`` and ``critic`` where it has both.
+    :return: the wiring
+    :raises RuntimeError: when nothing can be measured
+    :raises ValueError: when a module comes without observations, or cannot be called
+    """
+    if _is_model(model_or_module, "trace_wiring"):
+        from sb3_redo.sb3.measuring import trace_model
+
+        _refuse_for_models(forward=forward)
+        return trace_model(model_or_module, observations)
+    module: Any = model_or_module
+    return tracing.trace_wiring(module, _inputs(module, observations), forward=forward)
+
+
+@explains_arguments
+def measure_dormancy(
+    model_or_module: "BaseAlgorithm | nn.Module",
+    dormancy_threshold: float = 0.1,
+    batch_size: int = 256,
+    observations: Any = None,
+    forward: Forward | None = None,
+) -> DormancyReport:
+    """Measure which neurons of a network are dormant. Changes nothing in it and draws from no random stream.
+
+    A model is measured on its stored observations. A model that stores none, as a loaded one, is run in its
+    environment as it explored, which seeds and steps that environment (and shows in its monitor); training then goes
+    on with a new episode from a new seed.
+
+    :param model_or_module: a model of SB3, also a loaded one, or any torch module
+    :param dormancy_threshold: a neuron is dormant when its score is at most this
+    :param batch_size: how many of a model's observations to measure on; all of a rollout that has fewer. Observations
+        that are given are all measured.
+    :param observations: measure on these instead: arrays or tensors on any device, [batch, ...], or a dictionary of
+        them. A model takes them as its environment gives them, as its replay buffer gives them, or as they lie in the
+        buffer, [n, n_envs, ...]; critics then see the policy's own actions.
+    :param forward: runs all networks of a module in one pass, given the module and the observations. By default the
+        module is called, or its ``actor`` and ``critic`` where it has both.
+    :return: the report
+    :raises ValueError: when there is nothing to measure on, or a replay buffer holds fewer than ``batch_size``
+    :raises RuntimeError: when the algorithm is not supported or nothing can be measured
+    """
+    dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
+    batch_size = positive_integer("batch_size", batch_size)
+    if _is_model(model_or_module, "measure_dormancy"):
+        from sb3_redo.sb3.measuring import measure_model
+
+        _refuse_for_models(forward=forward)
+        return measure_model(model_or_module, dormancy_threshold, batch_size, observations)
+    # 1. The module's inputs, and how it is run on them.
+    module: Any = model_or_module
+    inputs = _inputs(module, observations)
+    if forward is None:
+        with evaluating(module.modules()), uncompiled(is_compiled(module.modules())):
+            forward, inputs = default_forward(module, inputs)
+    # 2. Its layers, and the network that each is counted with: the child that holds it.
+    wiring = tracing.trace_wiring(module, inputs, forward=forward)
+    kind = type(module).__name__
+    networks = {layer.name: layer.name.split(".")[0] if "." in layer.name else kind for layer in wiring}
+    # 3. One pass over all observations.
+    return Meter(module, wiring, networks).measure(partial(forward, module), inputs, dormancy_threshold)
+
+
+@explains_arguments
+def recycle_dormant(
+    model_or_module: "BaseAlgorithm | nn.Module",
+    report: DormancyReport,
+    outgoing: str = "zero",
+    optimizer_state: str = "match",
+    compensate: bool = False,
+    seed: int | None = None,
+    incoming_norm: float | None = None,
+    outgoing_norm: float | None = None,
+    optimizers: "Iterable[Optimizer] | Optimizer | None" = None,
+    fresh: Callable[[], nn.Module] | None = None,
+    forward: Forward | None = None,
+) -> RecyclingRecord:
+    """Recycle the dormant neurons of a report, in place (Sokar et al. 2023, algorithm 1).
+
+    Incoming weights are redrawn from the layer's initial distribution, outgoing ones cleared, biases set to 0, and
+    the optimizer state of all of them renewed. A model's target networks follow by the algorithm's own
+    synchronisation; a module's are its owner's to update.
+
+    :param model_or_module: the model or module that was measured
+    :param report: from :func:`measure_dormancy`; layers that cannot be recycled are skipped
+    :param outgoing: ``zero`` or ``random``, see :class:`~sb3_redo.recycling.step.Surgery`
+    :param optimizer_state: ``clear``, ``restart`` or ``match``
+    :param compensate: keep the mean input of every consumer where it was
+    :param seed: of the fresh weights. If not given: a model's own seed, and for a module torch's random stream.
+    :param incoming_norm: norm of redrawn incoming weights, as a multiple of the mean norm of live neurons
+    :param outgoing_norm: the same for redrawn outgoing weights
+    :param optimizers: all optimizers that hold a module's parameters; ``[]`` for none
+    :param fresh: builds an untrained twin of a module, from which weights are drawn. By default they are drawn as the
+        layers' own ``reset_parameters`` would.
+    :param forward: the function that a module was measured with, needed with ``compensate``
+    :return: which neurons were recycled
+    :raises TypeError: when an argument is of the wrong type
+    :raises ValueError: on an unknown choice, or a report of another network
+    """
+    surgery = Surgery(outgoing, optimizer_state, compensate, incoming_norm, outgoing_norm)
+    seed = optional_integer("seed", seed)
+    if not isinstance(report, DormancyReport):
+        raise TypeError(f"report must be what measure_dormancy() returned, got {report!r}")
+    if _is_model(model_or_module, "recycle_dormant"):
+        from sb3_redo.sb3.measuring import recycle_model
+
+        _refuse_for_models(optimizers=optimizers, fresh=fresh, forward=forward)
+        return recycle_model(model_or_module, report, surgery, seed)
+    module: Any = model_or_module
+    _check_report(module, report)
+    run = partial(default_forward(module, report.batch)[0] if forward is None else forward, module)
+    return recycle(
+        module,
+        report.wiring,
+        report.dormant_neurons(),
+        _optimizers(optimizers),
+        InitialWeights(partial(_reset_copy, module) if fresh is None else _building(fresh)),
+        torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed),
+        surgery,
+        contributions=measured_contributions(module, report.wiring, run, report.batch),
+    )
+
+
+def _is_model(model_or_module: Any, function: str) -> "TypeGuard[BaseAlgorithm]":
+    """Return whether it is a model of SB3; a torch module is none.
+
+    :raises TypeError: when it is neither
+    """
+    if isinstance(model_or_module, nn.Module):
+        return False
+    # Where SB3 was never imported there can be no model of it.
+    sb3 = sys.modules.get("stable_baselines3.common.base_class")
+    if sb3 is not None and isinstance(model_or_module, sb3.BaseAlgorithm):
+        return True
+    is_class = isinstance(model_or_module, type)
+    got = f"the class {model_or_module.__name__}: pass an instance" if is_class else repr(model_or_module)
+    raise TypeError(f"{function}() takes a model of Stable-Baselines3 or a torch module, got {got}")
+
+
+def _refuse_for_models(**arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise TypeError(f"{given[0]} is for torch modules: of a model it is known, leave it out")
+
+
+def _inputs(module: nn.Module, observations: Any) -> Any:
+    """Return observations as tensors on the module's device, floating ones of its parameters' type."""
+    if observations is None:
+        raise ValueError(f"observations= is needed to run {type(module).__name__}: a module has none of its own")
+    like = next((each for each in module.parameters() if each.is_floating_point()), torch.empty(0))
+
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    inputs = map_tensors(placed, observations)
+    sizes = {len(tensor) if tensor.ndim else 0 for tensor in tensors_in(inputs)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            "observations must be an array or tensor [batch, ...], or a dictionary of them with equally many rows; got "
+            f"{type(observations).__name__} with {' and '.join(map(str, sorted(sizes))) or 'no'} rows"
+        )
+    return inputs
+
+
+def _check_report(module: nn.Module, report: DormancyReport) -> None:
+    for layer in report.layers:
+        try:
+            weight = module.get_submodule(layer.name).weight
+        except AttributeError:
+            weight = None
+        if layer.recyclable and (not isinstance(weight, Tensor) or len(weight) != layer.neurons):
+            raise ValueError(
+                f"report is of another network: {type(module).__name__} has no layer {layer.name} of {layer.neurons} "
+                "neurons"
+            )
+
+
+def _optimizers(optimizers: Any) -> list[Optimizer]:
+    if optimizers is None:
+        raise ValueError("optimizers= is needed: all that hold the module's parameters, or [] if there are none")
+    given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    for optimizer in given:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizers must hold torch optimizers, got {optimizer!r}")
+    return given
+
+
+def _building(fresh: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        built = fresh()
+        if not isinstance(built, nn.Module):
+            raise TypeError(f"fresh must build an untrained module, and returned {built!r}")
+        return built.to("cpu")
+
+    if isinstance(fresh, nn.Module) or not callable(fresh):
+        raise TypeError(f"fresh must be a function that builds an untrained module, got {fresh!r}")
+    return build
+
+
+def _reset_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module on the CPU, whose layers are initialised anew by their ``reset_parameters``."""
+    try:
+        built = copy.deepcopy(module).to("cpu")
+    except Exception as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({error}): pass fresh=, a function that builds an untrained one"
+        ) from error
+    for part in built.modules():
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return built

@@ -1,0 +1,109 @@
+"""Tracing, measuring and recycling a model by hand; :mod:`sb3_redo.by_hand` says what is promised."""
+
+import copy
+import warnings
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.recycling.compensation import measured_contributions
+from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.buffers import sample_batch, stored_observations
+from sb3_redo.sb3.gathering import gather_batch
+from sb3_redo.sb3.model import gradient_steps_of, initial_state, initial_weights_of, meter_of, whole_batch
+from sb3_redo.sb3.seeds import integer_seed, seed_of, torch_generator
+from sb3_redo.wiring.structure import Wiring
+from sb3_redo.wiring.tracing import trace_wiring
+
+
+def trace_model(model: BaseAlgorithm, observations: Any = None) -> Wiring:
+    """Read the wiring of a model's policy.
+
+    :param model: any supported model
+    :param observations: to read it on; the last that the model has met, or any of its space, if not given
+    """
+    if observations is None:
+        observations = model._last_obs
+    if observations is None:
+        space = copy.deepcopy(model.observation_space)  # a copy, whose random stream is nobody's
+        space.seed(0)
+        observations = space.sample()
+    return trace_wiring(model.policy, whole_batch(model, observations), forward=agent_of(model).forward)
+
+
+def measure_model(
+    model: BaseAlgorithm, dormancy_threshold: float, batch_size: int, observations: Any = None
+) -> DormancyReport:
+    """Measure a model on its stored observations, on those that it gathers, or on given ones.
+
+    :param model: any supported model
+    :param dormancy_threshold: a neuron is dormant when its score is at most this
+    :param batch_size: how many of its own observations to measure on
+    :param observations: to measure on instead
+    """
+    batch = _observed(model, batch_size) if observations is None else whole_batch(model, observations)
+    return measure_on(model, batch, dormancy_threshold)
+
+
+def measure_on(model: BaseAlgorithm, batch: Batch, dormancy_threshold: float) -> DormancyReport:
+    """Measure a model on a batch, and warn where activations are not finite."""
+    agent, meter = agent_of(model), meter_of(model, batch)
+    report = meter.measure(lambda part: agent.forward(model.policy, part), batch, dormancy_threshold)
+    if report.not_finite:
+        warnings.warn(
+            f"activations of {', '.join(report.not_finite)} are NaN or infinite: nothing of this report is recycled",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return report
+
+
+def _observed(model: BaseAlgorithm, batch_size: int) -> Batch:
+    """Return stored observations, or where there are none those of the agent at work."""
+    agent, stored = agent_of(model), stored_observations(model)
+    seed = model.seed or 0, gradient_steps_of(model)
+    if stored == 0 and model.get_env() is None:
+        raise ValueError(
+            f"this {type(model).__name__} has neither stored observations nor an environment to gather some in: "
+            "pass observations=, or load it with env="
+        )
+    if stored == 0:
+        return gather_batch(model, batch_size, integer_seed(seed))
+    if stored < batch_size and agent.at_rollout_end:
+        warnings.warn(
+            f"the rollout holds {stored} observations and batch_size is {batch_size}: dormancy is measured on "
+            f"{stored}, on which more neurons look dormant",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        batch_size = stored
+    return sample_batch(model, batch_size, seed)
+
+
+def recycle_model(
+    model: BaseAlgorithm, report: DormancyReport, surgery: Surgery, seed: int | None = None
+) -> RecyclingRecord:
+    """Recycle the dormant neurons of a report, in place.
+
+    :param model: the model that was measured
+    :param report: the measurement
+    :param surgery: how to recycle
+    :param seed: of the fresh weights; the model's own seed if not given
+    """
+    agent, policy = agent_of(model), model.policy
+    return recycle(
+        policy,
+        report.wiring,
+        report.dormant_neurons(),
+        agent.optimizers,
+        initial_weights_of(model),
+        torch_generator((seed_of(model, seed), gradient_steps_of(model))),
+        surgery,
+        initial_state=initial_state,
+        contributions=measured_contributions(
+            policy, report.wiring, lambda batch: agent.forward(policy, batch), report.batch
+        ),
+    )

@@ -1,0 +1,63 @@
+"""How a network is run that came without a function that runs it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sb3_redo.forward.contexts import seeded
+
+Forward = Callable[[Any, Any], Any]
+"""Runs every network of a module in one pass, given the module and its inputs, and returns all outputs."""
+
+
+class ActorCriticInputs(NamedTuple):
+    """What a module with an actor and a critic of actions is run on.
+
+    :param observations: for both, [batch, ...]
+    :param actions: the actor's own, for the critic, [batch, ...]
+    """
+
+    observations: Any
+    actions: Any
+
+
+def default_forward(module: nn.Module, observations: Any) -> tuple[Forward, Any]:
+    """Return how to run a module, and on what.
+
+    A module with the children ``actor`` and ``critic`` runs both, the critic on the actor's actions where it takes
+    some. Any other module is called with the observations.
+
+    :param module: the module
+    :param observations: a batch of observations, [batch, ...]
+    :raises ValueError: when the module cannot be called
+    """
+    actor, critic = getattr(module, "actor", None), getattr(module, "critic", None)
+    if isinstance(observations, ActorCriticInputs):  # as they were returned before
+        return _run_both, observations
+    if isinstance(actor, nn.Module) and isinstance(critic, nn.Module):
+        # The actions are an input of their own: left in the pass, the critic would be a consumer of the actor's head.
+        with seeded(0), torch.no_grad():
+            actions = actor(observations)
+            try:
+                critic(observations, actions)
+            except TypeError:
+                return _run_both, observations
+        return _run_both, ActorCriticInputs(observations, actions)
+    if type(module).forward is nn.Module.forward:
+        raise ValueError(
+            f"{type(module).__name__} has no forward(): pass forward=, a function of the module and the observations "
+            "that runs all its networks"
+        )
+    return _call, observations
+
+
+def _call(module: Any, inputs: Any) -> Any:
+    return module(inputs)
+
+
+def _run_both(module: Any, inputs: Any) -> Any:
+    if isinstance(inputs, ActorCriticInputs):
+        return module.actor(inputs.observations), module.critic(*inputs)
+    return module.actor(inputs), module.critic(inputs)
