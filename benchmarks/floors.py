@@ -23,7 +23,7 @@ from sb3_redo.interventions.utility import Feed
 def _pass_over(callback: RegulariserCallback, when: str, names: list[str]) -> None:
     """Read and write once, without changing it, all that a regulariser must, at the time at which it does."""
     at_gradients = isinstance(callback, (RegenerativeCallback, ParsevalCallback))
-    if at_gradients is not (when == "_before_step"):
+    if at_gradients is not (when == "before_step"):
         return
     mine = getattr(callback, "_weights", None) or getattr(callback, "_bounds", None) or callback._parameters
     for name in names:
@@ -41,8 +41,8 @@ def _pass_over(callback: RegulariserCallback, when: str, names: list[str]) -> No
 @torch.no_grad()
 def _multiply(callback: ParsevalCallback, when: str, names: list[str]) -> None:
     """The two products of Parseval regularisation alone, into gradients that they leave as they are."""
-    for name in names if when == "_before_step" else ():
-        weight = callback._weights.get(name)
+    for name in names if when == "before_step" else ():
+        weight = callback.weights.get(name)
         if weight is not None and weight.grad is not None:
             rows = weight.flatten(1)
             weight.grad.add_((rows @ rows.T @ rows).view_as(weight), alpha=0.0)
@@ -51,10 +51,10 @@ def _multiply(callback: ParsevalCallback, when: str, names: list[str]) -> None:
 @torch.no_grad()
 def _normalise(callback: NormProjectionCallback, when: str, names: list[str]) -> None:
     """Read the norm of each weight that is projected, and then write it as it is."""
-    for name in names if when == "_after_step" else ():
-        if name in callback._weights:
-            callback._weights[name].norm()
-            callback._weights[name].mul_(1.0)
+    for name in names if when == "after_step" else ():
+        if name in callback.weights:
+            callback.weights[name].norm()
+            callback.weights[name].mul_(1.0)
 
 
 def _read_input(feed: Feed, value: Tensor) -> None:
@@ -67,7 +67,7 @@ def _read_input(feed: Feed, value: Tensor) -> None:
 @torch.no_grad()
 def _read_weights(callback: ContinualBackpropCallback, before: int, gradient_step: int) -> None:
     """Read outgoing weights once, and read and write utilities and mean inputs."""
-    for contribution in callback._contributions:
+    for contribution in callback.contributions:
         for feed in contribution.feeds.values():
             weight: Any = feed.consumer.weight
             weight.sum([axis for axis in range(weight.ndim) if axis != 1])
@@ -84,14 +84,14 @@ Acts = dict[tuple[Any, str], Callable[..., None]]
 def acts_of(callback: GradientStepCallback) -> Acts:
     """What a callback that acts at every gradient step does there."""
     if isinstance(callback, ContinualBackpropCallback):
-        return {(Feed, "see"): Feed.see, (type(callback), "_after"): type(callback)._after}
-    return {(callback, name): getattr(callback, name) for name in ("_before_step", "_after_step")}
+        return {(Feed, "see"): Feed.see, (type(callback), "after_gradient_steps"): type(callback).after_gradient_steps}
+    return {(callback, name): getattr(callback, name) for name in ("before_step", "after_step")}
 
 
 def floors(callback: GradientStepCallback) -> Iterator[tuple[str, Acts, float | None]]:
     """Quantity, the least that such a callback must do, and the limit of its time over that of it."""
     if isinstance(callback, ContinualBackpropCallback) and callback.period == 1:
-        least: Acts = {(Feed, "see"): _read_input, (type(callback), "_after"): _read_weights}
+        least: Acts = {(Feed, "see"): _read_input, (type(callback), "after_gradient_steps"): _read_weights}
         yield "over its floor", least, 2.0
     elif isinstance(callback, RegulariserCallback):
         places = acts_of(callback)

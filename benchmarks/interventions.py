@@ -35,6 +35,7 @@ from benchmarks.overhead import NETWORKS
 from benchmarks.passes import Line, tell
 from sb3_redo import ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
+from sb3_redo.callbacks.schedule import Schedule
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
     GradientReDoCallback,
@@ -53,32 +54,32 @@ from sb3_redo.sb3.model import gradient_steps_of
 class ReadingGradients(GradientReDoCallback):
     """Reads the gradients for every recycling that is asked of it, of whatever step was made last."""
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         self._readers: list[Callable[[], None]] = []
-        super()._prepare()
+        super().prepare()
 
-    def _reading(self, weights: Mapping[str, Tensor]) -> Callable[[], None]:
-        self._readers.append(super()._reading(weights))
+    def reading(self, weights: Mapping[str, Tensor]) -> Callable[[], None]:
+        self._readers.append(super().reading(weights))
         return self._readers[-1]
 
-    def _is_due_soon(self) -> bool:
+    def is_due_soon(self) -> bool:
         return True
 
-    def _after(self, before: int, gradient_step: int) -> None:
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
         for read in self._readers:
             read()
-        super()._after(before, gradient_step)
+        super().after_gradient_steps(before, gradient_step)
 
 
 class HalfPruned(PruningCallback):
     """What it costs to keep half of every layer pruned, at each gradient step."""
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        for layer in self._meter.wiring:
+    def prepare(self) -> None:
+        super().prepare()
+        for layer in self.measurer.meter.wiring:
             if layer.recyclable:
-                self._pruned[layer.name] = torch.arange(layer.neurons) % 2 == 0
-        self._hold()
+                self.pruned[layer.name] = torch.arange(layer.neurons) % 2 == 0
+        self.hold()
 
 
 ALWAYS: tuple[Callable[[], GradientStepCallback], ...] = (
@@ -98,7 +99,6 @@ SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ShrinkAndPerturbCallback,
     PruningCallback,
 )
-_PERIODS = ("recycling_period", "pruning_period", "period")
 
 
 def always(bench: Bench, make: Callable[[], GradientStepCallback], seconds: float) -> Iterator[Line]:
@@ -156,12 +156,13 @@ def sometimes(bench: Bench, make: Callable[[], GradientStepCallback]) -> Line:
     """One intervention beside the gradient steps of a period."""
     callback = make()
     bench.begin(callback)
-    period = next(getattr(callback, name) for name in _PERIODS if hasattr(callback, name))
+    schedule: Schedule = getattr(callback, "schedule")  # noqa: B009
+    period = schedule.period
     times = []
     for number in range(1, 8):
         step = (gradient_steps_of(bench.model) // period + number) * period
         begin = time.thread_time()
-        callback._after(step - 1, step)
+        callback.after_gradient_steps(step - 1, step)
         times.append(time.thread_time() - begin)
     callback.on_training_end()
     each = median(bench.step() for _ in range(20)) / bench.steps_at_once

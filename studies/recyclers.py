@@ -3,7 +3,7 @@
 For sweeps that are started in the root of a clone, whose files name them ``studies.recyclers.NAME``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo import ReDoCallback
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.optimizer_state import SecondMoment
-from sb3_redo.recycling.step import recycle
+from sb3_redo.recycling.step import RecyclingRecord, recycle
 from sb3_redo.sb3.model import gradient_steps_of, initial_state
 from sb3_redo.sb3.seeds import torch_generator
 
@@ -35,16 +36,16 @@ def own_second_moment(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) 
 class MedianReDo(ReDoCallback):
     """See :func:`median_of_live`."""
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
         self.surgery = replace(self.surgery, optimizer_state=SecondMoment(median_of_live))
 
 
 class OwnReDo(ReDoCallback):
     """See :func:`own_second_moment`: only the first moment is cleared."""
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
         self.surgery = replace(self.surgery, optimizer_state=SecondMoment(own_second_moment, shared=False))
 
 
@@ -154,21 +155,18 @@ class _ClearingReDo(ReDoCallback):
         super().__init__(**{**settings, "optimizer_state": "clear"})
         self._renewed: _Renewed | None = None
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
         refuse_to_go_on(self)
-        self._renewed = self.following(self._agent.optimizers)
+        self._renewed = self.following(self.agent.optimizers)
+        self.keep_hooks(*self._renewed.handles)
 
-    def _stop(self) -> None:
-        super()._stop()
-        if self._renewed is not None:
-            self._renewed.stop()
-
-    def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
+    def recycle(self, neurons: Mapping[str, Tensor], report: DormancyReport) -> RecyclingRecord:
         assert self._renewed is not None
         before = self._renewed.values()
-        super()._recycle(report, gradient_step)
+        record = super().recycle(neurons, report)
         self._renewed.note(before)
+        return record
 
 
 class FirstGradientReDo(_ClearingReDo):
@@ -192,24 +190,26 @@ class ActiveReDo(ReDoCallback):
             raise ValueError("ActiveReDo clears outgoing weights, and compensates for nothing")
         self.redraws = redraws
 
-    def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
-        super()._recycle(report, gradient_step)
+    def recycle(self, neurons: Mapping[str, Tensor], report: DormancyReport) -> RecyclingRecord:
+        record = super().recycle(neurons, report)
 
         def again(report: DormancyReport, attempt: int) -> None:
             recycle(
                 self.model.policy,
-                report,
-                self._agent.optimizers,
-                self._initial_weights,
-                torch_generator((self._seed + attempt * 2**32, gradient_step)),
+                report.wiring,
+                report.dormant_neurons(),
+                self.agent.optimizers,
+                self.initial_weights,
+                torch_generator((self.measurer.seed + attempt * 2**32, self.gradient_step)),
                 self.surgery,
                 initial_state=initial_state,
             )
 
         def measure() -> DormancyReport:
-            return self._meter.measure(self._forward, report.batch, self.dormancy_threshold)
+            return self.measurer.measure_on(report.batch)
 
         redraw_until_active(self.model.policy, recycled_neurons(report), measure, again, self.redraws)
+        return record
 
 
 def redraw_until_active(
@@ -253,7 +253,7 @@ def _only(report: DormancyReport, allowed: Masks) -> DormancyReport:
     return replace(report, layers=tuple(layers))
 
 
-def refuse_to_go_on(callback: DormancyCallback) -> None:
+def refuse_to_go_on(callback: GradientStepCallback) -> None:
     """:raises RuntimeError: when the model was trained before"""
     if gradient_steps_of(callback.model) > 0:
         raise RuntimeError(

@@ -33,24 +33,25 @@ class Survival(DormancyCallback):
         super().__init__(**settings)
         self.ages = tuple(ages)
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
         refuse_to_go_on(self)
-        self._seed += 2**32  # other observations than the recycler's, which redraws until neurons are active on those
+        # Other observations than the recycler's, which redraws until neurons are active on those.
+        self.measurer.sampler.seed += 2**32
         everyone = callbacks_in(self.locals["callback"])
         (self._recycler,) = (callback for callback in everyone if isinstance(callback, ReDoCallback))
         self._born: int | None = None
 
-    def _after(self, before: int, gradient_step: int) -> None:
-        if self._born is None and self._memory.recycled_total_of(self.model) and self._recycler.report is not None:
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        if self._born is None and self.memory.recycled_total_of(self.model) and self._recycler.report is not None:
             self._born = gradient_step
             self._followed = recycled_neurons(self._recycler.report)
         if self._born is not None and gradient_step - self._born in self.ages:
-            report = self._measure(gradient_step)
+            report = self.measure(gradient_step)
             if report is not None:
                 self._tell(report, gradient_step - self._born)
 
-    def _log(self, report: DormancyReport, gradient_step: int) -> None:
+    def log(self, report: DormancyReport | None, gradient_step: int) -> None:
         """The recycler does."""
 
     def _tell(self, report: DormancyReport, age: int) -> None:

@@ -1,5 +1,11 @@
-"""Callbacks that act on a model between its gradient steps."""
+"""The base of all callbacks that act between gradient steps."""
 
+import inspect
+import re
+from abc import ABCMeta
+from typing import Any, ClassVar, Literal
+
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from torch.utils.hooks import RemovableHandle
 
@@ -9,70 +15,169 @@ from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.sb3.agents import Agent, agent_of
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.model import gradient_steps_of
+from sb3_redo.validation import unknown_argument
+
+_OF_TRAINING = ("model", "locals", "globals", "parent")
+"""What SB3 puts on a callback when training starts."""
 
 
-class GradientStepCallback(BaseCallback):
+class _Meta(ABCMeta):
+    """Keeps the settings that a callback was made with, and explains misspelt ones and classes passed as instances."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:  # that of __call__ says nothing
+        signature = inspect.signature(vars(next(base for base in cls.__mro__ if "__init__" in vars(base)))["__init__"])
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        if args and isinstance(args[0], dict) and "self" in args[0]:  # SB3 calls what is no callback with its locals
+            raise TypeError(f"{cls.__name__} is a class: pass an instance of it, callback={cls.__name__}(...)")
+        names = _settings_of(cls)
+        try:
+            callback = super().__call__(*args, **settings)
+        except TypeError as error:
+            unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] in names:
+                raise
+            raise unknown_argument(cls.__name__, unknown[1], list(names)) from None
+        callback._given = {**names, **dict(zip(names, args, strict=False)), **settings}
+        return callback
+
+
+def _settings_of(cls: type) -> dict[str, Any]:
+    """Return the settings of a class of callbacks with their defaults, those that it hands to its base included."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            named = [parameter for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
+            found |= {each.name: each.default for each in named if each.name not in found}
+            if len(named) == len(parameters):
+                break
+    return found
+
+
+class GradientStepCallback(BaseCallback, metaclass=_Meta):
     """Acts after gradient steps: exactly there, also inside a long ``train()`` call.
 
-    On-policy algorithms are looked at when a rollout has been collected, since only there may the network change or
-    the observations be read.
+    A subclass overrides :meth:`after_gradient_steps` and whatever else it needs: :meth:`prepare`,
+    :meth:`before_training`, :meth:`rewire`, :meth:`store` and :attr:`memory_key`. From :meth:`prepare` on it finds
+    :attr:`agent`, :attr:`memory` and :attr:`gradient_step` beside SB3's ``model`` and ``logger``.
+
+    On-policy algorithms count gradient steps, too. Their networks may change and their observations can be read only
+    between rollouts, so :meth:`after_gradient_steps` is called at :attr:`on_policy_moment`.
+
+    A callback is pickled and copied without its model and without what it prepared for training.
     """
 
-    renews = False
-    """Whether it gives neurons or whole layers other weights than training's steps do."""
+    renews: ClassVar[bool] = False
+    """Whether it gives neurons or whole layers new weights besides training's own steps."""
 
+    on_policy_moment: ClassVar[Literal["rollout_end", "rollout_start", "gradient_step"]] = "rollout_end"
+    """When :meth:`after_gradient_steps` is called in on-policy training.
+
+    ``rollout_end``: when a rollout has been collected, and its observations can be measured on. ``rollout_start``:
+    before the next one, when nothing collected with the old network is still to be trained on. ``gradient_step``:
+    after each gradient step, as off-policy.
+    """
+
+    agent: Agent
+    """Networks, optimizers and clock of the model."""
+
+    memory: Memory
+    """What is saved with the model, for a callback with the same :attr:`memory_key`."""
+
+    _given: dict[str, Any]
+    _settled: tuple[str, ...] | None = None
     _clock: GradientClock | None = None
     _handles: tuple[RemovableHandle | StepHooks, ...] = ()
-    _agent: Agent
-    _memory: Memory
+
+    # ---- what a subclass may override
+
+    @property
+    def memory_key(self) -> str:
+        """The name under which :attr:`memory` is saved. It must tell this callback from others of the same model."""
+        return type(self).__name__
+
+    def prepare(self) -> None:
+        """Prepare everything that the first gradient step will need. Called when training starts.
+
+        :raises RuntimeError: when the callback does not fit the model
+        """
+
+    def before_training(self, gradient_step: int) -> None:
+        """Act before training goes on with new observations. Called at every end of a rollout once training has begun.
+
+        :param gradient_step: gradient steps made so far
+        """
+
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        """Do what is due. Called after every gradient step, or as :attr:`on_policy_moment` says.
+
+        :param before: gradient steps made when it was called last
+        :param gradient_step: gradient steps made now
+        """
+        raise NotImplementedError
+
+    def rewire(self) -> None:
+        """Read the network anew. Called when another callback has changed how it is connected."""
+
+    def store(self) -> None:
+        """Put what must survive saving into :attr:`memory`. Called before every rollout and when training ends."""
+
+    # ---- what a subclass may use
+
+    @property
+    def gradient_step(self) -> int:
+        """Gradient steps made so far, also before the model was loaded."""
+        return gradient_steps_of(self.model) if self._clock is None else self._clock.gradient_step
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the training that was prepared for goes on.
+
+        SB3 does not tell callbacks when ``learn()`` is left by an exception. Hooks stay then, and must ask this.
+        """
+        return self._clock is not None and self.model.start_time == self._learn_call
+
+    def keep_hooks(self, *handles: RemovableHandle | StepHooks) -> None:
+        """Keep handles of hooks, which are removed when training ends.
+
+        :param handles: whatever has a method ``remove``
+        """
+        self._handles += handles
+
+    def pass_over(self, gradient_step: int) -> None:
+        """Count everything that was due up to a gradient step as done."""
+        self.memory.looked_at = gradient_step
+
+    # ---- how it works
+
+    def init_callback(self, model: BaseAlgorithm | None = None) -> None:
+        if model is None:  # the class itself lies in a list of callbacks, and self is the model
+            raise TypeError("a list of callbacks holds a class of callbacks: pass an instance of it")
+        super().init_callback(model)
 
     def _init_callback(self) -> None:
+        if self._settled is None:
+            self._settled = tuple(name for name in self.__dict__ if name not in _OF_TRAINING)
         if isinstance(self.parent, EvalCallback) and self.parent.callback_on_new_best is self:
             raise RuntimeError(
                 "callback_on_new_best hears nothing of training: give this callback to learn(), beside the EvalCallback"
             )
 
-    def _identity(self) -> str:
-        """What tells it apart from other callbacks of the same model, and finds what it remembers after loading."""
-        raise NotImplementedError
-
-    def _prepare(self) -> None:
-        """Everything that the first gradient step will need; the agent and the memory are there."""
-
-    def _announce(self) -> None:
-        """Write what is written once, when everything is prepared."""
-
-    def _after(self, before: int, gradient_step: int) -> None:
-        """Do what is due when gradient steps after ``before``, up to ``gradient_step``, have been made."""
-        raise NotImplementedError
-
-    def rewire(self) -> None:
-        """Told when another callback has changed how the network is connected."""
-
-    def _keep_hooked(self, *handles: RemovableHandle | StepHooks) -> None:
-        """Hooks that are taken away when training ends."""
-        self._handles += handles
-
-    @property
-    def _is_training(self) -> bool:
-        """Whether the training that was prepared for goes on. SB3 tells callbacks nothing when ``learn()`` is left by
-        an exception, and hooks stay then."""
-        return self._clock is not None and self.model.start_time == self._learn_call
-
     def _on_training_start(self) -> None:
         self._stop()
-        self._learn_call = self.model.start_time
+        self._learn_call = learn_call = self.model.start_time
         refuse_parallel_training(self.locals.get("callback"))
-        self._agent = agent_of(self.model)
-        self._memory = Memory(self.model, self._identity())
-        self._prepare()
-        self._announce()
-        if self._memory.looked_at is None:
-            self._memory.looked_at = gradient_steps_of(self.model)  # periods before are none of ours
+        self.agent = agent_of(self.model)
+        self.memory = Memory(self.model, self.memory_key)
+        self.prepare()
+        if self.memory.looked_at is None:
+            self.memory.looked_at = gradient_steps_of(self.model)  # periods before are none of ours
         # Last of all: should anything above fail, nothing hangs on the optimizer.
-        learn_call = self._learn_call
         self._clock = GradientClock(
-            self._agent.clock,
+            self.agent.clock,
             gradient_steps_of(self.model),
             self._on_gradient_step,
             is_current=lambda: self.model.start_time == learn_call,
@@ -88,43 +193,59 @@ class GradientStepCallback(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
+    def _on_rollout_start(self) -> None:
+        if self._clock is not None:
+            self._look_on_policy("rollout_start")
+            self.store()
+
     def _on_rollout_end(self) -> None:
         training_begins = self.model.num_timesteps > getattr(self.model, "learning_starts", 0)
         if self._clock is None or not training_begins:
             return
         try:
-            self._before_training(self._clock.gradient_step)
+            self.before_training(self._clock.gradient_step)
+            self._look_on_policy("rollout_end")
         except BaseException:
             self._stop()
             raise
 
-    def _before_training(self, gradient_step: int) -> None:
-        if self._agent.at_rollout_end:
-            self._look(gradient_step)
-
-    def _look(self, gradient_step: int) -> None:
-        """Do what became due since the last time."""
-        self._after(self._memory.looked_at or 0, gradient_step)
-        self._memory.looked_at = gradient_step
+    def _look_on_policy(self, moment: str) -> None:
+        """Do what became due since the last time, if this is the moment for it."""
+        if self.agent.at_rollout_end and moment == self.on_policy_moment:
+            gradient_step = self.gradient_step
+            self.after_gradient_steps(self.memory.looked_at or 0, gradient_step)
+            self.memory.looked_at = gradient_step
 
     def _on_gradient_step(self, gradient_step: int) -> None:
-        self._memory.remember_gradient_steps(gradient_step)
-        if not self._agent.at_rollout_end:
-            self._after(gradient_step - 1, gradient_step)
+        self.memory.remember_gradient_steps(gradient_step)
+        if not self.agent.at_rollout_end or self.on_policy_moment == "gradient_step":
+            try:
+                self.after_gradient_steps(gradient_step - 1, gradient_step)
+            except BaseException:
+                self._stop()
+                raise
 
     def _on_training_end(self) -> None:
         # The zoo calls this twice, once even when learn() failed before this callback was ready.
         self._stop()
 
     def _stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = ()
-        if self._clock is not None:
-            self._clock.stop()
-            self._clock = None
+        try:
+            if self._clock is not None:
+                self.store()
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = ()
+            if self._clock is not None:
+                self._clock.stop()
+                self._clock = None
 
+    def __repr__(self) -> str:
+        settings = ((name, self.__dict__.get(name, given)) for name, given in self._given.items())
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings)})"
 
-def is_over(period: int, before: int, gradient_step: int) -> bool:
-    """Whether a multiple of the period lies among the gradient steps after ``before``, up to ``gradient_step``."""
-    return gradient_step // period > before // period
+    def __getstate__(self) -> dict[str, Any]:
+        kept = self.__dict__ if self._settled is None else self._settled
+        state = {name: self.__dict__[name] for name in kept if name in self.__dict__ and name not in _OF_TRAINING}
+        return {**state, "locals": {}, "globals": {}, "parent": None}

@@ -1,57 +1,57 @@
 """Recycling dormant neurons while a model trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from sb3_redo.callbacks.callback_tree import callbacks_in
-from sb3_redo.callbacks.dormancy import DormancyCallback
-from sb3_redo.callbacks.gradient_steps import is_over
-from sb3_redo.dormancy.meter import Meter
+from sb3_redo.callbacks.monitoring import MonitoringCallback
+from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
-from sb3_redo.recycling.step import OUTGOING, Surgery, recycle
+from sb3_redo.recycling.compensation import measured_contributions
+from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
 from sb3_redo.sb3.model import initial_state, initial_weights_of
 from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import (
-    flag,
-    non_negative_integer,
-    one_of,
-    optional_integer,
-    optional_positive_number,
-    positive_integer,
-)
+
+Selection = Callable[[DormancyReport, "ReDoCallback"], Mapping[str, Tensor]]
+"""Chooses the neurons to recycle from a fresh report and the callback: layer name to long tensor of neurons."""
 
 
-class ReDoCallback(DormancyCallback):
+class ReDoCallback(MonitoringCallback):
     """Recycles dormant neurons while a model trains (ReDo, Sokar et al. 2023), and logs what it does.
 
     After every ``recycling_period`` gradient steps the neurons that are dormant on a fresh batch get new incoming
     weights from their layer's initial distribution, their outgoing weights are cleared and the optimizer state of
     both is renewed. Defaults are the paper's for DQN, ``optimizer_state`` apart.
 
-    :param dormancy_threshold: recycle neurons with a score of at most this; see :class:`DormancyCallback`
+    :param dormancy_threshold: recycle neurons with a score of at most this; see
+        :class:`~sb3_redo.DormancyCallback`
     :param recycling_period: in gradient steps. The authors tuned 1,000 on DQN; for SAC they used 200,000.
     :param batch_size: observations per measurement
     :param start: recycle from this gradient step on
     :param stop: recycle up to, not including, this gradient step; to the end if not given
     :param outgoing: ``"zero"`` clears outgoing weights (the paper); ``"random"`` redraws them
-    :param optimizer_state: ``"clear"`` zeroes the moments of renewed weights and keeps the optimizer's step (the
-        paper's code); ``"restart"`` also zeroes the step of the whole tensor; ``"match"`` clears the first moment
-        and gives the second one the mean over the layer's live neurons, so that renewed weights move at the pace of
-        the others
+    :param optimizer_state: ``"clear"``, ``"restart"`` or ``"match"``, see
+        :class:`~sb3_redo.recycling.step.Surgery`
     :param compensate: add what recycled neurons contributed on average to their consumers' biases
     :param measuring_period: in gradient steps; recycling measures for itself where the two do not coincide
-    :param thresholds: see :class:`DormancyCallback`, as all up to ``verbose``
-    :param incoming_norm: scale each recycled neuron's incoming weights to the mean norm of those of the layer's live
-        neurons times this (``weight_scaling`` in the authors' code); as drawn if not given
-    :param outgoing_norm: the same for outgoing weights, column by column of each consumer, with ``outgoing="random"``
+    :param thresholds: see :class:`~sb3_redo.DormancyCallback`, as all up to ``verbose``
+    :param networks: names of the networks to measure and recycle; all of them if not given
+    :param log_layers: whether to log a curve for every layer
+    :param log_histograms: whether to log a histogram of every layer's scores
+    :param seed: of the observations and weights drawn; the model's own seed if not given
+    :param verbose: 1 writes the policy's wiring to the model's log when training starts
+    :param incoming_norm: norm of redrawn incoming weights, as a multiple of the mean norm of the layer's live neurons
+        (``weight_scaling`` in the authors' code); as drawn if not given
+    :param outgoing_norm: the same for outgoing weights, for each consumer's columns, with ``outgoing="random"``
+    :param select: chooses the neurons to recycle, see :data:`Selection`; those that are dormant if not given
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """
 
     renews = True
-
-    _recycles = True
 
     def __init__(
         self,
@@ -72,77 +72,77 @@ class ReDoCallback(DormancyCallback):
         verbose: int = 0,
         incoming_norm: float | None = None,
         outgoing_norm: float | None = None,
+        select: Selection | None = None,
     ):
-        super().__init__(
-            dormancy_threshold,
-            measuring_period,
-            batch_size,
-            thresholds,
-            networks,
-            log_layers,
-            log_histograms,
-            seed,
-            verbose,
-        )
-        self.recycling_period = positive_integer("recycling_period", recycling_period)
-        self.start = non_negative_integer("start", start)
-        self.stop = optional_integer("stop", stop)
-        if self.stop is not None and self.stop <= self.start:
-            raise ValueError(f"stop must be greater than start, got start={self.start} and stop={self.stop}")
-        self.surgery = Surgery(
-            one_of("outgoing", outgoing, OUTGOING),
-            one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE),
-            flag("compensate", compensate),
-            optional_positive_number("incoming_norm", incoming_norm),
-            optional_positive_number("outgoing_norm", outgoing_norm),
-        )
+        monitoring = (thresholds, networks, log_layers, log_histograms, seed, verbose)
+        super().__init__(dormancy_threshold, measuring_period, batch_size, *monitoring)
+        self.schedule = Schedule("recycling_period", recycling_period, start, stop)
+        self.surgery = Surgery(outgoing, optimizer_state, compensate, incoming_norm, outgoing_norm)
+        if select is not None and not callable(select):
+            raise TypeError(f"select must be a function of a report and the callback, got {select!r}")
+        self.select = select
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
         if sum(isinstance(callback, ReDoCallback) for callback in callbacks_in(self.locals["callback"])) > 1:
             raise RuntimeError(
                 "two ReDoCallbacks would recycle the same neurons twice: keep one of them. To log dormancy at other "
                 "settings beside it, add a DormancyCallback."
             )
-        self._initial_weights = initial_weights_of(self.model)
+        super().prepare()
+        self._check_recyclable()
+        self.initial_weights = initial_weights_of(self.model)
+        self.write_layout()
 
-    def _make_meter(self) -> Meter:
-        meter = super()._make_meter()
-        recyclable = [layer for layer in meter.layers if layer.recyclable]
+    @property
+    def recycling_period(self) -> int:
+        """In gradient steps."""
+        return self.schedule.period
+
+    def rewire(self) -> None:
+        super().rewire()
+        self._check_recyclable()
+
+    def _check_recyclable(self) -> None:
+        layers = self.measurer.meter.layers
+        recyclable = [layer for layer in layers if layer.recyclable]
         if not recyclable:
-            raise RuntimeError("no layer can be recycled:\n" + "\n".join(map(str, meter.layers)))
+            raise RuntimeError("no layer can be recycled:\n" + "\n".join(map(str, layers)))
         if self.surgery.compensate:
             for consumer in {name for layer in recyclable for name in layer.consumers}:
                 if self.model.policy.get_submodule(consumer).bias is None:
                     raise RuntimeError(f"compensate=True adds to the bias of {consumer}, which has none")
-        return meter
 
-    def _after(self, before: int, gradient_step: int) -> None:
-        within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
-        if not within or not is_over(self.recycling_period, before, gradient_step):
-            super()._after(before, gradient_step)
-            return
-        report = self._measure_for_change(before, gradient_step)
-        if report is not None:
-            self._recycle(self._select(report, gradient_step), gradient_step)
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        if self.schedule.is_due(before, gradient_step):
+            # 1. Dormancy is measured, and logged, before anything changes.
+            report = self.measure_for_change(before, gradient_step)
+            # 2. The selection chooses neurons from that measurement, and they are recycled.
+            if report is not None:
+                self.recycle(report.dormant_neurons() if self.select is None else self.select(report, self), report)
+        elif is_due(self.measuring_period, before, gradient_step):
+            self.log(self.measure(gradient_step), gradient_step)
 
-    def _select(self, report: DormancyReport, gradient_step: int) -> DormancyReport:
-        """The report whose dormant neurons are recycled."""
-        return report
+    def recycle(self, neurons: Mapping[str, Tensor], report: DormancyReport) -> RecyclingRecord:
+        """Recycle neurons of the model, in place, and log how many.
 
-    def _recycle(self, report: DormancyReport, gradient_step: int) -> None:
+        :param neurons: layer name to long tensor of neurons
+        :param report: the measurement from which they were chosen
+        :return: what was recycled
+        """
+        policy, measurer = self.model.policy, self.measurer
         record = recycle(
-            self.model.policy,
-            report,
-            self._agent.optimizers,
-            self._initial_weights,
-            torch_generator((self._seed, gradient_step)),
+            policy,
+            report.wiring,
+            neurons,
+            self.agent.optimizers,
+            self.initial_weights,
+            torch_generator((measurer.seed, self.gradient_step)),
             self.surgery,
             initial_state=initial_state,
-            forward=self._forward,
+            contributions=measured_contributions(policy, report.wiring, measurer.forward, report.batch),
         )
-        total = self._memory.add_recycled(record.recycled)
-        write_point(
-            self.logger, {"redo/recycled": record.recycled, "redo/recycled_total": total}, self.model.num_timesteps
-        )
+        total = self.memory.add_recycled(record.recycled)
+        values: dict[str, Any] = {"redo/recycled": record.recycled, "redo/recycled_total": total}
+        write_point(self.logger, values, self.model.num_timesteps)
         write_totals(self.logger, {"redo/recycled_total": total})
+        return record

@@ -104,8 +104,8 @@ def _check_writable(option: str, target: Path) -> None:
 def _measure(arguments: argparse.Namespace) -> "DormancyReport":
     from tqdm import tqdm
 
-    from sb3_redo.sb3.by_hand import measure_on
     from sb3_redo.sb3.gathering import gather_batch
+    from sb3_redo.sb3.measuring import measure_on
 
     # SB3, the zoo and environments print what they do, and stdout is for the report alone.
     with redirect_stdout(sys.stderr):

@@ -9,28 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.callbacks.callback_tree import renewing_in
-from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
-from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.dormancy.scores import LayerDormancy
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
+from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.forward.contexts import is_apart_from_training, is_compiled
 from sb3_redo.interventions.scheduled import least
 from sb3_redo.interventions.utility import Contribution, Feed
-from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
 from sb3_redo.recycling.outgoing_weights import position_effects
 from sb3_redo.recycling.step import Surgery, recycle
-from sb3_redo.sb3.model import gradient_steps_of, initial_state, initial_weights_of, whole_batch
-from sb3_redo.sb3.seeds import torch_generator
+from sb3_redo.sb3.model import gradient_steps_of, initial_state, initial_weights_of, wiring_of
+from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import (
-    flag,
     fraction,
     non_negative_integer,
-    one_of,
     optional_integer,
-    optional_positive_number,
     positive_integer,
 )
-from sb3_redo.wiring.tracing import trace_wiring
 
 
 class ContinualBackpropCallback(GradientStepCallback):
@@ -64,6 +58,8 @@ class ContinualBackpropCallback(GradientStepCallback):
 
     renews = True
 
+    on_policy_moment = "gradient_step"
+
     def __init__(
         self,
         replacement_rate: float = 1e-4,
@@ -84,25 +80,22 @@ class ContinualBackpropCallback(GradientStepCallback):
             raise ValueError("decay must be below 1, got 1: nothing would ever be added to a utility")
         self.maturity = non_negative_integer("maturity", maturity)
         self.period = positive_integer("period", period)
-        self.surgery = Surgery(
-            optimizer_state=one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE),
-            compensate=flag("compensate", compensate),
-            incoming_norm=optional_positive_number("incoming_norm", incoming_norm),
-        )
+        self.surgery = Surgery("zero", optimizer_state, compensate, incoming_norm)
         self.logging_period = positive_integer("logging_period", logging_period)
         self.seed = optional_integer("seed", seed)
 
-    def _identity(self) -> str:
+    @property
+    def memory_key(self) -> str:
         settings = (self.replacement_rate, self.decay, self.maturity, self.period, self.seed)
         return " ".join(map(str, (type(self).__name__, *settings)))
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         policy: nn.Module = self.model.policy
         self._refuse_companions()
         if is_compiled(policy.modules()):
             raise RuntimeError("compiled networks do not show what they compute while they train: do not compile them")
-        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
-        self._wiring = trace_wiring(policy, whole_batch(self.model, self.model._last_obs), forward=self._agent.forward)
+        self._seed = seed_of(self.model, self.seed)
+        self._wiring = wiring_of(self.model)
         recyclable = [layer for layer in self._wiring if layer.recyclable]
         if not recyclable:
             raise RuntimeError("no layer can be recycled:\n" + "\n".join(map(str, self._wiring)))
@@ -111,10 +104,10 @@ class ContinualBackpropCallback(GradientStepCallback):
         if self.surgery.compensate and without:
             raise RuntimeError(f"compensate=True adds to the bias of {without[0]}, which has none")
         self._initial_weights = initial_weights_of(self.model)
-        self._contributions = [Contribution(layer, consumers, gradient_steps_of(self.model)) for layer in recyclable]
-        self._kept = self._memory.tensors("contributions")
+        self.contributions = [Contribution(layer, consumers, gradient_steps_of(self.model)) for layer in recyclable]
+        self._kept = self.memory.tensors("contributions")
         now = gradient_steps_of(self.model)
-        for contribution in self._contributions:
+        for contribution in self.contributions:
             contribution.load(self._kept)
             # Gradient steps that were made without this callback do not count.
             contribution.pass_over(now - int(self._kept.get("gradient_step", now)))
@@ -132,41 +125,34 @@ class ContinualBackpropCallback(GradientStepCallback):
     def _watch(self, consumers: dict[str, nn.Module]) -> None:
         """Have every consumer show what it is called with in training."""
         feeds: dict[str, list[tuple[Contribution, Feed]]] = defaultdict(list)
-        for contribution in self._contributions:
+        for contribution in self.contributions:
             for name, feed in contribution.feeds.items():
                 feeds[name].append((contribution, feed))
         for name, module in consumers.items():
-            self._keep_hooked(module.register_forward_pre_hook(self._seeing(feeds[name]), with_kwargs=True))
+            self.keep_hooks(module.register_forward_pre_hook(self._seeing(feeds[name]), with_kwargs=True))
 
     def _seeing(self, feeds: list[tuple[Contribution, Feed]]) -> Callable[..., None]:
         def see(module: nn.Module, args: Any, kwargs: Any) -> None:
             # Acting, evaluating, measuring and target values all run without gradients, but for some instruments.
-            if self._clock is None or not self._is_training or not torch.is_grad_enabled() or is_apart_from_training():
+            if not self.is_training or not torch.is_grad_enabled() or is_apart_from_training():
                 return
             for contribution, feed in feeds:
-                if self._clock.gradient_step + 1 - contribution.updated_at >= self.period:
+                if self.gradient_step + 1 - contribution.updated_at >= self.period:
                     feed.see(args[0] if args else kwargs["input"])
 
         return see
 
-    def _on_gradient_step(self, gradient_step: int) -> None:
-        self._memory.remember_gradient_steps(gradient_step)
-        self._after(gradient_step - 1, gradient_step)
-
-    def _before_training(self, gradient_step: int) -> None:
-        """Nothing: all is done between gradient steps, on-policy too."""
-
-    def _after(self, before: int, gradient_step: int) -> None:
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
         with torch.no_grad():
-            due = {each.name: self._due(each, gradient_step) for each in self._contributions}
-            masks = {name: mask for name, mask in due.items() if mask is not None}
-            if masks:
-                self._replace(masks, gradient_step)
-        if is_over(self.logging_period, before, gradient_step):
+            due = {each.name: self._due(each, gradient_step) for each in self.contributions}
+            neurons = {name: chosen for name, chosen in due.items() if chosen is not None}
+            if neurons:
+                self._replace(neurons, gradient_step)
+        if is_due(self.logging_period, before, gradient_step):
             self._log()
 
     def _due(self, contribution: Contribution, gradient_step: int) -> Tensor | None:
-        """Bring a layer's utilities up to date, and say which of its neurons are to be replaced, if any."""
+        """Bring a layer's utilities up to date, and return the neurons that are to be replaced, if any."""
         elapsed = contribution.update(gradient_step, self.decay)
         mature = contribution.mature(self.maturity)
         number = int(mature.count_nonzero()) if elapsed else 0
@@ -178,42 +164,36 @@ class ContinualBackpropCallback(GradientStepCallback):
         ranks = utility.where(mature.to(utility.device), torch.inf)
         return least(ranks, count, torch_generator((seed, gradient_step)))
 
-    def _replace(self, masks: dict[str, Tensor], gradient_step: int) -> None:
-        utilities = {each.name: each.corrected_utility(self.decay) for each in self._contributions}
-        layers = [
-            LayerDormancy(name, self._agent.network_of(self._wiring, name), utilities[name], mask, recyclable=True)
-            for name, mask in masks.items()
-        ]
+    def _replace(self, neurons: dict[str, Tensor], gradient_step: int) -> None:
         record = recycle(
             self.model.policy,
-            DormancyReport(tuple(layers), 0.0, self._wiring, batch=None),
-            self._agent.optimizers,
+            self._wiring,
+            neurons,
+            self.agent.optimizers,
             self._initial_weights,
             torch_generator((self._seed + crc32(b"cbp"), gradient_step)),
             self.surgery,
             initial_state=initial_state,
             contributions=self._mean_contributions,
         )
-        for contribution in self._contributions:
+        for contribution in self.contributions:
             if contribution.name in record.neurons:
                 contribution.forget(record.neurons[contribution.name])
         self._replaced += record.recycled
         self._total += record.recycled
-        self._memory.add_recycled(record.recycled)
+        self.memory.add_recycled(record.recycled)
 
     def _mean_contributions(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """What some input positions of each consumer have contributed to its output on average."""
         effects = {}
         for consumer, chosen in columns.items():
-            means = [
-                each.corrected_mean(consumer, self.decay) for each in self._contributions if consumer in each.feeds
-            ]
+            means = [each.corrected_mean(consumer, self.decay) for each in self.contributions if consumer in each.feeds]
             values = torch.stack(means).sum(0).where(chosen, 0.0)
             effects[consumer] = position_effects(self.model.policy.get_submodule(consumer), values)
         return effects
 
     def _log(self) -> None:
-        mature = torch.cat([contribution.mature(self.maturity) for contribution in self._contributions])
+        mature = torch.cat([contribution.mature(self.maturity) for contribution in self.contributions])
         values = {
             "cbp/replaced": self._replaced,
             "cbp/replaced_total": self._total,
@@ -223,17 +203,8 @@ class ContinualBackpropCallback(GradientStepCallback):
         write_point(self.logger, values, self.model.num_timesteps)
         write_totals(self.logger, {"cbp/replaced_total": self._total})
 
-    def _on_rollout_start(self) -> None:
-        self._keep()
-
-    def _keep(self) -> None:
-        """Put all that is known where it is saved with the model, since callbacks hear of no save."""
-        if self._clock is not None:
-            for contribution in self._contributions:
-                self._kept.update(contribution.state())
-            self._kept |= {"replaced": torch.tensor(self._replaced), "total": torch.tensor(self._total)}
-            self._kept["gradient_step"] = torch.tensor(self._clock.gradient_step)
-
-    def _stop(self) -> None:
-        self._keep()
-        super()._stop()
+    def store(self) -> None:
+        for contribution in self.contributions:
+            self._kept.update(contribution.state())
+        self._kept |= {"replaced": torch.tensor(self._replaced), "total": torch.tensor(self._total)}
+        self._kept["gradient_step"] = torch.tensor(self.gradient_step)

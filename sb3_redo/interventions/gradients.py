@@ -6,13 +6,47 @@ from typing import Any
 
 from torch import Tensor
 
-from sb3_redo.callbacks.gradient_steps import is_over
 from sb3_redo.callbacks.redo import ReDoCallback
+from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.dormancy.scores import dormancy_scores
 from sb3_redo.tensorboard import write_point
 from sb3_redo.validation import non_negative_number
+
+
+def gradient_report(report: DormancyReport, magnitudes: Mapping[str, Tensor], threshold: float) -> DormancyReport:
+    """Return a report whose scores are those of gradients.
+
+    :param report: the measurement, for its layers
+    :param magnitudes: layer name to mean \\|gradient\\| of each neuron's incoming weights, [neurons]; other layers
+        are left out
+    :param threshold: a neuron counts as dormant when its gradient score is at most this
+    """
+    layers = []
+    for layer in report.layers:
+        if layer.name in magnitudes:
+            scores = dormancy_scores(magnitudes[layer.name].to(layer.scores))
+            layers.append(replace(layer, scores=scores, dormant=scores <= threshold))
+    return replace(report, layers=tuple(layers), dormancy_threshold=threshold)
+
+
+def low_gradients(report: DormancyReport, callback: ReDoCallback) -> dict[str, Tensor]:
+    """Select the neurons whose gradient score is at most the callback's ``gradient_threshold``, and log their shares.
+
+    :param report: the measurement, whose activations are not looked at
+    :param callback: a :class:`GradientReDoCallback`
+    """
+    assert isinstance(callback, GradientReDoCallback)
+    by_gradients = gradient_report(report, callback.magnitudes, callback.gradient_threshold)
+    if not by_gradients.layers:
+        return {}
+    values = {"gradients/fraction": by_gradients.dormant_fraction}
+    values |= {f"gradients/{network}": by_gradients.network_fraction(network) for network in by_gradients.networks}
+    if callback.log_layers:
+        values |= {f"gradients_layers/{layer.name}": layer.dormant_fraction for layer in by_gradients.layers}
+    write_point(callback.logger, values, callback.model.num_timesteps)
+    return by_gradients.dormant_neurons()
 
 
 class GradientReDoCallback(ReDoCallback):
@@ -38,56 +72,39 @@ class GradientReDoCallback(ReDoCallback):
     :raises ValueError: on a setting out of range or an unknown name
     """
 
+    magnitudes: dict[str, Tensor]
+    """Mean \\|gradient\\| of each neuron's incoming weights at the latest step, by layer, [neurons], on the CPU."""
+
     def __init__(self, gradient_threshold: float = 0.01, **settings: Any):
-        super().__init__(**settings)
+        super().__init__(select=low_gradients, **settings)
         self.gradient_threshold = non_negative_number("gradient_threshold", gradient_threshold)
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        if not self._agent.by_gradients:
+    def prepare(self) -> None:
+        super().prepare()
+        if not self.agent.by_gradients:
             raise RuntimeError(
                 f"{type(self).__name__} reads gradients before an optimizer steps, and {type(self.model).__name__} "
                 "changes its policy without an optimizer: use ReDoCallback, which measures activations"
             )
-        self._magnitudes = self._memory.tensors("gradient magnitudes")
-        recyclable = [layer.name for layer in self._meter.layers if layer.recyclable]
+        self.magnitudes = self.memory.tensors("gradient magnitudes")
+        recyclable = [layer.name for layer in self.measurer.meter.layers if layer.recyclable]
         weights = {name: self.model.policy.get_parameter(f"{name}.weight") for name in recyclable}
-        for optimizer in self._agent.optimizers:
+        for optimizer in self.agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             theirs = {name: weight for name, weight in weights.items() if weight in held}
-            self._keep_hooked(StepHooks(optimizer, before=self._reading(theirs)))
+            self.keep_hooks(StepHooks(optimizer, before=self.reading(theirs)))
 
-    def _reading(self, weights: Mapping[str, Tensor]) -> Callable[[], None]:
+    def reading(self, weights: Mapping[str, Tensor]) -> Callable[[], None]:
         def read() -> None:
-            if self._is_training and self._is_due_soon():
+            if self.is_training and self.is_due_soon():
                 for name, weight in weights.items():
                     if weight.grad is not None:
-                        self._magnitudes[name] = weight.grad.abs().flatten(1).mean(1).cpu()
+                        self.magnitudes[name] = weight.grad.abs().flatten(1).mean(1).cpu()
 
         return read
 
-    def _is_due_soon(self) -> bool:
-        """Whether this may be the last step of an optimizer before neurons are recycled."""
-        if self._clock is None:
-            return False
-        made = self._clock.gradient_step
-        since = (self._memory.looked_at or 0) if self._agent.at_rollout_end else made
-        return is_over(self.recycling_period, since, made + getattr(self.model, "policy_delay", 1))
-
-    def _select(self, report: DormancyReport, gradient_step: int) -> DormancyReport:
-        layers = []
-        for layer in report.layers:
-            if layer.name in self._magnitudes:  # else there was no gradient yet, or it cannot be recycled
-                scores = dormancy_scores(self._magnitudes[layer.name].to(layer.scores))
-                layers.append(replace(layer, scores=scores, dormant=scores <= self.gradient_threshold))
-        selected = replace(report, layers=tuple(layers), dormancy_threshold=self.gradient_threshold)
-        if layers:
-            self._log_gradients(selected)
-        return selected
-
-    def _log_gradients(self, selected: DormancyReport) -> None:
-        values = {"gradients/fraction": selected.dormant_fraction}
-        values |= {f"gradients/{network}": selected.network_fraction(network) for network in selected.networks}
-        if self.log_layers:
-            values |= {f"gradients_layers/{layer.name}": layer.dormant_fraction for layer in selected.layers}
-        write_point(self.logger, values, self.model.num_timesteps)
+    def is_due_soon(self) -> bool:
+        """Return whether this may be the last step of an optimizer before neurons are recycled."""
+        made = self.gradient_step
+        since = (self.memory.looked_at or 0) if self.agent.at_rollout_end else made
+        return is_due(self.recycling_period, since, made + getattr(self.model, "policy_delay", 1))

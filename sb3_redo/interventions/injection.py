@@ -45,10 +45,11 @@ class PlasticityInjectionCallback(GradientStepCallback):
         if not self.at or self.at != sorted(set(self.at)):
             raise ValueError(f"at must list gradient steps in ascending order, got {at!r}")
 
-    def _identity(self) -> str:
+    @property
+    def memory_key(self) -> str:
         return f"{type(self).__name__} {self.at}"
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         policy = self.model.policy
         if not isinstance(policy, Injectable):
             raise RuntimeError(
@@ -79,7 +80,7 @@ class PlasticityInjectionCallback(GradientStepCallback):
             if isinstance(other, PlasticityInjectionCallback) and other is not self:
                 raise RuntimeError("there are two PlasticityInjectionCallbacks: give one of them a list of both steps")
 
-    def _after(self, before: int, gradient_step: int) -> None:
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
         for _ in range(sum(before < step <= gradient_step for step in self.at)):
             self._inject()
 
@@ -91,5 +92,5 @@ class PlasticityInjectionCallback(GradientStepCallback):
         write_point(self.logger, values, self.model.num_timesteps)
         write_totals(self.logger, {"injection/total": total})
         for other in callbacks_in(self.locals.get("callback")):
-            if isinstance(other, GradientStepCallback):
+            if isinstance(other, GradientStepCallback) and other.is_training:
                 other.rewire()

@@ -7,20 +7,22 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
+from sb3_redo.callbacks.schedule import Schedule
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.interventions.scope import check_layers, names_in
-from sb3_redo.sb3.model import initial_weights_of, whole_batch
-from sb3_redo.sb3.seeds import torch_generator
+from sb3_redo.sb3.model import initial_weights_of, wiring_of
+from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import non_negative_integer, optional_integer, positive_integer
-from sb3_redo.wiring.tracing import trace_wiring
+from sb3_redo.validation import non_negative_integer, optional_integer
 
 
 class PeriodicCallback(GradientStepCallback):
     """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses."""
 
     renews = True
+
+    on_policy_moment = "rollout_start"
 
     prefix: str
     """Of the keys that are logged."""
@@ -36,25 +38,20 @@ class PeriodicCallback(GradientStepCallback):
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.layers = check_layers(layers)
-        self.period = positive_integer("period", period)
-        self.start = non_negative_integer("start", start)
-        self.stop = optional_integer("stop", stop)
-        if self.stop is not None and self.stop <= self.start:
-            raise ValueError(f"stop must be greater than start, got start={self.start} and stop={self.stop}")
+        self.schedule = Schedule("period", period, start, stop)
         self.seed = optional_integer("seed", seed)
 
-    def _identity(self) -> str:
-        settings = (self.layers, self.period, self.start, self.stop, self.seed, *self._further_settings())
+    @property
+    def memory_key(self) -> str:
+        settings = (self.layers, *vars(self.schedule).values(), self.seed, *self._further_settings())
         return " ".join(map(str, (type(self).__name__, *settings)))
 
     def _further_settings(self) -> tuple[Any, ...]:
         """Those that a subclass has besides."""
         return ()
 
-    def _prepare(self) -> None:
-        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
-        batch = whole_batch(self.model, self.model._last_obs)
-        wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
+    def prepare(self) -> None:
+        wiring = wiring_of(self.model)
         try:
             self._names = names_in(self.model.policy, wiring, self.layers)
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
@@ -76,28 +73,19 @@ class PeriodicCallback(GradientStepCallback):
                     "in policy_kwargs, or leave it out of layers."
                 )
 
-    def _before_training(self, gradient_step: int) -> None:
-        """Nothing: what was collected with a network is to be trained on with that network."""
-
-    def _on_rollout_start(self) -> None:
-        if self._clock is not None and self._agent.at_rollout_end:
-            self._look(self._clock.gradient_step)
-
-    def _after(self, before: int, gradient_step: int) -> None:
-        within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
-        if within and is_over(self.period, before, gradient_step):
-            self._act(gradient_step)
-
-    def _act(self, gradient_step: int) -> None:
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        if not self.schedule.is_due(before, gradient_step):
+            return
         # A stream of its own, which is neither the training's nor that of another intervention at the same time.
-        generator = torch_generator((self._seed + crc32(self.prefix.encode()), gradient_step))
+        seed = seed_of(self.model, self.seed) + crc32(self.prefix.encode())
+        generator = torch_generator((seed, gradient_step))
         state = self._initial_weights.state(int(torch.randint(2**62, (), generator=generator)))
-        values = self._intervene({name: state[uncompiled_name(name)] for name in self._names})
-        total = self._memory.count(self.prefix)
+        values = self.intervene({name: state[uncompiled_name(name)] for name in self._names})
+        total = self.memory.count(self.prefix)
         write_point(self.logger, {**values, f"{self.prefix}/total": total}, self.model.num_timesteps)
         write_totals(self.logger, {f"{self.prefix}/total": total})
 
-    def _intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
+    def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
         """Change the layers.
 
         :param fresh: path of each of their parameters and buffers to what a freshly built policy has there

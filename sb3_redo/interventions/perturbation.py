@@ -76,8 +76,8 @@ class ShrinkAndPerturbCallback(PeriodicCallback):
     def _further_settings(self) -> tuple[Any, ...]:
         return self.shrink, self.perturb, self.reset_optimizer
 
-    def _intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
-        optimizers = self._agent.optimizers if self.reset_optimizer else ()
+    def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
+        optimizers = self.agent.optimizers if self.reset_optimizer else ()
         parameters = dict(self.model.policy.named_parameters())
         before = {name: parameters[name].detach().clone() for name in fresh if name in parameters}
         shrink_and_perturb(self.model.policy, fresh, self.shrink, self.perturb, optimizers)

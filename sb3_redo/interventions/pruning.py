@@ -9,20 +9,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sb3_redo.callbacks.callback_tree import callbacks_in, renewing_in
-from sb3_redo.callbacks.dormancy import DormancyCallback
-from sb3_redo.callbacks.gradient_steps import is_over
+from sb3_redo.callbacks.monitoring import MonitoringCallback
+from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.callbacks.step_hooks import StepHooks
-from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.interventions.pruned_weights import PrunedWeights, weights_of_pruned
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.model import initial_state
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import non_negative_integer, optional_integer, positive_integer
 
 
-class PruningCallback(DormancyCallback):
+class PruningCallback(MonitoringCallback):
     """Removes dormant neurons for good while a model trains (Sokar et al. 2023, figures 6 and 19), and logs how many.
 
     After every ``pruning_period`` gradient steps the neurons that are dormant on a fresh batch are pruned: all weights
@@ -60,29 +58,27 @@ class PruningCallback(DormancyCallback):
         **settings: Any,
     ):
         super().__init__(dormancy_threshold, measuring_period, batch_size, thresholds, **settings)
-        self.pruning_period = positive_integer("pruning_period", pruning_period)
-        self.start = non_negative_integer("start", start)
-        self.stop = optional_integer("stop", stop)
-        if self.stop is not None and self.stop <= self.start:
-            raise ValueError(f"stop must be greater than start, got start={self.start} and stop={self.stop}")
+        self.schedule = Schedule("pruning_period", pruning_period, start, stop)
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
+        self._check_recyclable()
         self._refuse_companions()
-        if not self._agent.by_gradients:
+        if not self.agent.by_gradients:
             raise RuntimeError(
                 f"{type(self).__name__} keeps weights at 0 after each optimizer step, and {type(self.model).__name__} "
                 "changes its policy without an optimizer: what is pruned would come back"
             )
         # Not the memory of these settings, since other ones are to go on with what these have pruned.
-        self._pruned = Memory(self.model, PruningCallback.__name__).tensors("pruned")
+        self.pruned = Memory(self.model, PruningCallback.__name__).tensors("pruned")
         self._weights: dict[str, PrunedWeights] = {}
         self._handles_of: set[str] = set()
-        self._hold()
+        self.hold()
         for weights in self._weights.values():
             weights.clear()  # they may have been trained without this callback
-        for optimizer in self._agent.optimizers:
-            self._keep_hooked(StepHooks(optimizer, after=partial(self._after_step, optimizer)))
+        for optimizer in self.agent.optimizers:
+            self.keep_hooks(StepHooks(optimizer, after=partial(self._after_step, optimizer)))
+        self.write_layout()
 
     def _refuse_companions(self) -> None:
         root = self.locals["callback"]
@@ -97,35 +93,38 @@ class PruningCallback(DormancyCallback):
                 "settings beside it, add a DormancyCallback."
             )
 
-    def _make_meter(self) -> Meter:
-        meter = super()._make_meter()
-        if not any(layer.recyclable for layer in meter.layers):
-            raise RuntimeError("no layer can be pruned, as none can be recycled:\n" + "\n".join(map(str, meter.layers)))
-        return meter
+    def rewire(self) -> None:
+        super().rewire()
+        self._check_recyclable()
 
-    def _hold(self) -> None:
+    def _check_recyclable(self) -> None:
+        layers = self.measurer.meter.layers
+        if not any(layer.recyclable for layer in layers):
+            raise RuntimeError("no layer can be pruned, as none can be recycled:\n" + "\n".join(map(str, layers)))
+
+    def hold(self) -> None:
         """Keep at 0 what reads the neurons that are pruned now."""
-        wiring = self._meter.wiring
+        wiring = self.measurer.meter.wiring
         pruned = {layer.name: self._mask_of(layer.name, layer.neurons) for layer in wiring}
         self._weights = weights_of_pruned(self.model.policy, wiring, pruned)
         for consumer in self._weights.keys() - self._handles_of:
             weight = self._weights[consumer].weight
             if weight.requires_grad:
                 self._handles_of.add(consumer)
-                self._keep_hooked(weight.register_hook(self._masking(consumer)))  # type: ignore[no-untyped-call]
+                self.keep_hooks(weight.register_hook(self._masking(consumer)))  # type: ignore[no-untyped-call]
 
     def _mask_of(self, layer: str, neurons: int) -> Tensor:
         """Which neurons of a layer are pruned, bool [neurons], on the CPU."""
-        return self._pruned.get(uncompiled_name(layer), torch.zeros(neurons, dtype=torch.bool))
+        return self.pruned.get(uncompiled_name(layer), torch.zeros(neurons, dtype=torch.bool))
 
     def _masking(self, consumer: str) -> Callable[[Tensor], Tensor]:
         def masked(gradient: Tensor) -> Tensor:
-            return self._weights[consumer].without_gradient(gradient) if self._is_training else gradient
+            return self._weights[consumer].without_gradient(gradient) if self.is_training else gradient
 
         return masked
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        if not self._weights or not self._is_training:
+        if not self._weights or not self.is_training:
             return
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for weights in self._weights.values():
@@ -133,14 +132,13 @@ class PruningCallback(DormancyCallback):
             if weights.weight in held and weights.weight.grad is not None:
                 weights.clear()
 
-    def _after(self, before: int, gradient_step: int) -> None:
-        within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
-        if not within or not is_over(self.pruning_period, before, gradient_step):
-            super()._after(before, gradient_step)
-            return
-        report = self._measure_for_change(before, gradient_step)
-        if report is not None:
-            self._prune(report)
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        if self.schedule.is_due(before, gradient_step):
+            report = self.measure_for_change(before, gradient_step)
+            if report is not None:
+                self._prune(report)
+        elif is_due(self.measuring_period, before, gradient_step):
+            self.log(self.measure(gradient_step), gradient_step)
 
     def _prune(self, report: DormancyReport) -> None:
         pruned = 0
@@ -149,12 +147,12 @@ class PruningCallback(DormancyCallback):
                 before = self._mask_of(layer.name, layer.neurons)
                 after = before | layer.dormant.cpu()
                 pruned += int(after.sum() - before.sum())
-                self._pruned[uncompiled_name(layer.name)] = after
+                self.pruned[uncompiled_name(layer.name)] = after
         if pruned:
-            self._hold()
+            self.hold()
             for weights in self._weights.values():
                 weights.clear()
-                weights.clear_state(self._agent.optimizers, initial_state)
+                weights.clear_state(self.agent.optimizers, initial_state)
         masks = [self._mask_of(layer.name, layer.neurons) for layer in report.layers]
         total = sum(int(mask.sum()) for mask in masks)
         values = {

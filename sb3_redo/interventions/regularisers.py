@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
+from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.forward.layers import LAYER_TYPES
-from sb3_redo.sb3.model import is_trained, whole_batch
+from sb3_redo.sb3.model import is_trained, wiring_of
 from sb3_redo.sb3.parameters import initial_parameters_of, trained_parameters
 from sb3_redo.tensorboard import write_point
 from sb3_redo.validation import non_negative_integer, non_negative_number, positive_integer
-from sb3_redo.wiring.tracing import trace_wiring
 
 
 class RegulariserCallback(GradientStepCallback):
@@ -26,50 +26,51 @@ class RegulariserCallback(GradientStepCallback):
         super().__init__(non_negative_integer("verbose", verbose))
         self.logging_period = positive_integer("logging_period", logging_period)
 
-    def _identity(self) -> str:
+    @property
+    def memory_key(self) -> str:
         return " ".join(map(str, (type(self).__name__, self.logging_period, *self._further_settings())))
 
     def _further_settings(self) -> tuple[float, ...]:
         """Those that a subclass has besides."""
         return ()
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         self._parameters = trained_parameters(self.model)
-        self._prepare_parameters()
-        for optimizer in self._agent.optimizers:
+        self.prepare_parameters()
+        for optimizer in self.agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             names = [name for name, parameter in self._parameters.items() if parameter in held]
-            before, after = self._acting(self._before_step, names), self._acting(self._after_step, names)
-            self._keep_hooked(StepHooks(optimizer, before, after))
+            before, after = self._acting(self.before_step, names), self._acting(self.after_step, names)
+            self.keep_hooks(StepHooks(optimizer, before, after))
 
     def _acting(self, act: Callable[[list[str]], None], names: list[str]) -> Callable[[], None]:
         def hook() -> None:
-            if self._is_training:
+            if self.is_training:
                 with torch.no_grad():
                     act(names)
 
         return hook
 
-    def _prepare_parameters(self) -> None:
+    def prepare_parameters(self) -> None:
         """Everything that the first gradient step will need; ``_parameters`` are those that are trained."""
 
-    def _before_step(self, names: list[str]) -> None:
+    def before_step(self, names: list[str]) -> None:
         """Told of the parameters of an optimizer that is about to step, whose gradients are there."""
 
-    def _after_step(self, names: list[str]) -> None:
+    def after_step(self, names: list[str]) -> None:
         """Told of the parameters of an optimizer that has stepped."""
 
-    def _values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         """What to log, without the prefix."""
         raise NotImplementedError
 
-    def _after(self, before: int, gradient_step: int) -> None:
-        if is_over(self.logging_period, before, gradient_step):
-            values = {f"{self.prefix}/{name}": value for name, value in self._values().items()}
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        if is_due(self.logging_period, before, gradient_step):
+            values = {f"{self.prefix}/{name}": value for name, value in self.values().items()}
             write_point(self.logger, values, self.model.num_timesteps)
 
     def _refuse_without_gradients(self) -> None:
-        if not self._agent.by_gradients:
+        if not self.agent.by_gradients:
             raise RuntimeError(
                 f"{type(self).__name__} adds to gradients before an optimizer steps, and {type(self.model).__name__} "
                 "changes its policy without an optimizer: only half of the networks would be regularised"
@@ -91,8 +92,7 @@ class RegulariserCallback(GradientStepCallback):
 
     def _layer_weights(self, with_outputs: bool) -> dict[str, Tensor]:
         """The trained weights of linear layers and convolutions, by their names."""
-        batch = whole_batch(self.model, self.model._last_obs)
-        wiring = trace_wiring(self.model.policy, batch, forward=self._agent.forward)
+        wiring = wiring_of(self.model)
         layers = [layer.name for layer in wiring] + (list(wiring.outputs) if with_outputs else [])
         modules = {name: self.model.policy.get_submodule(name) for name in layers}
         names = [f"{name}.weight" for name, module in modules.items() if isinstance(module, LAYER_TYPES)]
@@ -121,7 +121,7 @@ class RegenerativeCallback(RegulariserCallback):
     def _further_settings(self) -> tuple[float, ...]:
         return (self.strength,)
 
-    def _prepare_parameters(self) -> None:
+    def prepare_parameters(self) -> None:
         self._refuse_without_gradients()
         kept = initial_parameters_of(self.model)
         if kept is None:
@@ -130,7 +130,7 @@ class RegenerativeCallback(RegulariserCallback):
             name: kept[uncompiled_name(name)].to(parameter) for name, parameter in self._parameters.items()
         }
 
-    def _before_step(self, names: list[str]) -> None:
+    def before_step(self, names: list[str]) -> None:
         having = list(self._gradients(names))
         if not having:
             return
@@ -139,7 +139,7 @@ class RegenerativeCallback(RegulariserCallback):
         torch._foreach_add_(gradients, parameters, alpha=2 * self.strength)
         torch._foreach_sub_(gradients, [self._initial[name] for name, _, _ in having], alpha=2 * self.strength)
 
-    def _values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         moved = [parameter.detach() - self._initial[name] for name, parameter in self._parameters.items()]
         return {"distance": float(torch.stack([tensor.norm() for tensor in moved]).norm())}
 
@@ -169,12 +169,12 @@ class ParsevalCallback(RegulariserCallback):
     def _further_settings(self) -> tuple[float, ...]:
         return self.strength, self.scale
 
-    def _prepare_parameters(self) -> None:
+    def prepare_parameters(self) -> None:
         self._refuse_without_gradients()
-        self._weights = self._layer_weights(with_outputs=False)
+        self.weights = self._layer_weights(with_outputs=False)
 
-    def _before_step(self, names: list[str]) -> None:
-        for _, weight, gradient in self._gradients([name for name in names if name in self._weights]):
+    def before_step(self, names: list[str]) -> None:
+        for _, weight, gradient in self._gradients([name for name in names if name in self.weights]):
             rows = weight.flatten(1)
             gradient.add_((self._excess(weight) @ rows).view_as(weight), alpha=4 * self.strength)
 
@@ -182,8 +182,8 @@ class ParsevalCallback(RegulariserCallback):
         rows = weight.detach().flatten(1)
         return rows @ rows.T - self.scale * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
 
-    def _values(self) -> dict[str, float]:
-        return {"penalty": sum(float(self._excess(weight).pow(2).sum()) for weight in self._weights.values())}
+    def values(self) -> dict[str, float]:
+        return {"penalty": sum(float(self._excess(weight).pow(2).sum()) for weight in self.weights.values())}
 
 
 class WeightClippingCallback(RegulariserCallback):
@@ -210,19 +210,19 @@ class WeightClippingCallback(RegulariserCallback):
     def _further_settings(self) -> tuple[float, ...]:
         return (self.bound,)
 
-    def _prepare_parameters(self) -> None:
+    def prepare_parameters(self) -> None:
         self._bounds: dict[str, float] = {}
         for name, weight in self._layer_weights(with_outputs=True).items():
             bound = self.bound / weight[0].numel() ** 0.5
             bias = f"{name.removesuffix('weight')}bias"
             self._bounds |= dict.fromkeys([name, *([bias] if bias in self._parameters else [])], bound)
 
-    def _after_step(self, names: list[str]) -> None:
+    def after_step(self, names: list[str]) -> None:
         for name in names:
             if name in self._bounds:
                 self._parameters[name].clamp_(-self._bounds[name], self._bounds[name])
 
-    def _values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         on_bound = sum(int((self._parameters[name].abs() >= bound).sum()) for name, bound in self._bounds.items())
         return {"fraction": on_bound / sum(self._parameters[name].numel() for name in self._bounds)}
 
@@ -246,25 +246,25 @@ class NormProjectionCallback(RegulariserCallback):
     def __init__(self, logging_period: int = 1000, verbose: int = 0):
         super().__init__(logging_period, verbose)
 
-    def _prepare_parameters(self) -> None:
-        self._weights = self._layer_weights(with_outputs=False)
+    def prepare_parameters(self) -> None:
+        self.weights = self._layer_weights(with_outputs=False)
         if "initial_norms" not in self.model.__dict__:
             self._refuse_trained()
-            norms = {uncompiled_name(name): float(weight.detach().norm()) for name, weight in self._weights.items()}
+            norms = {uncompiled_name(name): float(weight.detach().norm()) for name, weight in self.weights.items()}
             self.model.__dict__["initial_norms"] = norms
         kept = self.model.__dict__["initial_norms"]
-        self._norms = {name: weight.new_tensor(kept[uncompiled_name(name)]) for name, weight in self._weights.items()}
+        self._norms = {name: weight.new_tensor(kept[uncompiled_name(name)]) for name, weight in self.weights.items()}
         every = self._layer_weights(with_outputs=True)
-        self._outputs = [weight for name, weight in every.items() if name not in self._weights]
+        self._outputs = [weight for name, weight in every.items() if name not in self.weights]
 
-    def _after_step(self, names: list[str]) -> None:
-        weights = [self._weights[name] for name in names if name in self._weights]
+    def after_step(self, names: list[str]) -> None:
+        weights = [self.weights[name] for name in names if name in self.weights]
         if not weights:
             return
         norms = torch._foreach_norm(weights)
         torch._foreach_clamp_min_(norms, torch.finfo(norms[0].dtype).tiny)
-        begun = [self._norms[name] for name in names if name in self._weights]
+        begun = [self._norms[name] for name in names if name in self.weights]
         torch._foreach_mul_(weights, torch._foreach_div(begun, norms))
 
-    def _values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         return {"output_norm": float(torch.stack([weight.detach().norm() for weight in self._outputs]).norm())}

@@ -62,16 +62,16 @@ class ResetCallback(PeriodicCallback):
         super().__init__(layers, period, start, stop, seed, verbose)
         self.entropy_coefficient = flag("entropy_coefficient", entropy_coefficient)
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
         if self.entropy_coefficient and getattr(self.model, "ent_coef_optimizer", None) is None:
             raise RuntimeError(f"entropy_coefficient=True, but this {type(self.model).__name__} learns none")
 
     def _further_settings(self) -> tuple[Any, ...]:
         return (self.entropy_coefficient,)
 
-    def _intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
-        reset(self.model.policy, fresh, self._agent.optimizers)
+    def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
+        reset(self.model.policy, fresh, self.agent.optimizers)
         if self.entropy_coefficient:
             reset_entropy_coefficient(self.model)
         return {"reset/parameters": sum(values.numel() for values in fresh.values())}

@@ -108,10 +108,10 @@ class BrownianMotionCallback(ExaminingCallback):
         of_curvature = {"sharpness", "hessian_smallest", "hessian_trace"}
         return frozenset({*of_curvature, "gradient_negative_share", "gradient_mean_cosine", "distance"})
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         self._refuse_what_has_no_twin()
         self._refuse_companions()
-        super()._prepare()
+        super().prepare()
         # Not the memory of these settings, since other ones are to go on with the same twin.
         self._ours = Memory(self.model, type(self).__name__)
         self._kept = self._ours.tensors("twin")
@@ -125,13 +125,13 @@ class BrownianMotionCallback(ExaminingCallback):
             self._twin.load_state_dict(self._kept)
         else:
             self._ours.keep("calls", self._calls)
-        self._keep()
-        network = self._networks[_NETWORK]
+        self.store()
+        network = self.networks_examined[_NETWORK]
         self._before = {name: torch.empty_like(parameter) for name, parameter in network.parameters.items()}
         parameters = {name: self._twin.get_parameter(name) for name in network.parameters}
         assert all(isinstance(parameter, nn.Parameter) for parameter in parameters.values())
         self._twin_network = replace(network, name=f"{_NETWORK}_twin", module=self._twin, parameters=parameters)
-        self._keep_hooked(StepHooks(self._agent.clock, before=self._before_step))
+        self.keep_hooks(StepHooks(self.agent.clock, before=self._before_step))
 
     def _refuse_what_has_no_twin(self) -> None:
         model, name = self.model, type(self.model).__name__
@@ -179,22 +179,22 @@ class BrownianMotionCallback(ExaminingCallback):
         self._ours.keep("calls", self._calls)
 
     def _before_step(self) -> None:
-        if self._clock is None or not self._is_training:
+        if not self.is_training:
             return
         self._catch_up()
-        for name, parameter in self._networks[_NETWORK].parameters.items():
+        for name, parameter in self.networks_examined[_NETWORK].parameters.items():
             self._before[name].copy_(parameter.detach())
 
-    def _on_gradient_step(self, gradient_step: int) -> None:
-        parameters = self._networks[_NETWORK].parameters
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        parameters = self.networks_examined[_NETWORK].parameters
         moved = norm_of({name: p.detach() - self._before[name] for name, p in parameters.items()})
-        generator = torch_generator((self._seed + crc32(b"brownian motion"), gradient_step))
+        generator = torch_generator((self.sampler.seed + crc32(b"brownian motion"), gradient_step))
         self._twin.wander(list(parameters), moved, generator)
-        super()._on_gradient_step(gradient_step)
+        super().after_gradient_steps(before, gradient_step)
 
-    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+    def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         self._catch_up()
-        policies = {self._networks[_NETWORK]: self.model.policy, self._twin_network: self._twin}
+        policies = {self.networks_examined[_NETWORK]: self.model.policy, self._twin_network: self._twin}
         values: dict[str, Any] = {}
         for network, policy in policies.items():
             found = self._of_network(network, policy, batch, gradient_step)
@@ -202,11 +202,11 @@ class BrownianMotionCallback(ExaminingCallback):
         return values
 
     def _of_network(self, network: Network, policy: Any, batch: Batch, gradient_step: int) -> dict[str, float]:
-        seed = (self._seed, gradient_step)
+        seed = (self.sampler.seed, gradient_step)
         number = int(torch.randint(2**62, (), generator=torch_generator(seed)))
         objective = probe_loss(network, batch, number)
         spectrum = hessian_spectrum(network, objective, steps=self.steps, vectors=self.vectors, seed=number)
-        covariance = gradient_covariance(network, td_loss(self.model, _NETWORK, self._batch_size, seed, policy))
+        covariance = gradient_covariance(network, td_loss(self.model, _NETWORK, self.sampler.batch_size, seed, policy))
         assert self._initial is not None
         return {
             "sharpness": spectrum.largest,
@@ -217,19 +217,10 @@ class BrownianMotionCallback(ExaminingCallback):
             "distance": distance_from(network, self._initial),
         }
 
-    def _on_rollout_start(self) -> None:
-        if self._clock is not None:
-            self._keep()
-
-    def _keep(self) -> None:
+    def store(self) -> None:
         """Put the twin where it is saved with the model, since callbacks hear of no save.
 
         On the CPU that is the twin itself, and nothing is copied.
         """
         for name, tensor in self._twin.state_dict().items():
             self._kept[name] = tensor.detach().cpu()
-
-    def _stop(self) -> None:
-        if self._clock is not None:
-            self._keep()
-        super()._stop()

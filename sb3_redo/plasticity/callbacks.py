@@ -117,8 +117,8 @@ class PlasticityCallback(ExaminingCallback):
     def _shared_quantities(self) -> frozenset[str]:
         return frozenset({"distance"}.intersection(self.instruments))
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
         self._initial = initial_parameters_of(self.model) if "distance" in self.instruments else None
         if "distance" in self.instruments and self._initial is None:
             warnings.warn(
@@ -129,14 +129,14 @@ class PlasticityCallback(ExaminingCallback):
             )
         self._watched: list[_UpdateWatch] = []
         if "updates" in self.instruments:
-            optimizers = self._agent.optimizers
+            optimizers = self.agent.optimizers
             self._watched = [_UpdateWatch(optimizer, self, number) for number, optimizer in enumerate(optimizers)]
             for watch in self._watched:
-                self._keep_hooked(watch.hooks())
+                self.keep_hooks(watch.hooks())
 
-    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+    def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, network in self._networks.items():
+        for name, network in self.networks_examined.items():
             for instrument in self.instruments:
                 if instrument in _ON_A_BATCH:
                     found = _ON_A_BATCH[instrument](network, batch)
@@ -161,24 +161,24 @@ class _UpdateWatch:
         self.optimizer = optimizer
         # Kept with the model: the step may be the first of the next call of learn().
         self._key = f"updates of optimizer {number} are due"
-        self._is_due = bool(callback._memory.kept(self._key))
+        self._is_due = bool(callback.memory.kept(self._key))
         self.networks: list[Network] = []
         self.before: dict[str, dict[str, Tensor]] = {}
 
     def set_due(self, is_due: bool) -> None:
         """Whether its next step is to be seen."""
         self._is_due = is_due
-        self.callback._memory.keep(self._key, is_due)
+        self.callback.memory.keep(self._key, is_due)
 
     def hooks(self) -> StepHooks:
         """Hang it on its optimizer."""
         return StepHooks(self.optimizer, self._before_step, self._after_step)
 
     def _before_step(self) -> None:
-        if not self._is_due or not self.callback._is_training:
+        if not self._is_due or not self.callback.is_training:
             return
         self.set_due(False)
-        every, agent = self.callback._networks.values(), self.callback._agent
+        every, agent = self.callback.networks_examined.values(), self.callback.agent
         self.networks = [network for network in every if trained_by(agent, self.optimizer, network)]
         self.values: dict[str, Any] = {}
         for network in self.networks:
@@ -196,4 +196,4 @@ class _UpdateWatch:
                 ratio = update_ratio(network, before[network.name])
                 self.values[f"plasticity/update_ratio/{network.name}"] = ratio
         if before:
-            self.callback._write(self.values)
+            self.callback.write(self.values)

@@ -42,32 +42,32 @@ class _LossCallback(ExaminingCallback):
     def _further_settings(self) -> tuple[Any, ...]:
         return (self.loss,)
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
         self._draws = self._draws_pictures(self.log_images)
 
-    def _read_networks(self) -> None:
-        super()._read_networks()
+    def rewire(self) -> None:
+        super().rewire()
         if self.loss == "probe":
             return
-        known = {name: network for name, network in self._networks.items() if has_td_loss(self.model, name)}
-        unknown = [name for name in self._networks if name not in known]
+        known = {name: network for name, network in self.networks_examined.items() if has_td_loss(self.model, name)}
+        unknown = [name for name in self.networks_examined if name not in known]
         if not known or (self.networks and unknown):
             raise RuntimeError(
                 f"loss='td', but no temporal-difference loss of {type(self.model).__name__}'s {unknown[0]} is known "
                 "here: take loss='probe', or name other networks"
             )
-        self._networks = known
+        self.networks_examined = known
 
-    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+    def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, network in self._networks.items():
-            seed = (self._seed, gradient_step)
+        for name, network in self.networks_examined.items():
+            seed = (self.sampler.seed, gradient_step)
             number = int(torch.randint(2**62, (), generator=torch_generator(seed)))
             if self.loss == "probe":
                 objective = probe_loss(network, batch, number)
             else:
-                objective = td_loss(self.model, name, self._batch_size, seed)
+                objective = td_loss(self.model, name, self.sampler.batch_size, seed)
             found = self._of_loss(network, objective, number)
             values |= {f"plasticity/{quantity}/{name}": value for quantity, value in found.items()}
         return values

@@ -9,12 +9,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from sb3_redo.callbacks.callback_tree import callbacks_in
-from sb3_redo.callbacks.gradient_steps import GradientStepCallback, is_over
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
+from sb3_redo.callbacks.measurer import Sampler
+from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.plasticity.agent_networks import EXAMINED, networks_of
 from sb3_redo.plasticity.network import Network
 from sb3_redo.sb3.batch import Batch
-from sb3_redo.sb3.buffers import available_batch_size, sample_batch, stored_observations
-from sb3_redo.sb3.model import whole_batch
+from sb3_redo.sb3.model import last_observations
 from sb3_redo.tensorboard import numbered, write_point
 from sb3_redo.validation import flag, listed, non_negative_integer, one_of, optional_integer, positive_integer
 
@@ -31,7 +32,8 @@ class ExaminingCallback(GradientStepCallback):
     :param seed: of everything that is drawn; the model's own seed if not given
     """
 
-    _networks: dict[str, Network]
+    networks_examined: dict[str, Network]
+    """The networks by name; there from :meth:`prepare` on."""
 
     def __init__(
         self,
@@ -50,7 +52,8 @@ class ExaminingCallback(GradientStepCallback):
             raise ValueError("networks must name at least one network, got an empty list; leave it out for all")
         self.seed = optional_integer("seed", seed)
 
-    def _identity(self) -> str:
+    @property
+    def memory_key(self) -> str:
         settings = (self.measuring_period, self.batch_size, self.networks, self.seed, *self._further_settings())
         return " ".join(map(str, (type(self).__name__, *settings)))
 
@@ -58,20 +61,22 @@ class ExaminingCallback(GradientStepCallback):
         """Those that a subclass has besides."""
         return ()
 
-    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+    def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         """What to log, by key; numbers that are not finite are left out.
 
         :param batch: drawn from the buffer for this measurement
         """
         raise NotImplementedError
 
-    def _prepare(self) -> None:
-        self._batch_size = available_batch_size(
-            self.model, self.batch_size, "networks are examined on {}, on which ranks are lower"
+    def prepare(self) -> None:
+        self.sampler = Sampler(
+            self.model,
+            self.batch_size,
+            self.seed,
+            "networks are examined on {}, on which ranks are lower",
+            is_waiting=not self.memory.kept("measured"),
         )
-        self._read_networks()
-        self._seed = (self.model.seed or 0) if self.seed is None else self.seed
-        self._is_waiting = not self._memory.kept("measured")
+        self.rewire()
         self._number = self._number_among(callbacks_in(self.locals.get("callback")))
 
     def _number_among(self, callbacks: Iterable[BaseCallback]) -> int:
@@ -90,43 +95,26 @@ class ExaminingCallback(GradientStepCallback):
         """Those of the quantities that it logs that callbacks of other classes log too."""
         return frozenset()
 
-    def _read_networks(self) -> None:
-        """Find the networks, and whatever goes with each of them."""
-        self._networks = networks_of(self.model, whole_batch(self.model, self.model._last_obs), self.networks)
-
     def rewire(self) -> None:
-        if self._clock is not None:
-            self._read_networks()
+        """Find the networks, and whatever goes with each of them."""
+        self.networks_examined = networks_of(self.model, last_observations(self.model), self.networks)
 
-    def _before_training(self, gradient_step: int) -> None:
-        if not self._is_waiting:
-            super()._before_training(gradient_step)
-            return
-        self._examine_and_log(gradient_step)
-        if self._agent.at_rollout_end:
-            self._memory.looked_at = gradient_step
+    def before_training(self, gradient_step: int) -> None:
+        if self.sampler.is_waiting:
+            self._examine_and_log(gradient_step)
+            self.pass_over(gradient_step)
 
-    def _after(self, before: int, gradient_step: int) -> None:
-        if is_over(self.measuring_period, before, gradient_step):
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        if is_due(self.measuring_period, before, gradient_step):
             self._examine_and_log(gradient_step)
 
     def _examine_and_log(self, gradient_step: int) -> None:
-        if stored_observations(self.model) < self._batch_size:
-            return
-        self._is_waiting = False
-        self._memory.keep("measured", True)
-        batch = sample_batch(self.model, self._batch_size, (self._seed, gradient_step))
-        try:
-            values = self._examine(batch, gradient_step)
-        except BaseException:
-            self._stop()
-            raise
-        self._log(values, gradient_step)
+        batch = self.sampler.draw(gradient_step)
+        if batch is not None:
+            self.memory.keep("measured", True)
+            self.write({**self.examine(batch, gradient_step), "plasticity/gradient_step": gradient_step})
 
-    def _log(self, values: dict[str, Any], gradient_step: int) -> None:
-        self._write({**values, "plasticity/gradient_step": gradient_step})
-
-    def _write(self, values: dict[str, Any]) -> None:
+    def write(self, values: dict[str, Any]) -> None:
         off = sorted(key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value))
         if off:
             message = f"{', '.join(off)}: NaN or infinite after {self.model.num_timesteps} environment steps, left out"

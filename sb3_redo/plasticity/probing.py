@@ -59,24 +59,24 @@ class ProbeTaskCallback(ExaminingCallback):
     def _further_settings(self) -> tuple[Any, ...]:
         return self.steps, self.targets
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         self._initial_weights = initial_weights_of(self.model)
-        super()._prepare()
+        super().prepare()
         if not is_trained(self.model):
-            self._memory.keep("began untrained", True)
+            self.memory.keep("began untrained", True)
 
-    def _read_networks(self) -> None:
-        super()._read_networks()
+    def rewire(self) -> None:
+        super().rewire()
         self._optimizers = {}
-        for name, network in list(self._networks.items()):
-            of_it = [each for each in self._agent.optimizers if trained_by(self._agent, each, network)]
+        for name, network in list(self.networks_examined.items()):
+            of_it = [each for each in self.agent.optimizers if trained_by(self.agent, each, network)]
             if of_it:
                 self._optimizers[name] = of_it[0]
             elif self.networks is None:
-                del self._networks[name]
+                del self.networks_examined[name]
             else:
                 raise RuntimeError(f"{name} cannot be probed: no optimizer's steps are what changes all of it")
-        for network in self._networks.values():
+        for network in self.networks_examined.values():
             self._fresh(network, 0)
 
     def _fresh(self, network: Network, seed: int) -> dict[str, Tensor]:
@@ -95,26 +95,26 @@ class ProbeTaskCallback(ExaminingCallback):
             fresh[name] = built.to(tensor)
         return fresh
 
-    def _examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
+    def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, network in self._networks.items():
+        for name, network in self.networks_examined.items():
             result = self._probe(network, batch, gradient_step)
             values |= {
                 f"plasticity/probe_loss/{name}": result.loss,
                 f"plasticity/probe_first_loss/{name}": result.first_loss,
                 f"plasticity/plasticity/{name}": result.plasticity,
             }
-            at_first = self._memory.kept(name)
-            if at_first is None and self._memory.kept("began untrained"):
+            at_first = self.memory.kept(name)
+            if at_first is None and self.memory.kept("began untrained"):
                 at_first = result.plasticity
-                self._memory.keep(name, at_first)
+                self.memory.keep(name, at_first)
             if at_first is not None:
                 values[f"plasticity/plasticity_loss/{name}"] = at_first - result.plasticity
         return values
 
     def _probe(self, network: Network, batch: Batch, gradient_step: int) -> ProbeResult:
         # A stream of its own, and another for each network: its number does not depend on which others are probed.
-        generator = torch_generator((self._seed + crc32(network.name.encode()), gradient_step))
+        generator = torch_generator((self.sampler.seed + crc32(network.name.encode()), gradient_step))
         seeds = torch.randint(2**62, (1 + self.targets,), generator=generator).tolist()
         return probe(
             network,
@@ -122,6 +122,6 @@ class ProbeTaskCallback(ExaminingCallback):
             [self._fresh(network, seed) for seed in seeds[1:]],
             self._optimizers[network.name],
             steps=self.steps,
-            minibatch_size=min(self._batch_size, getattr(self.model, "batch_size", self._batch_size)),
+            minibatch_size=min(self.sampler.batch_size, getattr(self.model, "batch_size", self.sampler.batch_size)),
             seed=seeds[0] % 2**62,
         )

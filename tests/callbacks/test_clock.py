@@ -8,7 +8,6 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-import sb3_redo.callbacks.dormancy
 import sb3_redo.callbacks.redo
 from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.step_hooks import StepHooks
@@ -124,7 +123,7 @@ def test_no_hook_is_left_when_training_ends(build):
 
 def _break_at(monkeypatch, model, place, gradient_step):
     def break_it():
-        monkeypatch.setattr(sb3_redo.callbacks.dormancy, place, fail)
+        monkeypatch.setattr(f"sb3_redo.callbacks.{place}", fail)
 
     if gradient_step == 0:
         break_it()
@@ -132,7 +131,13 @@ def _break_at(monkeypatch, model, place, gradient_step):
         at_gradient_step(model.policy.optimizer, gradient_step, break_it)
 
 
-@pytest.mark.parametrize("place", ["sample_batch", "dormancy_values", "overlap", "write_point", "write_totals"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "measurer.sample_batch",
+        *("monitoring.dormancy_values", "monitoring.overlap", "monitoring.write_point", "monitoring.write_totals"),
+    ],
+)
 @pytest.mark.parametrize("gradient_step", [0, 10])
 def test_an_exception_in_a_measurement_leaves_no_hook(monkeypatch, place, gradient_step):
     model = dqn()
@@ -153,7 +158,7 @@ def test_an_exception_while_recycling_leaves_no_hook(monkeypatch):
 
 @pytest.mark.parametrize(
     "place",
-    ["gradient_steps.agent_of", "dormancy.meter_of", "dormancy.write_layout", "redo.initial_weights_of"],
+    ["gradient_steps.agent_of", "measurer.meter_of", "monitoring.write_layout", "redo.initial_weights_of"],
 )
 def test_an_exception_at_training_start_leaves_no_hook(monkeypatch, place):
     model = dqn()

@@ -14,8 +14,8 @@ from sb3_contrib import ARS, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-import sb3_redo.sb3.by_hand
 import sb3_redo.sb3.gathering
+import sb3_redo.sb3.measuring
 from sb3_redo import networks
 from sb3_redo.algorithms import CategoricalDQN
 from sb3_redo.cli import main as cli
@@ -108,7 +108,7 @@ def test_the_report_is_that_of_the_agent_in_its_environment(capsys, ppo_run):
     source = find_model(ppo_run)
     model = load_agent(source, "ppo")
     batch = sb3_redo.sb3.gathering.gather_batch(model, 60, 4)
-    assert out == f"{sb3_redo.sb3.by_hand.measure_on(model, batch, 0.5)}\n"
+    assert out == f"{sb3_redo.sb3.measuring.measure_on(model, batch, 0.5)}\n"
     assert inspect(capsys, ppo_run, "--seed", 4, "--dormancy-threshold", 0.5)[1] == out
 
 
@@ -165,13 +165,13 @@ def test_a_zip_with_a_scalable_policy_tells_as_much(tmp_path, kind, policy, poss
 
 
 def test_environment_keywords_are_given_as_to_the_zoo(capsys, saved, monkeypatch):
-    seen, measure_on = [], sb3_redo.sb3.by_hand.measure_on
+    seen, measure_on = [], sb3_redo.sb3.measuring.measure_on
 
     def watched(model, *rest):
         seen.append(model.get_env().get_attr("g"))
         return measure_on(model, *rest)
 
-    monkeypatch.setattr(sb3_redo.sb3.by_hand, "measure_on", watched)
+    monkeypatch.setattr(sb3_redo.sb3.measuring, "measure_on", watched)
     code, _, err = inspect(
         capsys, saved / "SAC.zip", "--env", "Pendulum-v1", "--env-kwargs", "g:2.5", "render_mode:None"
     )

@@ -23,16 +23,15 @@ def replacing(rate=0.05, cls=ContinualBackpropCallback, **settings):
 class Spied(ContinualBackpropCallback):
     """Keeps the policy right before and after each replacement, and what was replaced."""
 
-    def _replace(self, masks, gradient_step):
+    def _replace(self, neurons, gradient_step):
         means = {each.name: {name: each.corrected_mean(name, self.decay) for name in each.feeds} for each in self.all}
         before = self.snapshot()
-        super()._replace(masks, gradient_step)
-        neurons = {name: mask.nonzero().flatten() for name, mask in masks.items()}
+        super()._replace(neurons, gradient_step)
         self.__dict__.setdefault("seen", []).append((gradient_step, neurons, before, self.snapshot(), means))
 
     @property
     def all(self):
-        return self._contributions
+        return self.contributions
 
     def snapshot(self):
         return {name: tensor.detach().clone() for name, tensor in self.model.policy.state_dict().items()}
@@ -117,12 +116,12 @@ def test_a_consumer_of_the_first_neurons_alone_tells_nothing_of_the_others():
 class Reference(ContinualBackpropCallback):
     """Beside it, the authors' bookkeeping in plain loops, on what the layers gave in training."""
 
-    def _prepare(self):
-        super()._prepare()
+    def prepare(self):
+        super().prepare()
         self.outputs, self.layers, self.compared = {}, [0, 2], 0
         for index in self.layers:
             module = self.model.q_net.q_net[index + 1]  # the activation
-            self._keep_hooked(module.register_forward_hook(self.keeping(index)))
+            self.keep_hooks(module.register_forward_hook(self.keeping(index)))
         sizes = {index: len(self.model.q_net.q_net[index].weight) for index in self.layers}
         self.util = {index: [0.0] * size for index, size in sizes.items()}
         self.age = {index: [0] * size for index, size in sizes.items()}
@@ -135,7 +134,7 @@ class Reference(ContinualBackpropCallback):
 
         return keep
 
-    def _after(self, before, gradient_step):
+    def after_gradient_steps(self, before, gradient_step):
         self.expected = {}
         for index in self.layers:
             weight = self.model.q_net.q_net[index + 2].weight.detach()
@@ -151,16 +150,16 @@ class Reference(ContinualBackpropCallback):
             self.rest[index] -= count
             if count:
                 self.expected[f"q_net.q_net.{index}"] = index, count, corrected
-        super()._after(before, gradient_step)
+        super().after_gradient_steps(before, gradient_step)
         assert self.expected == {}
-        for index, contribution in zip(self.layers, self._contributions, strict=True):
+        for index, contribution in zip(self.layers, self.contributions, strict=True):
             assert contribution.ages.tolist() == self.age[index]
             assert contribution.utility.tolist() == pytest.approx(self.util[index], rel=1e-4, abs=1e-6)
 
-    def _replace(self, masks, gradient_step):
-        assert masks.keys() == self.expected.keys()
+    def _replace(self, neurons, gradient_step):
+        assert neurons.keys() == self.expected.keys()
         for name, (index, count, corrected) in self.expected.items():
-            found = masks[name].nonzero().flatten().tolist()
+            found = neurons[name].tolist()
             assert len(found) == count
             # Which of several dead neurons goes first is left to chance.
             assert [corrected[neuron] for neuron in sorted(found, key=corrected.get)] == pytest.approx(
@@ -169,7 +168,7 @@ class Reference(ContinualBackpropCallback):
             for neuron in found:
                 self.util[index][neuron] = self.age[index][neuron] = 0
         self.expected, self.compared = {}, self.compared + 1
-        super()._replace(masks, gradient_step)
+        super()._replace(neurons, gradient_step)
 
 
 def test_the_same_neurons_are_replaced_as_by_the_authors_bookkeeping():
@@ -210,7 +209,7 @@ def test_a_replaced_neuron_begins_anew_and_its_consumers_biases_take_over(kind):
 def test_the_optimizer_forgets_replaced_weights_and_no_others():
     class WithMoments(Spied):
         def snapshot(self):
-            (optimizer,) = self._agent.optimizers
+            (optimizer,) = self.agent.optimizers
             names = {parameter: name for name, parameter in self.model.policy.named_parameters()}
             return {names[weight]: state["exp_avg"].clone() for weight, state in optimizer.state.items()}
 
@@ -263,7 +262,7 @@ def test_watching_activations_leaves_no_trace(name):
     model = learn(build(name), callback, name=name)
     assert differences(plain, fingerprint(model)) == []
     assert hooks_of(model) == []
-    assert all((each.ages > 0).all() and (each.utility > 0).any() for each in callback._contributions)
+    assert all((each.ages > 0).all() and (each.utility > 0).any() for each in callback.contributions)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -271,7 +270,7 @@ def test_neurons_of_every_network_are_replaced(name):
     callback, tape = replacing(cls=Spied, decay=DECAY), Tape()
     learn(build(name), callback, 2 * half(name), tape, name)
     replaced = {layer for _, neurons, *_ in callback.seen for layer in neurons}
-    assert replaced == {contribution.name for contribution in callback._contributions}
+    assert replaced == {contribution.name for contribution in callback.contributions}
     assert tape.values("cbp/replaced_total")[-1] <= sum(
         len(found) for _, neurons, *_ in callback.seen for found in neurons.values()
     )
@@ -305,21 +304,21 @@ def test_a_run_with_a_seed_can_be_repeated_and_another_seed_draws_other_weights(
 def test_what_is_kept_is_neither_shared_with_the_next_callback_nor_lost():
     model, first = build("DQN"), replacing()
     learn(model, first, 40)
-    ages = [each.ages.clone() for each in first._contributions]
+    ages = [each.ages.clone() for each in first.contributions]
     second = replacing()
     learn(model, second, 40)
-    assert all(torch.equal(each.ages, age) for each, age in zip(first._contributions, ages, strict=True))
-    assert all((each.utility > 0).any() for each in second._contributions)
+    assert all(torch.equal(each.ages, age) for each, age in zip(first.contributions, ages, strict=True))
+    assert all((each.utility > 0).any() for each in second.contributions)
 
 
 def test_gradient_steps_made_without_it_do_not_count():
     model, first = build("DQN"), replacing(0.01)
     learn(model, first, 40)
-    ages = [each.ages.clone() for each in first._contributions]
+    ages = [each.ages.clone() for each in first.contributions]
     learn(model, None, 80)
     second = replacing(0.01, cls=Spied)
     learn(model, second, 4)
-    assert all((each.ages <= age + 4).all() for each, age in zip(second._contributions, ages, strict=True))
+    assert all((each.ages <= age + 4).all() for each, age in zip(second.contributions, ages, strict=True))
     assert sum(len(neurons) for _, masks, *_ in second.__dict__.get("seen", []) for neurons in masks.values()) <= 2
 
 

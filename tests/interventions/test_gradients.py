@@ -1,11 +1,10 @@
 """Recycling by gradients: those of each network's own loss, read without a trace."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from sb3_redo.interventions import GradientReDoCallback
+from sb3_redo.interventions.gradients import gradient_report
 from tests.helpers.algorithms import EVERY, IMAGES, VECTORS, build, half, known_layers, learn
 from tests.helpers.runs import Tape, differences, fingerprint, hooks_of, optimizers_of, reloaded
 
@@ -20,10 +19,13 @@ def recycling(threshold=0.5, cls=GradientReDoCallback, **settings):
 class Selecting(GradientReDoCallback):
     """Keeps what was selected, and when."""
 
-    def _select(self, report, gradient_step):
-        selected = super()._select(report, gradient_step)
-        self.__dict__.setdefault("seen", []).append((gradient_step, report, selected))
-        return selected
+    def recycle(self, neurons, report):
+        selected = gradient_report(report, self.magnitudes, self.gradient_threshold)
+        dormant = selected.dormant_neurons()
+        assert neurons.keys() == dormant.keys()
+        assert all(torch.equal(neurons[name], dormant[name]) for name in neurons)
+        self.__dict__.setdefault("seen", []).append((self.gradient_step, report, selected))
+        return super().recycle(neurons, report)
 
 
 class Losses:
@@ -65,10 +67,10 @@ def test_scores_are_of_the_latest_gradients_of_each_networks_own_loss(name, kind
     losses = Losses(model, monkeypatch)
 
     class Compared(Selecting):
-        def _select(self, report, gradient_step):
-            selected = super()._select(report, gradient_step)
-            self.seen[-1] = (*self.seen[-1], losses.scores())
-            return selected
+        def recycle(self, neurons, report):
+            expected = losses.scores()
+            super().recycle(neurons, report)
+            self.seen[-1] = (*self.seen[-1], expected)
 
     callback = recycling(cls=Compared)
     learn(model, callback, name=name)
@@ -86,11 +88,11 @@ def test_what_an_actors_loss_leaves_in_the_critic_is_not_taken_for_its_gradient(
     left = []
 
     class Compared(Selecting):
-        def _select(self, report, gradient_step):
+        def recycle(self, neurons, report):
             policy = self.model.policy
             grads = {layer.name: policy.get_submodule(layer.name).weight.grad.clone() for layer in report.layers}
             left.append({name: grad.abs().mean(1) / grad.abs().mean() for name, grad in grads.items()})
-            return super()._select(report, gradient_step)
+            super().recycle(neurons, report)
 
     callback = recycling(cls=Compared)
     learn(build("SAC"), callback)
@@ -107,26 +109,26 @@ def test_worked_scores():
     callback = recycling(cls=Selecting)
     learn(build("DQN", policy_kwargs={"net_arch": [4]}), callback, 30)
     _, report, _ = callback.seen[-1]
-    callback._magnitudes.clear()
-    callback._magnitudes["q_net.q_net.0"] = torch.tensor([0.0, 1.0, 3.0, 4.0])
-    selected = callback._select(report, 10)
+
+    def select(*magnitudes):
+        return gradient_report(report, {"q_net.q_net.0": torch.tensor(magnitudes)}, 0.5)
+
+    selected = select(0.0, 1.0, 3.0, 4.0)
     assert selected.layers[0].scores.tolist() == [0.0, 0.5, 1.5, 2.0]
     assert selected.layers[0].dormant.tolist() == [True, True, False, False]
-    callback._magnitudes["q_net.q_net.0"] = torch.zeros(4)
-    assert callback._select(report, 10).layers[0].dormant.all()
-    callback._magnitudes["q_net.q_net.0"] = torch.tensor([0.0, float("nan"), 1.0, 1.0])
-    assert callback._select(report, 10).not_finite == ("q_net.q_net.0",)
-    callback._magnitudes.clear()
-    assert callback._select(report, 10).layers == ()
+    assert selected.dormant_neurons()["q_net.q_net.0"].tolist() == [0, 1]
+    assert select(0.0, 0.0, 0.0, 0.0).layers[0].dormant.all()
+    unknown = select(0.0, float("nan"), 1.0, 1.0)
+    assert unknown.not_finite == ("q_net.q_net.0",)
+    assert unknown.dormant_neurons() == {}
+    assert gradient_report(report, {}, 0.5).layers == ()
 
 
 class Sparing(GradientReDoCallback):
     """Reads all that it needs and recycles nothing."""
 
-    def _select(self, report, gradient_step):
-        selected = super()._select(report, gradient_step)
-        layers = [replace(layer, dormant=torch.zeros_like(layer.dormant)) for layer in selected.layers]
-        return replace(selected, layers=tuple(layers))
+    def recycle(self, neurons, report):
+        return super().recycle({}, report)
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)

@@ -43,7 +43,7 @@ class Spied(PruningCallback):
     def outputs(self, batch):
         self.model.policy.set_training_mode(False)
         with torch.no_grad():
-            outputs = self._forward(batch)
+            outputs = self.measurer.forward(batch)
         self.model.policy.set_training_mode(True)
         return outputs
 
@@ -139,7 +139,7 @@ def kind_of(name, kind):
 def test_it_removes_what_is_dormant_from_every_kind_of_network(name, kind):
     callback = Spied(0.6, PERIOD, 8)
     model = learn(build(name, kind), callback, name=name)
-    known = {layer.name for layer in callback._meter.layers if layer.recyclable}
+    known = {layer.name for layer in callback.measurer.meter.layers if layer.recyclable}
     so_far = {}
     for report, _, _, before, after in callback.seen:
         new = {layer.name: layer.dormant for layer in report.layers if layer.name in known}
@@ -150,7 +150,7 @@ def test_it_removes_what_is_dormant_from_every_kind_of_network(name, kind):
     assert any(mask.any() for mask in so_far.values())
     for layer, mask in so_far.items():
         assert torch.equal(pruned_of(model).get(layer, torch.zeros_like(mask)), mask)
-        for consumer, owners in callback._meter.wiring[layer].consumers.items():
+        for consumer, owners in callback.measurer.meter.wiring[layer].consumers.items():
             weight = model.policy.get_submodule(consumer).weight.detach()
             for column, owner in enumerate(owners.tolist()):
                 if owner >= 0 and mask[owner]:
@@ -219,21 +219,21 @@ class Held(PruningCallback):
 
     looked = 0
 
-    def _on_gradient_step(self, gradient_step):
+    def after_gradient_steps(self, before, gradient_step):
         for weights in self._weights.values():
             assert (weights.weight[weights.mask.expand_as(weights.weight)] == 0).all()
             self.looked += 1
-        super()._on_gradient_step(gradient_step)
+        super().after_gradient_steps(before, gradient_step)
 
 
 class HeldStill(Held):
     """Sees that it got no gradient, too."""
 
-    def _on_gradient_step(self, gradient_step):
+    def after_gradient_steps(self, before, gradient_step):
         for weights in self._weights.values():
             gradient = weights.weight.grad
             assert (gradient[weights.mask.expand_as(gradient)] == 0).all()
-        super()._on_gradient_step(gradient_step)
+        super().after_gradient_steps(before, gradient_step)
 
 
 @pytest.mark.parametrize("settings", OPTIMIZERS.values(), ids=OPTIMIZERS)

@@ -96,8 +96,8 @@ def test_what_is_logged_is_the_penalty_without_its_strength():
     tape, model, callback = Tape(), build("DQN"), ParsevalCallback(0.01, logging_period=5)
     learn(model, callback, tape=tape)
     _, loss = penalty_gradients(parseval(model), model)
-    callback._on_training_start()
-    assert callback._values()["penalty"] == pytest.approx(loss / 0.01, rel=1e-4)
+    callback.prepare()
+    assert callback.values()["penalty"] == pytest.approx(loss / 0.01, rel=1e-4)
     assert len(tape.values("parseval/penalty")) > 3
     tape, model = Tape(), build("DQN")
     learn(model, RegenerativeCallback(0.0, logging_period=5), tape=tape)
@@ -144,11 +144,11 @@ def test_hidden_layers_keep_their_norm_and_output_layers_do_not(name):
     initial = {key: float(tensor.detach().norm()) for key, tensor in model.policy.named_parameters()}
     callback = NormProjectionCallback()
     learn(model, callback, name=name)
-    assert len(callback._weights) > 1
+    assert len(callback.weights) > 1
     for key, tensor in model.policy.named_parameters():
-        if key in callback._weights:
+        if key in callback.weights:
             assert float(tensor.detach().norm()) == pytest.approx(initial[key], rel=1e-4)
-    others = [key for key in callback._parameters if key not in callback._weights and key.endswith("weight")]
+    others = [key for key in callback._parameters if key not in callback.weights and key.endswith("weight")]
     norms = {key: float(model.policy.get_parameter(key).detach().norm()) for key in others}
     assert any(norm != pytest.approx(initial[key], rel=1e-4) for key, norm in norms.items())
 
@@ -156,9 +156,9 @@ def test_hidden_layers_keep_their_norm_and_output_layers_do_not(name):
 class Beside:
     """A callback's class whose steps keep the weights as the optimizer left them and as the callback did."""
 
-    def _after_step(self, names):
+    def after_step(self, names):
         stepped = self.snapshot()
-        super()._after_step(names)
+        super().after_step(names)
         self.__dict__.setdefault("seen", []).append((stepped, self.snapshot()))
 
     def snapshot(self):
@@ -210,7 +210,7 @@ def test_strong_parseval_regularisation_keeps_hidden_rows_nearer_to_orthogonal(n
     def penalty(strength):
         callback, model = ParsevalCallback(strength), build(name)
         learn(model, callback, name=name)
-        return callback._values()["penalty"]
+        return callback.values()["penalty"]
 
     assert penalty(10.0) < penalty(0.0)
 

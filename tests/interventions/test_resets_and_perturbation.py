@@ -29,9 +29,9 @@ every_intervention = pytest.mark.parametrize("make", INTERVENTIONS.values(), ids
 class Spied(ResetCallback):
     """Keeps what was there before and after each reset."""
 
-    def _intervene(self, fresh):
+    def intervene(self, fresh):
         before = self.snapshot()
-        values = super()._intervene(fresh)
+        values = super().intervene(fresh)
         self.__dict__.setdefault("seen", []).append((before, self.snapshot(), fresh, self.state_of_optimizers()))
         return values
 
@@ -39,7 +39,7 @@ class Spied(ResetCallback):
         return {name: tensor.detach().clone() for name, tensor in self.model.policy.state_dict().items()}
 
     def state_of_optimizers(self):
-        return {parameter for optimizer in self._agent.optimizers for parameter in optimizer.state}
+        return {parameter for optimizer in self.agent.optimizers for parameter in optimizer.state}
 
 
 def trained_parameters(model):
@@ -155,9 +155,9 @@ def test_two_of_a_kind_both_act_on_policy():
 
 def test_a_reset_and_a_perturbation_at_one_step_draw_different_weights():
     class Noise(ShrinkAndPerturbCallback):
-        def _intervene(self, fresh):
+        def intervene(self, fresh):
             self.drawn = dict(fresh)
-            return super()._intervene(fresh)
+            return super().intervene(fresh)
 
     reset, noise = Spied("all", PERIOD, stop=PERIOD + 1), Noise(period=PERIOD, stop=PERIOD + 1)
     learn(build("DQN"), [reset, noise])
@@ -206,8 +206,8 @@ def test_a_learned_entropy_coefficient_is_reset_on_demand():
     model = build("SAC", ent_coef="auto_0.5")
 
     class Looking(ResetCallback):
-        def _intervene(self, fresh):
-            values = super()._intervene(fresh)
+        def intervene(self, fresh):
+            values = super().intervene(fresh)
             self.seen = (float(self.model.log_ent_coef.detach().exp()), len(self.model.ent_coef_optimizer.state))
             return values
 
@@ -242,9 +242,9 @@ def test_on_policy_no_rollout_is_trained_on_with_another_network():
     class Looking(ResetCallback):
         resets = 0
 
-        def _intervene(self, fresh):
+        def intervene(self, fresh):
             self.resets += 1
-            return super()._intervene(fresh)
+            return super().intervene(fresh)
 
         def _on_rollout_end(self):
             super()._on_rollout_end()
@@ -286,9 +286,9 @@ def test_the_noise_is_another_at_every_call_and_that_of_the_initial_distribution
     model = build("DQN", policy_kwargs={"net_arch": [64, 64]})
 
     class Noise(ShrinkAndPerturbCallback):
-        def _intervene(self, fresh):
+        def intervene(self, fresh):
             self.__dict__.setdefault("seen", []).append({name: values.clone() for name, values in fresh.items()})
-            return super()._intervene(fresh)
+            return super().intervene(fresh)
 
     callback = Noise(period=PERIOD)
     learn(model, callback)
@@ -303,8 +303,8 @@ def test_the_noise_is_another_at_every_call_and_that_of_the_initial_distribution
 @pytest.mark.parametrize("reset_optimizer", [False, True])
 def test_the_optimizer_goes_on_or_begins_anew(reset_optimizer):
     class Looking(ShrinkAndPerturbCallback):
-        def _intervene(self, fresh):
-            super()._intervene(fresh)
+        def intervene(self, fresh):
+            super().intervene(fresh)
             self.states = len(self.model.policy.optimizer.state)
             return {}
 

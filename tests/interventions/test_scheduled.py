@@ -25,22 +25,31 @@ def test_exactly_as_many_are_taken_and_none_outranks_one_that_is_left(ranks, dat
     count = data.draw(st.integers(0, len(ranks)))
     ranks = torch.tensor(ranks)
     taken = least(ranks, count, generator(data.draw(st.integers(0, 9))))
-    assert int(taken.sum()) == count
+    assert len(set(taken.tolist())) == count
     if 0 < count < len(ranks):
-        assert ranks[taken].max() <= ranks[~taken].min()
+        left = [neuron for neuron in range(len(ranks)) if neuron not in taken.tolist()]
+        assert ranks[taken].max() <= ranks[left].min()
+
+
+def mask_of(neurons, number):
+    mask = torch.zeros(number, dtype=torch.bool)
+    mask[neurons] = True
+    return mask
 
 
 def test_ties_are_left_to_chance():
-    masks = [least(torch.zeros(40), 20, generator(seed)) for seed in range(200)]
+    masks = [mask_of(least(torch.zeros(40), 20, generator(seed)), 40) for seed in range(200)]
     shares = torch.stack(masks).float().mean(0)
     assert 0.3 < shares.min() <= shares.max() < 0.7
 
 
 class Selecting(ScheduledReDoCallback):
-    def _select(self, report, gradient_step):
-        selected = super()._select(report, gradient_step)
-        self.__dict__.setdefault("seen", []).append((gradient_step, report, selected))
-        return selected
+    """Keeps when which neurons were selected from which report, as a bool mask for each layer."""
+
+    def recycle(self, neurons, report):
+        masks = [mask_of(neurons.get(layer.name, []), layer.neurons) for layer in report.layers]
+        self.__dict__.setdefault("seen", []).append((self.gradient_step, report, masks))
+        return super().recycle(neurons, report)
 
 
 def learn(callback, steps=80, model=None, tape=None):
@@ -60,9 +69,9 @@ def test_the_share_falls_as_a_cosine(selection):
     ]
     assert tape.values("redo/recycled") == expected
     assert expected[0] > expected[-1] == 0
-    for _, report, selected in callback.seen[:3]:
-        for layer, chosen in zip(report.layers, selected.layers, strict=True):
-            taken, left = layer.scores[chosen.dormant], layer.scores[~chosen.dormant]
+    for _, report, masks in callback.seen[:3]:
+        for layer, chosen in zip(report.layers, masks, strict=True):
+            taken, left = layer.scores[chosen], layer.scores[~chosen]
             assert (taken.max() <= left.min()) == (selection == "lowest")
             assert (taken.min() >= left.max()) == (selection == "highest")
 
@@ -70,7 +79,7 @@ def test_the_share_falls_as_a_cosine(selection):
 def test_a_random_selection_is_another_at_every_period_and_spares_no_neuron():
     callback = Selecting(10_000, 0.5, "random", recycling_period=2, measuring_period=2, batch_size=8)
     learn(callback, 240)
-    masks = [selected.layers[0].dormant for _, _, selected in callback.seen]
+    masks = [masks[0] for _, _, masks in callback.seen]
     shares = torch.stack(masks).float().mean(0)
     assert len(masks) > 80
     assert 0.3 < shares.min() <= shares.max() < 0.7
@@ -91,19 +100,21 @@ def test_every_algorithm_recycles_as_many_as_the_schedule_says(name):
 
 def test_utility_weighs_activations_with_outgoing_weights():
     class Weighed(Selecting):
-        def _select(self, report, gradient_step):
+        def measure(self, gradient_step):
             weights = [self.model.q_net.q_net[index].weight.detach().clone() for index in (2, 4)]
-            self.__dict__.setdefault("outgoing", []).append([weight.abs().sum(0) for weight in weights])
-            return super()._select(report, gradient_step)
+            outgoing = [weight.abs().sum(0) for weight in weights]
+            self.__dict__.setdefault("outgoing", []).append((gradient_step, outgoing))
+            return super().measure(gradient_step)
 
     callback = Weighed(1000, 0.3, "utility", recycling_period=5, measuring_period=5, batch_size=8)
     learn(callback)
     differs = False
-    for (_, report, selected), outgoing in zip(callback.seen, callback.outgoing, strict=True):
-        for layer, chosen, weight in zip(report.layers, selected.layers, outgoing, strict=True):
+    outgoing_at = dict(callback.outgoing)
+    for step, report, masks in callback.seen:
+        for layer, chosen, weight in zip(report.layers, masks, outgoing_at[step], strict=True):
             utility = layer.scores * weight
-            assert utility[chosen.dormant].max() <= utility[~chosen.dormant].min()
-            differs |= bool(layer.scores[chosen.dormant].max() > layer.scores[~chosen.dormant].min())
+            assert utility[chosen].max() <= utility[~chosen].min()
+            differs |= bool(layer.scores[chosen].max() > layer.scores[~chosen].min())
     assert differs
 
 
@@ -111,7 +122,7 @@ def test_utility_weighs_activations_with_outgoing_weights():
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_cbp_is_the_authors_score(kind, in_parts, monkeypatch):
     class Scoring(Selecting):
-        def _select(self, report, gradient_step):
+        def recycle(self, neurons, report):
             q_net = self.model.q_net
             hidden = [module for module in q_net.modules() if isinstance(module, nn.ReLU)]
             outputs = []
@@ -130,15 +141,14 @@ def test_cbp_is_the_authors_score(kind, in_parts, monkeypatch):
                 incoming = self.weight(layer.name).flatten(1).abs().sum(1)
                 scores[layer.name] = deviation * torch.tensor(outgoing) / incoming
             self.__dict__.setdefault("scores", []).append(scores)
-            return super()._select(report, gradient_step)
+            deviations = self.measurer.deviations(report.batch)
+            for layer in report.layers:
+                found = layer, report.wiring[layer.name], self.model.policy, deviations[layer.name]
+                torch.testing.assert_close(self.select.ranks(*found), scores[layer.name], rtol=1e-4, atol=1e-7)
+            return super().recycle(neurons, report)
 
         def weight(self, layer):
             return self.model.policy.get_submodule(layer).weight.detach().clone()
-
-        def _ranks(self, layer, *others):
-            ranks = super()._ranks(layer, *others)
-            torch.testing.assert_close(ranks, self.scores[-1][layer.name], rtol=1e-4, atol=1e-7)
-            return ranks
 
     if in_parts:
         monkeypatch.setattr(Wiring, "rows_at_once", 3)
@@ -146,10 +156,10 @@ def test_cbp_is_the_authors_score(kind, in_parts, monkeypatch):
     learn(callback, model=build("DQN", kind))
     assert len(callback.scores) > 5
     differs = False
-    for (_, report, selected), scores in zip(callback.seen, callback.scores, strict=True):
-        for layer, chosen in zip(report.layers, selected.layers, strict=True):
-            assert scores[layer.name][chosen.dormant].max() <= scores[layer.name][~chosen.dormant].min() * (1 + 1e-4)
-            differs |= bool(layer.scores[chosen.dormant].max() > layer.scores[~chosen.dormant].min())
+    for (_, report, masks), scores in zip(callback.seen, callback.scores, strict=True):
+        for layer, chosen in zip(report.layers, masks, strict=True):
+            assert scores[layer.name][chosen].max() <= scores[layer.name][~chosen].min() * (1 + 1e-4)
+            differs |= bool(layer.scores[chosen].max() > layer.scores[~chosen].min())
     assert differs
 
 
@@ -157,8 +167,9 @@ def test_cbp_is_the_authors_score(kind, in_parts, monkeypatch):
 def test_cbp_ranks_the_neurons_of_every_algorithm(name):
     callback = Selecting(10_000, 0.5, "cbp", recycling_period=4, measuring_period=4, batch_size=8)
     learn(callback, 2 * half(name), build(name))
-    for _, _, selected in callback.seen:
-        assert {int(layer.dormant.sum()) for layer in selected.layers if layer.recyclable} == {4}
+    for _, report, masks in callback.seen:
+        chosen = zip(report.layers, masks, strict=True)
+        assert {int(mask.sum()) for layer, mask in chosen if layer.recyclable} == {4}
 
 
 def test_what_is_logged_as_dormant_is_what_is_dormant():

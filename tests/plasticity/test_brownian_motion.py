@@ -53,9 +53,9 @@ class Spied(BrownianMotionCallback):
             self.seen = []
         self.targets = flat(self.model.q_net_target), flat(self._twin.q_net_target)
 
-    def _on_gradient_step(self, gradient_step):
+    def after_gradient_steps(self, before, gradient_step):
         ended = flat(self.model.q_net)
-        super()._on_gradient_step(gradient_step)
+        super().after_gradient_steps(before, gradient_step)
         self.seen.append((self.start, (ended, flat(self._twin.q_net)), self.targets))
 
 
@@ -108,7 +108,7 @@ def test_worked_numbers_of_a_step():
     moved = callback._ours.tensors("twin")
     again = Twin(dqn(learning_starts=8).policy)
     assert model._n_updates == 2
-    names = list(callback._networks["q_net"].parameters)
+    names = list(callback.networks_examined["q_net"].parameters)
     assert set(names) == {f"q_net.q_net.{layer}.{kind}" for layer in (0, 2, 4) for kind in ("weight", "bias")}
     assert set(moved) == set(again.state_dict())
     assert not any(torch.equal(moved[name], again.state_dict()[name]) for name in names)

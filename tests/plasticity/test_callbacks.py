@@ -288,7 +288,7 @@ def test_nothing_is_left_on_the_model(make):
         raise KeyError("elsewhere")
 
     callback = make()
-    callback._examine = fail
+    callback.examine = fail
     with pytest.raises(KeyError, match="elsewhere"):
         learn(model, callback)
     assert hooks_of(model) == []
@@ -396,7 +396,7 @@ def test_an_injected_network_is_examined_with_its_new_head(make):
     model = build("DQN", policy=InjectableDQNMlpPolicy)
     callback = make()
     learn(model, [PlasticityInjectionCallback(2 * PERIOD), callback], 60)
-    parameters = callback._networks["q_net"].parameters
+    parameters = callback.networks_examined["q_net"].parameters
     assert any(name.startswith("q_net.added.0") for name in parameters)
     assert all(parameter.requires_grad for parameter in parameters.values())
     learn(model, [PlasticityInjectionCallback(2 * PERIOD), make()], 20)
@@ -408,7 +408,7 @@ def test_continual_backpropagation_takes_no_examination_for_training(make):
         model = build("DQN")
         cbp = ContinualBackpropCallback(0.05, decay=0.9, maturity=4)
         learn(model, [cbp, *others], 80)
-        return model.policy.state_dict(), [each.utility for each in cbp._contributions]
+        return model.policy.state_dict(), [each.utility for each in cbp.contributions]
 
     (alone, utilities), (examined, same_utilities) = trained(), trained(make())
     assert all(tensor.equal(examined[name]) for name, tensor in alone.items())

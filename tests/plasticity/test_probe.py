@@ -142,7 +142,7 @@ def test_fresh_networks_are_drawn_as_the_policy_draws_them():
     callback = ProbeTaskCallback(20, batch_size=16, steps=1, targets=1)
     learn(model, callback)
     callback.init_callback(model)
-    callback._agent = None
+    callback.agent = None
     network = networks_of(model, batch_of(model))["q_net"]
     fresh, again, other = (callback._fresh(network, seed) for seed in (1, 1, 2))
     assert set(network.parameters) <= set(fresh)

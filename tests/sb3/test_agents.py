@@ -188,9 +188,9 @@ class Watched(ReDoCallback):
         super().__init__(0.99, recycling_period=7, measuring_period=100, batch_size=8, **settings)
         self.seen = []
 
-    def _recycle(self, report, gradient_step):
+    def recycle(self, neurons, report):
         before = snapshot(self.model)
-        super()._recycle(report, gradient_step)
+        super().recycle(neurons, report)
         self.seen.append((before, snapshot(self.model), dormant_in(report)))
 
 

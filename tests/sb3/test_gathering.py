@@ -16,8 +16,8 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_redo import measure_dormancy
-from sb3_redo.sb3.by_hand import measure_on
 from sb3_redo.sb3.gathering import gather_batch
+from sb3_redo.sb3.measuring import measure_on
 from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.sb3.seeds import integer_seed
 from tests.helpers.runs import Corridor, plain, random_streams

@@ -39,10 +39,10 @@ def learn(callback, steps=100, **settings):
 class Watching:
     """Keeps the optimizer's state around the recycling, and what every later step does."""
 
-    def _recycle(self, report, gradient_step):
+    def recycle(self, neurons, report):
         state = self.model.policy.optimizer.state
         self.before = {parameter: state[parameter]["exp_avg_sq"].clone() for parameter in state}
-        super()._recycle(report, gradient_step)
+        super().recycle(neurons, report)
         self.after = {parameter: state[parameter]["exp_avg_sq"].clone() for parameter in state}
         self.report_recycled = report
 
@@ -122,9 +122,9 @@ def test_counted_steps_are_those_of_an_adam_that_began_at_recycling():
 @pytest.mark.parametrize("optimizer_state", ["clear", "match"])
 def test_redrawn_neurons_are_active_and_their_outgoing_weights_zero(optimizer_state):
     class Looking(ActiveReDo):
-        def _recycle(self, report, gradient_step):
-            super()._recycle(report, gradient_step)
-            self.again = self._meter.measure(self._forward, report.batch, self.dormancy_threshold)
+        def recycle(self, neurons, report):
+            super().recycle(neurons, report)
+            self.again = self.measurer.measure_on(report.batch)
             self.mine = recycled_neurons(report)
             self.norms = {
                 layer.name: outgoing_norms(report.wiring[layer.name], self.model.policy) for layer in report.layers

@@ -1,0 +1,107 @@
+"""Measures a model while it trains: draws observations, waits until there are enough, and runs the networks."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
+
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.buffers import available_batch_size, sample_batch, stored_observations
+from sb3_redo.sb3.model import last_observations, meter_of
+from sb3_redo.sb3.seeds import seed_of
+
+
+class Sampler:
+    """Draws batches of stored observations, each from a seed of its own.
+
+    :param model: the model that trains
+    :param batch_size: observations in a batch; all of a rollout that has fewer
+    :param seed: of the draws, together with the gradient step; the model's own seed if not given
+    :param consequence: of a rollout with fewer observations, for a warning, with {} for their number
+    :param is_waiting: whether nothing has been drawn from this model yet, which is what the first batch is for
+    :raises RuntimeError: when the model has no buffer, or a replay buffer that never holds as many observations
+    """
+
+    def __init__(
+        self, model: BaseAlgorithm, batch_size: int, seed: int | None, consequence: str, *, is_waiting: bool = False
+    ):
+        self.model = model
+        self.batch_size = available_batch_size(model, batch_size, consequence)
+        self.seed = seed_of(model, seed)
+        self.is_waiting = is_waiting
+
+    def draw(self, gradient_step: int) -> Batch | None:
+        """Return a fresh batch, or ``None`` while the buffer holds too few observations.
+
+        :param gradient_step: gradient steps made so far
+        """
+        if stored_observations(self.model) < self.batch_size:
+            return None
+        self.is_waiting = False
+        return sample_batch(self.model, self.batch_size, (self.seed, gradient_step))
+
+
+class Measurer:
+    """Measures the dormancy of a model that trains. Changes nothing in it.
+
+    :param sampler: draws what is measured on
+    :param dormancy_threshold: a neuron is dormant when its score is at most this
+    :param networks: names of the networks to measure; all of them if not given
+    :raises RuntimeError: when nothing in them can be measured, or the algorithm has no network of such a name
+    """
+
+    meter: Meter
+    """What measures the network as it is connected now."""
+
+    def __init__(self, sampler: Sampler, dormancy_threshold: float, networks: Sequence[str] | None = None):
+        self.sampler = sampler
+        self.model = sampler.model
+        self.seed = sampler.seed
+        self.dormancy_threshold = dormancy_threshold
+        self.networks = networks
+        self._agent = agent_of(self.model)
+        unknown = [name for name in networks or () if name not in self._agent.networks]
+        if unknown:
+            have, name = ", ".join(map(repr, self._agent.networks)), type(self.model).__name__
+            raise RuntimeError(f"networks names {unknown[0]!r}, but the networks of {name} are {have}")
+        self.rewire()
+
+    def rewire(self) -> None:
+        """Read the network anew."""
+        self.meter = meter_of(self.model, last_observations(self.model), self.networks)
+
+    def measure(self, gradient_step: int) -> DormancyReport | None:
+        """Measure on a fresh batch. Returns ``None`` while there are too few observations, or on NaN activations.
+
+        :param gradient_step: gradient steps made so far
+        """
+        batch = self.sampler.draw(gradient_step)
+        if batch is None:
+            return None
+        report = self.measure_on(batch)
+        if report.not_finite:
+            warnings.warn(
+                f"activations of {', '.join(report.not_finite)} are NaN or infinite at gradient step {gradient_step}: "
+                "this measurement is left out and nothing is recycled",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        return report
+
+    def measure_on(self, batch: Batch) -> DormancyReport:
+        """Measure on a batch that was drawn before."""
+        return self.meter.measure(self.forward, batch, self.dormancy_threshold)
+
+    def deviations(self, batch: Batch) -> dict[str, Tensor]:
+        """Return mean \\|h - mean h\\| over a batch by layer, [neurons]."""
+        return self.meter.deviations(self.forward, batch)
+
+    def forward(self, batch: Batch) -> Any:
+        """Run all networks of the policy on a batch."""
+        return self._agent.forward(self.model.policy, batch)

@@ -1,0 +1,152 @@
+"""What the measuring and the recycling callback have in common: their monitoring settings, and what they log."""
+
+from collections.abc import Sequence
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_redo.callbacks.callback_tree import callbacks_in
+from sb3_redo.callbacks.gradient_steps import GradientStepCallback
+from sb3_redo.callbacks.measurer import Measurer, Sampler
+from sb3_redo.callbacks.schedule import is_due
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import overlap
+from sb3_redo.sb3.agents import NETWORK_NAMES
+from sb3_redo.tensorboard import dormancy_values, numbered, write_layout, write_point, write_totals
+from sb3_redo.validation import (
+    flag,
+    listed,
+    non_negative_integer,
+    non_negative_number,
+    one_of,
+    optional_integer,
+    positive_integer,
+)
+
+
+class MonitoringCallback(GradientStepCallback):
+    """Owns a :class:`~sb3_redo.callbacks.measurer.Measurer`, and logs what it finds.
+
+    :param dormancy_threshold: a neuron is dormant when its score is at most this
+    :param measuring_period: in gradient steps
+    :param batch_size: observations per measurement; all of a rollout that has fewer
+    :param thresholds: further thresholds at which the pooled fraction is logged
+    :param networks: names of the networks to measure, for instance ``["q_net"]``; all of them if not given
+    :param log_layers: whether to log a curve for every layer
+    :param log_histograms: whether to log a histogram of every layer's scores
+    :param seed: of the observations drawn; the model's own seed if not given
+    :param verbose: 1 writes the policy's wiring to the model's log when training starts
+    :raises TypeError: on a setting of the wrong type
+    :raises ValueError: on a setting out of range or an unknown name
+    """
+
+    measurer: Measurer
+    """What measures; there from :meth:`prepare` on."""
+
+    def __init__(
+        self,
+        dormancy_threshold: float = 0.1,
+        measuring_period: int = 1000,
+        batch_size: int = 64,
+        thresholds: Sequence[float] = (0.0, 0.025, 0.1),
+        networks: Sequence[str] | None = None,
+        log_layers: bool = True,
+        log_histograms: bool = False,
+        seed: int | None = None,
+        verbose: int = 0,
+    ):
+        super().__init__(non_negative_integer("verbose", verbose))
+        self.dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
+        self.measuring_period = positive_integer("measuring_period", measuring_period)
+        self.batch_size = positive_integer("batch_size", batch_size)
+        self.thresholds = tuple(non_negative_number("thresholds", value) for value in listed("thresholds", thresholds))
+        names = None if networks is None else listed("networks", networks)
+        self.networks = names and tuple(one_of("networks", name, NETWORK_NAMES) for name in names)
+        if names == []:
+            raise ValueError("networks must name at least one network, got an empty list; leave it out for all")
+        self.log_layers = flag("log_layers", log_layers)
+        self.log_histograms = flag("log_histograms", log_histograms)
+        self.seed = optional_integer("seed", seed)
+        self.report: DormancyReport | None = None
+        """The latest measurement."""
+
+    @property
+    def memory_key(self) -> str:
+        settings = (self.dormancy_threshold, self.measuring_period, self.batch_size, self.networks, self.seed)
+        return " ".join(map(str, (type(self).__name__, *settings)))
+
+    def prepare(self) -> None:
+        sampler = Sampler(
+            self.model,
+            self.batch_size,
+            self.seed,
+            "dormancy is measured on {}, on which more neurons look dormant",
+            is_waiting=self.memory.is_empty,
+        )
+        self.measurer = Measurer(sampler, self.dormancy_threshold, self.networks)
+        self._tell_wiring()
+        self._number = self._number_among(self.locals.get("callback"))
+
+    def write_layout(self) -> None:
+        """Set up TensorBoard's Custom Scalars tab, if this is the first callback that logs dormancy."""
+        if self._number == 1:
+            networks = self.measurer.meter.networks
+            write_layout(self.logger, networks, log_layers=self.log_layers, recycles=self.renews)
+
+    def _tell_wiring(self) -> None:
+        if self.verbose > 0:
+            self.logger.info(str(self.measurer.meter.wiring))
+
+    def _number_among(self, root: BaseCallback | None) -> int:
+        """Return which of the callbacks that log dormancy of this model it is, from 1; a recycler is the first."""
+        ours = [callback for callback in callbacks_in(root) if isinstance(callback, MonitoringCallback)]
+        ours.sort(key=lambda callback: not callback.renews)
+        return 1 + ours.index(self) if self in ours else 1
+
+    def rewire(self) -> None:
+        self.measurer.rewire()
+        self._tell_wiring()
+
+    def before_training(self, gradient_step: int) -> None:
+        if self.measurer.sampler.is_waiting:
+            self.log(self.measure(gradient_step), gradient_step)
+            self.pass_over(gradient_step)
+
+    def measure(self, gradient_step: int) -> DormancyReport | None:
+        """Measure on fresh observations. Returns ``None`` while there are too few, or where something is not finite.
+
+        :param gradient_step: gradient steps made so far
+        """
+        report = self.measurer.measure(gradient_step)
+        if report is not None:
+            self.report = report
+        return report
+
+    def measure_for_change(self, before: int, gradient_step: int) -> DormancyReport | None:
+        """Measure before neurons are changed. Also logs the measurement where ``measuring_period`` is over.
+
+        :param before: gradient steps made when :meth:`after_gradient_steps` was called last
+        :param gradient_step: gradient steps made now
+        """
+        report = self.measure(gradient_step)
+        if is_due(self.measuring_period, before, gradient_step):
+            self.log(report, gradient_step)
+        return report
+
+    def log(self, report: DormancyReport | None, gradient_step: int) -> None:
+        """Log a measurement, if there is one, as a point of its own.
+
+        :param report: the measurement
+        :param gradient_step: gradient steps made when it was measured
+        """
+        if report is None:
+            return
+        values = dormancy_values(
+            report, self.thresholds, log_layers=self.log_layers, log_histograms=self.log_histograms
+        )
+        values["dormancy/gradient_step"] = gradient_step
+        shared = overlap((layer.dormant for layer in report.layers), self.memory.dormant_before(report))
+        if shared is not None:
+            values["dormancy/overlap"] = shared
+        self.memory.remember(report)
+        write_point(self.logger, numbered(values, self._number), self.model.num_timesteps)
+        write_totals(self.logger, numbered({"dormancy/fraction": values["dormancy/fraction"]}, self._number))
