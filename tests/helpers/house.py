@@ -2,9 +2,11 @@
 
 import ast
 from collections import defaultdict
-from pathlib import Path
 
 import networkx
+
+OF_OTHERS = {"_parameters", "_buffers", "_modules", "_n_updates", "_last_obs", "_setup_model", "_replace"}
+"""Underscore names of torch, SB3 and Python that ours happen to share."""
 
 FLOORS = (
     ("validation",),
@@ -17,7 +19,8 @@ FLOORS = (
     ("callbacks",),
     ("interventions",),
     ("plasticity",),
-    ("algorithms", "environments", "zoo"),
+    ("algorithms", "environments"),
+    ("zoo",),
     ("reports",),
     ("sweeps",),
     ("experiments",),
@@ -49,7 +52,7 @@ def imports_of(name, file, modules):
 
 
 def graph_of(package):
-    """Return the graph of a package's imports, module to module; faces of rooms, which only hand names on, are left out."""
+    """Return the graph of a package's imports, module to module, without the ``__init__`` of a room."""
     modules = modules_of(package)
     graph = networkx.DiGraph()
     for name, file in modules.items():
@@ -75,26 +78,28 @@ def upward_imports(package):
 
 
 def foreign_underscores(package):
-    """List the uses of an underscore name that only classes of another room define. Callbacks may use their base's."""
+    """List the uses of an underscore name that only classes of another room define."""
     owners, uses = defaultdict(set), []
     for name, file in modules_of(package).items():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ClassDef):
-                for part in ast.walk(node):
-                    if isinstance(part, ast.FunctionDef):
-                        owners[part.name].add(room_of(name))
-                    elif (
-                        isinstance(part, ast.Attribute)
-                        and isinstance(part.ctx, ast.Store)
-                        and ast.unparse(part.value) == "self"
-                    ):
-                        owners[part.attr].add(room_of(name))
-                    elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-                        owners[part.target.id].add(room_of(name))
+                for each in defined_in(node):
+                    owners[each].add(room_of(name))
             elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 uses.append((name, node.lineno, node.attr))
     return [
         f"{name}:{line}: {attribute}"
         for name, line, attribute in uses
-        if owners[attribute] and room_of(name) not in owners[attribute]
+        if attribute not in OF_OTHERS and owners[attribute] and room_of(name) not in owners[attribute]
     ]
+
+
+def defined_in(cls):
+    """Yield the names of a class's methods and attributes."""
+    for node in ast.walk(cls):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
