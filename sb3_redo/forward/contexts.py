@@ -1,4 +1,4 @@
-"""Around a forward pass: its nested tensors, and the state of the modules that run in it."""
+"""Contexts around a forward pass: evaluation mode, seeds, uncompiled code, replaced ``forward`` methods."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,53 +13,58 @@ from torch import nn
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; each module's own mode restored afterwards.
+    """Switches modules to evaluation mode and gradients off. Restores each module's own mode afterwards.
 
-    :param modules: all that run, for instance ``policy.modules()``
+    :param modules: all modules that run, for instance ``policy.modules()``
     """
-    training = [module for module in modules if module.training]
+    changed = _set_mode(modules, training=False)
     try:
-        for module in training:
-            module.__dict__["training"] = False  # past Module.__setattr__, which takes ten times as long
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.__dict__["training"] = True
+        _set_mode(changed, training=True)
 
 
 @contextmanager
 def training(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Training mode inside; each module's own mode restored afterwards."""
-    resting = [module for module in modules if not module.training]
+    """Switches modules to training mode. Restores each module's own mode afterwards.
+
+    :param modules: all modules that run
+    """
+    changed = _set_mode(modules, training=True)
     try:
-        for module in resting:
-            module.__dict__["training"] = True
         yield
     finally:
-        for module in resting:
-            module.__dict__["training"] = False
+        _set_mode(changed, training=False)
+
+
+def _set_mode(modules: Iterable[nn.Module], *, training: bool) -> list[nn.Module]:
+    """Sets the mode of modules. Returns those whose mode was another."""
+    changed = [module for module in modules if module.training != training]
+    for module in changed:
+        module.__dict__["training"] = training  # Module.__setattr__ takes ten times as long
+    return changed
 
 
 def uncompiled_name(path: str) -> str:
-    """A module's or parameter's path without the steps that ``torch.compile`` puts in."""
+    """Removes the parts that ``torch.compile`` adds to a module's or parameter's path."""
     return path.replace("_orig_mod.", "")
 
 
 def is_compiled(modules: Iterable[nn.Module]) -> bool:
-    """Whether any of these modules went through ``torch.compile``."""
+    """Returns whether ``torch.compile`` was applied to any of these modules."""
     return any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in modules)
 
 
 def uncompiled(compiled: bool = True) -> AbstractContextManager[Any]:
-    """Modules that went through ``torch.compile`` run as they were written inside.
+    """Runs compiled modules as they were written.
 
-    Compiled code does not call the stand-ins that we put in a module's place, or is compiled anew for each of them.
+    Compiled code ignores a replaced ``forward``, or is compiled anew for each one.
 
-    :param compiled: whether there are any; if not, nothing is done, since torch's compiler takes a second to load and
-        6 microseconds of every measurement
+    :param compiled: whether any module is compiled. If not, this does nothing: loading torch's compiler takes a
+        second, and entering its context 6 microseconds.
     """
-    # Made when it is entered and no sooner: the making alone sets the stance.
+    # Enter the result at once: set_stance takes effect when it is called, not when it is entered.
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
@@ -68,7 +73,7 @@ _APART = ContextVar("apart", default=False)
 
 @contextmanager
 def apart_from_training() -> Iterator[None]:
-    """What networks compute inside is none of a training's, even with gradients."""
+    """Marks forward passes that do not belong to training, so that watchers ignore them."""
     token = _APART.set(True)
     try:
         yield
@@ -77,17 +82,18 @@ def apart_from_training() -> Iterator[None]:
 
 
 def is_apart_from_training() -> bool:
-    """Whether this runs inside :func:`apart_from_training`."""
+    """Returns whether this code runs inside :func:`apart_from_training`."""
     return _APART.get()
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's random numbers from a seed inside; outside, the streams go on as if nothing had been drawn.
+    """Seeds torch's random streams (CPU and CUDA). Restores their states afterwards.
 
-    Not ``torch.manual_seed``: where CUDA has not started yet, that leaves a note to seed it when it does.
+    :param seed: any integer
     """
     cpu = torch.get_rng_state()
+    # torch.manual_seed would leave a seed behind that takes effect once CUDA starts.
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         torch.default_generator.manual_seed(seed)
@@ -102,7 +108,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def everything_seeded(seed: int) -> Iterator[None]:
-    """The same for NumPy's and Python's own random numbers too, for code of others that may use any."""
+    """Seeds the random streams of torch, NumPy and Python. Restores their states afterwards.
+
+    Use this around code of others, which may draw from any of the three.
+
+    :param seed: any integer; NumPy gets it modulo 2**32
+    """
     streams = np.random.get_state(), random.getstate()
     try:
         np.random.seed(seed % 2**32)
@@ -116,7 +127,11 @@ def everything_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(layers: Mapping[str, nn.Module], make: Callable[[str, nn.Module], Any]) -> Iterator[None]:
-    """Each layer's ``forward`` replaced by ``make(name, layer)`` inside, whatever happens."""
+    """Replaces the ``forward`` of modules. Restores each one afterwards, after an error too.
+
+    :param layers: name to module
+    :param make: called with a name and its module, returns the new ``forward``
+    """
     before = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
     try:
         for name, layer in layers.items():

@@ -1,4 +1,4 @@
-"""The torch functions that matter on a neuron's way, seen while a network runs."""
+"""Intercepts the torch functions (activations, normalisations, concatenations, pooling) called in a forward pass."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,30 +19,30 @@ _NORMALISATION_NAMES = (
 _JOINING_NAMES = ("cat", "concat", "concatenate", "stack", "hstack", "dstack", "column_stack")
 
 
-def _spellings(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
-    """Every callable that torch offers under these names: function, method, and their in-place forms."""
+def _callables_named(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
+    """Returns every function and method that torch has under these names, in-place forms included."""
     owners = (functional, torch, torch.Tensor)
     wanted = [name + suffix for name in names for suffix in ("", "_")]
     return frozenset(getattr(owner, name) for owner in owners for name in wanted if hasattr(owner, name))
 
 
-ACTIVATIONS = _spellings(_ACTIVATION_NAMES)
-NON_NEGATIVE = _spellings(_NON_NEGATIVE_NAMES)
+ACTIVATIONS = _callables_named(_ACTIVATION_NAMES)
+NON_NEGATIVE = _callables_named(_NON_NEGATIVE_NAMES)
 """Activations whose output needs no absolute value."""
-NORMALISATIONS = _spellings(_NORMALISATION_NAMES)
+NORMALISATIONS = _callables_named(_NORMALISATION_NAMES)
 JOINS = frozenset(getattr(torch, name) for name in _JOINING_NAMES)
-POOLS = _spellings(
+POOLS = _callables_named(
     f"{kind}_pool{dimensions}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for dimensions in "123"
 )
 
-MAX_POOLS_OF_IMAGES = _spellings(["max_pool2d"])
+MAX_POOLS_OF_IMAGES = _callables_named(["max_pool2d"])
 
 
 class FunctionWatcher(TorchFunctionMode):
-    """Numbers a forward pass's activation and normalisation calls and lets a subclass act on each.
+    """Numbers the activation and normalisation calls of a forward pass, and lets a subclass act on each.
 
-    The number of a call is its name from one pass to the next. That holds as long as the network
-    makes the same calls every time; whoever relies on it compares the totals.
+    A call keeps its number from pass to pass while the network makes the same calls. Code that relies on this
+    must compare the totals ``activation_calls`` and ``normalisation_calls``.
     """
 
     def __init__(self) -> None:
@@ -65,17 +65,17 @@ class FunctionWatcher(TorchFunctionMode):
         return self.on_other(func, args, kwargs)
 
     def on_activation(self, call: int, func: Any, output: torch.Tensor) -> torch.Tensor:
-        """Sees the output of activation number ``call``; what it returns takes the output's place."""
+        """Receives the output of activation number ``call``. Returns the output for the network to use."""
         return output
 
     def on_normalisation(self, call: int, func: Any, args: Any, kwargs: Any) -> Any:
-        """Stands in for normalisation number ``call``."""
+        """Replaces normalisation number ``call``."""
         return func(*args, **kwargs)
 
     def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Stands in for a function that joins several tensors to one."""
+        """Replaces a function that joins several tensors to one."""
         return func(*args, **kwargs)
 
     def on_other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Stands in for every other function."""
+        """Replaces every other function."""
         return func(*args, **kwargs)

@@ -1,15 +1,13 @@
-"""Which modules are layers, and on which axis of their inputs and outputs their neurons lie."""
+"""Defines which modules are layers, and on which axis of their inputs and outputs the neurons lie."""
 
 from torch import nn
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
 LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 def neuron_axis(layer: nn.Module) -> int:
-    """The axis of a layer's input or output on which its positions or neurons lie, counted from the end."""
-    # Not by the weight's shape, since a parametrised weight is computed whenever it is asked for.
+    """Returns the axis of a layer's input positions and output neurons, counted from the end (-1 is the last)."""
+    # Reading the weight's shape instead would compute a parametrised weight.
     kernel_size = getattr(layer, "kernel_size", ())
     return -1 - len(kernel_size)

@@ -1,4 +1,4 @@
-"""Tensors inside nested inputs and outputs: dictionaries, tuples and lists of tensors."""
+"""Handles nested inputs and outputs: dictionaries, tuples and lists of tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a nest of dictionaries, tuples and lists."""
+    """Yields all tensors in nested dictionaries, tuples and lists."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -22,7 +22,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A nest of the same form with ``function`` applied to every tensor; an array becomes a tensor."""
+    """Applies a function to every tensor in nested dictionaries, tuples and lists. Arrays become tensors first.
+
+    :param function: takes and returns a tensor
+    :param value: the nested value; other values in it stay as they are
+    :return: a nested value of the same structure
+    """
     if isinstance(value, np.ndarray):
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
@@ -37,7 +42,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def chunks(batch: Any, rows: int) -> Iterator[Any]:
-    """A nest of tensors cut along their first axis into nests of at most so many rows."""
+    """Cuts nested tensors along their first axis.
+
+    :param batch: nested tensors, each [rows, ...]
+    :param rows: most rows of one part
+    :return: the parts in order, of the same structure
+    """
     whole = len(next(tensors_in(batch)))
     if whole <= rows:
         yield batch
