@@ -1,4 +1,4 @@
-"""A network all of whose layers are frozen: passes in which only parameter-free operations are real."""
+"""Runs a network with frozen layers: only its parameter-free operations are computed."""
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
@@ -12,12 +12,19 @@ from sb3_redo.forward.contexts import replaced_forward, seeded
 from sb3_redo.forward.functions import MAX_POOLS_OF_IMAGES, POOLS, FunctionWatcher
 from sb3_redo.forward.layers import LAYER_TYPES, neuron_axis
 from sb3_redo.forward.nested import tensors_in
-from sb3_redo.wiring.neuron_codes import Place, Record
+from sb3_redo.wiring.neuron_codes import Place, Recorder
+
+# Each call of a layer reads the random numbers from so much further on: no two calls return the same values.
+_OFFSET_BETWEEN_CALLS = 61
+
+
+def ignore(place: Place, value: Tensor) -> None:
+    """Records nothing."""
 
 
 @dataclass(frozen=True)
-class Call:
-    """A call of a frozen layer: what its output looks like, and where that begins in the pool of random numbers."""
+class LayerCall:
+    """Describes the output of a layer's call, and where it begins in the network's random numbers."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -26,75 +33,81 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What one pass differs in.
+class PassSettings:
+    """Says what is changed in one pass.
 
-    :param layer: the layer whose outputs are chosen; every other layer is frozen
-    :param values: output values of that layer's neurons for each row of its output, [rows, neurons]
-    :param factors: by which frozen outputs are multiplied, one per row of them; a gate such as ``relu(-x)`` opens
-        for one sign only
-    :param kept: activation calls that return a constant, as if they were frozen layers
-    :param silent: activation call to the neurons seen there; those elements return 0 and normalisations act
+    :param driven_layer: the layer whose outputs are chosen; every other layer is frozen
+    :param values: its neurons' values, [rows, neurons]
+    :param frozen_factors: multiply the outputs of frozen layers, one factor per row
+    :param constant_activations: numbers of activation calls that return a constant
+    :param zeroed: number of an activation call to the neuron at each element, [1, ...]. Elements that show a neuron
+        return 0. If given, even empty, normalisations are computed; else they return their input.
     """
 
-    layer: str | None = None
+    driven_layer: str | None = None
     values: Tensor | None = None
-    factors: tuple[float, ...] = (1.0,)
-    kept: Set[int] = frozenset()
-    silent: Mapping[int, Tensor] | None = None
+    frozen_factors: tuple[float, ...] = (1.0,)
+    constant_activations: Set[int] = frozenset()
+    zeroed: Mapping[int, Tensor] | None = None
 
 
 class _PassWatcher(FunctionWatcher):
-    """Applies a choice to activations and normalisations and tells what passes them."""
+    """Applies settings to activations and normalisations, and tells a recorder what passes through them.
 
-    def __init__(self, choice: Choice, record: Record, pooled: dict[int, tuple[Tensor, Any]] | None = None):
+    :param pool_cache: number of a pooling call to its last input of one row and the output
+    """
+
+    def __init__(
+        self, settings: PassSettings, record: Recorder, pool_cache: dict[int, tuple[Tensor, Any]] | None = None
+    ):
         super().__init__()
-        self.choice = choice
+        self.settings = settings
         self.record = record
-        self.pooled = pooled
-        """What each pooling of one row was given last, and what it gave."""
-        self.pools = 0
+        self.pool_cache = pool_cache
+        self.pool_calls = 0
 
     def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
-        if call in self.choice.kept:
+        if call in self.settings.constant_activations:
             return torch.full_like(output, 0.5)
-        if self.choice.silent is not None and call in self.choice.silent:
-            output = output.masked_fill((self.choice.silent[call] >= 0).to(output.device), 0.0)
+        if self.settings.zeroed is not None and call in self.settings.zeroed:
+            output = output.masked_fill((self.settings.zeroed[call] >= 0).to(output.device), 0.0)
         self.record(Place("activation", str(call), call), output)
         return output
 
     def on_normalisation(self, call: int, func: Any, args: Any, kwargs: Any) -> Any:
         value = args[0] if args else kwargs["input"]
         self.record(Place("normalisation", str(call), call), value)
-        # A normalisation would mix the neurons it only rescales, so a probe passes it by.
-        return value if self.choice.silent is None else func(*args, **kwargs)
+        # Its statistics would mix neurons that it only rescales.
+        return value if self.settings.zeroed is None else func(*args, **kwargs)
 
     def on_other(self, func: Any, args: Any, kwargs: Any) -> Any:
+        # 1. Poolings take two thirds of a pass through a large convolutional network.
         if func not in POOLS:
             return func(*args, **kwargs)
-        # Two thirds of a pass through a large convolutional network. One row is most often what the frozen layers feed,
-        # the same in pass after pass.
-        self.pools += 1
+        self.pool_calls += 1
         value = args[0] if args else kwargs["input"]
-        if len(value) != 1 or self.pooled is None:
-            return _pooled(func, args, kwargs)
-        known = self.pooled.get(self.pools)
+        # 2. A batch depends on the driven layer and is computed.
+        if len(value) != 1 or self.pool_cache is None:
+            return _pool(func, args, kwargs)
+        # 3. One row most often comes from frozen layers and is the same in pass after pass.
+        known = self.pool_cache.get(self.pool_calls)
         if known is None or not torch.equal(known[0], value):
-            known = self.pooled[self.pools] = value.clone(), _pooled(func, args, kwargs)
-        return known[1].clone() if isinstance(known[1], Tensor) else _pooled(func, args, kwargs)
+            known = self.pool_cache[self.pool_calls] = value.clone(), _pool(func, args, kwargs)
+        # 4. A copy is returned, since the network may change it in place.
+        return known[1].clone() if isinstance(known[1], Tensor) else _pool(func, args, kwargs)
 
     def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
             return func(*args, **kwargs)
-        except RuntimeError:  # it does not broadcast, as sums and products do
+        except RuntimeError:  # joins do not broadcast one row to many, as sums and products do
             parts = list(args[0] if args else kwargs["tensors"])
             rows = max(len(part) for part in parts)
             parts = [part.expand(rows, *part.shape[1:]) if len(part) == 1 else part for part in parts]
             return func(parts, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
 
 
-def _pooled(func: Any, args: Any, kwargs: Any) -> Any:
-    """The same as the function gives, sooner: on a CPU maxima are taken four times as fast with channels last."""
+def _pool(func: Any, args: Any, kwargs: Any) -> Any:
+    """Computes a pooling. On a CPU, maxima over images take a quarter of the time with channels last."""
     if func not in MAX_POOLS_OF_IMAGES or not args or args[0].ndim != 4 or args[0].device.type != "cpu":
         return func(*args, **kwargs)
     maxima = func(args[0].contiguous(memory_format=torch.channels_last), *args[1:], **kwargs)
@@ -102,23 +115,22 @@ def _pooled(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 class FrozenNetwork:
-    """Runs a network with chosen numbers in place of what its layers compute, and tells what passes between them.
+    """Runs a network with chosen numbers in place of what its layers compute, and records what passes between them.
 
-    Inside ``evaluating(module.modules())``; nothing in the network changes and no random stream moves.
+    Use it inside ``evaluating(module.modules())``. Nothing in the network changes, and no random stream moves.
 
     :param module: the network
     :param forward: called without arguments, runs everything that is to be probed in one pass
-    :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass, or one on nothing
+    :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass, or when one runs on no observation
     """
 
     def __init__(self, module: nn.Module, forward: Callable[[], Any]):
         self.module = module
         self.forward = forward
-        self.calls: dict[str, list[Call]] = {}
-        """Layer name to its calls; layers in the order they first run."""
-        self._pooled: dict[int, tuple[Tensor, Any]] = {}
-        self.size = 0
-        """Elements of the outputs of all layers and activations."""
+        self.calls: dict[str, list[LayerCall]] = {}  # by layer name, in the order in which the layers first run
+        self.size = 0  # how many values all layers and activations give in the pass
+        self._pool_cache: dict[int, tuple[Tensor, Any]] = {}
+        # 1. One pass without changes tells which modules run, and what the layers among them return.
         running = self._record_calls()
         modules = dict(module.named_modules())
         self.layers = {name: modules[name] for name in self.calls}
@@ -134,7 +146,8 @@ class FrozenNetwork:
                 f"{idle[0]} runs on none of the observations: a network that sends them different ways by what they "
                 "are cannot be read"
             )
-        self.others = {
+        # 2. Every other innermost module that runs counts if it has parameters or buffers.
+        self.other_modules = {
             name: modules[name]
             for name in running
             if name not in self.layers
@@ -142,19 +155,17 @@ class FrozenNetwork:
             and not any(name.startswith(f"{layer}.") for layer in self.layers)
             and (modules[name]._parameters or modules[name]._buffers)
         }
-        """Other modules that run and have parameters or buffers of their own, none of whose children runs."""
+        # 3. Frozen outputs are random numbers. Recorded outputs may be 0, and would hide what they multiply. All calls
+        #    share one tensor: an output for each would take as much memory as all layers together.
         calls = [call for calls in self.calls.values() for call in calls]
+        size = max(call.offset + call.shape.numel() for call in calls)
         with seeded(0):
-            # Random rather than recorded, since a product with a recorded 0 would hide what it multiplies. One pool
-            # for all, since an output for each layer would take as much memory as all layers together.
-            size = max(call.offset + call.shape.numel() for call in calls)
-            # Of both signs, since a gate such as relu(-x) opens for one of them only, and another beside it perhaps
-            # for the other.
+            # Both signs occur, since a gate such as relu(-x) opens for one of them only.
             signs = torch.randint(0, 2, (size,), device=calls[0].device) * 2 - 1
-            self._pool = (torch.rand(size, device=calls[0].device) + 0.5) * signs
+            self._random_outputs = (torch.rand(size, device=calls[0].device) + 0.5) * signs
 
     def _record_calls(self) -> list[str]:
-        """One untouched pass: the names of the modules that run."""
+        """Runs a pass without changes, and records the layers' calls. Returns the names of the modules that run."""
         running: dict[str, None] = {}
 
         def recording(name: str, module: nn.Module) -> Callable[..., Any]:
@@ -164,8 +175,8 @@ class FrozenNetwork:
                 running[name] = None
                 output = real(*args, **kwargs)
                 if isinstance(module, LAYER_TYPES):
-                    offset = 61 * sum(map(len, self.calls.values()))  # no two are to return the same numbers
-                    call = Call(output.shape, output.dtype, output.device, offset)
+                    offset = _OFFSET_BETWEEN_CALLS * sum(map(len, self.calls.values()))
+                    call = LayerCall(output.shape, output.dtype, output.device, offset)
                     self.calls.setdefault(name, []).append(call)
                     self.size += output.numel()
                 return output
@@ -176,17 +187,22 @@ class FrozenNetwork:
             self.size += value.numel() if place.kind == "activation" else 0
 
         modules = dict(self.module.named_modules())
-        # With nobody silent, which changes nothing but that normalisations act.
-        with seeded(0), replaced_forward(modules, recording), _PassWatcher(Choice(silent={}), count_activation):
+        watcher = _PassWatcher(PassSettings(zeroed={}), count_activation)  # zeroes nothing, and normalisations act
+        with seeded(0), replaced_forward(modules, recording), watcher:
             self.forward()
         return list(running)
 
     def neurons(self, name: str) -> int:
-        """Outputs of a linear layer, output channels of a convolution."""
+        """Returns how many outputs a linear layer has, or output channels a convolution."""
         return self.calls[name][0].shape[neuron_axis(self.layers[name])]
 
-    def run(self, choice: Choice, record: Record, forward: Callable[[], Any] | None = None) -> None:
-        """One pass under ``choice``; ``record`` is told what is seen at every place."""
+    def run(self, settings: PassSettings, record: Recorder = ignore, forward: Callable[[], Any] | None = None) -> None:
+        """Runs one pass.
+
+        :param settings: what is changed in it
+        :param record: receives the value at every place
+        :param forward: the pass to run, if not the usual one
+        """
 
         def make(name: str, module: nn.Module) -> Callable[..., Any]:
             calls = count()
@@ -196,9 +212,9 @@ class FrozenNetwork:
                 with torch._C.DisableTorchFunction():
                     call = next(calls)
                     record(Place("input", name, call), args[0] if args else kwargs["input"])
-                    return self._output(choice, name, self.calls[name][call])
+                    return self._output(settings, name, self.calls[name][call])
 
-            def other(*args: Any, **kwargs: Any) -> Any:
+            def recorded(*args: Any, **kwargs: Any) -> Any:
                 inputs = list(tensors_in((args, kwargs)))
                 call = next(calls)
                 if len(inputs) == 1:
@@ -206,28 +222,35 @@ class FrozenNetwork:
                         record(Place("module", name, call), inputs[0])
                 return real(*args, **kwargs)
 
-            return frozen if name in self.layers else other
+            return frozen if name in self.layers else recorded
 
-        watcher = _PassWatcher(choice, record, self._pooled)
-        with seeded(0), replaced_forward({**self.layers, **self.others}, make), watcher:
+        # 1. Layers return chosen numbers. Other modules with parameters run as they are. Functions go to the watcher.
+        watcher = _PassWatcher(settings, record, self._pool_cache)
+        with seeded(0), replaced_forward({**self.layers, **self.other_modules}, make), watcher:
             outputs = (forward or self.forward)()
+        # 2. The pass is over. Its outputs are places like all others.
         for index, output in enumerate(tensors_in(outputs)):
             record(Place("output", str(index), index), output)
 
-    def _output(self, choice: Choice, name: str, call: Call) -> Tensor:
-        """What a layer returns instead of its real output."""
-        pattern = self._pool[call.offset : call.offset + call.shape.numel()].view(call.shape).to(call.device)
-        if name != choice.layer:
+    def _output(self, settings: PassSettings, name: str, call: LayerCall) -> Tensor:
+        """Returns what a layer gives in place of its real output."""
+        # 1. Every call has random numbers of its own, in the shape of its output.
+        numbers = self._random_outputs[call.offset : call.offset + call.shape.numel()]
+        pattern = numbers.view(call.shape).to(call.device)
+        # 2. A frozen layer returns them, for each row times that row's factor.
+        if name != settings.driven_layer:
             shape = [-1] + [1] * (len(call.shape) - 1)
-            one, *more = choice.factors
-            factors = torch.tensor(choice.factors, device=call.device).view(shape) if more else one
+            one, *more = settings.frozen_factors
+            factors = torch.tensor(settings.frozen_factors, device=call.device).view(shape) if more else one
             return (pattern * factors).to(call.dtype)
-        assert choice.values is not None
+        # 3. The driven layer returns its neurons' values times a positive pattern. Equal values would hide what
+        #    depends on differences between neurons or pixels. Numbers are 0.5 to 1.5 in size, and so is the pattern;
+        #    for the other sign it is mirrored at 1, so that every difference changes sign.
+        assert settings.values is not None
         axis = neuron_axis(self.layers[name]) + len(call.shape)
-        # Times a pattern, so that differences of neurons or of pixels, which equal values would hide, can be seen; and
-        # its opposite for the other sign, where those that were negative are positive.
-        pattern = pattern.abs() if choice.factors[0] > 0 else 2 - pattern.abs()
-        values = choice.values.to(call.device)
+        pattern = pattern.abs() if settings.frozen_factors[0] > 0 else 2 - pattern.abs()
+        values = settings.values.to(call.device)
+        # 4. Neurons lie on their axis, assignments on the first. An output without rows takes one assignment.
         if axis == 0:
             return (values[0] * pattern).to(call.dtype)
         shape = [len(values)] + [1] * (len(call.shape) - 1)

@@ -1,4 +1,30 @@
-"""Which neuron an element shows: each neuron spells a word of its own in low and high outputs, one per assignment."""
+"""Identifies the neuron behind each tensor element: every neuron is driven low or high in a unique binary pattern.
+
+Worked example. A layer of three neurons is driven at the level (low, high). The network makes four elements of it:
+``h2``, ``h0``, ``max(h0, h1)`` and a constant. One row of the batch carries one assignment (0 low, 1 high)::
+
+                        driven          seen
+    row              h0  h1  h2     h2  h0  max  constant
+    all low           0   0   0      0   0   0     same
+    all high          1   1   1      1   1   1     same
+    number bit 0      0   1   0      0   0   1     same
+    number bit 1      0   0   1      1   0   0     same
+    inverted bit 0    1   0   1      1   1   1     same
+    inverted bit 1    1   1   0      0   1   1     same
+    check bit 0       0   1   1      1   0   1     same
+    check bit 1       0   1   0      0   0   1     same
+    check bit 2       1   0   0      0   1   1     same
+                                     |   |   |     |
+    read back                        2   0  -2    -1
+
+- ``h2``: the number bits say 2 (binary 10), and all other bits are those of neuron 2. The element shows neuron 2.
+- ``max``: the number bits say 1. Inverted bit 0 is that of another neuron: several neurons reach this element (-2).
+- constant: all low and all high are the same, so no neuron reaches this element (-1).
+
+Number bits alone would take the maximum of neurons 0 and 1 for neuron 1. The inverted bits expose such mixtures.
+The check bits are random, and the last one inverts the first. Every level starts with them. Where they agree with what
+an earlier level read, the number bits need not be sent again.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,178 +33,213 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-NOBODY = -1
-"""An element that the probed layer does not reach."""
-MIXED = -2
-"""An element that the probed layer reaches, but not from one neuron alone."""
+NO_NEURON = -1
+"""Marks an element that the driven layer does not reach."""
+SEVERAL_NEURONS = -2
+"""Marks an element that depends on more than one neuron of the driven layer."""
+
+CHECK_BITS = 3
+REFERENCE_ROWS = 2
+"""Rows before the assignments of a batch: every neuron low, every neuron high."""
+
+Level = tuple[float, float]
+"""The value of a neuron driven low, and of one driven high."""
 
 
 class Place(NamedTuple):
-    """Where a value can be seen during a pass: an ``input`` of a layer, an ``activation``'s output, a
-    ``normalisation``'s input, the input of another ``module`` with parameters, or an ``output`` of the whole call.
-    ``call`` counts the calls of that name."""
+    """Names a value that can be seen during a pass.
+
+    :param kind: ``input`` of a layer, output of an ``activation``, input of a ``normalisation``, input of another
+        ``module`` with parameters, or ``output`` of the whole pass
+    :param name: the module's path, or the number of the activation, normalisation or output
+    :param call: which call of that name
+    """
 
     kind: str
     name: str
     call: int
 
 
-Record = Callable[[Place, Tensor], Any]
-"""Told what is seen at each place of a pass, before anything can overwrite it."""
+Recorder = Callable[[Place, Tensor], Any]
+"""Receives the value at each place of a pass, before anything can overwrite it."""
 
 Reading = dict[Place, Tensor]
-"""For each place a tensor of the shape that the value has for one observation: the neuron seen at each element,
-NOBODY or MIXED. Axes along which it never changes take no memory."""
+"""The neuron seen at each element of each place, NO_NEURON or SEVERAL_NEURONS.
+
+A tensor has the shape of the value for one observation. Axes along which the neuron never changes take no memory.
+"""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows of a batch that are compared: all neurons low, all high, and then each assignment.
+class Assignments:
+    """Says which neurons are driven high in each row of a batch.
 
-    :param chosen: bool [assignments, neurons], the neurons that are high
-    :param first: number of the first assignment, which is its bit in a word
+    :param level: the values of a low and of a high neuron
+    :param is_high: bool [assignments, neurons]
+    :param first_bit: the bit of the binary codes that the first assignment sends
     """
 
-    low: float
-    high: float
-    chosen: Tensor
-    first: int = 0
+    level: Level
+    is_high: Tensor
+    first_bit: int = 0
+
+    @property
+    def rows(self) -> int:
+        return REFERENCE_ROWS + len(self.is_high)
 
     def values(self) -> Tensor:
-        """The layer's outputs, [2 + assignments, neurons]."""
-        ends = torch.tensor([[False], [True]]).expand(2, self.chosen.shape[1])
-        return torch.where(torch.cat([ends, self.chosen]), self.high, self.low)
+        """Returns the layer's outputs, [2 + assignments, neurons]: both reference rows, then the assignments."""
+        low, high = self.level
+        reference = torch.tensor([[False], [True]]).expand(REFERENCE_ROWS, self.is_high.shape[1])
+        return torch.where(torch.cat([reference, self.is_high]), high, low)
 
 
-class Word:
-    """What the elements of one place have spelt so far; all tensors of the shape of one row.
+class ReceivedCode:
+    """Collects the bits received at every element of one place; all tensors have the shape of one row."""
 
-    :param letters: bit k is whether the element was as high in assignment k as when all neurons are
-    :param moved: whether it ever changed
-    :param mixed: whether it was ever neither low nor high
-    """
+    def __init__(self, like: Tensor, neurons: int):
+        dtype = torch.int32 if 2 * number_bits(neurons) + CHECK_BITS < 31 else torch.int64
+        # Bit k is set where the element was as high in assignment k as in the row all high.
+        self.bits = torch.zeros(like.shape, dtype=dtype, device=like.device)
+        self.is_reached = torch.zeros(like.shape, dtype=torch.bool, device=like.device)  # it ever changed
+        self.is_mixed = torch.zeros_like(self.is_reached)  # it was ever neither low nor high
 
-    def __init__(self, like: Tensor, letters: int):
-        self.letters = torch.zeros(like.shape, dtype=torch.int32 if letters < 31 else torch.int64, device=like.device)
-        self.moved = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
-        self.mixed = torch.zeros_like(self.moved)
+    def receive(self, low: Tensor, high: Tensor, rows: Tensor, first_bit: int) -> None:
+        """Compares assignments with the reference rows.
 
-    def add(self, low: Tensor, high: Tensor, rows: Tensor, first: int) -> None:
-        """Read further assignments, [assignments, ...], against the rows all low and all high."""
-        # Some functions round the last elements of a tensor otherwise than the rest, and so one row than another.
+        :param low: the row all low, [...]
+        :param high: the row all high, [...]
+        :param rows: [assignments, ...]; the first carries the bit ``first_bit``
+        """
+        # 1. An element is reached where all low and all high differ by more than rounding, which differs from row to
+        #    row: vectorised functions treat the last elements of a tensor differently.
         epsilon = max(1e-6, 2 * _epsilon(low))
         distance = (low - high).abs_()
         differs = distance != 0
-        # Most often nothing differs by so little, which shows without a bound for every element.
-        is_exact = not somewhere(differs & (distance <= epsilon * _largest(low, high)))
+        # One bound for the whole tensor most often shows that no difference is so small.
+        is_exact = not any_true(differs & (distance <= epsilon * _largest(low, high)))
         rounding: Tensor | None = None
         if not is_exact:
             rounding = torch.maximum(low.abs(), high.abs()).mul_(epsilon)
             differs = distance > rounding
-        self.moved |= differs
-        for bit, row in enumerate(rows, first):
+        self.is_reached |= differs
+        for bit, row in enumerate(rows, first_bit):
+            # 2. Each element of an assignment's row is as high as all high, as low as all low, or neither.
             is_high, is_low = row == high, row == low
-            if not is_exact or not everywhere(is_high | is_low):
+            if not is_exact or not all_true(is_high | is_low):
                 if rounding is None:
                     rounding = torch.maximum(low.abs(), high.abs()).mul_(epsilon)
                 is_high, is_low = (row - high).abs_() <= rounding, (row - low).abs_() <= rounding
-            self.moved |= ~is_low
-            self.mixed |= ~(is_high ^ is_low)
-            self.letters.add_(is_high, alpha=1 << bit)
+            # 3. Where it is neither, or both, no single neuron is behind it.
+            self.is_reached |= ~is_low
+            self.is_mixed |= ~(is_high ^ is_low)
+            self.bits.add_(is_high, alpha=1 << bit)
 
-    def join(self, other: "Word") -> None:
-        """Take in letters that the same place has spelt in another pass; no harm where two places share a word."""
-        self.letters |= other.letters
-        self.moved |= other.moved
-        self.mixed |= other.mixed
-
-
-Words = dict[Place, Word]
+    def merge(self, other: "ReceivedCode") -> None:
+        """Adds the bits that another pass carried to the same place. Merging a code twice changes nothing."""
+        self.bits |= other.bits
+        self.is_reached |= other.is_reached
+        self.is_mixed |= other.is_mixed
 
 
-def letters_of(neurons: int) -> int:
-    """How many letters the words of that many neurons have: two for each bit of a number, and three tosses."""
-    return 2 * max(1, (neurons - 1).bit_length()) + 3
+ReceivedCodes = dict[Place, ReceivedCode]
 
 
-class Spelling:
-    """The words of a layer's neurons.
+def number_bits(neurons: int) -> int:
+    """Returns how many bits the largest neuron number takes."""
+    return max(1, (neurons - 1).bit_length())
 
-    Neuron i spells its number in binary and then the number with all bits flipped, so that the larger of two
-    neurons, as a maxout gives it, spells i|j the first time and i&j the second and does not pass for a third one.
-    Last come tosses of a coin for each neuron: these alone tell whether what is known about an element is still true.
-    Other coins at other levels, since two neurons whose coins fall alike pass for each other.
+
+class BinaryCodes:
+    """Gives every neuron of a layer a unique binary code; see the worked example above.
+
+    :param neurons: how many neurons the layer has
+    :param seed: of the check bits; another for every level, since two neurons may have equal check bits at one
     """
 
     def __init__(self, neurons: int, seed: int = 0):
         self.neurons = neurons
-        self.bits = max(1, (neurons - 1).bit_length())
+        self.number_bits = number_bits(neurons)
         numbers = torch.arange(neurons)
-        digits = (numbers >> torch.arange(self.bits)[:, None]) % 2 == 1
-        coins = torch.rand(2, neurons, generator=torch.Generator().manual_seed(seed)) < 0.5
-        self.assignments = torch.cat([digits, ~digits, coins, ~coins[:1]])
-        self.words = (self.assignments << torch.arange(len(self.assignments))[:, None]).sum(0)
+        of_number = (numbers >> torch.arange(self.number_bits)[:, None]) % 2 == 1
+        random = torch.rand(CHECK_BITS - 1, neurons, generator=torch.Generator().manual_seed(seed)) < 0.5
+        # Row k drives bit k of every neuron's code, [code length, neurons].
+        self.assignments = torch.cat([of_number, ~of_number, random, ~random[:1]])
+        self.codes = (self.assignments << torch.arange(len(self.assignments))[:, None]).sum(0)  # long [neurons]
 
-    def tosses(self, low: float, high: float) -> Group:
-        return Group(low, high, self.assignments[2 * self.bits :], 2 * self.bits)
+    def check_assignments(self, level: Level) -> Assignments:
+        """Returns the assignments that send the check bits."""
+        return Assignments(level, self.assignments[2 * self.number_bits :], 2 * self.number_bits)
 
-    def digits(self, low: float, high: float, start: int, number: int) -> Group:
-        """Some of the assignments that spell numbers."""
-        return Group(low, high, self.assignments[start : min(start + number, 2 * self.bits)], start)
+    def number_assignments(self, level: Level, start: int, count: int) -> Assignments:
+        """Returns ``count`` assignments that send number bits and inverted bits, from bit ``start`` on."""
+        return Assignments(level, self.assignments[start : min(start + count, 2 * self.number_bits)], start)
 
-    def foretells(self, reading: Reading, words: Words) -> bool:
-        """Whether what was read before foretells every element that moved when the coins were tossed."""
-        tosses = self.words >> 2 * self.bits
-        for place, word in words.items():
-            moved, code = word.moved, reading.get(place)
-            if code is None or somewhere(moved & ((code := code.to(moved.device)) == NOBODY)):
+    def check_bits_confirm(self, reading: Reading, received: ReceivedCodes) -> bool:
+        """Returns whether the check bits received at every reached element agree with an earlier reading."""
+        check_codes = self.codes >> 2 * self.number_bits
+        for place, code in received.items():
+            # 1. The earlier reading must know every element that is reached now.
+            neuron = reading.get(place)
+            if neuron is None:
                 return False
-            expected = tosses.to(word.letters)[code.clamp(min=0)] << 2 * self.bits
-            if somewhere(moved & (code >= 0) & (word.mixed | (word.letters != expected))):
+            neuron = neuron.to(code.bits.device)
+            if any_true(code.is_reached & (neuron == NO_NEURON)):
+                return False
+            # 2. Where it names one neuron, exactly the check bits of that neuron must have arrived.
+            expected = check_codes.to(code.bits)[neuron.clamp(min=0)] << 2 * self.number_bits
+            if any_true(code.is_reached & (neuron >= 0) & (code.is_mixed | (code.bits != expected))):
                 return False
         return True
 
-    def read(self, word: Word) -> Tensor:
-        """The neuron at each element, NOBODY or MIXED."""
-        code = word.letters & ((1 << self.bits) - 1)
-        known = code < self.neurons
-        code = torch.where(known, code, 0)
-        known &= ~word.mixed & (self.words.to(word.letters)[code] == word.letters)
-        code = torch.where(known, code, MIXED).to(torch.int32)
-        return code.masked_fill_(~word.moved, NOBODY).cpu()
+    def decode(self, received: ReceivedCode) -> Tensor:
+        """Returns the neuron at each element, NO_NEURON or SEVERAL_NEURONS, as int32 on the CPU."""
+        # 1. The lowest bits name a neuron, if there is one of that number.
+        neuron = received.bits & ((1 << self.number_bits) - 1)
+        is_known = neuron < self.neurons
+        neuron = torch.where(is_known, neuron, 0)
+        # 2. It is this neuron alone if all other bits are its own, too.
+        is_known &= ~received.is_mixed & (self.codes.to(received.bits)[neuron] == received.bits)
+        neuron = torch.where(is_known, neuron, SEVERAL_NEURONS).to(torch.int32)
+        # 3. Elements that never changed depend on no neuron.
+        return neuron.masked_fill_(~received.is_reached, NO_NEURON).cpu()
 
 
-def add_to(reading: Reading, codes: Mapping[Place, Tensor]) -> None:
-    """Note what was read at other levels: two neurons at one element make it MIXED."""
-    for place, code in codes.items():
-        known = reading.get(place)
-        if known is not None:
-            code = torch.where(known == NOBODY, code, torch.where((code == NOBODY) | (code == known), known, MIXED))
-        reading[place] = shrunk(code).clone().expand(code.shape)
+def merge_reading(reading: Reading, new: Mapping[Place, Tensor]) -> None:
+    """Adds what was read at another level, in place. Two neurons at one element make it SEVERAL_NEURONS."""
+    for place, neuron in new.items():
+        neuron = merged(reading[place], neuron) if place in reading else neuron
+        reading[place] = without_repeats(neuron).clone().expand(neuron.shape)
 
 
-def shrunk(codes: Tensor) -> Tensor:
-    """The same codes, with every axis along which they never change shrunk to size 1."""
-    for axis in range(codes.ndim):
-        first = codes.narrow(axis, 0, 1)
-        if torch.equal(codes, first.expand_as(codes)):
-            codes = first
-    return codes
+def merged(known: Tensor, new: Tensor) -> Tensor:
+    """Returns the neuron that either tensor shows at each element, SEVERAL_NEURONS where they disagree."""
+    is_new, agrees = known == NO_NEURON, (new == NO_NEURON) | (new == known)
+    return torch.where(is_new, new, torch.where(agrees, known, SEVERAL_NEURONS))
+
+
+def without_repeats(neurons: Tensor) -> Tensor:
+    """Shrinks every axis along which the values never change to size 1."""
+    for axis in range(neurons.ndim):
+        first = neurons.narrow(axis, 0, 1)
+        if torch.equal(neurons, first.expand_as(neurons)):
+            neurons = first
+    return neurons
 
 
 def _largest(*values: Tensor) -> float:
-    """The largest absolute value; 0 if there is none."""
+    """Returns the largest absolute value; 0 if there is none."""
     ends = [float(end) for value in values if value.numel() for end in value.aminmax()]
     return max(map(abs, ends), default=0.0)
 
 
-def everywhere(mask: Tensor) -> bool:
-    """Whether all of a mask is true. Torch's own ``all`` takes fifty times as long on a CPU."""
+def all_true(mask: Tensor) -> bool:
+    """Returns whether all of a mask is true. Takes a fiftieth of the time of ``Tensor.all`` on a CPU."""
     return mask.numel() == 0 or bool(mask.view(torch.uint8).amin())
 
 
-def somewhere(mask: Tensor) -> bool:
-    """Whether any of a mask is true; see :func:`everywhere`."""
+def any_true(mask: Tensor) -> bool:
+    """Returns whether any of a mask is true; see :func:`all_true`."""
     return mask.numel() > 0 and bool(mask.view(torch.uint8).amax())
 
 

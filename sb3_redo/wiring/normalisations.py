@@ -1,64 +1,74 @@
-"""Parameters and buffers that act on single neurons outside of layers, and modules that are left alone."""
+"""Finds parameters and buffers outside of layers that act on single neurons, and modules that are left alone."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.wiring.neuron_codes import MIXED, NOBODY, Place, Reading
+from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Place, Reading
 from sb3_redo.wiring.prober import Prober
-from sb3_redo.wiring.sites import ActivationCall
+from sb3_redo.wiring.sites import ActivationCall, reached_by_others
 
 _CHANNELS_FIRST = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
-"""What has an entry for each index of the input's second axis. Everything else broadcasts from the right."""
+"""Modules with an entry for each index of the input's second axis. The state of others broadcasts from the right."""
 _GATED = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
 def normalisations(prober: Prober, reading: Reading, others: Iterable[Reading]) -> dict[str, Tensor]:
-    """State of elementwise modules that lie on a layer's way: the neuron that each entry belongs to, -1 for none.
+    """Returns the neuron that each entry of a normalisation's state belongs to, -1 for none.
 
-    An entry is a neuron's when it acts on nothing else, in any call.
+    Covers all elementwise modules between a layer and its consumers. An entry belongs to a neuron if it acts on
+    nothing else, in any call.
 
     :param reading: what the layer reaches
-    :param others: what else is reached, by other layers and by the observation
+    :param others: what every other layer and the observation reach
     :return: path of a parameter or buffer to long tensor of its shape
     """
     others = list(others)
     owners: dict[str, Tensor] = {}
     for name in dict.fromkeys(place.name for place in reading if place.kind == "module"):
-        places = _places(prober, name)
+        # 1. The module is elementwise, and the layer reaches all its calls.
+        module, places = prober.other_modules[name], _places(prober, name)
         if not is_elementwise(prober, name) or any(place not in reading for place in places):
             continue
-        codes = [_alone(place, reading, others) for place in places]
-        for key, tensor in _state(prober.others[name]):
-            by_call = [_owners(code, _spread(prober.others[name], tensor, code.shape)) for code in codes]
-            agreed = torch.stack(by_call).amin(0) == torch.stack(by_call).amax(0)
-            found = by_call[0].where(agreed, NOBODY).reshape(tensor.shape).long()
-            if (found != NOBODY).any():
-                owners[f"{name}.{key}" if name else key] = found
+        # 2. An element that something else reaches too belongs to no single neuron.
+        by_call = [
+            reading[place].masked_fill(reached_by_others(place, reading[place], others), SEVERAL_NEURONS)
+            for place in places
+        ]
+        for key, tensor in _state(module):
+            # 3. An entry belongs to a neuron that is behind all elements it acts on, the same one in every call.
+            found = torch.stack([_neuron_of_entries(seen, _broadcast(module, tensor, seen.shape)) for seen in by_call])
+            agreed = found.amin(0) == found.amax(0)
+            entries = found[0].where(agreed, NO_NEURON).reshape(tensor.shape).long()
+            if (entries != NO_NEURON).any():
+                owners[f"{name}.{key}" if name else key] = entries
     return owners
 
 
 def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[str, str]:
-    """Modules with parameters that are neither layers nor elementwise nor activations, and why nothing is done."""
+    """Returns the modules that are neither measured nor recycled although they have parameters, and why.
+
+    :param activations: the activation calls of a pass; the modules that make them are not listed
+    """
     known = {call.module for call in activations}
     return {
         name: _why_left_alone(module)
-        for name, module in prober.others.items()
+        for name, module in prober.other_modules.items()
         if module._parameters and name not in known and not is_elementwise(prober, name)
     }
 
 
 def is_elementwise(prober: Prober, name: str) -> bool:
-    """Whether all of a module's state broadcasts against the one tensor that it is called with."""
-    module, shapes = prober.others[name], [prober.shapes[place] for place in _places(prober, name)]
+    """Returns whether all of a module's state broadcasts against the one tensor that it is called with."""
+    module = prober.other_modules[name]
+    shapes = [prober.shapes[place] for place in _places(prober, name)]
     return bool(shapes) and all(
-        all(entry in (1, size) for entry, size in zip(spread, shape, strict=True))
-        if len(spread := _spread(module, tensor, shape)) == len(shape)
-        else False
+        len(broadcast := _broadcast(module, tensor, shape)) == len(shape)
+        and all(entry in (1, size) for entry, size in zip(broadcast, shape, strict=True))
         for shape in shapes
         for _, tensor in _state(module)
     )
@@ -76,29 +86,23 @@ def _places(prober: Prober, name: str) -> list[Place]:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Own parameters and buffers, but for counters and other single numbers."""
+    """Yields a module's own parameters and buffers, but no counters or other single numbers."""
     for key, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None and tensor.is_floating_point() and tensor.ndim > 0:
             yield key, tensor
 
 
-def _spread(module: nn.Module, tensor: Tensor, shape: torch.Size) -> tuple[int, ...]:
-    """The tensor's shape with an axis for each of the input's."""
+def _broadcast(module: nn.Module, tensor: Tensor, shape: torch.Size) -> tuple[int, ...]:
+    """Returns the shape in which a module's state broadcasts against an input of the given shape.
+
+    For instance [8] becomes (1, 8, 1, 1) in a batch normalisation of [1, 8, 5, 5].
+    """
     own = (*tensor.shape, *[1] * (len(shape) - 2)) if isinstance(module, _CHANNELS_FIRST) else tuple(tensor.shape)
     return (*[1] * (len(shape) - len(own)), *own)
 
 
-def _alone(place: Place, reading: Reading, others: Iterable[Reading]) -> Tensor:
-    """What a layer feeds at a place; MIXED where something else does too."""
-    codes = reading[place]
-    for other in others:
-        if place in other:
-            codes = torch.where((codes != NOBODY) & (other[place] != NOBODY), MIXED, codes)
-    return codes
-
-
-def _owners(codes: Tensor, spread: tuple[int, ...]) -> Tensor:
-    """The one neuron behind all elements that share an entry, else NOBODY."""
-    axes = [axis for axis, size in enumerate(spread) if size == 1]
-    low, high = (codes.amin(axes, True), codes.amax(axes, True)) if axes else (codes, codes)
-    return low.where((low == high) & (low >= 0), NOBODY)
+def _neuron_of_entries(neurons: Tensor, broadcast: tuple[int, ...]) -> Tensor:
+    """Returns the one neuron behind all elements that share an entry, else NO_NEURON."""
+    axes = [axis for axis, size in enumerate(broadcast) if size == 1]
+    low, high = (neurons.amin(axes, True), neurons.amax(axes, True)) if axes else (neurons, neurons)
+    return low.where((low == high) & (low >= 0), NO_NEURON)

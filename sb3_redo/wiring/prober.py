@@ -1,215 +1,255 @@
-"""Which neurons reach which elements of a network: probed layer by layer, with all other layers frozen."""
+"""Finds which neurons reach which elements of a network: drives one layer at a time, with all others frozen."""
 
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.wiring.frozen_network import Choice, FrozenNetwork
-from sb3_redo.wiring.neuron_codes import Group, Place, Reading, Spelling, Word, Words, add_to, letters_of, somewhere
+from sb3_redo.wiring.frozen_network import FrozenNetwork, PassSettings
+from sb3_redo.wiring.neuron_codes import (
+    CHECK_BITS,
+    REFERENCE_ROWS,
+    Assignments,
+    BinaryCodes,
+    Level,
+    Place,
+    Reading,
+    ReceivedCode,
+    ReceivedCodes,
+    any_true,
+    merge_reading,
+)
 
-# Small positive values pass every common activation, negative ones open the other half of a CReLU, and the wide
-# pair crosses the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
-# The wide pair comes first: it opens most of what frozen outputs added to it would shut, and what it shows is foretold
-# for the others.
-_LEVELS = ((-3.0, 3.0), (0.25, 0.75), (-0.75, -0.25))
-# For what opens late, such as relu(x - 5): a layer that seems to reach no other is looked at once more.
-_WIDE_LEVELS = (-64.0, 64.0)
+# Positive values pass every common activation. Negative values open the other half of a CReLU. The wide level crosses
+# the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
+# The wide level comes first: it opens most gates, so that check bits suffice at the other levels.
+_LEVELS: tuple[Level, ...] = ((-3.0, 3.0), (0.25, 0.75), (-0.75, -0.25))
+# Opens functions such as relu(x - 5). Used for a layer that seems to reach no other layer.
+_WIDEST_LEVEL: Level = (-64.0, 64.0)
 
-# So few neurons are spelt in full at all levels: their coins may fall alike at every one, and what mixes two neurons
-# for some values only would pass for one of them.
-_FEW = 16
+# Up to this many neurons, all bits are sent at every level: by chance two of so few neurons may have equal check bits
+# at every level. An element that mixes the two at some values only would then pass for one of them.
+_FEW_NEURONS = 16
 
 PASS_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)
-"""What a network may raise that cannot take the input it was given."""
-
-
-class _RowsMixedError(RuntimeError):
-    """A place whose first axis is not that of the rows."""
+"""Errors that a network may raise on an input that it cannot take."""
 
 
 class Prober(FrozenNetwork):
-    """Says what each layer of a network reaches, from passes on a single observation.
+    """Finds what each layer of a network reaches, from passes on a single observation.
 
-    The assignments of values to a layer's neurons lie in the rows of its output. Frozen layers return one row, which
-    broadcasts, so only what the layer reaches is computed for more than one. Where rows do not stay apart, each
-    assignment gets a pass of its own instead.
+    The rows of a driven layer's output carry the assignments. Frozen layers return one row, which broadcasts, so that
+    only what the layer reaches is computed for all rows. Where rows influence each other, every assignment gets a
+    pass of its own.
+
+    :param module: the network
+    :param forward: called without arguments, runs everything that is to be probed in one pass
     """
 
     def __init__(self, module: nn.Module, forward: Callable[[], Any]):
         super().__init__(module, forward)
-        self.opposite = forward
-        self.shapes: dict[Place, torch.Size] = {}
-        """What is seen at each place for one observation."""
-        self._one_by_one: set[str] = set()
+        self.opposite_forward = forward  # the pass for frozen outputs of opposite sign
+        self.shapes: dict[Place, torch.Size] = {}  # of the value at each place for one observation
+        self._one_by_one: set[str] = set()  # layers whose assignments get a pass each
 
     def prepare(self, forwards: Sequence[Callable[[], Any]]) -> None:
-        """Probe with these passes from now on, the last of them for frozen outputs of the other sign.
+        """Sets the passes to probe with, and finds out whether rows can carry assignments.
 
-        After a look at whether rows stay apart in the first.
+        :param forwards: as the constructor's ``forward``. The last one serves for frozen outputs of opposite sign.
         """
-        self.forward, self.opposite = forwards[0], forwards[-1]
-        self._pooled.clear()
+        # 1. The network runs on these inputs from here on. Poolings of earlier inputs are forgotten.
+        self.forward, self.opposite_forward = forwards[0], forwards[-1]
+        self._pool_cache.clear()
+        # 2. One pass tells the shape of every value for one observation.
         self.shapes = {}
-        self.run(Choice(), lambda place, value: self.shapes.setdefault(place, value.shape))
-        self._one_by_one = {
-            name
-            for name, calls in self.calls.items()
-            if any(len(call.shape) < 2 or call.shape[0] != 1 for call in calls)
-        }
-        if self._one_by_one or not self._rows_stay_apart():
-            self._one_by_one = set(self.layers)
+        self.run(PassSettings(), lambda place, value: self.shapes.setdefault(place, value.shape))
+        # 3. Rows can carry assignments if every layer's output is [1, ...] for one observation, and if no row of a
+        #    batch influences another.
+        calls = [call for calls in self.calls.values() for call in calls]
+        has_rows = all(len(call.shape) >= 2 and call.shape[0] == 1 for call in calls)
+        self._one_by_one = set() if has_rows and self._rows_are_independent() else set(self.layers)
 
-    def _rows_stay_apart(self) -> bool:
-        """Whether a row comes out of a batch of two as it comes out alone, be it the first or the last.
+    def _rows_are_independent(self) -> bool:
+        """Returns whether a row gives the same values in a batch of two, as first or last row, as it gives alone.
 
-        Only nearly, since arithmetic may depend on the size of a batch; another row's influence is not that small.
+        Small deviations are accepted: arithmetic may depend on the batch size. The influence of another row is larger.
         """
+        # 1. The values that the row gives alone.
         alone: dict[Place, Tensor] = {}
-        self.run(Choice(), lambda place, value: alone.setdefault(place, value.detach().clone()))
+        self.run(PassSettings(), lambda place, value: alone.setdefault(place, value.detach().clone()))
 
         def compare(row: int, place: Place, value: Tensor) -> None:
             expected = alone[place]
-            in_rows = len(value) == 2 * len(expected) if expected.ndim else False
-            if place.kind == "output" and in_rows:
+            is_batch = len(value) == 2 * len(expected) if expected.ndim else False
+            if place.kind == "output" and is_batch:
                 return  # may hold sampled actions, which differ from row to row
-            seen = value[row : row + 1] if in_rows else value
+            seen = value[row : row + 1] if is_batch else value
             if seen.shape != expected.shape or not _nearly_equal(seen, expected):
-                raise _RowsMixedError(f"{place} depends on other rows")
+                raise RuntimeError(f"{place} depends on other rows")
 
+        # 2. The same row as the first of two, then as the last; the other row's frozen outputs are -2 times as large.
         try:
-            self.run(Choice(factors=(1.0, -2.0)), partial(compare, 0))
-            self.run(Choice(factors=(-2.0, 1.0)), partial(compare, 1))
+            self.run(PassSettings(frozen_factors=(1.0, -2.0)), partial(compare, 0))
+            self.run(PassSettings(frozen_factors=(-2.0, 1.0)), partial(compare, 1))
         except PASS_ERRORS:
             return False
         return True
 
-    def look(
-        self, name: str, groups: Sequence[Group], factor: float = 1.0, kept: Set[int] = frozenset()
-    ) -> list[Words]:
-        """What is spelt by each group of assignments at the places that layer ``name`` reaches.
+    def drive(
+        self, name: str, batches: Sequence[Assignments], sign: float, constant_activations: Set[int] = frozenset()
+    ) -> list[ReceivedCodes]:
+        """Drives a layer. Returns the codes received at the places that it reaches, for each batch of assignments.
 
-        :param factor: of the frozen layers' outputs
-        :param kept: activation calls that are held constant
+        :param sign: 1.0, or -1.0 to flip the sign of what frozen layers return
+        :param constant_activations: numbers of activation calls that return a constant
         """
-        letters = letters_of(self.neurons(name))
+        settings = PassSettings(name, None, (sign,), constant_activations)
+        # 1. If rows are independent, all assignments of all batches lie in the rows of one pass.
         if name not in self._one_by_one:
-            rows = _Rows(self.shapes, groups, letters)
-            values = torch.cat([group.values() for group in groups])
+            reader = _RowReader(self.shapes, batches)
+            values = torch.cat([batch.values() for batch in batches])
             try:
-                self.run(Choice(name, values, (factor,), kept), rows.record, self._pass(factor))
-                return rows.seen
+                self.run(replace(settings, values=values), reader.record, self._forward_of(sign))
+                return reader.received
             except PASS_ERRORS:
                 self._one_by_one.add(name)
-        return [self._look_one_by_one(name, group, factor, kept, letters) for group in groups]
+        # 2. They are not, or the network refused so many rows: every assignment gets a pass of its own.
+        return [self._drive_one_by_one(settings, batch) for batch in batches]
 
-    def _look_one_by_one(self, name: str, group: Group, factor: float, kept: Set[int], letters: int) -> Words:
-        ends: dict[Place, list[Tensor]] = {}
-        words: Words = {}
-        for number, values in enumerate(torch.split(group.values(), 1), -2):
+    def _drive_one_by_one(self, settings: PassSettings, batch: Assignments) -> ReceivedCodes:
+        references: dict[Place, list[Tensor]] = {}
+        received: ReceivedCodes = {}
+        for number, values in enumerate(torch.split(batch.values(), 1), -REFERENCE_ROWS):
 
             def record(place: Place, value: Tensor, number: int = number) -> None:
                 value = finite(value)
+                # 1. Passes -2 and -1 are the references, all low and all high. Where they are equal they share memory.
                 if number == -2:
-                    ends[place] = [value.clone()]
+                    references[place] = [value.clone()]
                     return
-                low = ends[place][0]
+                low = references[place][0]
                 if number == -1:
-                    ends[place].append(low if torch.equal(low, value) else value.clone())
-                high = ends[place][1]
-                if place in words or high is not low or not torch.equal(low, value):
+                    references[place].append(low if torch.equal(low, value) else value.clone())
+                high = references[place][1]
+                # 2. Pass 0 and those after it carry one bit each. A place that never changes gets no code.
+                if place in received or high is not low or not torch.equal(low, value):
                     rows = value[None] if number >= 0 else value[None][:0]
-                    words.setdefault(place, Word(low, letters)).add(low, high, rows, group.first + max(number, 0))
+                    code = received.setdefault(place, ReceivedCode(low, batch.is_high.shape[1]))
+                    code.receive(low, high, rows, batch.first_bit + max(number, 0))
 
-            self.run(Choice(name, values, (factor,), kept), record, self._pass(factor))
-        return {place: word for place, word in words.items() if somewhere(word.moved)}
+            self.run(replace(settings, values=values), record, self._forward_of(settings.frozen_factors[0]))
+        return {place: code for place, code in received.items() if any_true(code.is_reached)}
 
     def read(self, name: str) -> Reading:
-        """What layer ``name`` reaches directly, through parameter-free operations only."""
+        """Returns the neuron of a layer behind every element that it reaches through parameter-free operations."""
         reading: Reading = {}
-        together = max(1, self.size // (6 * self._elements(name)))
-        for factor in (1.0, -1.0):
+        # 1. Several levels share a pass where memory allows. A level takes the reference rows and the check bits;
+        #    one more row is reckoned for what is computed on the way.
+        together = self._levels_per_pass(name, REFERENCE_ROWS + CHECK_BITS + 1)
+        # 2. Frozen outputs of either sign: a gate such as relu(-x) on a frozen output opens for one of them only.
+        for sign in (1.0, -1.0):
             for start in range(0, len(_LEVELS), together):
-                self._read_levels(name, _LEVELS[start : start + together], factor, reading)
+                self._read_levels(name, _LEVELS[start : start + together], sign, reading)
+        # 3. The layer reaches no other layer. A wider level shows whether some function blocks smaller values.
         if not any(place.kind == "input" for place in reading):
-            self._read_levels(name, [_WIDE_LEVELS], 1.0, reading)
+            self._read_levels(name, [_WIDEST_LEVEL], 1.0, reading)
         return reading
 
-    def _pass(self, factor: float) -> Callable[[], Any]:
-        return self.forward if factor > 0 else self.opposite
-
-    def _elements(self, name: str) -> int:
-        return sum(call.shape.numel() for call in self.calls[name])
-
-    def _read_levels(self, name: str, levels: Sequence[tuple[float, float]], factor: float, reading: Reading) -> None:
-        spellings = [Spelling(self.neurons(name), round(4 * factor * low)) for low, _ in levels]
-        groups = [spelling.tosses(*pair) for spelling, pair in zip(spellings, levels, strict=True)]
-        for spelling, (low, high), words in zip(spellings, levels, self.look(name, groups, factor), strict=True):
-            if spelling.neurons > _FEW and spelling.foretells(reading, words):
+    def _read_levels(self, name: str, levels: Sequence[Level], sign: float, reading: Reading) -> None:
+        """Reads a layer at some levels, and adds the result to ``reading``."""
+        # 1. Every level and sign has check bits of its own. The seeds differ, since lows are multiples of 1/4.
+        codes = [BinaryCodes(self.neurons(name), seed=round(4 * sign * low)) for low, _ in levels]
+        # 2. The check bits of all levels are sent in one pass.
+        checks = [code.check_assignments(level) for code, level in zip(codes, levels, strict=True)]
+        for code, level, check, received in zip(codes, levels, checks, self.drive(name, checks, sign), strict=True):
+            # 3. If they confirm what was read before, this level shows nothing new.
+            if code.neurons > _FEW_NEURONS and code.check_bits_confirm(reading, received):
                 continue
-            widest = max((word.moved.numel() for word in words.values()), default=0)
-            # No fewer than were tossed, which had room.
-            number = max(
-                len(spelling.tosses(low, high).chosen), 4 * self.size // (5 * max(widest, self._elements(name))) - 2
-            )
-            for start in range(0, 2 * spelling.bits, number):
-                (more,) = self.look(name, [spelling.digits(low, high, start, number)], factor)
-                for place, word in more.items():
-                    words.setdefault(place, word).join(word)
-            add_to(reading, {place: spelling.read(word) for place, word in words.items()})
+            # 4. Else number bits and inverted bits follow, as many in a pass as memory allows. As many as there are
+            #    check bits fit in any case, since those just did.
+            count = max(len(check.is_high), self._rows_per_pass(name, received) - REFERENCE_ROWS)
+            for start in range(0, 2 * code.number_bits, count):
+                (more,) = self.drive(name, [code.number_assignments(level, start, count)], sign)
+                for place, part in more.items():
+                    received.setdefault(place, part).merge(part)
+            # 5. All bits have arrived at every place that this level reaches.
+            merge_reading(reading, {place: code.decode(bits) for place, bits in received.items()})
 
-    def reaches(self, name: str, kept: Set[int]) -> dict[Place, Tensor]:
-        """The elements of each place that layer ``name`` still reaches while some activation calls are held constant.
+    def reaches(self, name: str, constant_activations: Set[int]) -> dict[Place, Tensor]:
+        """Returns the elements that a layer still reaches while some activation calls return a constant.
 
-        Bool tensors of the shape that the value has for one observation.
+        :return: place to bool tensor, of the shape that its value has for one observation
         """
-        nothing = torch.zeros(0, self.neurons(name), dtype=torch.bool)
-        together = max(1, self.size // (2 * self._elements(name)))
-        groups = [Group(low, high, nothing) for low, high in _LEVELS]
+        # Reference rows suffice: they show whether an element is reached, not by which neuron.
+        no_rows = torch.zeros(0, self.neurons(name), dtype=torch.bool)
+        batches = [Assignments(level, no_rows) for level in _LEVELS]
+        together = self._levels_per_pass(name, REFERENCE_ROWS)
         reached: dict[Place, Tensor] = {}
-        for start in range(0, len(groups), together):
-            for words in self.look(name, groups[start : start + together], 1.0, kept):
-                for place, word in words.items():
-                    reached[place] = reached[place] | word.moved if place in reached else word.moved
+        for start in range(0, len(batches), together):
+            for received in self.drive(name, batches[start : start + together], 1.0, constant_activations):
+                for place, code in received.items():
+                    reached[place] = reached[place] | code.is_reached if place in reached else code.is_reached
         return {place: mask.cpu() for place, mask in reached.items()}
 
+    def _forward_of(self, sign: float) -> Callable[[], Any]:
+        return self.forward if sign > 0 else self.opposite_forward
 
-class _Rows:
-    """Reads groups of assignments that lie in the rows of one pass."""
+    def _values_per_row(self, name: str) -> int:
+        """Returns how many values a layer gives for one row, over all its calls."""
+        return sum(call.shape.numel() for call in self.calls[name])
 
-    def __init__(self, shapes: dict[Place, torch.Size], groups: Sequence[Group], letters: int):
+    def _levels_per_pass(self, name: str, rows_per_level: int) -> int:
+        """Returns how many levels fit into a pass whose driven outputs hold at most ``self.size`` values."""
+        return max(1, self.size // (rows_per_level * self._values_per_row(name)))
+
+    def _rows_per_pass(self, name: str, received: ReceivedCodes) -> int:
+        """Returns how many rows fit into a pass: its largest tensor may hold four fifths of ``self.size`` values.
+
+        Then a trace never holds more than two copies of the activations of two observations, which a test checks.
+        """
+        widest_reached = max((code.bits.numel() for code in received.values()), default=0)
+        return 4 * self.size // 5 // max(widest_reached, self._values_per_row(name))
+
+
+class _RowReader:
+    """Reads the codes from one pass whose rows hold batches of assignments."""
+
+    def __init__(self, shapes: dict[Place, torch.Size], batches: Sequence[Assignments]):
         self.shapes = shapes
-        self.groups = groups
-        self.letters = letters
-        self.sizes = [len(group.chosen) + 2 for group in groups]
-        self.seen: list[Words] = [{} for _ in groups]
-        self.last: tuple[Place, Tensor, int] | None = None
+        self.batches = batches
+        self.rows = [batch.rows for batch in batches]
+        self.received: list[ReceivedCodes] = [{} for _ in batches]
+        self.last: tuple[Place, Tensor, int] | None = None  # place, value, and the value's version
 
     def record(self, place: Place, value: Tensor) -> None:
+        # 1. A value of one row does not depend on the driven layer.
         shape = self.shapes[place]
         if value.shape == shape:
-            return  # not reached
-        if len(shape) == 0 or shape[0] != 1 or value.shape != (sum(self.sizes), *shape[1:]):
-            raise _RowsMixedError(f"{place} is {tuple(value.shape)} where it is {tuple(shape)} for one row")
-        # The output of an activation and the input of the next layer are often one tensor, which is read once.
+            return
+        # 2. Every other value has a row for each assignment, in place of the one row of an observation.
+        if len(shape) == 0 or shape[0] != 1 or value.shape != (sum(self.rows), *shape[1:]):
+            raise RuntimeError(f"{place} is {tuple(value.shape)} where it is {tuple(shape)} for one row")
+        # 3. An activation's output is often the next layer's input. A tensor that did not change since is read once.
         if self.last is not None and self.last[1] is value and self.last[2] == value._version:
-            for words in self.seen:
-                if self.last[0] in words:
-                    words[place] = words[self.last[0]]
+            for received in self.received:
+                if self.last[0] in received:
+                    received[place] = received[self.last[0]]
         else:
-            parts = torch.split(finite(value), self.sizes)
-            for group, part, words in zip(self.groups, parts, self.seen, strict=True):
-                word = Word(part[:1], self.letters)
-                word.add(part[:1], part[1:2], part[2:, None], group.first)
-                if somewhere(word.moved):
-                    words[place] = word
+            # 4. The rows of each batch are its reference rows, then its assignments.
+            parts = torch.split(finite(value), self.rows)
+            for batch, part, received in zip(self.batches, parts, self.received, strict=True):
+                code = ReceivedCode(part[:1], batch.is_high.shape[1])
+                code.receive(part[:1], part[1:2], part[2:, None], batch.first_bit)
+                if any_true(code.is_reached):
+                    received[place] = code
         self.last = place, value, value._version
 
 
 def finite(value: Tensor) -> Tensor:
-    """Real numbers without NaN, which is unequal to itself."""
+    """Returns real numbers without NaN, because NaN differs from itself."""
     value = value.detach()
     if not value.is_floating_point():
         return value.float()

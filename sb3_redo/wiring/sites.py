@@ -1,4 +1,4 @@
-"""Where a layer's activations can be seen during a forward pass."""
+"""Finds where a layer's activations can be seen during a forward pass."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sb3_redo.forward.contexts import replaced_forward, seeded
 from sb3_redo.forward.functions import NON_NEGATIVE, FunctionWatcher
 from sb3_redo.forward.layers import neuron_axis
-from sb3_redo.wiring.frozen_network import Choice
-from sb3_redo.wiring.neuron_codes import MIXED, NOBODY, Place, Reading, shrunk
+from sb3_redo.wiring.frozen_network import PassSettings
+from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Place, Reading, without_repeats
 from sb3_redo.wiring.prober import Prober
 from sb3_redo.wiring.structure import Site
 
@@ -20,92 +20,97 @@ from sb3_redo.wiring.structure import Site
 def find_sites(
     prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], others: Iterable[Reading]
 ) -> tuple[Site, ...]:
-    """Where the layer's activations are seen: at its activation calls, else where they arrive, else where they leave.
+    """Returns where a layer's activations are seen.
 
-    "Else" is where there is no activation call that is known, or a way around it: in ``x * sigmoid(x)`` the call is
-    not the whole activation.
+    These are its activation calls; without usable calls the inputs of its consumers; else its own outputs.
 
-    Of several activation calls the first counts, and with it those that still follow the layer when the earlier
-    ones are held constant, at elements that follow no other: both halves of a CReLU, but not the second of two
-    activations in a row, nor the one behind a residual sum.
-
-    :param others: what all else reaches
+    :param reading: what the layer reaches
+    :param consumers: layer name to the neuron at each input position
+    :param others: what every other layer and the observation reach
     """
     others = list(others)
+    # 1. The first activation call that shows the layer's neurons counts. A later call counts at elements that still
+    #    follow the layer while the earlier ones are held constant, and that follow nothing else: so does the second
+    #    half of a CReLU, but not a second activation in a row, nor one behind a residual sum.
     calls = sorted(place.call for place in reading if place.kind == "activation" and (reading[place] >= 0).any())
     sites: list[Site] = []
     for call in calls:
         place = Place("activation", str(call), call)
-        codes = reading[place]
+        neurons = reading[place]
         if sites:
             own = prober.reaches(name, {site.call for site in sites}).get(place)
-            codes = codes.where(own & ~_shared(place, codes, others), NOBODY) if own is not None else codes[:0]
-        if (codes >= 0).any():
-            sites.append(Site("activation", str(call), call, _one_sample(codes)))
-    if sites and not _goes_around(prober, name, sites, others):
+            if own is None:
+                continue
+            neurons = neurons.where(own & ~reached_by_others(place, neurons, others), NO_NEURON)
+        if (neurons >= 0).any():
+            sites.append(Site("activation", str(call), call, _of_one_observation(neurons)))
+    # 2. They are the whole activation, unless a way leads around them: in x * sigmoid(x) the call is only a part.
+    if sites and not _bypasses_activations(prober, name, sites, others):
         return tuple(sites)
-    if all((positions != MIXED).all() for positions in consumers.values()):
-        arriving = [(place, codes) for place, codes in reading.items() if place.kind == "input"]
-        return tuple(Site("input", place.name, place.call, _one_sample(codes)) for place, codes in arriving)
+    # 3. Else the activations are what the consumers receive, if every position there shows one neuron.
+    if all((positions != SEVERAL_NEURONS).all() for positions in consumers.values()):
+        arriving = [(place, neurons) for place, neurons in reading.items() if place.kind == "input"]
+        return tuple(Site("input", place.name, place.call, _of_one_observation(neurons)) for place, neurons in arriving)
+    # 4. Else the layer's outputs remain.
     numbers = torch.arange(prober.neurons(name))
     axis = neuron_axis(prober.layers[name])
     shapes = [[-1 if i == axis else 1 for i in range(1 - len(call.shape), 0)] for call in prober.calls[name]]
     return tuple(Site("result", name, call, numbers.view(shape)) for call, shape in enumerate(shapes))
 
 
-def _goes_around(prober: Prober, name: str, sites: list[Site], others: list[Reading]) -> bool:
-    """Whether the layer reaches another, at elements that follow it alone, while its activation calls are held."""
-    held = prober.reaches(name, {site.call for site in sites})
+def _bypasses_activations(prober: Prober, name: str, sites: list[Site], others: list[Reading]) -> bool:
+    """Returns whether a layer reaches another, at elements of its own, while its activation calls are constant."""
+    still_reached = prober.reaches(name, {site.call for site in sites})
     return any(
-        bool((reached & ~_shared(place, reached, others)).any())
-        for place, reached in held.items()
+        bool((reached & ~reached_by_others(place, reached, others)).any())
+        for place, reached in still_reached.items()
         if place.kind == "input"
     )
 
 
-def _shared(place: Place, like: Tensor, others: list[Reading]) -> Tensor:
-    """The elements of a place that something else reaches too."""
-    shared = torch.zeros(like.shape, dtype=torch.bool)
+def reached_by_others(place: Place, like: Tensor, others: list[Reading]) -> Tensor:
+    """Returns a bool mask of the elements of a place that something else reaches, in the shape of ``like``."""
+    reached = torch.zeros(like.shape, dtype=torch.bool)
     for other in others:
         if place in other:
-            shared |= other[place] != NOBODY
-    return shared
+            reached |= other[place] != NO_NEURON
+    return reached
 
 
-def _one_sample(codes: Tensor) -> Tensor:
-    """Codes of the first sample, [...], with every axis along which they stay the same shrunk to size 1."""
-    return shrunk(codes[0].clamp(min=NOBODY)).long()
+def _of_one_observation(neurons: Tensor) -> Tensor:
+    """Returns the neurons at the elements of the first row, -1 for none or several, without repeats."""
+    return without_repeats(neurons[0].clamp(min=NO_NEURON)).long()
 
 
 def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...]) -> bool:
-    """Whether recycling a dead neuron of the layer changes no output of the network.
-
-    It does where a normalisation ties it to other neurons, or where the consumers receive something other than 0
-    from a neuron whose activation is 0.
-    """
+    """Returns whether recycling a dead neuron of a layer changes no output of the network."""
+    # 1. A normalisation ties the neuron to others.
     if any(place.kind == "normalisation" for place in reading):
         return False
+    # 2. Without activation calls, the consumers receive the activations themselves: a dead neuron's are 0.
     seen_at = [Place("activation", site.name, site.call) for site in sites if site.kind == "activation"]
-    silent = {place.call: reading[place] for place in seen_at}
-    if not silent:
+    zeroed = {place.call: reading[place] for place in seen_at}
+    if not zeroed:
         return True
+    # 3. Otherwise all activations are set to 0. What the layer feeds must then be 0, too.
     arrives = False
 
     def record(place: Place, value: Tensor) -> None:
         nonlocal arrives
         if place.kind == "input" and place in reading:
-            arrives |= bool((value * (reading[place] != NOBODY).to(value)).any())
+            arrives |= bool((value * (reading[place] != NO_NEURON).to(value)).any())
 
-    prober.run(Choice(name, torch.ones(1, prober.neurons(name)), silent=silent), record)
+    prober.run(PassSettings(name, torch.ones(1, prober.neurons(name)), zeroed=zeroed), record)
     return not arrives
 
 
 @dataclass(frozen=True)
 class ActivationCall:
-    """An activation call of a pass, and the module whose result it is, if it is one's.
+    """Describes an activation call of a pass.
 
-    :param module: path of the module
-    :param module_call: which of the module's calls
+    :param is_non_negative: whether its output is never negative
+    :param module: path of the module that returns this output, if there is one
+    :param module_call: which call of that module
     """
 
     is_non_negative: bool
@@ -114,12 +119,12 @@ class ActivationCall:
 
 
 class _CallLister(FunctionWatcher):
-    """Lists activation calls, and hears which modules return their outputs."""
+    """Lists activation calls, and finds the modules that return their outputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[ActivationCall] = []
-        self.outputs: list[Tensor] = []  # all kept, so that no two have the same identity
+        self.outputs: list[Tensor] = []  # referenced until the end, so that no two have the same identity
         self.module_calls: dict[str, int] = defaultdict(int)
 
     def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
@@ -127,7 +132,7 @@ class _CallLister(FunctionWatcher):
         self.outputs.append(output)
         return output
 
-    def see(self, name: str, output: Any) -> None:
+    def module_returned(self, name: str, output: Any) -> None:
         for call, seen in enumerate(self.outputs):
             if seen is output and self.calls[call].module is None:
                 self.calls[call] = replace(self.calls[call], module=name, module_call=self.module_calls[name])
@@ -135,7 +140,7 @@ class _CallLister(FunctionWatcher):
 
 
 def activation_calls(prober: Prober) -> list[ActivationCall]:
-    """The activation calls of a pass, in order."""
+    """Runs a pass, and returns its activation calls in order."""
     lister = _CallLister()
     modules = prober.module.named_modules()
     leaves = {name: leaf for name, leaf in modules if name not in prober.layers and not list(leaf.children())}
@@ -145,7 +150,7 @@ def activation_calls(prober: Prober) -> list[ActivationCall]:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = real(*args, **kwargs)
-            lister.see(name, output)
+            lister.module_returned(name, output)
             return output
 
         return forward
@@ -155,15 +160,17 @@ def activation_calls(prober: Prober) -> list[ActivationCall]:
     return lister.calls
 
 
-def at_modules(calls: list[ActivationCall], sites: tuple[Site, ...]) -> tuple[Site, ...]:
-    """The same sites, seen as a module's result where a module makes the activation call.
+def as_module_results(calls: list[ActivationCall], sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """Replaces sites at activation calls by the results of the modules that make these calls.
 
-    A hook on a few modules costs less than watching every function of a pass.
+    Replacing the ``forward`` of a few modules costs less than watching every function of a pass.
+
+    :param calls: the activation calls of a pass, in order
     """
-    return tuple(_at_module(site, calls[site.call]) if site.kind == "activation" else site for site in sites)
+    return tuple(_as_module_result(site, calls[site.call]) if site.kind == "activation" else site for site in sites)
 
 
-def _at_module(site: Site, call: ActivationCall) -> Site:
+def _as_module_result(site: Site, call: ActivationCall) -> Site:
     if call.module is None:
         return replace(site, is_non_negative=call.is_non_negative)
     return replace(site, kind="result", name=call.module, call=call.module_call, is_non_negative=call.is_non_negative)

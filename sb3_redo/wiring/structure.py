@@ -1,4 +1,4 @@
-"""The wiring of a network as data: its layers, what they feed, and where their activations can be seen."""
+"""Describes the wiring of a network: its layers, what they feed, and where their activations can be seen."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,13 +8,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Site:
-    """A tensor in which a layer's activations can be seen during a forward pass.
+    """Names a tensor that shows a layer's activations during a forward pass.
 
     :param kind: ``activation`` (output of an activation call), ``input`` or ``result`` (of a module)
     :param name: the module's path, or the number of the activation call
     :param call: which call of that name
-    :param neurons: the neuron at each element of one sample, -1 for none, long tensor [...] with axes along
-        which the neuron never changes kept at size 1
+    :param neurons: the neuron at each element for one observation, -1 for none, long tensor [...]. Axes along which
+        the neuron never changes have size 1.
+    :param is_non_negative: whether the activations are never negative
     """
 
     kind: str
@@ -26,7 +27,7 @@ class Site:
 
 @dataclass(frozen=True)
 class LayerWiring:
-    """One measured layer.
+    """Describes one measured layer.
 
     :param name: module path below the traced policy
     :param neurons: number of outputs (linear) or output channels (convolution)
@@ -34,11 +35,11 @@ class LayerWiring:
     :param reason: why it is not recyclable, else ``None``
     :param consumers: layer name to long tensor [input positions]: the neuron feeding each column of a linear
         layer or input channel of a convolution, -1 for none
-    :param exact: whether recycling a dead neuron leaves every output as it was. It does not where a normalisation
-        or a learned offset lies between the neuron and its consumers.
+    :param exact: whether recycling a dead neuron leaves every output as it was. A normalisation or a learned offset
+        between the neuron and its consumers prevents this.
     :param sites: where the activations are measured
-    :param normalisations: state of normalisations on the way to the consumers: path of a parameter or buffer to long
-        tensor of its shape, the neuron that each entry belongs to, -1 for none
+    :param normalisations: path of a parameter or buffer to long tensor of its shape: the neuron that each entry
+        belongs to, -1 for none. Covers the normalisations between the layer and its consumers.
     """
 
     name: str
@@ -51,7 +52,7 @@ class LayerWiring:
     normalisations: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def row(self) -> tuple[str, str, str, str]:
-        """Name, number of neurons, consumers, and whether and how it can be recycled."""
+        """Returns name, number of neurons, consumers, and whether and how the layer can be recycled."""
         if self.reason is not None:
             how = f"no: {self.reason}"
         else:
@@ -64,13 +65,13 @@ class LayerWiring:
 
 @dataclass(frozen=True)
 class Wiring:
-    """What can be measured and recycled in a policy, and why not; prints as a table.
+    """Says what can be measured and recycled in a policy, and why not. Prints as a table.
 
     :param layers: the hidden layers, in the order in which they run
     :param outputs: names of the layers that feed no other layer: neither measured nor recycled
     :param activation_calls: activation calls in one forward pass, to notice a network that changed
-    :param left_alone: names of other modules with parameters to why these are neither measured nor recycled
-    :param values_per_observation: how many numbers all layers together give for one observation
+    :param left_alone: name of any other module with parameters to why it is neither measured nor recycled
+    :param values_per_observation: how many values all layers and activations give for one observation
     """
 
     layers: tuple[LayerWiring, ...]
@@ -81,8 +82,9 @@ class Wiring:
 
     @property
     def rows_at_once(self) -> int:
-        """How many observations to run in one pass, so that memory stays bounded: 256 MiB of layer outputs."""
-        return max(1, 2**26 // max(1, self.values_per_observation))
+        """Returns how many observations to run in one pass, so that layer outputs take at most 256 MiB."""
+        values_of_four_bytes = 2**28 // 4
+        return max(1, values_of_four_bytes // max(1, self.values_per_observation))
 
     def __iter__(self) -> Iterator[LayerWiring]:
         return iter(self.layers)
@@ -93,10 +95,14 @@ class Wiring:
                 return layer
         raise KeyError(f"no measured layer {name!r}; there are {', '.join(layer.name for layer in self.layers)}")
 
-    def __str__(self) -> str:
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """Returns the cells of the table, the header first."""
         rows = [("layer", "neurons", "feeds", "recyclable"), *(layer.row() for layer in self.layers)]
         rows += [(name, "", "(output)", "no: output layers are neither measured nor recycled") for name in self.outputs]
-        rows += [(name, "", "", f"no: {reason}") for name, reason in self.left_alone.items()]
+        return rows + [(name, "", "", f"no: {reason}") for name, reason in self.left_alone.items()]
+
+    def __str__(self) -> str:
+        rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

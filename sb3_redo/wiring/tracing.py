@@ -1,29 +1,27 @@
-"""Which neurons a network has, where each one's weights come in and where they go out.
+"""Finds which neurons a network has, which weights come in to each, and where each one's weights go out.
 
-Nothing is guessed from the order of modules: the network is asked. One layer at a time is given chosen
-outputs while all others are frozen, so that only parameter-free operations lie between it and whatever it
-reaches (``probe.py``).
+Nothing is guessed from the order of modules: the network is asked. One layer at a time is driven while all others
+are frozen, so that only parameter-free operations lie between it and what it reaches (``prober.py``).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from sb3_redo.forward.contexts import evaluating, is_compiled, uncompiled
-from sb3_redo.forward.layers import LAYER_TYPES, TRANSPOSED, neuron_axis
+from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.forward.nested import map_tensors
 from sb3_redo.wiring.default_forward import default_forward
-from sb3_redo.wiring.input_variants import first_row, one_row_variants, read_inputs, two_rows
-from sb3_redo.wiring.neuron_codes import MIXED, NOBODY, Reading
+from sb3_redo.wiring.input_variants import first_row, first_two_rows, input_variants, read_observation
+from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Reading, merged
 from sb3_redo.wiring.normalisations import left_alone, normalisations
-from sb3_redo.wiring.ownership import borrowed_weights
+from sb3_redo.wiring.ownership import weights_used_outside_their_layer, why_not_writable
 from sb3_redo.wiring.prober import Prober
-from sb3_redo.wiring.sites import ActivationCall, activation_calls, at_modules, find_sites, is_exact
+from sb3_redo.wiring.sites import activation_calls, as_module_results, find_sites, is_exact
 from sb3_redo.wiring.structure import LayerWiring, Wiring
 
 OBSERVATION = "the observation"
@@ -32,13 +30,13 @@ OBSERVATION = "the observation"
 def trace_wiring(
     policy: nn.Module, observations: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Wiring:
-    """Find the hidden layers of a policy and what each of their neurons feeds, by perturbation.
+    """Finds the hidden layers of a policy, and what each of their neurons feeds, by perturbation.
 
-    Leaves the policy as it was: weights, modes, random streams. Sees linear layers and (transposed) convolutions
-    that run in the forward pass; whatever else has parameters counts as an operation that mixes neurons.
+    Leaves the policy as it was: weights, modes, random streams. Reads linear layers and (transposed) convolutions that
+    run in the forward pass. Any other module with parameters counts as an operation that mixes neurons.
 
     :param policy: any module; layers are named by their path below it
-    :param observations: a batch of what ``forward`` takes, at least one row; two are used
+    :param observations: a batch of what ``forward`` takes, [observations, ...]; the first two are used
     :param forward: runs every network of the policy in one pass and returns all outputs. Default: the policy
         itself, or its ``actor`` and ``critic`` where it has both (the critic at the actor's actions).
     :return: the wiring
@@ -50,150 +48,106 @@ def trace_wiring(
     [0, 1, 2, 3]
     """
     with evaluating(policy.modules()), uncompiled(is_compiled(policy.modules())):
-        return _trace(policy, map_tensors(two_rows, observations), forward)
+        return _trace(policy, map_tensors(first_two_rows, observations), forward)
 
 
 def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Wiring:
+    # 1. Find the layers that run on one observation.
     if forward is None:
         forward, inputs = default_forward(policy, inputs)
     prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)))
+    # 2. Probe on inputs of our own: the observation itself may shut a gate.
     variants = [
-        partial(forward, policy, variant) for variant in one_row_variants(prober, partial(forward, policy), inputs)
+        partial(forward, policy, variant) for variant in input_variants(prober, partial(forward, policy), inputs)
     ]
-    # On values of our own choosing, because a gate that the observation holds shut would be overlooked.
     prober.prepare(variants[1:3] or variants)
-    activations, borrowed = activation_calls(prober), borrowed_weights(prober)
+    # 3. Every layer is driven once while all others are frozen; then all are frozen while the observation changes.
+    activations, used_elsewhere = activation_calls(prober), weights_used_outside_their_layer(prober)
     readings = {name: prober.read(name) for name in prober.layers}
-    sources = {**readings, OBSERVATION: read_inputs(prober, variants)}
+    sources = {**readings, OBSERVATION: read_observation(prober, variants)}
+    # 4. It is known what reaches what. A layer that reaches no other layer is an output.
     feeders = _feeders(prober, sources)
     outputs = [name for name, reading in readings.items() if not any(place.kind == "input" for place in reading)]
-    layers = [
-        _layer_wiring(
-            prober,
-            name,
-            reading,
-            feeders,
-            activations,
-            borrowed,
-            [other for key, other in sources.items() if key != name],
+    layers = []
+    for name, reading in readings.items():
+        if name in outputs:
+            continue
+        # 5. Of every hidden layer, find what its neurons feed, where they are seen, and why it may not be recycled.
+        others = [other for source, other in sources.items() if source != name]
+        consumers = _consumers(prober, reading)
+        sites = find_sites(prober, name, reading, consumers, others)
+        normalised = normalisations(prober, reading, others)
+        reason = _why_not_its_positions(name, reading, consumers, feeders)
+        reason = reason or why_not_writable(prober, name, consumers, used_elsewhere)
+        layer = LayerWiring(
+            name=name,
+            neurons=prober.neurons(name),
+            recyclable=reason is None,
+            reason=reason,
+            consumers={consumer: neurons.clamp(min=NO_NEURON).long() for consumer, neurons in consumers.items()},
+            # An untrained normalisation may seem to do nothing, and a trained one does not.
+            exact=not normalised and is_exact(prober, name, reading, sites),
+            sites=as_module_results(activations, sites),
+            normalisations=normalised,
         )
-        for name, reading in readings.items()
-        if name not in outputs
-    ]
+        layers.append(layer)
     if not layers:
         raise RuntimeError(
             f"nothing to measure in {type(policy).__name__}: it has only output layers, which feed no other "
             f"layer ({', '.join(outputs)})"
         )
-    calls, alone = len(activations), left_alone(prober, activations)
-    return Wiring(tuple(layers), tuple(outputs), calls, alone, prober.size)
+    return Wiring(tuple(layers), tuple(outputs), len(activations), left_alone(prober, activations), prober.size)
 
 
 Feeders = dict[str, dict[str, Tensor]]
-"""Consumer name to the name of what feeds it to bool mask [input positions]."""
+"""Layer name to the name of what feeds it to bool mask [input positions]."""
 
 
-def _feeders(prober: Prober, readings: dict[str, Reading]) -> Feeders:
+def _feeders(prober: Prober, sources: dict[str, Reading]) -> Feeders:
+    """Returns which input positions of every layer each source feeds, over all calls."""
     feeders: Feeders = defaultdict(dict)
-    for source, reading in readings.items():
-        for place, codes in reading.items():
+    for source, reading in sources.items():
+        for place, neurons in reading.items():
             if place.kind == "input":
-                fed = (_by_position(prober.layers[place.name], codes) != NOBODY).any(1)
+                fed = (_by_position(prober.layers[place.name], neurons) != NO_NEURON).any(1)
                 known = feeders[place.name].get(source)
                 feeders[place.name][source] = fed if known is None else known | fed
     return feeders
 
 
-def _by_position(layer: nn.Module, codes: Tensor) -> Tensor:
-    """A reading of a layer's input as [input positions, elements of each]."""
-    return codes.movedim(neuron_axis(layer), 0).flatten(1)
-
-
-def _layer_wiring(
-    prober: Prober,
-    name: str,
-    reading: Reading,
-    feeders: Feeders,
-    activations: list[ActivationCall],
-    borrowed: Set[str],
-    others: list[Reading],
-) -> LayerWiring:
-    consumers = _consumers(prober, reading)
-    sites = find_sites(prober, name, reading, consumers, others)
-    normalised = normalisations(prober, reading, others)
-    reason = _why_not(prober, name, reading, consumers, feeders, borrowed)
-    return LayerWiring(
-        name=name,
-        neurons=prober.neurons(name),
-        recyclable=reason is None,
-        reason=reason,
-        consumers={consumer: positions.clamp(min=NOBODY).long() for consumer, positions in consumers.items()},
-        # What a normalisation has learned is nothing yet when training starts, and would seem to do nothing.
-        exact=not normalised and is_exact(prober, name, reading, sites),
-        sites=at_modules(activations, sites),
-        normalisations=normalised,
-    )
+def _by_position(layer: nn.Module, neurons: Tensor) -> Tensor:
+    """Rearranges what is read at a layer's input to [input positions, elements of each]."""
+    return neurons.movedim(neuron_axis(layer), 0).flatten(1)
 
 
 def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
-    """Layer name to the neuron at each input position over all calls: NOBODY, a number, or MIXED."""
+    """Returns layer name to the neuron at each input position, NO_NEURON or SEVERAL_NEURONS, [input positions]."""
     consumers: dict[str, Tensor] = {}
-    for place, codes in reading.items():
+    for place, neurons in reading.items():
         if place.kind != "input":
             continue
-        elements = _by_position(prober.layers[place.name], codes)
-        lowest = elements.masked_fill(elements == NOBODY, torch.iinfo(codes.dtype).max).amin(1)
+        # 1. In one call, a position belongs to a neuron if all its elements that show a neuron show this one.
+        elements = _by_position(prober.layers[place.name], neurons)
+        lowest = elements.masked_fill(elements == NO_NEURON, torch.iinfo(neurons.dtype).max).amin(1)
         highest = elements.amax(1)
-        positions = torch.where((elements == MIXED).any(1) | (lowest != highest), MIXED, highest)
-        positions[(elements == NOBODY).all(1)] = NOBODY
+        is_mixed = (elements == SEVERAL_NEURONS).any(1) | (lowest != highest)
+        positions = torch.where(is_mixed, SEVERAL_NEURONS, highest)
+        positions[(elements == NO_NEURON).all(1)] = NO_NEURON
+        # 2. Over several calls, the calls that show a neuron must agree.
         known = consumers.get(place.name)
-        if known is not None:
-            agreed = torch.where((known == positions) | (positions == NOBODY), known, MIXED)
-            positions = torch.where(known == NOBODY, positions, agreed)
-        consumers[place.name] = positions
+        consumers[place.name] = positions if known is None else merged(known, positions)
     return consumers
 
 
-def _why_not(
-    prober: Prober,
-    name: str,
-    reading: Reading,
-    consumers: dict[str, Tensor],
-    feeders: Feeders,
-    borrowed: Set[str],
-) -> str | None:
-    """The reason why a layer is measured but not recycled, if there is one."""
+def _why_not_its_positions(name: str, reading: Reading, consumers: dict[str, Tensor], feeders: Feeders) -> str | None:
+    """Returns why the positions that a layer feeds do not belong to one neuron each, or ``None``."""
     for consumer, positions in consumers.items():
-        fed = positions != NOBODY
+        fed = positions != NO_NEURON
         others = sorted(other for other, mask in feeders[consumer].items() if other != name and (mask & fed).any())
         if others:
             return f"what it feeds into {consumer} is also fed by {', '.join(others)} (a sum, a product or a skip)"
-        if (positions == MIXED).any():
+        if (positions == SEVERAL_NEURONS).any():
             return f"input positions of {consumer} depend on several of its neurons"
     if any(place.kind == "output" for place in reading):
         return "it also reaches an output of the policy without passing another layer"
-    for layer, whose in ((name, "its"), *((consumer, f"{consumer}'s") for consumer in consumers)):
-        if layer in borrowed:
-            return f"{whose} weights are also used without calling it"
-        why = _why_not_writable(prober, layer, whose)
-        if why is not None:
-            return why
     return None
-
-
-def _why_not_writable(prober: Prober, name: str, whose: str) -> str | None:
-    layer = prober.layers[name]
-    if not any(type(layer).forward is kind.forward for kind in LAYER_TYPES) or len(layer._parameters) > 2:
-        return f"{whose} forward pass is not that of a plain layer"
-    if isinstance(layer, TRANSPOSED):
-        return f"{whose} weights are those of a transposed convolution, which are laid out the other way round"
-    if parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
-        return f"{whose} weights are computed from other parameters"
-    if not layer.weight.requires_grad:
-        return f"{whose} weights are frozen"
-    holders = [
-        path or "the policy itself"
-        for path, module in prober.module.named_modules()
-        if module is not layer and any(parameter is layer.weight for parameter in module._parameters.values())
-    ]
-    return f"{whose} weights are shared with {', '.join(holders)}" if holders else None

@@ -60,7 +60,7 @@ def check_wiring(name):
 def test_it_is_the_same_one_assignment_at_a_time(name, monkeypatch):
     network = networks.build(name)
     wiring = trace_wiring(network, network.observations(2))
-    monkeypatch.setattr(Prober, "_rows_stay_apart", lambda self: False)
+    monkeypatch.setattr(Prober, "_rows_are_independent", lambda self: False)
     assert str(trace_wiring(network, network.observations(2))) == str(wiring)
 
 
@@ -68,8 +68,8 @@ def test_it_is_the_same_one_assignment_at_a_time(name, monkeypatch):
     ("name", "apart"), [("Mlp", True), ("Branched", True), ("Mingled", False), ("Recurrent", False), ("Gru", False)]
 )
 def test_rows_that_do_not_stay_apart_are_noticed(name, apart, monkeypatch):
-    seen, really = [], Prober._rows_stay_apart
-    monkeypatch.setattr(Prober, "_rows_stay_apart", lambda self: seen.append(really(self)) or seen[-1])
+    seen, really = [], Prober._rows_are_independent
+    monkeypatch.setattr(Prober, "_rows_are_independent", lambda self: seen.append(really(self)) or seen[-1])
     network = networks.build(name)
     trace_wiring(network, network.observations(2))
     assert seen == [apart]
