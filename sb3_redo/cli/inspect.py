@@ -68,7 +68,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         from sb3_redo.dormancy.plots import figure_of
 
-        figure_of(report).savefig(arguments.plot, dpi=150)
+        figure_of(report.layers, report.dormancy_threshold, report.observations).savefig(arguments.plot, dpi=150)
     print(report)
 
 

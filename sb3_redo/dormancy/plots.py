@@ -1,15 +1,16 @@
-"""A picture of a dormancy report."""
+"""Draws dormancy reports."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sb3_redo.dormancy.scores import LayerDormancy
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from sb3_redo.dormancy.report import DormancyReport
 
 try:
     from matplotlib.figure import Figure as _Figure
@@ -26,26 +27,31 @@ _THRESHOLD_COLOUR = "#D55E00"
 _HATCH = "////"
 
 
-def figure_of(report: "DormancyReport") -> "Figure":
-    """A figure with the report, which no window shows."""
-    figure = _Figure(figsize=_size(report), layout="tight")
-    plot_dormancy(report, figure.subplots())
+Layers = Sequence[LayerDormancy]
+
+
+def figure_of(layers: Layers, dormancy_threshold: float, observations: int) -> "Figure":
+    """Returns a figure with what :func:`plot_layers` draws. No window shows it."""
+    figure = _Figure(figsize=_size(layers), layout="tight")
+    plot_layers(layers, dormancy_threshold, observations, figure.subplots())
     return figure
 
 
-def plot_dormancy(report: "DormancyReport", ax: "Axes | None" = None) -> "Axes":
-    """See :meth:`~sb3_redo.dormancy.report.DormancyReport.plot`."""
+def plot_layers(layers: Layers, dormancy_threshold: float, observations: int, ax: "Axes | None" = None) -> "Axes":
+    """Draws layers measured on so many observations; see :meth:`~sb3_redo.dormancy.DormancyReport.plot`."""
     if ax is None:
         from matplotlib import pyplot  # here, because it chooses a backend
 
-        ax = pyplot.subplots(figsize=_size(report), layout="tight")[1]
-    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(report.networks)}
+        ax = pyplot.subplots(figsize=_size(layers), layout="tight")[1]
+    networks = dict.fromkeys(layer.network for layer in layers)
+    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(networks)}
     strip = make_axes_locatable(ax).append_axes("right", size="110%", pad=0.3, sharey=ax)
-    _draw_bars(ax, report, colours)
-    _draw_scores(strip, report, colours)
-    strip.legend(handles=_legend(report, colours), loc="lower right", bbox_to_anchor=(1, 1), **_LEGEND)
-    neurons = sum(layer.neurons for layer in report.layers)
-    title = f"{report.dormant_fraction:.1%} of {neurons:,} neurons dormant\non {report.observations:,} observations"
+    _draw_bars(ax, layers, colours)
+    _draw_scores(strip, layers, dormancy_threshold, colours)
+    handles = _legend(layers, dormancy_threshold, colours)
+    strip.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), **_LEGEND)
+    dormant, neurons = sum(int(layer.dormant.sum()) for layer in layers), sum(layer.neurons for layer in layers)
+    title = f"{dormant / neurons:.1%} of {neurons:,} neurons dormant\non {observations:,} observations"
     ax.set_title(title, loc="left", fontsize="medium")
     return ax
 
@@ -53,19 +59,19 @@ def plot_dormancy(report: "DormancyReport", ax: "Axes | None" = None) -> "Axes":
 _LEGEND: dict[str, Any] = {"ncols": 5, "frameon": False, "fontsize": "small", "handlelength": 1, "columnspacing": 1}
 
 
-def _legend(report: "DormancyReport", colours: dict[str, str]) -> list[Any]:
+def _legend(layers: Layers, dormancy_threshold: float, colours: dict[str, str]) -> list[Any]:
     handles: list[Any] = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    if not all(layer.recyclable for layer in report.layers):
+    if not all(layer.recyclable for layer in layers):
         handles.append(Patch(facecolor="0.6", edgecolor="white", hatch=_HATCH, label="measured only"))
-    return [*handles, Line2D([], [], color=_THRESHOLD_COLOUR, label=f"threshold {report.dormancy_threshold:g}")]
+    return [*handles, Line2D([], [], color=_THRESHOLD_COLOUR, label=f"threshold {dormancy_threshold:g}")]
 
 
-def _size(report: "DormancyReport") -> tuple[float, float]:
-    return 9.0, 1.5 + 0.42 * len(report.layers)
+def _size(layers: Layers) -> tuple[float, float]:
+    return 9.0, 1.5 + 0.42 * len(layers)
 
 
-def _draw_bars(ax: "Axes", report: "DormancyReport", colours: dict[str, str]) -> None:
-    for row, layer in enumerate(report.layers):
+def _draw_bars(ax: "Axes", layers: Layers, colours: dict[str, str]) -> None:
+    for row, layer in enumerate(layers):
         hatch = None if layer.recyclable else _HATCH
         ax.barh(row, layer.dormant_fraction, 0.7, color=colours[layer.network], hatch=hatch, edgecolor="white")
         count = f"{int(layer.dormant.sum())}/{layer.neurons}"
@@ -80,19 +86,19 @@ def _draw_bars(ax: "Axes", report: "DormancyReport", colours: dict[str, str]) ->
             fontsize="small",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1} if is_long else None,
         )
-    ax.set_yticks(range(len(report.layers)), [layer.name for layer in report.layers], fontsize="small")
-    ax.set_ylim(len(report.layers) - 0.5, -0.5)
+    ax.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize="small")
+    ax.set_ylim(len(layers) - 0.5, -0.5)
     ax.set_xlim(0, 1)
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlabel("dormant neurons")
     _tidy(ax)
 
 
-def _draw_scores(strip: "Axes", report: "DormancyReport", colours: dict[str, str]) -> None:
-    # Scores average 1. The few that are far greater are drawn at the edge: where dormancy begins is what matters.
-    last = max(4, math.ceil(2 * report.dormancy_threshold))
-    are_many = sum(layer.neurons for layer in report.layers) > 2000
-    for row, layer in enumerate(report.layers):
+def _draw_scores(strip: "Axes", layers: Layers, dormancy_threshold: float, colours: dict[str, str]) -> None:
+    # Scores average 1, and dormancy begins below. The few far greater scores are drawn at the edge.
+    last = max(4, math.ceil(2 * dormancy_threshold))
+    are_many = sum(layer.neurons for layer in layers) > 2000
+    for row, layer in enumerate(layers):
         scores = layer.scores.detach().float().cpu()
         # Multiples of the golden ratio fill a row evenly, without a random draw.
         spread = (torch.arange(len(scores)) * 0.618034) % 1.0
@@ -108,7 +114,7 @@ def _draw_scores(strip: "Axes", report: "DormancyReport", colours: dict[str, str
             rasterized=True,
             clip_on=False,
         )
-    strip.axvline(report.dormancy_threshold, color=_THRESHOLD_COLOUR, linewidth=1.5)
+    strip.axvline(dormancy_threshold, color=_THRESHOLD_COLOUR, linewidth=1.5)
     strip.set_xlim(0, last)
     ticks = range(0, last + 1, math.ceil(last / 8))
     strip.set_xticks(ticks, [f"≥{last}" if tick == last else str(tick) for tick in ticks])

@@ -1,4 +1,4 @@
-"""Dormancy scores, dormant neurons and their overlap (Sokar et al. 2023, section 3)."""
+"""Reports which neurons of a policy were dormant on one batch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class DormancyReport:
-    """Which neurons of a policy were dormant on one batch.
+    """Says which neurons of a policy were dormant on one batch.
 
     :param layers: the measured layers, in the order in which they run
     :param dormancy_threshold: a neuron is dormant when its score is at most this
     :param wiring: what was measured, and why some layers cannot be recycled
-    :param batch: what it was measured on
+    :param batch: what it was measured on, nested tensors [observations, ...]
     """
 
     layers: tuple[LayerDormancy, ...]
@@ -33,21 +33,22 @@ class DormancyReport:
 
     @property
     def dormant_fraction(self) -> float:
-        """Dormant neurons over neurons, pooled over all layers, in [0, 1]."""
+        """Returns dormant neurons over neurons, pooled over all layers, in [0, 1]."""
         return self.fraction(layer.dormant for layer in self.layers)
 
     @property
     def observations(self) -> int:
-        """How many observations it was measured on."""
+        """Returns how many observations it was measured on."""
         return len(next(tensors_in(self.batch)))
 
     @property
     def networks(self) -> tuple[str, ...]:
+        """Returns the names of the networks, in the order in which they run."""
         return tuple(dict.fromkeys(layer.network for layer in self.layers))
 
     @property
     def not_finite(self) -> tuple[str, ...]:
-        """Names of the layers with NaN or infinite activations; their neurons count as not dormant."""
+        """Returns the names of layers with NaN or infinite activations. Their neurons count as not dormant."""
         return tuple(layer.name for layer in self.layers if not layer.is_finite)
 
     def dormant_neurons(self) -> dict[str, Tensor]:
@@ -61,55 +62,61 @@ class DormancyReport:
         return {name: neurons for name, neurons in dormant.items() if len(neurons)}
 
     def network_fraction(self, network: str) -> float:
-        """Dormant fraction pooled over the layers of one network, in [0, 1]."""
+        """Returns the dormant fraction pooled over the layers of one network, in [0, 1]."""
         return self.fraction(layer.dormant for layer in self.layers if layer.network == network)
 
     def fraction_at(self, dormancy_threshold: float) -> float:
-        """Pooled dormant fraction at another threshold, in [0, 1]."""
+        """Returns the pooled dormant fraction at another threshold, in [0, 1]."""
         return self.fraction(layer.scores <= dormancy_threshold for layer in self.layers)
 
     @staticmethod
     def fraction(masks: Iterable[Tensor]) -> float:
+        """Returns the share of neurons that masks select, pooled over all masks, in [0, 1]."""
         pooled = torch.cat(list(masks))
         return float(pooled.sum()) / len(pooled)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row per layer: ``layer``, ``network``, ``neurons``, ``dormant``, ``dormant_fraction``, ``recyclable``."""
+        """Tabulates layers: ``layer``, ``network``, ``neurons``, ``dormant``, ``dormant_fraction``, ``recyclable``."""
         import pandas  # here, because only this is worth a second of import time
 
+        columns = ["layer", "network", "neurons", "dormant", "dormant_fraction", "recyclable"]
         rows = [
-            {
-                "layer": layer.name,
-                "network": layer.network,
-                "neurons": layer.neurons,
-                "dormant": int(layer.dormant.sum()),
-                "dormant_fraction": layer.dormant_fraction,
-                "recyclable": layer.recyclable,
-            }
-            for layer in self.layers
+            (each.name, each.network, each.neurons, int(each.dormant.sum()), each.dormant_fraction, each.recyclable)
+            for each in self.layers
         ]
-        return pandas.DataFrame(rows)
+        return pandas.DataFrame(rows, columns=columns)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw a bar per layer, its dormant fraction, and beside it the scores of its neurons as a strip.
+        """Draws a bar per layer, its dormant fraction, and beside it the scores of its neurons as a strip.
 
-        :param ax: where to draw, shared between bars and strips; a figure of its own if not given
+        :param ax: where to draw, shared between bars and strips. Default: a new figure.
         :return: the axes of the bars
         :raises ImportError: without matplotlib
         """
-        from sb3_redo.dormancy.plots import plot_dormancy  # here, because nothing else needs matplotlib
+        from sb3_redo.dormancy.plots import plot_layers  # here, because nothing else needs matplotlib
 
-        return plot_dormancy(self, ax)
+        return plot_layers(self.layers, self.dormancy_threshold, self.observations, ax)
 
-    def __repr__(self) -> str:
+    def _summary(self) -> str:
         dormant = sum(int(layer.dormant.sum()) for layer in self.layers)
         neurons = sum(layer.neurons for layer in self.layers)
-        width = max(len(layer.name) for layer in self.layers)
         where = f"at threshold {self.dormancy_threshold:g}, on {self.observations} observations"
-        lines = [f"{dormant} of {neurons} neurons dormant ({dormant / neurons:.1%}) {where}"]
+        return f"{dormant} of {neurons} neurons dormant ({dormant / neurons:.1%}) {where}"
+
+    def _rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Returns layer, network, dormant neurons of all, dormant fraction and a note, for each layer."""
+        rows = []
         for layer in self.layers:
+            note = "" if layer.recyclable else "measured only"
+            note = note if layer.is_finite else "activations are NaN or infinite"
             count = f"{int(layer.dormant.sum())}/{layer.neurons}"
-            note = "" if layer.recyclable else "  measured only"
-            note = note if layer.is_finite else "  activations are NaN or infinite"
-            lines.append(f"  {layer.name:<{width}}  {count:>9}  {layer.dormant_fraction:>6.1%}{note}")
-        return "\n".join(lines)
+            rows.append((layer.name, layer.network, count, f"{layer.dormant_fraction:.1%}", note))
+        return rows
+
+    def __repr__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [
+            f"  {name:<{width}}  {count:>9}  {fraction:>6}  {note}".rstrip()
+            for name, _, count, fraction, note in self._rows()
+        ]
+        return "\n".join([self._summary(), *lines])

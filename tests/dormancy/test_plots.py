@@ -94,7 +94,7 @@ def test_axes_that_are_given_stay_within_their_place():
 def test_a_figure_of_many_neurons_is_drawn_quickly(tmp_path):
     wide = report(*(layer(f"net.{i}", "net", torch.rand(5000).tolist()) for i in range(4)))
     begun = time.perf_counter()
-    figure_of(wide).savefig(tmp_path / "wide.svg")
+    figure_of(wide.layers, wide.dormancy_threshold, wide.observations).savefig(tmp_path / "wide.svg")
     assert time.perf_counter() - begun < 5
     # Points are an image in it, not 20,000 shapes.
     assert (tmp_path / "wide.svg").stat().st_size < 2e6
