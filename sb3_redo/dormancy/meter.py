@@ -1,4 +1,4 @@
-"""Measuring every layer of a policy in one forward pass."""
+"""Measures every layer of a policy in one forward pass."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from sb3_redo.wiring.structure import LayerWiring, Site, Wiring
 
 
 class Meter:
-    """Measures the layers of a wiring; made once, used at every measurement.
+    """Measures the layers of a wiring. Build it once and use it for every measurement.
 
     :param policy: the traced policy
     :param wiring: its wiring
@@ -38,50 +38,58 @@ class Meter:
             for site in layer.sites:
                 self._sites[site.kind, site.name, site.call].append(LayerSite(number, layer, site))
         names = {name for kind, name, _ in self._sites if kind != "activation"}
-        self._watched = {name: policy.get_submodule(name) for name in names}
+        self._modules_with_sites = {name: policy.get_submodule(name) for name in names}
+        self._watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
         self._number_of_sites = sum(map(len, self._sites.values()))
 
     def measure(self, forward: Callable[[Any], Any], batch: Any, dormancy_threshold: float) -> DormancyReport:
-        """Run the networks over a batch, in evaluation mode, and report their dormancy.
+        """Runs the networks over a batch, in evaluation mode, and reports their dormancy.
 
-        In one pass, or in several where the activations would take too much memory otherwise.
+        A batch whose activations would take too much memory is run in several passes.
 
-        :param forward: what the wiring was traced with
-        :param batch: its argument
-        :param dormancy_threshold: dormant at a score of at most this
-        :raises RuntimeError: when the pass made other calls than when it was traced
+        :param forward: runs the policy on a batch, as it was traced
+        :param batch: the argument of ``forward``, nested tensors [observations, ...]
+        :param dormancy_threshold: a neuron is dormant when its score is at most this
+        :raises RuntimeError: when a pass makes other calls than when the policy was traced
         """
-        sums = [torch.cat(totals.per_neuron()) for totals in self._watch(forward, batch, LayerSite.magnitudes)]
-        # Many parts of float32 precision each; added up where there is float64, which some devices lack.
+        # 1. Each pass gives one tensor: the sums of |h| of all neurons, layer after layer.
+        sums = [torch.cat(totals.comparable_sums()) for totals in self._run(forward, batch, LayerSite.magnitudes)]
+        # 2. The sums of several passes are added in float64 on the CPU, since some devices lack float64.
         pooled = sums[0] if len(sums) == 1 else torch.stack([part.cpu().double() for part in sums]).sum(0).to(sums[0])
+        # 3. Scores are relative to a layer's mean, so its sums serve as well as means over the batch.
         scores = dormancy_scores(pooled, self._sizes)
-        layers = self._layers(scores, scores <= dormancy_threshold)
+        dormant = torch.split(scores <= dormancy_threshold, self._sizes)
+        layers = tuple(
+            LayerDormancy(layer.name, self.networks[layer.name], score, mask, layer.recyclable)
+            for layer, score, mask in zip(self.layers, torch.split(scores, self._sizes), dormant, strict=True)
+        )
         return DormancyReport(layers, dormancy_threshold, self.wiring, batch)
 
     def deviations(self, forward: Callable[[Any], Any], batch: Any) -> dict[str, Tensor]:
-        """Mean \\|h - mean h\\| over a batch, and over space for a convolution, by layer, [neurons].
+        """Returns mean \\|h - mean h\\| over a batch, and over space for a convolution, per layer, [neurons].
 
-        In two passes, or twice as many as :meth:`measure` takes.
+        Takes twice as many passes as :meth:`measure`.
 
-        :param forward: what the wiring was traced with
-        :param batch: its argument
-        :raises RuntimeError: when the pass made other calls than when it was traced
+        :param forward: runs the policy on a batch, as it was traced
+        :param batch: the argument of ``forward``, nested tensors [observations, ...]
+        :raises RuntimeError: when a pass makes other calls than when the policy was traced
         """
-        means = _means(self._watch(forward, batch, LayerSite.sums))
-        parts = self._watch(forward, batch, lambda site, value: site.deviations(value, means[site.number]))
+        means = _means(self._run(forward, batch, LayerSite.sums))
+        parts = self._run(forward, batch, lambda site, value: site.deviations(value, means[site.number]))
         return {layer.name: deviation for layer, deviation in zip(self.layers, _means(parts), strict=True)}
 
-    def _watch(self, forward: Callable[[Any], Any], batch: Any, look: "Look") -> list["_Totals"]:
-        """Run the networks over a batch, in parts where they must be, and look at every site."""
+    def _run(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> list["_Totals"]:
+        """Runs the networks over a batch, in parts if memory demands it, and sums up every site in each part."""
         with seeded(0), evaluating(self._modules), uncompiled(self._is_compiled):
-            return [self._watch_pass(forward, part, look) for part in chunks(batch, self.wiring.rows_at_once)]
+            return [self._run_pass(forward, part, statistic) for part in chunks(batch, self.wiring.rows_at_once)]
 
-    def _watch_pass(self, forward: Callable[[Any], Any], batch: Any, look: "Look") -> "_Totals":
-        totals = _Totals(len(self.layers), len(next(tensors_in(batch))), look)
-        watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
-        watcher = _SiteWatcher(self._sites, totals) if watches_functions else None
-        with replaced_forward(self._watched, self._watching(totals)), watcher or nullcontext():
+    def _run_pass(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> "_Totals":
+        # 1. Sites at modules are seen by replacing ``forward``. Functions are watched only if some site needs it.
+        totals = _Totals(len(self.layers), len(next(tensors_in(batch))), statistic)
+        watcher = _SiteWatcher(self._sites, totals) if self._watches_functions else None
+        with replaced_forward(self._modules_with_sites, self._summing(totals)), watcher or nullcontext():
             forward(batch)
+        # 2. The pass is over. It must have reached every site once, or the wiring does not hold for it.
         calls = watcher.activation_calls if watcher else self.wiring.activation_calls
         if totals.sites_seen != self._number_of_sites or calls != self.wiring.activation_calls:
             raise RuntimeError(
@@ -91,8 +99,8 @@ class Meter:
             )
         return totals
 
-    def _watching(self, totals: "_Totals") -> Callable[[str, nn.Module], Callable[..., Any]]:
-        """Stand-ins for the ``forward`` of the modules that have sites; hooks take longer to put on and take off."""
+    def _summing(self, totals: "_Totals") -> Callable[[str, nn.Module], Callable[..., Any]]:
+        """Returns what makes a module's new ``forward``. Hooks take longer to register and remove."""
 
         def make(name: str, module: nn.Module) -> Callable[..., Any]:
             calls = count()
@@ -111,91 +119,96 @@ class Meter:
 
         return make
 
-    def _layers(self, scores: Tensor, dormant: Tensor) -> tuple[LayerDormancy, ...]:
-        apart = zip(self.layers, torch.split(scores, self._sizes), torch.split(dormant, self._sizes), strict=True)
-        return tuple(
-            LayerDormancy(layer.name, self.networks[layer.name], score, mask, layer.recyclable)
-            for layer, score, mask in apart
-        )
-
 
 class LayerSite:
-    """One site of a measured layer.
+    """Sums up the values at one site of a measured layer, neuron by neuron.
 
     :param number: of the layer, in the meter's order
+    :param layer: its wiring
+    :param site: one of the layer's sites
     """
 
     def __init__(self, number: int, layer: LayerWiring, site: Site):
         self.number = number
         self.neurons = layer.neurons
         self.is_non_negative = site.is_non_negative
-        self.space = tuple(axis + 1 for axis, size in enumerate(site.neurons.shape) if size == 1)
         self.shape = site.neurons.shape
-        self.elements = site.neurons.flatten()
-        self.is_plain = torch.equal(self.elements, torch.arange(layer.neurons))
-        self.seen = (self.elements >= 0).nonzero().flatten()
-        self.per_neuron = torch.bincount(self.elements[self.seen], minlength=layer.neurons).float()
+        # Axes of size 1 do not tell neurons apart: sums go over them and over the batch, which is axis 0 of a value.
+        self.summed_axes = tuple(axis + 1 for axis, size in enumerate(self.shape) if size == 1)
+        self.owners = site.neurons.flatten()  # the neuron at each element that remains, -1 for none
+        self.is_one_each = torch.equal(self.owners, torch.arange(layer.neurons))
+        self.owned = (self.owners >= 0).nonzero().flatten()
+        self.elements_per_neuron = torch.bincount(self.owners[self.owned], minlength=layer.neurons).float()
 
     def magnitudes(self, value: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Sum of \\|h\\| for each neuron, [neurons], and how many values that is: for all, or for each."""
+        """Returns the sum of \\|h\\| per neuron, [neurons], and the number of values in it: one for all, or [neurons].
+
+        :param value: the activations h at this site, [observations, ...]
+        """
         return self.sums(value if self.is_non_negative else value.abs())
 
     def deviations(self, value: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The same of \\|h - mean h\\|, given the means, [neurons]."""
-        owners = self.elements.clamp(min=0).to(mean.device)
+        """Returns the same of \\|h - mean h\\|.
+
+        :param mean: each neuron's mean h, [neurons]
+        """
+        owners = self.owners.clamp(min=0).to(mean.device)
         return self.sums((value - mean[owners].view(self.shape)).abs())
 
     def sums(self, value: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The same of the values as they are."""
-        # Summed in float32 at least: 25,600 half-precision values of one channel would not fit.
+        """Sums the raw values per neuron. Returns the sums and the number of values summed."""
+        # 1. Half precision becomes float32: the sum of 25,600 values of one channel would not fit.
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
-        # Space first: that reads memory in order, and over both at once takes up to four times as long.
-        sums = (value.sum(self.space) if self.space else value).sum(0)
+        # 2. Space is summed first, then the batch. Both at once would take up to four times as long.
+        sums = (value.sum(self.summed_axes) if self.summed_axes else value).sum(0)
         sums = sums if sums.ndim == 1 else sums.flatten()
-        each = value.numel() / len(sums)
-        if self.is_plain:
-            return sums, each
-        owners, seen = self.elements[self.seen].to(sums.device), self.seen.to(sums.device)
-        return sums.new_zeros(self.neurons).index_add_(0, owners, sums[seen]), self.per_neuron.to(sums) * each
+        values_per_sum = value.numel() / len(sums)
+        # 3. One sum per element remains. Most often that is one per neuron, in order.
+        if self.is_one_each:
+            return sums, values_per_sum
+        # 4. Else the sums of a neuron's elements are added up, and those of no neuron dropped.
+        owners, owned = self.owners[self.owned].to(sums.device), self.owned.to(sums.device)
+        per_neuron = sums.new_zeros(self.neurons).index_add_(0, owners, sums[owned])
+        return per_neuron, self.elements_per_neuron.to(sums) * values_per_sum
 
 
-Look = Callable[[LayerSite, Tensor], tuple[Tensor, Tensor | float]]
-"""What is summed up of a site's values for each neuron, and how many values that is."""
+Statistic = Callable[[LayerSite, Tensor], tuple[Tensor, Tensor | float]]
+"""Sums up the values at a site for each neuron, [neurons], and counts the values: one number for all, or [neurons]."""
 
 
 class _Totals:
-    """Adds up activations as they are computed, before an in-place operation can overwrite them."""
+    """Adds up a statistic during a pass of ``rows`` observations, before anything can overwrite the activations."""
 
-    def __init__(self, layers: int, rows: int, look: Look):
+    def __init__(self, layers: int, rows: int, statistic: Statistic):
         self.rows = rows
-        self.look = look
+        self.statistic = statistic
         self.sums: list[Tensor | None] = [None] * layers
         self.counts: list[Tensor | float] = [0.0] * layers
         self.sites_seen = 0
 
     def add(self, site: LayerSite, value: Tensor) -> None:
-        total, number = self.look(site, value)
+        total, number = self.statistic(site, value)
         before = self.sums[site.number]
         self.sums[site.number] = total if before is None else before + total
         self.counts[site.number] = self.counts[site.number] + number
         self.sites_seen += 1
 
     def of_layers(self) -> list[tuple[Tensor, Tensor | float]]:
-        """For each layer the sums of its neurons and how many values they are of, at least 1."""
+        """Returns for each layer the neurons' sums and the number of values in them, at least 1."""
         sums = [total for total in self.sums if total is not None]
-        # A neuron that is dropped before its activation has none: 0 of 0 values.
+        # A neuron that is dropped before its activation has none: its sum is 0, of 0 values.
         counts = [number.clamp(min=1) if isinstance(number, Tensor) else number for number in self.counts]
         return list(zip(sums, counts, strict=True))
 
-    def per_neuron(self) -> list[Tensor]:
-        """For each layer what is proportional to its neurons' means and to the number of rows."""
+    def comparable_sums(self) -> list[Tensor]:
+        """Returns for each layer sums in proportion to its neurons' means and to the number of rows."""
         pairs = self.of_layers()
         return [total * (self.rows / number) if isinstance(number, Tensor) else total for total, number in pairs]
 
 
 def _means(parts: list[_Totals]) -> list[Tensor]:
-    """For each layer its neurons' means over all parts of a batch, [neurons]."""
+    """Returns each layer's means per neuron over all parts of a batch, [neurons]."""
     means = []
     for layer in zip(*(part.of_layers() for part in parts), strict=True):
         sums, counts = zip(*layer, strict=True)
@@ -204,10 +217,11 @@ def _means(parts: list[_Totals]) -> list[Tensor]:
 
 
 Sites = dict[tuple[str, str, int], list[LayerSite]]
+"""Kind, name and call of sites to the sites there."""
 
 
 class _SiteWatcher(FunctionWatcher):
-    """Sees the sites that are the output of an activation call."""
+    """Adds up the sites that are the output of an activation call."""
 
     def __init__(self, sites: Sites, totals: _Totals):
         super().__init__()

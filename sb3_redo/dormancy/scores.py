@@ -1,40 +1,38 @@
-"""Dormancy scores, dormant neurons and their overlap (Sokar et al. 2023, section 3)."""
+"""Computes dormancy scores, dormant neurons and their overlap (Sokar et al. 2023, section 3)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
 
 def dormancy_scores(mean_activations: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    """Each neuron's mean absolute activation over the mean of its layer (Sokar et al. 2023, eq. 1).
+    """Returns each neuron's mean absolute activation over the mean of its layer (Sokar et al. 2023, eq. 1).
 
-    The scores of a layer average 1; the paper's "sum to 1" is a slip (google/dopamine issue 209). A layer without
-    any activation has score 0 throughout.
+    The scores of a layer average 1; the paper's "sum to 1" is a slip (google/dopamine issue 209). If all activations
+    of a layer are 0, so are its scores.
 
-    :param mean_activations: mean \\|h\\| over the batch, and over space for a convolution, [neurons]; a factor that
-        all neurons of a layer share makes no difference
-    :param sizes: how many neurons each layer has, one layer after the other; without it all are of one layer
+    :param mean_activations: mean \\|h\\| over the batch, and over space for a convolution, [neurons]. A factor that
+        all neurons of a layer share makes no difference.
+    :param sizes: how many neurons each layer has, one layer after the other. Default: all are of one layer.
     :return: [neurons]
 
     >>> dormancy_scores(torch.tensor([0.0, 1.0, 3.0, 4.0]))
     tensor([0.0000, 0.5000, 1.5000, 2.0000])
     """
-    # Together where that is possible: for small networks the number of operations is what a measurement costs.
+    # All layers at once where possible: for small networks the number of operations decides the cost.
     layers = torch.split(mean_activations, list(sizes or [len(mean_activations)]))
     means = torch.cat([layer.mean().expand(len(layer)) for layer in layers])
     return mean_activations / means.masked_fill_(means == 0, 1.0)
 
 
 def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:
-    """Overlap coefficient of two sets of neurons, \\|X∩Y\\| / min(\\|X\\|, \\|Y\\|), or ``None`` if one is empty.
+    """Returns the overlap coefficient of two sets of neurons, or ``None`` if one is empty.
 
-    :param one: a bool mask per layer
+    It is \\|X∩Y\\| / min(\\|X\\|, \\|Y\\|), in [0, 1].
+
+    :param one: a bool mask per layer, [neurons]
     :param other: a bool mask per layer, in the same order
     """
     both = smaller = larger = 0
@@ -47,7 +45,7 @@ def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:
 
 @dataclass(frozen=True)
 class LayerDormancy:
-    """Dormancy of one layer on one batch.
+    """Describes the dormancy of one layer on one batch.
 
     :param name: module path below the policy
     :param network: the network it belongs to, for instance ``q_net`` or ``critic``
@@ -68,7 +66,7 @@ class LayerDormancy:
 
     @property
     def dormant_fraction(self) -> float:
-        """In [0, 1]."""
+        """Returns dormant neurons over neurons, in [0, 1]."""
         return float(self.dormant.sum()) / self.neurons
 
     @property
