@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sb3_redo.dormancy.scores import LayerDormancy
 from sb3_redo.forward.nested import tensors_in
+from sb3_redo.wiring.html_table import html_table
 from sb3_redo.wiring.structure import Wiring
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class DormancyReport:
             count = f"{int(layer.dormant.sum())}/{layer.neurons}"
             rows.append((layer.name, layer.network, count, f"{layer.dormant_fraction:.1%}", note))
         return rows
+
+    def _repr_html_(self) -> str:
+        table = html_table(("layer", "network", "dormant/neurons", "fraction", "note"), self._rows())
+        return f"<p>{self._summary()}</p>{table}"
 
     def __repr__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sb3_redo.wiring.html_table import html_table
+
 
 @dataclass(frozen=True)
 class Site:
@@ -100,6 +102,10 @@ class Wiring:
         rows = [("layer", "neurons", "feeds", "recyclable"), *(layer.row() for layer in self.layers)]
         rows += [(name, "", "(output)", "no: output layers are neither measured nor recycled") for name in self.outputs]
         return rows + [(name, "", "", f"no: {reason}") for name, reason in self.left_alone.items()]
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._rows()
+        return html_table(header, rows)
 
     def __str__(self) -> str:
         rows = self._rows()
