@@ -1,1 +1,6 @@
-"""READ: which neurons a network has and what each of them feeds, found by asking the network."""
+"""READ: finds which neuron feeds what, by asking the network."""
+
+from sb3_redo.wiring.structure import LayerWiring, Site, Wiring
+from sb3_redo.wiring.tracing import trace_wiring
+
+__all__ = ["LayerWiring", "Site", "Wiring", "trace_wiring"]
