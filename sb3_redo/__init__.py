@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from sb3_redo.callbacks.dormancy import DormancyCallback as DormancyCallback
     from sb3_redo.callbacks.redo import ReDoCallback as ReDoCallback
 
+__version__ = "0.1.0"
+
 __all__ = ["DormancyCallback", "ReDoCallback", "measure_dormancy", "recycle_dormant", "trace_wiring"]
 
 _ROOMS = {
@@ -29,4 +31,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import NoReturn
 
+from sb3_redo import __version__
 from sb3_redo.cli.experiment import add_experiment
 from sb3_redo.cli.inspect import EXAMPLES, add_inspect
 from sb3_redo.cli.sweep import add_report, add_sweep
@@ -42,7 +42,7 @@ def _failed(message: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser("sb3-redo", description="Dormant neurons in agents.", epilog=EXAMPLES, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"sb3-redo {version('sb3-redo')}")
+    parser.add_argument("--version", action="version", version=f"sb3-redo {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_inspect(commands, formatter_class=raw)
     add_sweep(commands, formatter_class=raw)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sb3_redo import __version__
 from sb3_redo.sweeps.conditions import python_text
 from sb3_redo.sweeps.files import FAILED, OUTCOME, PROGRESS, RESULT, RUN, read_json, write_json
 from sb3_redo.validation import UsageError
@@ -15,7 +16,7 @@ from sb3_redo.validation import UsageError
 # Those that sb3_redo.algorithms adds to the zoo's own.
 OUR_ALGORITHMS = ("double_dqn", "drq", "categorical_dqn")
 
-_PACKAGES = ("sb3-redo", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "numpy")
+_PACKAGES = ("stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "numpy")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def describe_run(
 ) -> None:
     """Write down what a run is: ``run.json``, from which a report knows it."""
     about = {"environment": environment, "algorithm": algorithm, "condition": condition, "seed": seed}
-    versions = {"python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}}
+    versions = {"python": sys.version.split()[0], "sb3-redo": __version__} | {name: version(name) for name in _PACKAGES}
     write_json(folder / RUN, {**about, **more, "versions": versions})
 
 
