@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from sb3_redo.validation import UsageError, one_of
+from sb3_redo.zoo import CONFIGS
 
 PRESETS = ("small", "paper")
-SWEEPS = Path(__file__).parents[1] / "zoo_configs" / "sweeps"
+SWEEPS = CONFIGS / "sweeps"
 
 _FILE = Path(__file__).with_name("catalogue.yml")
 
