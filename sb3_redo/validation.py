@@ -4,7 +4,8 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -13,6 +14,29 @@ R = TypeVar("R")
 
 class UsageError(ValueError):
     """What was asked for cannot be done, and whoever asked can set it right."""
+
+
+class MissingPackageError(ImportError, UsageError):
+    """An optional package is not installed."""
+
+
+@contextmanager
+def needs(extra: str, what: str, instead: str = "") -> Iterator[None]:
+    """Import optional packages. Where one is missing, name the command that installs it.
+
+    Of nested ones the outermost speaks: it knows what the user asked for.
+
+    :param extra: the extra of ``sb3-redo`` that installs the packages
+    :param what: what needs them, as the message begins
+    :param instead: what else the user can do, as the message ends
+    :raises MissingPackageError: when an import within fails
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = error.name.partition(".")[0] if error.name else f"more packages ({error})"
+        message = f'{what} needs {package}: pip install "sb3-redo[{extra}]"{instead and f", or {instead}"}'
+        raise MissingPackageError(message, name=error.name) from error
 
 
 def positive_integer(name: str, value: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sb3_redo.cli.sweep import add_resources, check_resources, execute_sweep, print_commands
 from sb3_redo.experiments.catalogue import PRESETS, catalogue, experiment_named
-from sb3_redo.validation import UsageError, positive_integer
+from sb3_redo.validation import UsageError, needs, positive_integer
 
 EXAMPLES = """examples:
   sb3-redo experiment --list
@@ -63,16 +63,14 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         raise UsageError("name an experiment: sb3-redo experiment --list shows them")
     experiment = experiment_named(arguments.name)
-    check_resources(arguments)
+    with needs("sweep,report", "an experiment"):
+        check_resources(arguments)
+        from sb3_redo.experiments.page import sweeps_of, write_page
     try:
         if arguments.seeds is not None:
             positive_integer("--seeds", arguments.seeds)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    try:
-        from sb3_redo.experiments.page import sweeps_of, write_page
-    except ImportError as error:
-        raise UsageError(f'experiments need more packages ({error}): pip install "sb3-redo[sweep,report]"') from None
     sweeps = sweeps_of(experiment.presets[arguments.preset], arguments.seeds)
     folders = [arguments.out / sweep.name for sweep in sweeps]
     if arguments.dry_run:

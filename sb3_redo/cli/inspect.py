@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_redo.validation import UsageError, non_negative_integer, non_negative_number, positive_integer
+from sb3_redo.validation import UsageError, needs, non_negative_integer, non_negative_number, positive_integer
 
 # Whatever imports torch is imported where it is used, so that --help does not wait for it.
 if TYPE_CHECKING:
@@ -83,11 +83,12 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, target in (("--csv", arguments.csv), ("--plot", arguments.plot)):
         if target is not None:
             _check_writable(option, target)
+    if arguments.csv is not None:
+        with needs("plots", "--csv"):
+            import pandas  # noqa: F401
     if arguments.plot is not None:
-        try:
-            import sb3_redo.dormancy.plots  # noqa: F401
-        except ImportError as error:
-            raise UsageError(str(error)) from None
+        import sb3_redo.dormancy.plots  # noqa: F401  or say that matplotlib is missing
+
         if arguments.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise UsageError(f"--plot must end in .png, .svg or .pdf, got {arguments.plot}")
 
@@ -102,7 +103,8 @@ def _check_writable(option: str, target: Path) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> "DormancyReport":
-    from tqdm import tqdm
+    with needs("zoo", "sb3-redo inspect"):
+        from tqdm import tqdm
 
     from sb3_redo.sb3.gathering import gather_batch
     from sb3_redo.sb3.measuring import measure_on

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
 from sb3_redo.sweeps.execution import Standing
 from sb3_redo.sweeps.run import Run, progress_of
+from sb3_redo.validation import needs
+
+with needs("sweep", "the progress of a sweep"):
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
 
 
 class Progress:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_redo.validation import UsageError, non_negative_number, positive_integer
+from sb3_redo.validation import UsageError, needs, non_negative_number, positive_integer
 
 if TYPE_CHECKING:
     from sb3_redo.sweeps.execution import Standing
@@ -78,12 +78,10 @@ def check_resources(arguments: argparse.Namespace) -> None:
         raise UsageError(str(error)) from None
     if arguments.address is not None and arguments.workers is not None:
         raise UsageError("--workers is for this machine: with --address the cluster's size and --cpus-per-run decide")
-    try:
+    with needs("sweep", "a sweep"):
         import sb3_redo.cli.progress
         import sb3_redo.sweeps.run_process
         import sb3_redo.sweeps.sweep_file  # noqa: F401  all that a sweep needs but Ray
-    except ImportError as error:
-        raise UsageError(f'sweeps need more packages ({error}): pip install "sb3-redo[sweep]"') from None
     # The runs are started by python -m, and import what lies here; so does the check, whichever way this was started.
     sys.path.insert(0, os.getcwd())
 
@@ -146,9 +144,7 @@ def _tell_end(standing: "Standing", out: Path) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    try:
+    with needs("report", "a report"):
         from sb3_redo.reports.build import write_report
-    except ImportError as error:
-        raise UsageError(f'reports need more packages ({error}): pip install "sb3-redo[report]"') from None
     print(write_report(arguments.folder, arguments.out, arguments.seed))
     return 0

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sb3_redo.dormancy.scores import LayerDormancy
+from sb3_redo.validation import needs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-try:
+with needs("plots", "the plot of a report"):
     from matplotlib.figure import Figure as _Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     from matplotlib.ticker import PercentFormatter
     from mpl_toolkits.axes_grid1 import make_axes_locatable
-except ImportError as error:
-    raise ImportError("plots need matplotlib: pip install sb3-redo[plots]") from error
 
 # Okabe and Ito's palette, whose colours stay apart for every kind of colour vision; vermilion is the threshold's.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sb3_redo.dormancy.scores import LayerDormancy
 from sb3_redo.forward.nested import tensors_in
+from sb3_redo.validation import needs
 from sb3_redo.wiring.html_table import html_table
 from sb3_redo.wiring.structure import Wiring
 
@@ -78,7 +79,8 @@ class DormancyReport:
 
     def to_frame(self) -> "pandas.DataFrame":
         """Tabulates layers: ``layer``, ``network``, ``neurons``, ``dormant``, ``dormant_fraction``, ``recyclable``."""
-        import pandas  # here, because only this is worth a second of import time
+        with needs("plots", "to_frame()"):
+            import pandas  # here, because only this is worth a second of import time
 
         columns = ["layer", "network", "neurons", "dormant", "dormant_fraction", "recyclable"]
         rows = [
@@ -92,7 +94,7 @@ class DormancyReport:
 
         :param ax: where to draw, shared between bars and strips. Default: a new figure.
         :return: the axes of the bars
-        :raises ImportError: without matplotlib
+        :raises MissingPackageError: without matplotlib
         """
         from sb3_redo.dormancy.plots import plot_layers  # here, because nothing else needs matplotlib
 

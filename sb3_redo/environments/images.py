@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_redo.environments import cifar, idx
-from sb3_redo.validation import one_of
+from sb3_redo.validation import needs, one_of
 
 SOURCES = ("digits", "mnist", "cifar10")
 
@@ -70,13 +70,9 @@ def _read(data: str, folder: Path) -> LabelledImages:
 
 @lru_cache(maxsize=1)
 def _digits() -> LabelledImages:
-    try:
+    instead = "give data='mnist' or data='cifar10' and the folder where you have it"
+    with needs("environments", "data='digits'", instead):
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError(
-            "data='digits' comes with scikit-learn, which is not installed: pip install 'sb3-redo[environments]', "
-            "or give data='mnist' or data='cifar10' and the folder where you have it"
-        ) from None
     digits = load_digits()
     # Whole numbers from 0 to 16.
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)

@@ -7,9 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sb3_redo.validation import UsageError, one_of
+from sb3_redo.validation import UsageError, needs, one_of
 from sb3_redo.zoo import CONFIGS
 
 PRESETS = ("small", "paper")
@@ -46,7 +44,7 @@ class Preset:
         """
         runs = 0
         for file in self.files:
-            content = yaml.safe_load(file.read_text())
+            content = _read(file)
             labels = [[label for label in content["grid"][axis] if self.has(axis, label)] for axis in content["grid"]]
             environments = [name for name in content["environments"] if self.has("environment", name)]
             of_a_seed = len(environments) * math.prod(map(len, labels))
@@ -90,7 +88,13 @@ class Experiment:
 @cache
 def catalogue() -> dict[str, Experiment]:
     """All experiments by name, in the order in which they are listed."""
-    return {name: _experiment(name, entry) for name, entry in yaml.safe_load(_FILE.read_text()).items()}
+    return {name: _experiment(name, entry) for name, entry in _read(_FILE).items()}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with needs("sweep", "the list of experiments"):
+        import yaml
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def experiment_named(name: str) -> Experiment:

@@ -17,7 +17,7 @@ from sb3_redo.plasticity.network import Network
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.model import last_observations
 from sb3_redo.tensorboard import numbered, write_point
-from sb3_redo.validation import flag, listed, non_negative_integer, one_of, optional_integer, positive_integer
+from sb3_redo.validation import flag, listed, needs, non_negative_integer, one_of, optional_integer, positive_integer
 
 
 class ExaminingCallback(GradientStepCallback):
@@ -132,10 +132,8 @@ class ExaminingCallback(GradientStepCallback):
         if not any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats):
             return False
         try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            raise RuntimeError(
-                "log_images=True draws with matplotlib, which is not installed: pip install 'sb3-redo[plots]', or set "
-                "log_images=False"
-            ) from None
+            with needs("plots", "log_images=True", "set log_images=False"):
+                import matplotlib  # noqa: F401
+        except ImportError as error:  # not as it is: during a trial the zoo overlooks a ValueError
+            raise RuntimeError(str(error)) from None
         return True

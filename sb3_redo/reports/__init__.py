@@ -3,6 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sb3_redo.validation import needs
+
+with needs("report", "a report"):
+    import pandas  # noqa: F401  nearly every module of this room imports them
+    import pyarrow  # noqa: F401
+
 if TYPE_CHECKING:
     from sb3_redo.reports.build import Report as Report
     from sb3_redo.reports.build import write_report as write_report

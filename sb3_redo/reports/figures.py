@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sb3_redo.reports.styles import COLOURS, Style, styles_of
+from sb3_redo.validation import needs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-try:
+with needs("report", "a figure"):
     from matplotlib.figure import Figure as _Figure
     from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
-except ImportError as error:
-    raise ImportError("figures need matplotlib: pip install sb3-redo[report]") from error
 
 AXIS_LABELS = {"gradient_step": "gradient steps", "step": "environment steps"}
 Styles = Mapping[str, Style]

@@ -7,15 +7,14 @@ import numpy as np
 import pandas as pd
 
 from sb3_redo.reports.sweep_folder import text
+from sb3_redo.validation import needs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-try:
+with needs("report", "a figure"):
     from matplotlib.figure import Figure as _Figure
-except ImportError as error:
-    raise ImportError("figures need matplotlib: pip install sb3-redo[report]") from error
 
 
 def plot_heat_map(table: pd.DataFrame, x: str, y: str, ax: "Axes", label: str = "", percent: bool = False) -> "Axes":

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-try:
+from sb3_redo.reports.styles import COLOURS, styles_of
+from sb3_redo.validation import needs
+
+with needs("report", "the page of a report"):
     from plotly import io
     from plotly.offline import get_plotlyjs
-except ImportError as error:
-    raise ImportError("the report's page needs plotly: pip install sb3-redo[report]") from error
-
-from sb3_redo.reports.styles import COLOURS, styles_of
 
 # As Plotly's own JSON has them.
 _Trace = dict[str, Any]

@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
 from sb3_redo.reports import figures
 from sb3_redo.reports.drawn import Tables, slices
+from sb3_redo.validation import needs
+
+with needs("report", "a figure"):
+    import matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

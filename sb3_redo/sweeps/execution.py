@@ -12,7 +12,7 @@ from sb3_redo.sweeps.files import SWEEP, BusyError, write_json
 from sb3_redo.sweeps.run import Run, state_of
 from sb3_redo.sweeps.run_process import train
 from sb3_redo.sweeps.sweep_file import Sweep
-from sb3_redo.validation import UsageError
+from sb3_redo.validation import needs
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BEFORE_TRYING_AGAIN = 5.0
@@ -89,10 +89,8 @@ def _import_ray() -> Any:
     # It would start to report what is used over the network, and to talk about its own tuning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
+    with needs("sweep", "a sweep"):
         import ray
-    except ImportError:
-        raise UsageError('sweeps run through Ray, which is not installed: pip install "sb3-redo[sweep]"') from None
     return ray
 
 

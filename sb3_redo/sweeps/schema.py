@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-import jsonschema
-
 from sb3_redo.sweeps.conditions import CALLBACK
 from sb3_redo.sweeps.yaml_document import Document, Location
-from sb3_redo.validation import one_of
+from sb3_redo.validation import needs, one_of
+
+with needs("sweep", "a sweep"):
+    import jsonschema
 
 
 def check_form(document: Document, kind: str = "sweep") -> None:

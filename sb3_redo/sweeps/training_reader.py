@@ -20,7 +20,8 @@ from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.schema import check_form
 from sb3_redo.sweeps.value_types import complaint_about
 from sb3_redo.sweeps.yaml_document import Document
-from sb3_redo.validation import one_of
+from sb3_redo.validation import needs, one_of
+from sb3_redo.zoo.atari import check_atari
 
 # What the zoo reads itself, besides what it gives to the algorithm.
 _OF_THE_ZOO = (
@@ -47,7 +48,8 @@ class TrainingReader:
         self.config = os.path.relpath(document.file.parent / self.content["config"])
 
     def check(self) -> None:
-        from rl_zoo3.utils import ALGOS
+        with needs("sweep", "a sweep"):
+            from rl_zoo3.utils import ALGOS
 
         import sb3_redo.algorithms  # noqa: F401  adds ours to the zoo's
 
@@ -85,6 +87,7 @@ class TrainingReader:
             if environment not in gym.registry:
                 import difflib
 
+                check_atari(environment)
                 near = difflib.get_close_matches(environment, gym.registry, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise self.document.error(f"{environment!r} is not registered{hint}", ("environments", number))

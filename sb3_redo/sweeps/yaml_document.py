@@ -4,9 +4,10 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from sb3_redo.validation import UsageError, needs
 
-from sb3_redo.validation import UsageError
+with needs("sweep", "a sweep"):
+    import yaml
 
 Location = tuple[Hashable, ...]
 """Keys and numbers from the top of a document to a value in it."""

@@ -5,11 +5,13 @@ import sys
 from typing import Any
 
 from sb3_redo.algorithms import ALGORITHMS
+from sb3_redo.validation import needs
 
 
 def main() -> None:
     """Train as ``python -m rl_zoo3.train`` does, or run the zoo's module that is named first, such as ``enjoy``."""
-    from rl_zoo3 import hyperparams_opt
+    with needs("zoo", "python -m sb3_redo.zoo"):
+        from rl_zoo3 import hyperparams_opt
 
     # With -optimize they are tried as the DQN that they are but for one method.
     registries: tuple[dict[str, Any], ...] = hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER

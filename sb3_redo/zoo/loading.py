@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import rl_zoo3.import_envs  # noqa: F401  registers what the zoo can train on
-import yaml
-from huggingface_sb3 import EnvironmentName
-from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_redo.algorithms import ALGORITHMS as OURS
-from sb3_redo.validation import UsageError, one_of
+from sb3_redo.validation import UsageError, needs, one_of
+from sb3_redo.zoo.atari import check_atari
 from sb3_redo.zoo.policy_names import algorithms_of
+
+with needs("zoo", "a saved agent"):
+    import rl_zoo3.import_envs  # noqa: F401  registers what the zoo can train on
+    import yaml
+    from huggingface_sb3 import EnvironmentName
+    from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {**ALGOS, **OURS, "ppo_mask": MaskablePPO}
 """By the zoo's names, ours among them, with sb3-contrib's for the one that the zoo does not train."""
@@ -185,6 +188,7 @@ def _make_env(source: Source, env: str | None, env_kwargs: Mapping[str, Any], gy
     try:
         for package in (*(arguments.get("gym_packages") or ()), *gym_packages):
             importlib.import_module(package)
+        check_atari(env_id)
         return create_test_env(
             EnvironmentName(env_id).gym_id,
             stats_path=stats_path,

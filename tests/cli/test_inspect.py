@@ -266,7 +266,7 @@ def test_targets_are_checked_before_anything_is_gathered(capsys, saved, tmp_path
     monkeypatch.undo()
     monkeypatch.delitem(sys.modules, "sb3_redo.dormancy.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install sb3-redo[plots]" in refused(capsys, *arguments, "--plot", tmp_path / "layers.png")
+    assert 'pip install "sb3-redo[plots]"' in refused(capsys, *arguments, "--plot", tmp_path / "layers.png")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "plots need matplotlib: pip install sb3-redo[plots]\n"
+    assert done.stdout == 'the plot of a report needs matplotlib: pip install "sb3-redo[plots]"\n'
 
 
 def test_a_repr_is_the_table():

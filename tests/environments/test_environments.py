@@ -358,7 +358,7 @@ def test_actions_that_are_none_are_refused(action):
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     images._digits.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install 'sb3-redo\[environments\]', or give data='mnist'"):
+    with pytest.raises(ImportError, match=r"""pip install "sb3-redo\[environments\]", or give data='mnist' """):
         BlockMDP()
     monkeypatch.undo()
     BlockMDP()

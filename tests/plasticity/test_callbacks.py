@@ -316,7 +316,7 @@ def test_without_pictures_nothing_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     model = build("DQN")
     model.set_logger(configure(str(tmp_path), ["tensorboard"]))
-    with pytest.raises(RuntimeError, match=r"log_images=True draws with matplotlib.*sb3-redo\[plots\]"):
+    with pytest.raises(RuntimeError, match=r"log_images=True needs matplotlib: .*sb3-redo\[plots\]"):
         model.learn(40, callback=EACH["curvature"]())
     model.learn(40, callback=EACH["curvature"](log_images=False))
     model.logger.close()
