@@ -53,7 +53,13 @@ def write_totals(logger: Logger, values: Mapping[str, float]) -> None:
 def dormancy_values(
     report: DormancyReport, thresholds: Iterable[float], *, log_layers: bool, log_histograms: bool
 ) -> dict[str, Any]:
-    """The contents of a report under their keys."""
+    """Return the contents of a report under their keys.
+
+    :param report: the measurement
+    :param thresholds: further thresholds for the pooled fraction
+    :param log_layers: whether to include every layer's fraction
+    :param log_histograms: whether to include every layer's scores, [neurons]
+    """
     values: dict[str, Any] = {"dormancy/fraction": report.dormant_fraction}
     values |= {f"dormancy/{network}": report.network_fraction(network) for network in report.networks}
     values |= {f"dormancy_thresholds/{threshold}": report.fraction_at(threshold) for threshold in thresholds}
@@ -65,7 +71,7 @@ def dormancy_values(
 
 
 def numbered(values: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The same under keys that tell a model's callbacks apart: as they are for the first, then ``dormancy_2/…``."""
+    """Return values under keys that tell a model's callbacks apart: unchanged for the first, then ``dormancy_2/…``."""
     return {key if number == 1 else key.replace("/", f"_{number}/", 1): value for key, value in values.items()}
 
 
@@ -91,5 +97,5 @@ def write_layout(logger: Logger, networks: Mapping[str, str], *, log_layers: boo
 
 
 def _exactly(*keys: str) -> list[str]:
-    """TensorBoard takes the tags of a chart for regular expressions."""
+    """Return regular expressions that match just these keys, as TensorBoard's charts want them."""
     return [f"^{re.escape(key)}$" for key in keys]

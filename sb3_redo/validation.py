@@ -40,7 +40,7 @@ def needs(extra: str, what: str, instead: str = "") -> Iterator[None]:
 
 
 def positive_integer(name: str, value: Any) -> int:
-    """:raises TypeError: on anything but an integer; :raises ValueError: below 1"""
+    """Return an integer of at least 1."""
     number = _integer(name, value)
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}")
@@ -140,7 +140,7 @@ def explains_arguments(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    """:raises ValueError: naming the choices and the nearest of them"""
+    """Return one of some choices; the error names them and the nearest."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     if value not in choices:
@@ -151,7 +151,7 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def listed(name: str, value: Any) -> list[Any]:
-    """A list or tuple; a lone text is refused, since it would be read letter by letter."""
+    """Return a list of what is listed. A lone text is refused, since it would be read letter by letter."""
     if isinstance(value, (str, dict)) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a list, got {value!r}")
     return list(value)

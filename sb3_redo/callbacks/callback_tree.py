@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 def callbacks_in(callback: Any) -> Iterator[BaseCallback]:
-    """A callback and all that it holds."""
+    """Yield a callback and all callbacks that it holds."""
     if callback is None:
         return
     yield callback
@@ -18,12 +18,15 @@ def callbacks_in(callback: Any) -> Iterator[BaseCallback]:
 
 
 def renewing_in(root: BaseCallback | None) -> Iterator[BaseCallback]:
-    """Those among a callback and all that it holds that give neurons or whole layers other weights."""
+    """Yield those among a callback and all that it holds that renew neurons or whole layers."""
     return (callback for callback in callbacks_in(root) if getattr(callback, "renews", False))
 
 
 def refuse_parallel_training(root: BaseCallback | None) -> None:
-    """The zoo's ParallelTrainCallback trains a copy of the model and overwrites this one's weights with the copy's."""
+    """Refuse the zoo's ParallelTrainCallback, which trains a copy of the model and overwrites this one's weights.
+
+    :raises RuntimeError: when there is one among a callback and all that it holds
+    """
     for other in callbacks_in(root):
         if type(other).__name__ == "ParallelTrainCallback":
             raise RuntimeError(
@@ -33,11 +36,12 @@ def refuse_parallel_training(root: BaseCallback | None) -> None:
 
 
 def listen(root: BaseCallback, **events: Callable[[], None]) -> None:
-    """Hear what the callback that was given to ``learn()`` hears, until training ends.
+    """Call functions at events of the callback that was given to ``learn()``, until training ends.
 
-    For callbacks inside an ``EventCallback``, which passes on that training starts but not what follows.
+    Callbacks inside an ``EventCallback`` need this. It passes on that training starts, but not what follows.
 
-    :param events: name of an event of SB3's, ``on_training_end`` among them, to what is to be called
+    :param root: the callback that was given to ``learn()``
+    :param events: name of an event of SB3's to the function to call; ``on_training_end`` must be among them
     """
 
     def telling(event: str) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The gradient-step clock: acts inside ``train()``, right after the step that is due."""
+"""Counts gradient steps, and acts inside ``train()`` right after each of them."""
 
 from collections.abc import Callable
 

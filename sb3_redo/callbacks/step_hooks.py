@@ -7,13 +7,13 @@ from torch.optim import Optimizer
 
 
 class StepHooks:
-    """Calls back before and after each step of an optimizer, once.
+    """Calls functions before and after each step of an optimizer, once per step.
 
-    Torch's own hooks run once more for every ``super().step()`` that an optimizer's class makes, but only if the
-    process has ever built an optimizer of that base class. Here it is the outermost step that counts: what is called
-    before it sees the gradients as training left them, and what is called after it sees all that the step changed.
+    Torch's own hooks also run for every ``super().step()`` in an optimizer's class, if the process has ever built an
+    optimizer of that base class. Only the outermost step counts here. The function before it sees the gradients as
+    training left them. The function after it sees all that the step changed.
 
-    :param optimizer: the one whose steps are meant
+    :param optimizer: the optimizer
     :param before: called with the gradients in place
     :param after: called with the weights changed
     """

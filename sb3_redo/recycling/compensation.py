@@ -64,7 +64,7 @@ def measured_contributions(
 def mean_contributions(
     policy: nn.Module, columns: dict[str, Tensor], forward: Callable[[Any], Any], batch: Any, rows_at_once: int
 ) -> dict[str, Tensor]:
-    """The part of each consumer's mean output that comes from some of its input positions.
+    """Compute the part of each consumer's mean output that comes from some of its input positions.
 
     :param policy: runs over the batch, in evaluation mode; nothing in it changes
     :param columns: consumer name to bool mask over its input positions
@@ -104,7 +104,7 @@ def _mean_contribution(layer: Any, value: Tensor, columns: Tensor) -> Tensor:
 def _watched(
     policy: nn.Module, names: dict[str, Tensor], see: Callable[[str, nn.Module, Tensor], None]
 ) -> Iterator[None]:
-    """Shows every input of the named layers, without a trace afterwards."""
+    """Pass every input of the named layers to a function inside; hooks are removed afterwards."""
     handles = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -24,7 +24,7 @@ class Fill:
     second: float = 0.0
 
     def draw(self, shape: tuple[int, ...], seed: int, neurons: int) -> Tensor:
-        """Fresh rows. NumPy's generator takes two thirds of the time that torch's takes on a CPU.
+        """Draw fresh rows. NumPy's generator takes two thirds of the time of torch's on a CPU.
 
         :param shape: [rows, ...]
         :param neurons: rows of the whole weight
@@ -46,11 +46,11 @@ class Fill:
 
 
 class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes for every storage whether the last thing written was one random fill of the whole of it.
+    """Records for every storage whether the last write was one random fill of all of it.
 
-    Watched below torch's Python functions, so that ``nn.init``, layer constructors and hand-written initialisers
-    all look the same. Only ``nn.init.orthogonal_`` is watched by name, since what it writes is no random fill. Any
-    other write makes the storage's distribution unknown.
+    It watches below torch's Python functions, where ``nn.init``, layer constructors and hand-written initialisers
+    look the same. Only ``nn.init.orthogonal_`` is watched by name: it writes no random fill. Any other write makes the
+    storage's distribution unknown.
     """
 
     def __init__(self) -> None:
@@ -97,17 +97,17 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor covers its storage."""
+    """Return whether a tensor covers its storage."""
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 class InitialWeights:
     """Draws weights as a freshly built policy has them.
 
-    Where building fills a weight with independent uniform or normal numbers or an orthogonal matrix, rows are drawn
-    from just that; where it does anything else (scaled, copied), the policy is built again and its rows taken. A policy
-    whose untrained weights do not look like a freshly built one's was initialised by hand afterwards: its rows are
-    then drawn, entry by entry, from the weights it began with.
+    If building fills a weight with independent uniform or normal numbers or an orthogonal matrix, rows are drawn from
+    that distribution. If it does anything else (scaled, copied), the policy is built again and its rows are taken. A
+    policy whose untrained weights do not look like a freshly built one's was initialised by hand. Its rows are drawn,
+    entry by entry, from the weights it began with.
 
     :param build: builds a fresh policy on the CPU
     :param untrained: the policy itself, if it has not been trained yet
@@ -140,7 +140,7 @@ class InitialWeights:
                 self.samples[name] = _some_entries(parameter)
 
     def draw(self, name: str, like: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Fresh values for some rows of a weight.
+        """Draw fresh values for some rows of a weight.
 
         :param name: the parameter's path below the policy
         :param like: the parameter, [neurons, ...]
@@ -168,7 +168,7 @@ class InitialWeights:
         return drawn.to(like)
 
     def state(self, seed: int) -> dict[str, Tensor]:
-        """All parameters and buffers of a freshly built policy, on the CPU.
+        """Build a fresh policy, and return all its parameters and buffers, on the CPU.
 
         :param seed: of the policy
         :return: path below the policy to its values
@@ -183,7 +183,10 @@ class InitialWeights:
         return state
 
     def fresh(self, name: str) -> Tensor:
-        """A parameter or buffer outside of layers as a freshly built policy has it, on the CPU."""
+        """Return a parameter or buffer outside of layers as a freshly built policy has it, on the CPU.
+
+        :param name: its path below the policy
+        """
         name = uncompiled_name(name)
         if name not in self._state:
             with everything_seeded(0):
@@ -193,7 +196,7 @@ class InitialWeights:
 
 
 def _small_state(policy: nn.Module, largest: int = 2**16) -> dict[str, Tensor]:
-    """Copies of all that lies outside of layers, but for what is large, which is seldom asked for."""
+    """Copy all small parameters and buffers outside of layers. Large ones are seldom asked for."""
     owners = [(name, module) for name, module in policy.named_modules() if not isinstance(module, LAYER_TYPES)]
     return {
         f"{name}.{key}" if name else key: tensor.detach().cpu().clone()
@@ -204,13 +207,16 @@ def _small_state(policy: nn.Module, largest: int = 2**16) -> dict[str, Tensor]:
 
 
 def _some_entries(tensor: Tensor) -> Tensor:
-    """At most 4,096 entries, picked at random."""
+    """Pick at most 4,096 entries at random."""
     picked = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))[:4096]
     return tensor.detach().cpu().flatten()[picked]
 
 
 def _look_alike(one: Tensor, other: Tensor) -> bool:
-    """Two-sample Kolmogorov-Smirnov test at p of about 1e-7, so that no chance difference is taken for a real one."""
+    """Return whether two weights look alike in a two-sample Kolmogorov-Smirnov test at p of about 1e-7.
+
+    At this p no difference by chance is taken for a real one.
+    """
     x, y = (tensor.detach().double().cpu().flatten()[:20_000].sort().values for tensor in (one, other))
     both = torch.cat([x, y])
     distance = (

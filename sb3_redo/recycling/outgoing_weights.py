@@ -1,4 +1,4 @@
-"""What a layer's weights make of each of its input positions."""
+"""Which entries of a layer's weight read each of its input positions, and how large they are."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,17 @@ from sb3_redo.wiring.structure import LayerWiring
 
 
 def groups(layer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:
-    """Rows of a weight and the input positions they read: all and all, but for a grouped convolution."""
+    """Return pairs of rows of a weight and the input positions that they read.
+
+    A grouped convolution has a pair per group. Any other layer has one, of all rows and all positions.
+    """
     number = int(getattr(layer, "groups", 1))
     outputs, inputs = len(weight) // number, weight.shape[1]
     return [(slice(g * outputs, (g + 1) * outputs), slice(g * inputs, (g + 1) * inputs)) for g in range(number)]
 
 
 def position_magnitudes(layer: nn.Module) -> Tensor:
-    """Sum of \\|w\\| over all weights that read a position, [input positions]."""
+    """Sum \\|w\\| over all weights that read a position, [input positions]."""
     weight = _weight(layer)
     others = [axis for axis in range(weight.ndim) if axis != 1]
     if getattr(layer, "groups", 1) == 1:
@@ -25,7 +28,7 @@ def position_magnitudes(layer: nn.Module) -> Tensor:
 
 
 def neuron_magnitudes(policy: nn.Module, layer: LayerWiring) -> Tensor:
-    """Sum of \\|w\\| over all outgoing weights of each neuron of a layer, in all of its consumers, [neurons].
+    """Sum \\|w\\| over all outgoing weights of each neuron of a layer, in all of its consumers, [neurons].
 
     A channel that feeds several columns of a linear layer has the weights of all of them.
     """
@@ -39,7 +42,7 @@ def neuron_magnitudes(policy: nn.Module, layer: LayerWiring) -> Tensor:
 
 
 def position_effects(layer: nn.Module, values: Tensor) -> Tensor:
-    """What a layer's output is, its bias left out, when each input position is constant over space, [neurons].
+    """Compute a layer's output without its bias when each input position is constant over space, [neurons].
 
     Of a convolution it is the output where all of its kernel lies inside the input.
 
@@ -57,5 +60,5 @@ def _weight(layer: nn.Module) -> Tensor:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """[neurons, input positions, places of the kernel]"""
+    """Return the weight as [neurons, input positions, places of the kernel]."""
     return weight.flatten(2) if weight.ndim > 2 else weight.unsqueeze(2)

@@ -1,4 +1,4 @@
-"""What Stable-Baselines3 calls things: the networks, optimizers and gradient steps of an algorithm."""
+"""The table of algorithms: the networks, optimizers, clock and player of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ NETWORK_NAMES = ("q_net", "quantile_net", "actor", "critic", "policy", "value", 
 
 
 def _reached(wiring: Wiring, layer: str) -> set[str]:
-    """The layer and all that it serves, over however many others."""
+    """Return the layer and all layers that it feeds, directly or through others."""
     consumers = {measured.name: measured.consumers for measured in wiring}
     reached: set[str] = set()
     ahead = [layer]
@@ -36,7 +36,7 @@ def _reached(wiring: Wiring, layer: str) -> set[str]:
 
 
 def _by_path(wiring: Wiring, layer: str) -> str:
-    """The network that a layer is part of, unless it serves another one too."""
+    """Return the network that a layer is part of; ``shared`` if it serves another one too."""
     networks = {uncompiled_name(name).split(".")[0] for name in _reached(wiring, layer)}
     return networks.pop() if len(networks) == 1 else "shared"
 
@@ -89,7 +89,7 @@ def _q_learner(model: Any, network: str) -> Agent:
 
 
 def _actor_critic(model: Any, clock: str, act: Callable[[Any, Any], Any]) -> Agent:
-    """An actor and critics of continuous actions.
+    """Describe an actor and critics of continuous actions.
 
     :param clock: the network whose optimizer ends a gradient step. It is the critic's, which may step more often, but
         where the actor's loss was begun before the critic's step, and is still to be differentiated after it.
@@ -146,7 +146,7 @@ def _recurrent(model: Any) -> Agent:
 
 
 def _by_head(wiring: Wiring, layer: str) -> str:
-    """Whether the layer serves the action head, the value head or both."""
+    """Return whether the layer serves the action head, the value head or both."""
     heads = _reached(wiring, layer) & set(wiring.outputs)
     serves_value = {uncompiled_name(name).split(".")[0] == "value_net" for name in heads}
     return "shared" if len(serves_value) == 2 else "value" if True in serves_value else "policy"
@@ -172,7 +172,7 @@ _REFUSED: dict[type[BaseAlgorithm], str] = {
 
 
 def agent_of(model: BaseAlgorithm) -> Agent:
-    """Networks, optimizers and clock of a model.
+    """Return the networks, optimizers and clock of a model.
 
     :raises RuntimeError: when its algorithm is none that is known here
     """

@@ -14,24 +14,24 @@ _STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_state
 
 
 def _buffer_of(model: Any) -> Any:
-    """The replay buffer or the rollout buffer; ``None`` where there is neither."""
+    """Return the replay buffer or the rollout buffer; ``None`` where there is neither."""
     buffer: BaseBuffer | None = getattr(model, "replay_buffer", None)
     return getattr(model, "rollout_buffer", None) if buffer is None else buffer
 
 
 def has_buffer(model: BaseAlgorithm) -> bool:
-    """Whether a model keeps observations that can be sampled."""
+    """Return whether a model keeps observations that can be sampled."""
     return _buffer_of(model) is not None
 
 
 def buffer_capacity(model: BaseAlgorithm) -> int:
-    """How many observations the buffer can hold, over all environments."""
+    """Return how many observations the buffer can hold, over all environments."""
     buffer = _buffer_of(model)
     return int(buffer.buffer_size * buffer.n_envs)
 
 
 def available_batch_size(model: BaseAlgorithm, batch_size: int, consequence: str) -> int:
-    """Observations per measurement, as far as the buffer can ever hold that many.
+    """Return the observations per measurement, as far as the buffer can ever hold that many.
 
     :param batch_size: asked for
     :param consequence: of fewer, in words, with {} for their number: warned of where a rollout has fewer
@@ -57,7 +57,7 @@ def available_batch_size(model: BaseAlgorithm, batch_size: int, consequence: str
 
 
 def stored_observations(model: BaseAlgorithm) -> int:
-    """How many observations the buffer holds now, over all environments."""
+    """Return how many observations the buffer holds now, over all environments."""
     buffer = _buffer_of(model)
     return 0 if buffer is None else int(buffer.size() * buffer.n_envs)
 

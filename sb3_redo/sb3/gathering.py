@@ -67,7 +67,7 @@ def _run(model: BaseAlgorithm, env: VecEnv, n: int, progress: Callable[[int], An
 
 
 def _batch(model: BaseAlgorithm, seen: list[Any], moves: list[Move], n: int) -> Batch:
-    """One batch of what was seen and done, step after step, and within a step environment after environment."""
+    """Join what was seen and done to one batch: step after step, and within a step environment after environment."""
     joined: Any
     if isinstance(seen[0], dict):
         joined = {key: np.concatenate([observations[key] for observations in seen])[:n] for key in seen[0]}
@@ -96,7 +96,7 @@ def _begin_anew(model: Any, env: VecEnv) -> None:
 
 @contextmanager
 def _seeded_actions(model: BaseAlgorithm, seed: int) -> Iterator[None]:
-    """The random stream of the model's action space from a seed inside, and as it was afterwards."""
+    """Seed the random stream of the model's action space inside, and restore it afterwards."""
     stream = model.action_space.np_random.bit_generator
     before = stream.state
     try:
@@ -108,7 +108,7 @@ def _seeded_actions(model: BaseAlgorithm, seed: int) -> Iterator[None]:
 
 @contextmanager
 def _frozen_statistics(env: VecEnv) -> Iterator[None]:
-    """Every ``VecNormalize`` around an environment normalises inside as it stands, without learning."""
+    """Keep every ``VecNormalize`` around an environment from updating its statistics inside."""
     with ExitStack() as stack:
         layer: VecEnv | None = env
         while isinstance(layer, VecEnvWrapper):

@@ -25,13 +25,13 @@ class Memory:
 
     @staticmethod
     def gradient_steps_of(model: BaseAlgorithm) -> int | None:
-        """The gradient steps that a memory on this model last remembered, if it has."""
+        """Return the gradient steps that a memory on this model last remembered, if it has."""
         steps: int | None = model.__dict__.get(_ATTRIBUTE, {}).get("gradient_steps")
         return steps
 
     @staticmethod
     def recycled_total_of(model: BaseAlgorithm) -> int:
-        """How many neurons of this model were recycled so far."""
+        """Return how many neurons of this model were recycled so far."""
         return int(model.__dict__.get(_ATTRIBUTE, {}).get("recycled_total", 0))
 
     def remember_gradient_steps(self, gradient_steps: int) -> None:
@@ -70,7 +70,7 @@ class Memory:
         return kept
 
     def kept(self, name: str) -> Any:
-        """What was last kept under a name; ``None`` if nothing was."""
+        """Return what was last kept under a name; ``None`` if nothing was."""
         return self._own.get("kept", {}).get(name)
 
     def keep(self, name: str, value: Any) -> None:

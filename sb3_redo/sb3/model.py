@@ -27,12 +27,11 @@ from sb3_redo.wiring.tracing import trace_wiring
 
 
 def gradient_steps_of(model: BaseAlgorithm) -> int:
-    """Gradient steps made so far, also before a model was loaded.
+    """Return the gradient steps made so far, also before a model was loaded.
 
-    What our own clock remembers, and beyond that what the algorithm counts: off-policy ones count gradient steps at
-    the beginning of each or at the end of ``train()``, so that an interrupted step is counted or a whole interrupted
-    call is not. On-policy ones count something else (epochs, rollouts) under the same name; there the optimizer tells.
-    SGD has no count: there it is what our clock has seen, see :func:`is_trained`.
+    Returns our clock's count. Falls back to the algorithm's counter, which can be off by an interrupted ``train()``.
+    On-policy algorithms count something else (epochs, rollouts) under the same name, so the optimizer's step counts
+    there. SGD keeps no step: without our clock the result is 0, see :func:`is_trained`.
     """
     remembered = Memory.gradient_steps_of(model)
     if isinstance(model, OnPolicyAlgorithm):
@@ -44,7 +43,7 @@ def gradient_steps_of(model: BaseAlgorithm) -> int:
 
 
 def is_trained(model: BaseAlgorithm) -> bool:
-    """Whether a model's weights may be others than those that it was built with."""
+    """Return whether a model's weights may be others than those that it was built with."""
     return gradient_steps_of(model) > 0 or model._n_updates > 0
 
 
@@ -93,7 +92,7 @@ def wiring_of(model: BaseAlgorithm) -> Wiring:
 
 
 def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None) -> Meter:
-    """What measures a model: reads its wiring.
+    """Read a model's wiring, and return what measures it.
 
     :param batch: what to read it on
     :param networks: those to be measured, all if not given
@@ -135,5 +134,5 @@ _INITIAL_STATE = {("RMSpropTFLike", "square_avg"): 1.0}
 
 
 def initial_state(optimizer: Optimizer, key: str) -> float:
-    """What an optimizer first fills its state with: SB3's ``RMSpropTFLike`` starts at ones."""
+    """Return what an optimizer first fills its state with. SB3's ``RMSpropTFLike`` starts at ones."""
     return _INITIAL_STATE.get((type(optimizer).__name__, key), zero_state(optimizer, key))

@@ -10,7 +10,7 @@ _INITIAL = "initial_parameters"
 
 
 def trained_parameters(model: BaseAlgorithm) -> dict[str, nn.Parameter]:
-    """The parameters of a model's policy that are trained, without target networks, by name."""
+    """Return the trained parameters of a model's policy, without target networks, by name."""
     return {
         name: parameter
         for name, parameter in model.policy.named_parameters()
@@ -19,9 +19,10 @@ def trained_parameters(model: BaseAlgorithm) -> dict[str, nn.Parameter]:
 
 
 def initial_parameters_of(model: BaseAlgorithm) -> dict[str, Tensor] | None:
-    """What the parameters were when training began, without target networks and with those that are frozen and may be
-    trained later, by name without the steps that ``torch.compile`` puts in; ``None`` for a model that was trained
-    before anyone asked.
+    """Return what the parameters were when training began; ``None`` if training began before anyone asked.
+
+    Frozen parameters are among them, since they may be trained later. Target networks are not. Names are without the
+    steps that ``torch.compile`` puts in.
 
     Gives a model that has not been trained yet an attribute ``initial_parameters``, which is saved with it.
     """
@@ -39,5 +40,5 @@ _TARGET = "_target"
 
 
 def is_target(name: str) -> bool:
-    """Whether a path leads into a target network, which follows another one and is not trained."""
+    """Return whether a path leads into a target network, which follows another one and is not trained."""
     return uncompiled_name(name).split(".")[0].endswith(_TARGET)

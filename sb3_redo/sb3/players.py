@@ -38,7 +38,11 @@ class Player:
         self.env = env
 
     def move(self, observations: Any, episode_starts: np.ndarray) -> Move:
-        """:param episode_starts: whether an episode began with the observation, [environments]"""
+        """Choose actions for one step of all environments.
+
+        :param observations: [environments, ...]
+        :param episode_starts: whether an episode began with the observation, [environments]
+        """
         return Move(self.model.predict(observations, deterministic=False)[0])
 
 
@@ -63,7 +67,7 @@ class ScaledPlayer(Player):
 
     @staticmethod
     def _own_noise(noise: ActionNoise | None, environments: int) -> VectorizedActionNoise | None:
-        """A copy, since noise may remember, for this number of environments, which may not be that of training."""
+        """Copy the noise, which may have a state, for this number of environments."""
         if noise is None:
             return None
         single = copy.deepcopy(noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise)

@@ -69,7 +69,7 @@ class Source:
 
 
 def find_model(path: Path) -> Source:
-    """The agent that a path means: a zip, or of a zoo run the final one, else the best, else the latest checkpoint.
+    """Find the agent that a path means: a zip, or a zoo run's final agent, else its best, else its latest checkpoint.
 
     :raises UsageError: when there is none
     """
@@ -108,7 +108,7 @@ def _checked(path: Path) -> Path:
 
 
 def algorithm_of(source: Source, given: str | None) -> str:
-    """The name of an agent's algorithm: as given, as the zoo noted, or as the saved policy tells.
+    """Return the name of an agent's algorithm: as given, as the zoo noted, or as the saved policy tells.
 
     :raises UsageError: when it is unknown, cannot be told, or is not that of the policy
     """
@@ -133,7 +133,7 @@ def algorithm_of(source: Source, given: str | None) -> str:
 
 
 def _algorithms_of(policy: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which algorithms a saved policy may be of, from what the zip says of its class."""
+    """Return which algorithms a saved policy may be of, from what the zip says of its class."""
     module = policy.get("__module__", "")
     if not module.startswith("sb3_redo.networks."):
         return _OF_POLICIES.get(module, ())
@@ -150,7 +150,7 @@ def load_agent(
     env_kwargs: Mapping[str, Any] | None = None,
     gym_packages: Sequence[str] = (),
 ) -> BaseAlgorithm:
-    """An agent in the environment it was trained in, with the wrappers and statistics that the zoo saved.
+    """Load an agent in the environment it was trained in, with the wrappers and statistics that the zoo saved.
 
     :param algorithm: a name in :data:`ALGORITHMS`
     :param env: the environment's id; the one that the zoo noted if not given

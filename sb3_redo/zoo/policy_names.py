@@ -24,7 +24,7 @@ _OWNERS = {
 
 
 def scalable_policy(algorithm: str, policy: str) -> str:
-    """The dotted path of the scalable policy that builds what an algorithm's own policy builds, at any width.
+    """Return the dotted path of the scalable policy that builds what an algorithm's own builds, at any width.
 
     >>> scalable_policy("dqn", "CnnPolicy")
     'sb3_redo.networks.DQNCnnPolicy'
@@ -47,7 +47,7 @@ def scalable_policy(algorithm: str, policy: str) -> str:
 
 
 def algorithms_of(policy: str) -> tuple[str, ...]:
-    """The zoo's names of the algorithms that a class of ours is a policy of; none where it is no class of ours.
+    """Return the zoo's names of the algorithms that a class of ours is a policy of; none for other classes.
 
     >>> algorithms_of("TD3CnnPolicy")
     ('td3', 'ddpg')
