@@ -149,16 +149,19 @@ def recycle_dormant(
         return recycle_model(model_or_module, report, surgery, seed)
     module: Any = model_or_module
     _check_report(module, report)
-    run = partial(default_forward(module, report.batch)[0] if forward is None else forward, module)
+    contributions = None
+    if compensate:
+        run = partial(forward or default_forward(module, report.batch)[0], module)
+        contributions = measured_contributions(module, report.wiring, run, report.batch)
     return recycle(
         module,
         report.wiring,
         report.dormant_neurons(),
         _optimizers(optimizers),
-        InitialWeights(partial(_reset_copy, module) if fresh is None else _building(fresh)),
+        InitialWeights(partial(_reset_copy, module) if fresh is None else _building(fresh, module)),
         torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed),
         surgery,
-        contributions=measured_contributions(module, report.wiring, run, report.batch),
+        contributions=contributions,
     )
 
 
@@ -226,11 +229,15 @@ def _optimizers(optimizers: Any) -> list[Optimizer]:
     return given
 
 
-def _building(fresh: Any) -> Callable[[], nn.Module]:
+def _building(fresh: Any, module: nn.Module) -> Callable[[], nn.Module]:
+    trained = {parameter.data_ptr() for parameter in module.parameters()}
+
     def build() -> nn.Module:
         built = fresh()
         if not isinstance(built, nn.Module):
             raise TypeError(f"fresh must build an untrained module, and returned {built!r}")
+        if any(parameter.data_ptr() in trained for parameter in built.parameters()):
+            raise ValueError("fresh must build a new module each time, and returned one that shares trained weights")
         return built.to("cpu")
 
     if isinstance(fresh, nn.Module) or not callable(fresh):

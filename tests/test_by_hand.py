@@ -161,6 +161,47 @@ def test_an_agent_without_forward_is_run_by_its_two_networks():
     assert recycle_dormant(agent, measure_dormancy(agent, 1.0, observations=X), optimizers=optimizer).recycled > 0
 
 
+class Heads(nn.Module):
+    """An actor and a critic that are heads of one network."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(5, 8), nn.ReLU())
+        self.actor, self.critic = nn.Linear(8, 2), nn.Linear(8, 1)
+
+    def act(self, x):
+        features = self.network(x)
+        return torch.distributions.Categorical(logits=self.actor(features)).sample(), self.critic(features)
+
+
+class HeadsWithForward(Heads):
+    def forward(self, x):
+        return self.act(x)
+
+
+def test_heads_are_run_by_what_runs_them():
+    with pytest.raises(ValueError, match="Heads cannot be run: its actor and critic do not take the observations"):
+        measure_dormancy(Heads(), observations=X)
+    assert measure_dormancy(Heads(), observations=X, forward=Heads.act).layers[0].name == "network.0"
+    wiring = measure_dormancy(HeadsWithForward(), observations=X).wiring
+    assert wiring["network.0"].consumers.keys() == {"actor", "critic"}
+    report = measure_dormancy(heads := Heads(), 1.0, observations=X, forward=Heads.act)
+    assert recycle_dormant(heads, report, optimizers=[]).recycled > 0
+    assert recycle_dormant(heads, report, optimizers=[], compensate=True, forward=Heads.act).recycled > 0
+    with pytest.raises(ValueError, match="did not run: compensate with the forward that was measured with"):
+        recycle_dormant(heads, report, optimizers=[], compensate=True, forward=lambda heads, x: heads.network(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
+def test_a_compiled_module_is_measured_and_recycled():
+    module = network()
+    plain = measure_dormancy(module, 0.5, observations=X)
+    compiled = torch.compile(module)
+    report = measure_dormancy(compiled, 0.5, observations=X)
+    assert all(torch.equal(one.scores, other.scores) for one, other in zip(plain.layers, report.layers, strict=True))
+    assert recycle_dormant(compiled, report, optimizers=[], seed=0).recycled > 0
+
+
 def test_a_policy_of_sb3_is_a_module_too():
     model = build("SAC", VECTORS)
     report = measure_dormancy(model.policy, observations=np.zeros((4, *model.observation_space.shape), np.float32))
@@ -226,7 +267,12 @@ REPORT = measure_dormancy(MODULE, 1.0, observations=X)
         (lambda: recycle_dormant(MODULE[2:], REPORT, optimizers=[]), ValueError, "report is of another network"),
         (lambda: recycle_dormant(MODULE, REPORT, optimizers=[], fresh=network()), TypeError, "must be a function"),
         (lambda: recycle_dormant(MODULE, REPORT, optimizers=[], fresh=lambda: 3), TypeError, "must build an untrained"),
-        (lambda: measure_dormancy(nn.ModuleList([MODULE]), observations=X), ValueError, "has no forward"),
+        (lambda: recycle_dormant(MODULE, REPORT, optimizers=[], fresh=lambda: MODULE), ValueError, "a new module each"),
+        (
+            lambda: measure_dormancy(nn.ModuleList([MODULE]), observations=X),
+            ValueError,
+            "ModuleList cannot be run: it has no forward",
+        ),
         (lambda: measure_dormancy(build("DQN"), forward=len), TypeError, "forward is for torch modules"),
         (lambda: measure_dormancy(build("DQN"), observations=np.zeros((4, 9))), ValueError, "do not fit"),
         (lambda: recycle_dormant(build("DQN"), REPORT, optimizers=[]), TypeError, "optimizers is for torch modules"),

@@ -26,17 +26,7 @@ from sb3_redo.validation import (
 class MonitoringCallback(GradientStepCallback):
     """Owns a :class:`~sb3_redo.callbacks.measurer.Measurer`, and logs what it finds.
 
-    :param dormancy_threshold: a neuron is dormant when its score is at most this
-    :param measuring_period: in gradient steps
-    :param batch_size: observations per measurement; all of a rollout that has fewer
-    :param thresholds: further thresholds at which the pooled fraction is logged
-    :param networks: names of the networks to measure, for instance ``["q_net"]``; all of them if not given
-    :param log_layers: whether to log a curve for every layer
-    :param log_histograms: whether to log a histogram of every layer's scores
-    :param seed: of the observations drawn; the model's own seed if not given
-    :param verbose: 1 writes the policy's wiring to the model's log when training starts
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    The settings are those of :class:`~sb3_redo.DormancyCallback`.
     """
 
     measurer: Measurer

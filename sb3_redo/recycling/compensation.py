@@ -44,6 +44,8 @@ def plan_compensation(
     for consumer, bias in biases.items():
         if bias is None:
             raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
+        if consumer not in means:
+            raise ValueError(f"{consumer} did not run: compensate with the forward that was measured with")
         every = torch.arange(len(bias), device=bias.device)
         planner.edits.append(Edit(bias, 0, every, bias + means[consumer]))
 

@@ -127,7 +127,7 @@ class InitialWeights:
         watcher = _FillWatcher()
         with everything_seeded(0), watcher, watcher.watching_orthogonal():
             fresh = build()
-        parameters = dict(fresh.named_parameters())
+        parameters = {uncompiled_name(name): parameter for name, parameter in fresh.named_parameters()}
         self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self._state = _small_state(fresh)
@@ -151,8 +151,8 @@ class InitialWeights:
         name = uncompiled_name(name)
         if name not in self.samples and self._shapes.get(name) != like.shape:
             raise RuntimeError(
-                f"{name} is {tuple(like.shape)}, but {self._shapes.get(name) or 'absent'} in a policy built from the "
-                "model's policy_kwargs: what the network began with is not known. Give its shape in policy_kwargs."
+                f"{name} is {tuple(like.shape)}, but {self._shapes.get(name) or 'absent'} in a freshly built network: "
+                "what it began with is not known. Give its shape where it is built (a model's policy_kwargs or fresh=)."
             )
         shape = (len(rows), *like.shape[1:])
         fill = self._fills.get(name)
@@ -164,7 +164,7 @@ class InitialWeights:
         else:
             seed = int(torch.randint(2**62, (), generator=generator))
             with everything_seeded(seed):
-                drawn = self._build().get_parameter(name).detach()[rows.cpu()]
+                drawn = _state_of(self._build())[name][rows.cpu()]
         return drawn.to(like)
 
     def state(self, seed: int) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ class InitialWeights:
         with everything_seeded(seed):
             built = self._build()
         generator = torch.Generator().manual_seed(seed)
-        state = {name: tensor.detach() for name, tensor in (*built.named_parameters(), *built.named_buffers())}
+        state = _state_of(built)
         for name in self.samples:
             if name in state:
                 state[name] = self.draw(name, state[name], torch.arange(len(state[name])), generator)
@@ -191,15 +191,21 @@ class InitialWeights:
         if name not in self._state:
             with everything_seeded(0):
                 built = self._build()
-            self._state[name] = {**dict(built.named_parameters()), **dict(built.named_buffers())}[name].detach().cpu()
+            self._state[name] = _state_of(built)[name].cpu()
         return self._state[name]
+
+
+def _state_of(built: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers of a network, by their paths without the steps of ``torch.compile``."""
+    named = (*built.named_parameters(), *built.named_buffers())
+    return {uncompiled_name(name): tensor.detach() for name, tensor in named}
 
 
 def _small_state(policy: nn.Module, largest: int = 2**16) -> dict[str, Tensor]:
     """Copy all small parameters and buffers outside of layers. Large ones are seldom asked for."""
     owners = [(name, module) for name, module in policy.named_modules() if not isinstance(module, LAYER_TYPES)]
     return {
-        f"{name}.{key}" if name else key: tensor.detach().cpu().clone()
+        uncompiled_name(f"{name}.{key}" if name else key): tensor.detach().cpu().clone()
         for name, module in owners
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         if tensor.numel() <= largest

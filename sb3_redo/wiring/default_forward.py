@@ -36,21 +36,31 @@ def default_forward(module: nn.Module, observations: Any) -> tuple[Forward, Any]
     actor, critic = getattr(module, "actor", None), getattr(module, "critic", None)
     if isinstance(observations, ActorCriticInputs):  # as they were returned before
         return _run_both, observations
+    problem = "it has no forward()"
     if isinstance(actor, nn.Module) and isinstance(critic, nn.Module):
-        # The actions are an input of their own: left in the pass, the critic would be a consumer of the actor's head.
-        with seeded(0), torch.no_grad():
-            actions = actor(observations)
-            try:
-                critic(observations, actions)
-            except TypeError:
-                return _run_both, observations
-        return _run_both, ActorCriticInputs(observations, actions)
-    if type(module).forward is nn.Module.forward:
-        raise ValueError(
-            f"{type(module).__name__} has no forward(): pass forward=, a function of the module and the observations "
-            "that runs all its networks"
-        )
-    return _call, observations
+        try:
+            return _run_both, _actor_critic_inputs(actor, critic, observations)
+        except RuntimeError as error:  # heads, say, that take features and not observations
+            problem = f"its actor and critic do not take the observations ({error})"
+    if getattr(module.forward, "__func__", module.forward) is not nn.Module.forward:
+        return _call, observations
+    raise ValueError(
+        f"{type(module).__name__} cannot be run: {problem}. Pass forward=, a function of the module and the "
+        "observations that runs all its networks"
+    )
+
+
+def _actor_critic_inputs(actor: nn.Module, critic: nn.Module, observations: Any) -> Any:
+    """Return the observations, with the actor's actions if the critic takes some."""
+    # The actions are an input of their own: left in the pass, the critic would be a consumer of the actor's head.
+    with seeded(0), torch.no_grad():
+        actions = actor(observations)
+        try:
+            critic(observations, actions)
+        except TypeError:
+            critic(observations)
+            return observations
+    return ActorCriticInputs(observations, actions)
 
 
 def _call(module: Any, inputs: Any) -> Any:
