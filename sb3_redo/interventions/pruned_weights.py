@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sb3_redo.recycling.edits import groups
 from sb3_redo.recycling.optimizer_state import InitialState, zero_state
-from sb3_redo.recycling.outgoing_weights import groups
 from sb3_redo.wiring.structure import LayerWiring
 
 

@@ -3,7 +3,7 @@
 Everything is computed from the old values before the first new one is written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,3 +159,13 @@ def layer_parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
     parameter = getattr(policy.get_submodule(layer), name)
     assert parameter is None or isinstance(parameter, Tensor)
     return parameter
+
+
+def groups(layer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:
+    """Return pairs of rows of a weight and the input positions that they read.
+
+    A grouped convolution has a pair per group. Any other layer has one, of all rows and all positions.
+    """
+    number = int(getattr(layer, "groups", 1))
+    outputs, inputs = len(weight) // number, weight.shape[1]
+    return [(slice(g * outputs, (g + 1) * outputs), slice(g * inputs, (g + 1) * inputs)) for g in range(number)]

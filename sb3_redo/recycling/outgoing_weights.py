@@ -1,21 +1,10 @@
 """Which entries of a layer's weight read each of its input positions, and how large they are."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
+from sb3_redo.recycling.edits import groups
 from sb3_redo.wiring.structure import LayerWiring
-
-
-def groups(layer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:
-    """Return pairs of rows of a weight and the input positions that they read.
-
-    A grouped convolution has a pair per group. Any other layer has one, of all rows and all positions.
-    """
-    number = int(getattr(layer, "groups", 1))
-    outputs, inputs = len(weight) // number, weight.shape[1]
-    return [(slice(g * outputs, (g + 1) * outputs), slice(g * inputs, (g + 1) * inputs)) for g in range(number)]
 
 
 def position_magnitudes(layer: nn.Module) -> Tensor:

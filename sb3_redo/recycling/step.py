@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sb3_redo.recycling.compensation import Contributions, plan_compensation
-from sb3_redo.recycling.edits import Planner, layer_parameter
+from sb3_redo.recycling.edits import Planner, groups, layer_parameter
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE, InitialState, SecondMoment, zero_state
-from sb3_redo.recycling.outgoing_weights import groups
 from sb3_redo.validation import flag, one_of, optional_positive_number
 from sb3_redo.wiring.structure import LayerWiring, Wiring
 
