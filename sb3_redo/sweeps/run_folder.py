@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import safe_mean
 from torch.utils.tensorboard import SummaryWriter
 
 from sb3_redo.callbacks.callback_tree import callbacks_in
-from sb3_redo.callbacks.dormancy import DormancyCallback
+from sb3_redo.callbacks.monitoring import MonitoringCallback
 from sb3_redo.callbacks.redo import ReDoCallback
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.model import gradient_steps_of
@@ -171,8 +171,8 @@ class RunFolder(BaseCallback):
         write_json(self.folder / OUTCOME, outcome)
         self._held.close()
 
-    def _ours(self) -> list[DormancyCallback]:
-        return [found for found in callbacks_in(self.locals.get("callback")) if isinstance(found, DormancyCallback)]
+    def _ours(self) -> list[MonitoringCallback]:
+        return [found for found in callbacks_in(self.locals.get("callback")) if isinstance(found, MonitoringCallback)]
 
     def _latest_fraction(self) -> float | None:
         """The dormant fraction of the last measurement, which may have been made before the run was stopped."""
