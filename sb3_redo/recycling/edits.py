@@ -31,7 +31,8 @@ class Edit:
 
     def apply(self) -> None:
         """Make the change, in place."""
-        if self.axis > 0 and self._is_uniform() and torch.isfinite(self.tensor.sum()):
+        is_uniform = not isinstance(self.values, Tensor) or self.values.shape[self.axis] == 1
+        if self.axis > 0 and is_uniform and torch.isfinite(self.tensor.sum()):
             # A product with 1 leaves the other entries bit for bit as they are, and all of it takes a tenth of the
             # time that picking columns out of a large matrix takes.
             indicator = self._indicator()
@@ -47,19 +48,11 @@ class Edit:
         else:
             self.tensor.index_fill_(self.axis, self.index, self.values)
 
-    def _is_uniform(self) -> bool:
-        """Return whether all entries along the axis get the same values."""
-        return not isinstance(self.values, Tensor) or self.values.shape[self.axis] == 1
-
     def _indicator(self) -> Tensor:
         """Return 1 at the index and 0 elsewhere, broadcasting along all other axes."""
         shape = [1] * self.tensor.ndim
         shape[self.axis] = self.tensor.shape[self.axis]
         return self.tensor.new_zeros(shape).index_fill_(self.axis, self.index, 1.0)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 class Planner:
@@ -96,7 +89,7 @@ class Planner:
         live: Tensor,
         *,
         axis: int = 0,
-        part: Callable[[Tensor], Tensor] = _whole,
+        part: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         redrawn: Tensor | None = None,
     ) -> None:
         """Plan new values for entries of a parameter, and for the optimizer state of the same entries.

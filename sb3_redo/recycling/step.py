@@ -141,10 +141,6 @@ def _chosen(wiring: Wiring, neurons: Mapping[str, Tensor], device: torch.device)
     return chosen
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.view(-1)
-
-
 def _mask(size: int, index: Tensor) -> Tensor:
     """Return a bool mask that is true at the index."""
     mask = torch.zeros(size, dtype=torch.bool, device=index.device)
@@ -181,7 +177,8 @@ def _plan_normalisations(
             index, live = recycled.nonzero().flatten(), ((owners >= 0) & ~recycled).nonzero().flatten()
             path, _, key = name.rpartition(".")
             tensor = getattr(planner.policy.get_submodule(path), key)
-            planner.change(tensor, index, initial_weights.fresh(name).flatten().to(tensor)[index], live, part=_flat)
+            fresh = initial_weights.fresh(name).flatten().to(tensor)[index]
+            planner.change(tensor, index, fresh, live, part=lambda state: state.view(-1))
 
 
 def _plan_outgoing(

@@ -41,14 +41,6 @@ def _by_path(wiring: Wiring, layer: str) -> str:
     return networks.pop() if len(networks) == 1 else "shared"
 
 
-def _no_states(policy: Any, batch_size: int) -> tuple[Tensor, ...]:
-    return ()
-
-
-def _no_actions(policy: Any, observations: Any) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Agent:
     """How one algorithm is measured and recycled.
@@ -71,9 +63,9 @@ class Agent:
     optimizers: tuple[Optimizer, ...]
     clock: Optimizer
     forward: Callable[[Any, Batch], Any]
-    act: Callable[[Any, Any], Tensor | None] = _no_actions
+    act: Callable[[Any, Any], Tensor | None] = lambda policy, observations: None
     network_of: Callable[[Wiring, str], str] = _by_path
-    states: Callable[[Any, int], tuple[Tensor, ...]] = _no_states
+    states: Callable[[Any, int], tuple[Tensor, ...]] = lambda policy, batch_size: ()
     at_rollout_end: bool = False
     player: Callable[[Any, Any], Player] = Player
     by_gradients: bool = True
@@ -111,10 +103,6 @@ def _actor_critic(model: Any, clock: str, act: Callable[[Any, Any], Any]) -> Age
 
 def _gaussian(actor: Any, observations: Any) -> Any:
     return actor.get_action_dist_params(observations)
-
-
-def _deterministic(actor: Any, observations: Any) -> Any:
-    return actor(observations)
 
 
 def _on_policy(model: Any, player: type[Player] = Player, by_gradients: bool = True) -> Agent:
@@ -158,7 +146,8 @@ _AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {
     SAC: partial(_actor_critic, clock="actor", act=_gaussian),
     TQC: partial(_actor_critic, clock="actor", act=_gaussian),
     CrossQ: partial(_actor_critic, clock="critic", act=_gaussian),
-    TD3: partial(_actor_critic, clock="critic", act=_deterministic),  # and DDPG, which extends it
+    # And DDPG, which extends it.
+    TD3: partial(_actor_critic, clock="critic", act=lambda actor, observations: actor(observations)),
     PPO: _on_policy,
     A2C: _on_policy,
     TRPO: partial(_on_policy, by_gradients=False),  # a line search along natural gradients sets its policy
