@@ -31,7 +31,7 @@ from benchmarks.passes import Line, tell
 from sb3_redo.sweeps.files import RESULT, RUN, read_json
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.run_process import thread_variables
-from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.sweeps.sweep_file import read_sweep_file
 
 LONG = 60.0
 """Seconds from which on a run counts as long."""
@@ -96,7 +96,7 @@ def spans(runs: Sequence[Run], out: Path) -> list[tuple[float, float]]:
 
 def lines(file: Path, out: Path, workers: int, typed_seeds: int | None) -> list[Line]:
     """Train, and tell."""
-    plan = read_sweep(file)
+    plan = read_sweep_file(file)
     runs = plan.runs
     to_type = [run for run in runs if run.seed in plan.seeds[:typed_seeds]]
     swept, typed = out / "swept", out / "typed"

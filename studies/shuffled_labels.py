@@ -107,7 +107,7 @@ class Renewing(Classifier):
         ).recycled
 
 
-def train(mode: str, epsilon: str, seed: int, tasks: int = 20, steps: int = 700) -> pd.DataFrame:
+def train_mode(mode: str, epsilon: str, seed: int, tasks: int = 20, steps: int = 700) -> pd.DataFrame:
     """:return: columns ``mode``, ``epsilon``, ``seed``, ``task``, ``accuracy`` and ``dormant``, of all images, at the
     end of each task and before anything is recycled there"""
     torch.set_num_threads(1)
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="trainings at once (default: %(default)s)")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    make: Callable[[str, str, int], pd.DataFrame] = follow if options.follow else train
+    make: Callable[[str, str, int], pd.DataFrame] = follow if options.follow else train_mode
     trainings = missing(options.out, range(options.seeds), SURGERIES if options.follow else MODES)
     with ProcessPoolExecutor(options.workers) as pool:
         started = {pool.submit(make, mode, epsilon, seed): (mode, epsilon, seed) for mode, epsilon, seed in trainings}

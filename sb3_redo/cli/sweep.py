@@ -88,9 +88,10 @@ def check_resources(arguments: argparse.Namespace) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     check_resources(arguments)
-    from sb3_redo.sweeps.sweep_file import read_sweep
+    from sb3_redo.experiments.readers import READERS
+    from sb3_redo.sweeps.sweep_file import read_sweep_file
 
-    sweep = read_sweep(arguments.file)
+    sweep = read_sweep_file(arguments.file, readers=READERS)
     out = arguments.out or Path("runs") / sweep.name
     if arguments.dry_run:
         print_commands(sweep, out, arguments)

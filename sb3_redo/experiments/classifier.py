@@ -12,16 +12,14 @@ from torch.nn.functional import cross_entropy
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.dormancy.scores import overlap
 from sb3_redo.environments.images import LabelledImages, load_images
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
-from sb3_redo.experiments.point import Point
+from sb3_redo.experiments.program import DormancyLog, Point
 from sb3_redo.forward.contexts import everything_seeded
 from sb3_redo.networks import Adam
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.sb3.seeds import torch_generator
-from sb3_redo.tensorboard import dormancy_values
 from sb3_redo.wiring.tracing import trace_wiring
 
 ACCURACY = "classifier/accuracy"
@@ -35,7 +33,6 @@ _MADE: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam_tuned": partial(Adam, betas=(0.9, 0.9), eps=1e-9, eps_root=1e-3),
     "sgd": torch.optim.SGD,
 }
-_THRESHOLDS = (0.0, 0.025, 0.1)
 _AT_ONCE = 2048
 
 
@@ -107,24 +104,7 @@ class Classifier:
         return self.inputs[torch.from_numpy(rows)]
 
 
-class _Watch:
-    """Measures a classifier, and remembers what was dormant before."""
-
-    def __init__(self, classifier: Classifier):
-        self.classifier = classifier
-        self._before: list[Tensor] | None = None
-
-    def point(self, step: int, labels: Tensor) -> Point:
-        report = self.classifier.measure(self.classifier.inputs)
-        values = dormancy_values(report, _THRESHOLDS, log_layers=True, log_histograms=False)
-        dormant = [layer.dormant for layer in report.layers]
-        shared = None if self._before is None else overlap(dormant, self._before)
-        self._before = dormant
-        values |= {} if shared is None else {"dormancy/overlap": shared}
-        return Point(step, values | {"dormancy/gradient_step": step, ACCURACY: self.classifier.accuracy(labels)})
-
-
-def train(settings: ClassifierSettings, seed: int, images: LabelledImages | None = None) -> Iterator[Point]:
+def train_classifier(settings: ClassifierSettings, seed: int, images: LabelledImages | None = None) -> Iterator[Point]:
     """Train, and tell what there is to log: before the first gradient step, and after each period, measured before
     anything is recycled there.
 
@@ -135,7 +115,7 @@ def train(settings: ClassifierSettings, seed: int, images: LabelledImages | None
     images = load_images(settings.data, settings.folder) if images is None else images
     inputs, labels = _inputs(images, settings), torch.from_numpy(images.labels[: settings.n_images].copy())
     classifier = Classifier(settings, inputs, images.n_classes, seed)
-    watch, draws = _Watch(classifier), np.random.default_rng(seed)
+    log, draws = DormancyLog(), np.random.default_rng(seed)
     recycled = 0
     for task in range(settings.tasks):
         # Drawn for every task even where the first labels stay, so that the batches behind them are the same.
@@ -143,13 +123,13 @@ def train(settings: ClassifierSettings, seed: int, images: LabelledImages | None
         if settings.first_labels == "drawn" if task == 0 else settings.targets == "shuffled":
             labels = drawn
         if task == 0:
-            yield watch.point(0, labels)
+            yield _measured(classifier, 0, labels, log)
         for step in range(1, settings.steps + 1):
             classifier.step(draws.integers(len(inputs), size=settings.batch_size), labels)
             if step % settings.period:
                 continue
             at = task * settings.steps + step
-            point = watch.point(at, labels)
+            point = _measured(classifier, at, labels, log)
             if step == settings.steps:
                 point.values[TASK_ACCURACY] = point.values[ACCURACY]
             yield point
@@ -157,6 +137,11 @@ def train(settings: ClassifierSettings, seed: int, images: LabelledImages | None
                 now = classifier.recycle(at)
                 recycled += now
                 yield Point(at, {"redo/recycled": now, "redo/recycled_total": recycled})
+
+
+def _measured(classifier: Classifier, step: int, labels: Tensor, log: DormancyLog) -> Point:
+    values = log.values(classifier.measure(classifier.inputs), step)
+    return Point(step, values | {ACCURACY: classifier.accuracy(labels)})
 
 
 def _inputs(images: LabelledImages, settings: ClassifierSettings) -> Tensor:

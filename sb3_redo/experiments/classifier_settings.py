@@ -1,27 +1,14 @@
-"""What there is to set of a classifier's training."""
+"""Declares what can be set of a classifier's training."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
-from sb3_redo.validation import (
-    flag,
-    listed,
-    non_negative_number,
-    one_of,
-    optional_positive_number,
-    positive_integer,
-)
-
-TARGETS = ("fixed", "shuffled")
-FIRST_LABELS = ("drawn", "own")
-OPTIMIZERS = ("adam", "adam_default", "adam_tuned", "sgd")
-OPTIMIZER_STATES = ("clear", "restart", "match")
+from sb3_redo.experiments.settings import Count, OptionalCount, Settings, Sizes, choice
+from sb3_redo.validation import flag, non_negative_number, optional_positive_number
 
 
 @dataclass(frozen=True)
-class ClassifierSettings:
+class ClassifierSettings(Settings):
     """A classifier that is trained on one labelling of its images after another, checked when it is made.
 
     :param targets: ``"shuffled"`` draws the labels of all images anew for every task, ``"fixed"`` keeps the first
@@ -42,66 +29,36 @@ class ClassifierSettings:
     :param period: in gradient steps; dormancy and accuracy are measured at its end, and then dormant neurons recycled
     :param score_batch_size: images on which recycling measures scores; all where there are fewer
     :param optimizer_state: see :class:`~sb3_redo.ReDoCallback`
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
     """
 
-    targets: str = "shuffled"
-    redo: bool = False
+    training = "the classifier"
+
+    targets: Annotated[str, choice("fixed", "shuffled")] = "shuffled"
+    redo: Annotated[bool, flag] = False
     data: str = "digits"
     folder: str | None = None
-    n_images: int | None = None
-    first_labels: str = "drawn"
-    channels: tuple[int, ...] = ()
-    layers: tuple[int, ...] = (128, 128, 128)
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    tasks: int = 20
-    steps: int = 700
-    batch_size: int = 64
-    dormancy_threshold: float = 0.025
-    period: int = 100
-    score_batch_size: int = 256
-    optimizer_state: str = "match"
+    n_images: OptionalCount = None
+    first_labels: Annotated[str, choice("drawn", "own")] = "drawn"
+    channels: Sizes = ()
+    layers: Sizes = (128, 128, 128)
+    optimizer: Annotated[str, choice("adam", "adam_default", "adam_tuned", "sgd")] = "adam"
+    learning_rate: Annotated[float, optional_positive_number] = 1e-3
+    tasks: Count = 20
+    steps: Count = 700
+    batch_size: Count = 64
+    dormancy_threshold: Annotated[float, non_negative_number] = 0.025
+    period: Count = 100
+    score_batch_size: Count = 256
+    optimizer_state: Annotated[str, choice("clear", "restart", "match")] = "match"
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("targets", TARGETS),
-            ("first_labels", FIRST_LABELS),
-            ("optimizer", OPTIMIZERS),
-            ("optimizer_state", OPTIMIZER_STATES),
-        ):
-            one_of(name, getattr(self, name), choices)
-        flag("redo", self.redo)
-        if self.n_images is not None:
-            positive_integer("n_images", self.n_images)
-        for name in ("tasks", "steps", "batch_size", "period", "score_batch_size"):
-            object.__setattr__(self, name, positive_integer(name, getattr(self, name)))
-        for name in ("channels", "layers"):
-            sizes = tuple(positive_integer(name, size) for size in listed(name, getattr(self, name)))
-            object.__setattr__(self, name, sizes)
-        non_negative_number("dormancy_threshold", self.dormancy_threshold)
-        optional_positive_number("learning_rate", self.learning_rate)
+        super().__post_init__()
         if not self.channels and not self.layers:
             raise ValueError("channels and layers are both empty: without a hidden layer no neuron can be dormant")
         if self.steps % self.period:
             raise ValueError(f"period must divide steps, got {self.period} and {self.steps}: a task ends with one")
 
     @property
-    def all_steps(self) -> int:
-        """Gradient steps of the whole training."""
+    def gradient_steps(self) -> int:
+        """Those of the whole training."""
         return self.tasks * self.steps
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "ClassifierSettings":
-        """From names and values.
-
-        :raises ValueError: on an unknown name, naming the nearest one
-        """
-        for name in settings:
-            one_of("a setting of the classifier", name, cls.names())
-        return cls(**settings)
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in dataclasses.fields(cls))

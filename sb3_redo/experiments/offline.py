@@ -14,21 +14,18 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.dormancy.scores import overlap
 from sb3_redo.experiments.offline_settings import BOOTSTRAPPED, FIXED, PRETRAINED, TEACHER, OfflineSettings
-from sb3_redo.experiments.point import Point
+from sb3_redo.experiments.program import DormancyLog, Point
 from sb3_redo.experiments.stored import load_dqn, load_transitions
 from sb3_redo.forward.contexts import evaluating, everything_seeded
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.model import meter_of
-from sb3_redo.tensorboard import dormancy_values
 from sb3_redo.validation import UsageError
 
 LOSS = "offline/loss"
 """Huber loss (smooth L1, as DQN has it) on the transitions that dormancy is measured on, before the next step."""
 
-_THRESHOLDS = (0.0, 0.025, 0.1)
 # Added to the seed: whatever is drawn from it is not what the student is drawn from.
 _OF_TARGETS = 1_000_003
 _OF_MEASUREMENTS = 2_000_003
@@ -146,7 +143,7 @@ def _see_that_it_fits(teacher: DQN, student: DQN, name: str) -> None:
 
 
 class _Watch:
-    """Measures a student on the same transitions throughout, and remembers what was dormant before."""
+    """Measures a student on the same transitions throughout."""
 
     def __init__(self, student: Student, seed: int):
         self.student = student
@@ -157,7 +154,7 @@ class _Watch:
         self._batch = Batch(self.transitions.observations)
         self._agent = agent_of(student.model)
         self._meter = meter_of(student.model, self._batch)
-        self._before: list[Tensor] | None = None
+        self._log = DormancyLog()
 
     def report(self) -> DormancyReport:
         policy = self.student.model.policy
@@ -165,17 +162,11 @@ class _Watch:
         return self._meter.measure(lambda part: self._agent.forward(policy, part), self._batch, threshold)
 
     def point(self, step: int) -> Point:
-        report = self.report()
-        values = dormancy_values(report, _THRESHOLDS, log_layers=True, log_histograms=False)
-        dormant = [layer.dormant for layer in report.layers]
-        shared = None if self._before is None else overlap(dormant, self._before)
-        self._before = dormant
-        values |= {} if shared is None else {"dormancy/overlap": shared}
-        values |= {"dormancy/gradient_step": step, LOSS: self.student.loss(self.transitions)}
-        return Point(step, values)
+        values = self._log.values(self.report(), step)
+        return Point(step, values | {LOSS: self.student.loss(self.transitions)})
 
 
-def train(settings: OfflineSettings, seed: int, root: Path = Path()) -> Iterator[Point]:
+def train_offline(settings: OfflineSettings, seed: int, root: Path = Path()) -> Iterator[Point]:
     """Train, and tell what there is to log: before the first gradient step, and after each period.
 
     Initial weights of a fresh student, batches, and what is measured on depend on the seed alone: conditions differ in

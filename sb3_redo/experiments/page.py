@@ -11,6 +11,7 @@ from sb3_redo.experiments.catalogue import Experiment, Preset
 from sb3_redo.experiments.figures import plot_interference, plot_loss, plot_measure, plot_pruned, plot_sharpness
 from sb3_redo.experiments.number_tables import beside_table, sources_table
 from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of, paper_numbers
+from sb3_redo.experiments.readers import READERS
 from sb3_redo.reports.build import Report, write_report
 from sb3_redo.reports.curves import over_seeds, side_by_side
 from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
@@ -19,7 +20,7 @@ from sb3_redo.reports.pictures import save
 from sb3_redo.reports.sweep_folder import read_sweep as read_folder
 from sb3_redo.reports.tables import read_curves
 from sb3_redo.sweeps.run import Run
-from sb3_redo.sweeps.sweep_file import Sweep, read_sweep
+from sb3_redo.sweeps.sweep_file import Sweep, read_sweep_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
     :param seeds: how many in place of the preset's
     :raises UsageError: when a file is not there or is wrong
     """
-    whole = [read_sweep(file, seeds or preset.seeds) for file in preset.files]
+    whole = [read_sweep_file(file, seeds or preset.seeds, READERS) for file in preset.files]
     return [replace(sweep, runs=[run for run in sweep.runs if _belongs(run, preset)]) for sweep in whole]
 
 

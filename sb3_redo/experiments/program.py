@@ -1,18 +1,70 @@
-"""Trainings that are no zoo's, into run folders as those of agents have it. A training that was stopped begins anew."""
+"""Runs trainings that are not the zoo's, into run folders of the same layout.
 
+A training that was stopped begins anew.
+"""
+
+import argparse
+import json
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import configure
+from torch import Tensor
 
-from sb3_redo.experiments.point import Point
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import overlap
+from sb3_redo.experiments.settings import Settings
 from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RESULT, RUN, locked, read_json, write_json
 from sb3_redo.sweeps.run import describe_run
-from sb3_redo.tensorboard import write_point
+from sb3_redo.tensorboard import dormancy_values, write_point
 
 _SECONDS_BETWEEN_PROGRESS = 2.0
+_THRESHOLDS = (0.0, 0.025, 0.1)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is logged at a gradient step."""
+
+    step: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class DormancyLog:
+    """Turns reports of one network into values to log, and remembers what was dormant before."""
+
+    def __init__(self) -> None:
+        self._before: list[Tensor] | None = None
+
+    def values(self, report: DormancyReport, gradient_step: int) -> dict[str, Any]:
+        """Return what a report says, with the overlap of what is dormant with the report before."""
+        values = dormancy_values(report, _THRESHOLDS, log_layers=True, log_histograms=False)
+        dormant = [layer.dormant for layer in report.layers]
+        shared = None if self._before is None else overlap(dormant, self._before)
+        self._before = dormant
+        values |= {} if shared is None else {"dormancy/overlap": shared}
+        return values | {"dormancy/gradient_step": gradient_step}
+
+
+def program_parser(description: str | None, settings: type[Settings]) -> argparse.ArgumentParser:
+    """Return a parser of the options that every such program has."""
+
+    def settings_in(text: str) -> Settings:
+        try:
+            return settings.of(json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="of this run alone; made if need be")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)d)")
+    parser.add_argument("--settings", type=settings_in, default="{}", help=f"as JSON; see {settings.__name__}")
+    parser.add_argument("--condition", type=json.loads, default={}, help="as JSON: what it differs in from others")
+    parser.add_argument("--num-threads", type=int, default=1, help="of PyTorch (default: %(default)d)")
+    return parser
 
 
 def write_program_run(

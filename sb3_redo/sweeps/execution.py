@@ -10,7 +10,7 @@ from typing import Any
 
 from sb3_redo.sweeps.files import SWEEP, BusyError, write_json
 from sb3_redo.sweeps.run import Run, state_of
-from sb3_redo.sweeps.run_process import train
+from sb3_redo.sweeps.run_process import train_run
 from sb3_redo.sweeps.sweep_file import Sweep
 from sb3_redo.validation import needs
 
@@ -184,4 +184,4 @@ class _Executor:
 def _train(folder: str, command: Sequence[str], threads: int, directory: str) -> float:
     # Paths of the command are as they were typed where the sweep was started.
     os.chdir(directory)
-    return train(Path(folder), command, threads)
+    return train_run(Path(folder), command, threads)

@@ -30,7 +30,7 @@ _HARMLESS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "RAY_JOB_ID", "RAY_T
 _STARTERS: dict[frozenset[tuple[str, str]], Starter] = {}
 
 
-def train(folder: Path, command: Sequence[str], threads: int) -> float:
+def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
     """Run a command that trains into a folder, and complete the folder when it has ended well.
 
     :param folder: of the run

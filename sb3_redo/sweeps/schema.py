@@ -1,9 +1,8 @@
-"""The form of sweep files."""
+"""Checks the form of sweep files."""
 
 import json
 from pathlib import Path
 
-from sb3_redo.sweeps.conditions import CALLBACK
 from sb3_redo.sweeps.yaml_document import Document, Location
 from sb3_redo.validation import needs, one_of
 
@@ -11,13 +10,14 @@ with needs("sweep", "a sweep"):
     import jsonschema
 
 
-def check_form(document: Document, kind: str = "sweep") -> None:
-    """See that a sweep file has the keys and kinds of values that a sweep file has.
+def check_form(document: Document, schema_file: Path) -> None:
+    """Check that a document has the keys and kinds of values that its JSON Schema allows.
 
-    :param kind: ``sweep`` of agents, ``classifier`` or ``offline``
+    A ``description`` in the schema says what is expected in place of the validator's own words.
+
     :raises UsageError: naming the file's line
     """
-    schema = json.loads(Path(__file__).with_name(f"{kind}_schema.json").read_text())
+    schema = json.loads(schema_file.read_text())
     errors = list(jsonschema.Draft202012Validator(schema).iter_errors(document.content))
     if not errors:
         return
@@ -31,8 +31,6 @@ def check_form(document: Document, kind: str = "sweep") -> None:
             one_of("a key here", unknown, known)
         except (ValueError, TypeError) as refusal:
             raise document.error(str(refusal), (*location, unknown)) from None
-    if kind == "sweep" and error.validator in ("oneOf", "type") and location[:1] == ("grid",) and len(location) == 2:
-        values = "a list of values, or a mapping of labels to values"
-        wanted = "a mapping of labels to lists of callbacks" if location[1] == CALLBACK else values
-        raise document.error(f"expected {wanted}, got {error.instance!r}", location)
+    if error.validator in ("oneOf", "type") and "description" in error.schema:
+        raise document.error(f"expected {error.schema['description']}, got {error.instance!r}", location)
     raise document.error(error.message, location)

@@ -1,64 +1,72 @@
-"""Sweep files whose runs are programs of this package: the same file as that of agents, with other settings."""
+"""Reads sweep files whose runs are programs of this package, with settings of one class."""
 
-import itertools
-from abc import ABC, abstractmethod
+import json
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sb3_redo.sweeps.run import Run
-from sb3_redo.sweeps.schema import check_form
-from sb3_redo.sweeps.yaml_document import Document
-from sb3_redo.validation import one_of
+from sb3_redo.sweeps.sweep_reader import SweepReader
 
 
-class SettingsReader(ABC):
-    """Makes runs of a sweep file whose settings are those of one class.
+@dataclass(frozen=True)
+class ProgramRun(Run):
+    """One seed of one condition, which a program of this package trains.
 
-    :raises UsageError: naming the file's line
+    :param program: the module that ``python -m`` runs
+    :param gradient_steps: of the whole training
     """
 
-    algorithm: ClassVar[str]
-    """Named in the file, and before the schema of its form."""
-    settings: ClassVar[Any]
-    """The class."""
+    program: str = ""
+    gradient_steps: int = 1
+
+    @property
+    def effort(self) -> float:
+        """Its gradient steps, of which each takes about as long."""
+        return float(self.gradient_steps)
+
+    def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
+        """Return the arguments of the command that trains it. Typing it again begins anew where it was stopped.
+
+        :param out: the sweep's folder
+        :param threads: of PyTorch
+        """
+        return [
+            *(python, "-m", self.program, "--folder", str(out / self.name)),
+            *("--seed", str(self.seed), "--num-threads", str(threads)),
+            *("--settings", json.dumps(self.settings), "--condition", json.dumps(self.condition)),
+        ]
+
+
+class SettingsReader(SweepReader):
+    """Makes runs of a sweep file whose settings are those of one class."""
+
+    settings_class: ClassVar[Any]
+    program: ClassVar[str]
+    """See :class:`ProgramRun`."""
+    run_class: ClassVar[type[ProgramRun]] = ProgramRun
     other_axes: ClassVar[tuple[str, ...]] = ()
     """Axes that are no settings."""
 
-    def __init__(self, document: Document):
-        check_form(document, self.algorithm)
-        self.document = document
-        self.content: dict[str, Any] = document.content
-        self.axes: dict[str, dict[Any, Any]] = {
-            axis: dict(zip(values, values, strict=True)) for axis, values in self.content["grid"].items()
-        }
-
     def check(self) -> None:
-        """See that every setting is one of those; what they can be is seen when runs are made of them."""
-        for place, names in (("settings", self.content.get("settings", {})), ("grid", self.axes)):
-            for name in names:
-                try:
-                    one_of(name, name, (*self.settings.names(), *(self.other_axes if place == "grid" else ())))
-                except (TypeError, ValueError) as error:
-                    raise self.document.error(str(error), (place, name)) from None
+        """Check the names of settings. Their values are checked when runs are made of them."""
+        names = self.settings_class.names()
+        for name in self.settings:
+            self._check_named(name, names, "settings", name)
+        for name in self.axes:
+            self._check_named(name, (*names, *self.other_axes), "grid", name)
 
-    def runs(self) -> list[Run]:
-        """All of them, in the order of environments, grid and seeds."""
-        products = itertools.product(*self.axes.values())
-        conditions = [dict(zip(self.axes, values, strict=True)) for values in products]
-        return [
-            self._run(environment, condition, seed)
-            for environment in self.content["environments"]
-            for condition in conditions
-            for seed in self.content["seeds"]
-        ]
-
-    @abstractmethod
-    def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run: ...
-
-    def _checked(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings that a run can be made of."""
+    def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run:
+        settings = self._settings_of(environment, condition, seed)
         try:
-            self.settings.of(settings)
+            steps = self.settings_class.of(settings).gradient_steps
         except (TypeError, ValueError) as error:
             name = str(error).split()[0]  # with which every such message begins
             raise self.document.error(str(error), ("grid" if name in self.axes else "settings", name)) from None
-        return settings
+        more: dict[str, Any] = {"program": self.program, "gradient_steps": steps}
+        return self.run_class(self.algorithm, environment, condition, seed, "", settings, [], settings, **more)
+
+    @abstractmethod
+    def _settings_of(self, environment: str, condition: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Return the settings of one run; they are checked by the caller."""

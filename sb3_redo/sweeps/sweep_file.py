@@ -1,13 +1,13 @@
-"""Sweep files: read and checked before anything starts."""
+"""Reads sweep files, and checks them before anything starts."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sb3_redo.experiments.classifier_reader import ClassifierReader
-from sb3_redo.experiments.offline_reader import OfflineReader
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.settings_reader import SettingsReader
+from sb3_redo.sweeps.sweep_reader import SweepReader
 from sb3_redo.sweeps.training_reader import TrainingReader
 from sb3_redo.sweeps.yaml_document import Document
 from sb3_redo.validation import positive_integer
@@ -31,31 +31,23 @@ class Sweep:
     runs: list[Run] = field(repr=False)
 
     def plan(self) -> dict[str, Any]:
-        """What is written into the sweep's folder."""
-        return {
-            "name": self.name,
-            "algorithm": self.algorithm,
-            "axes": self.axes,
-            "environments": self.environments,
-            "seeds": self.seeds,
-            "n_timesteps": self.n_timesteps,
-            "runs": [run.name for run in self.runs],
-        }
+        """Return what is written into the sweep's folder."""
+        return {**vars(self), "runs": [run.name for run in self.runs]}
 
 
-def read_sweep(file: Path, seeds: int | None = None) -> Sweep:
+def read_sweep_file(file: Path, seeds: int | None = None, readers: Iterable[type[SettingsReader]] = ()) -> Sweep:
     """Read a sweep file and check all that can be checked without training.
 
     Imports SB3, the zoo and whatever registers the environments.
 
     :param seeds: how many, counted from 0, in place of the file's
+    :param readers: of files whose ``algorithm`` is no agent's
     :raises UsageError: naming the file's line
     """
     document = Document(file)
     algorithm = document.content.get("algorithm") if isinstance(document.content, dict) else None
-    kinds = {kind.algorithm: kind for kind in (ClassifierReader, OfflineReader)}
-    kind = kinds.get(algorithm) if isinstance(algorithm, str) else None
-    reader: TrainingReader | SettingsReader = TrainingReader(document) if kind is None else kind(document)
+    kinds: Iterable[type[SweepReader]] = (kind for kind in readers if kind.algorithm == algorithm)
+    reader = next(iter(kinds), TrainingReader)(document)
     if seeds is not None:
         reader.content["seeds"] = list(range(positive_integer("seeds", seeds)))
     reader.check()

@@ -1,8 +1,4 @@
-"""Sweep files of agents that the zoo trains: checked, and their runs made.
-
-:class:`~sb3_redo.experiments.classifier_reader.ClassifierReader` and
-:class:`~sb3_redo.experiments.offline_reader.OfflineReader` read the other kinds.
-"""
+"""Reads sweep files of agents that the zoo trains."""
 
 import inspect
 import itertools
@@ -17,43 +13,36 @@ import yaml
 
 from sb3_redo.sweeps.conditions import CALLBACK, POLICY_KWARGS, REPLAY_RATIO, WIDTH, entry_of, hyperparameters
 from sb3_redo.sweeps.run import Run
-from sb3_redo.sweeps.schema import check_form
-from sb3_redo.sweeps.value_types import complaint_about
+from sb3_redo.sweeps.sweep_reader import SweepReader
+from sb3_redo.sweeps.value_types import ZOO_SETTINGS, complaint_about
 from sb3_redo.sweeps.yaml_document import Document
-from sb3_redo.validation import needs, one_of
+from sb3_redo.validation import needs
 from sb3_redo.zoo.atari import check_atari
 
-# What the zoo reads itself, besides what it gives to the algorithm.
-_OF_THE_ZOO = (
-    *("n_timesteps", "n_envs", "normalize", "env_wrapper", "vec_env_wrapper", "env_kwargs", "frame_stack"),
-    *("noise_type", "noise_std", "monitor_kwargs"),
-)
 
-
-class TrainingReader:
+class TrainingReader(SweepReader):
     """Makes runs of a document that has the right form."""
 
+    schema = Path(__file__).with_name("sweep_schema.json")
+
     def __init__(self, document: Document):
-        check_form(document)
-        self.document = document
-        self.content: dict[str, Any] = document.content
+        super().__init__(document)
         self.algorithm: str = self.content["algorithm"]
-        self.settings: dict[str, Any] = self.content.get("settings", {})
         self.per: dict[str, dict[Any, dict[str, Any]]] = self.content.get("per", {})
-        self.axes: dict[str, dict[Any, Any]] = {
-            axis: dict(values) if isinstance(values, dict) else dict(zip(values, values, strict=True))
-            for axis, values in self.content["grid"].items()
-        }
         # Relative to the sweep file, but named as it would be typed where the command is.
         self.config = os.path.relpath(document.file.parent / self.content["config"])
 
     def check(self) -> None:
+        """Check names, values, environments and callbacks against those that the zoo knows.
+
+        :raises UsageError: naming the file's line
+        """
         with needs("sweep", "a sweep"):
             from rl_zoo3.utils import ALGOS
 
         import sb3_redo.algorithms  # noqa: F401  adds ours to the zoo's
 
-        self._named(self.algorithm, tuple(ALGOS), "algorithm")
+        self._check_named(self.algorithm, tuple(ALGOS), "algorithm")
         self._check_environments()
         self.parameters = dict(inspect.signature(ALGOS[self.algorithm]).parameters)
         self._check_names(tuple(self.parameters))
@@ -65,12 +54,6 @@ class TrainingReader:
         for environment in self.content["environments"]:
             self._base(environment)
         self._check_callbacks()
-
-    def _named(self, value: Any, choices: tuple[str, ...], *location: Hashable) -> None:
-        try:
-            one_of(str(location[-1]), value, choices)
-        except (ValueError, TypeError) as error:
-            raise self.document.error(str(error), location) from None
 
     def _check_environments(self) -> None:
         import importlib
@@ -93,22 +76,22 @@ class TrainingReader:
                 raise self.document.error(f"{environment!r} is not registered{hint}", ("environments", number))
 
     def _check_names(self, parameters: tuple[str, ...]) -> None:
-        known = (*parameters, *_OF_THE_ZOO)
+        known = (*parameters, *ZOO_SETTINGS)
         for name in self.settings:
-            self._named(name, known, "settings", name)
+            self._check_named(name, known, "settings", name)
         for axis in self.axes:
             if not entry_of(CALLBACK, axis) and not entry_of(POLICY_KWARGS, axis):
-                self._named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
+                self._check_named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
         if REPLAY_RATIO in self.axes and "gradient_steps" not in parameters:
             raise self.document.error(f"{self.algorithm} has no replay ratio: it is on-policy", ("grid", REPLAY_RATIO))
         for axis, labels in self.per.items():
             for label, settings in labels.items():
                 for name in settings:
-                    self._named(name, (*known, CALLBACK), "per", axis, label, name)
+                    self._check_named(name, (*known, CALLBACK), "per", axis, label, name)
 
     def _check_per(self) -> None:
         for axis, labels in self.per.items():
-            self._named(axis, tuple(self.axes), "per", axis)
+            self._check_named(axis, tuple(self.axes), "per", axis)
             for label in labels:
                 if label not in self.axes[axis]:
                     known = ", ".join(map(repr, self.axes[axis]))
@@ -150,17 +133,14 @@ class TrainingReader:
         raise self.document.error(f"{self.config} has no entry for {environment}", ("config",))
 
     def _check_callbacks(self) -> None:
-        from rl_zoo3.utils import get_callback_list
-
         for label, callbacks in self.axes.get(CALLBACK, {}).items():
-            try:
-                get_callback_list({CALLBACK: callbacks})
-            except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
-                raise self.document.error(str(error), ("grid", CALLBACK, label)) from None
+            complaint = _complaint_about_callbacks(callbacks)
+            if complaint is not None:
+                raise self.document.error(complaint, ("grid", CALLBACK, label))
 
     def runs(self) -> list[Run]:
-        """All runs, each in a folder of its own and with callbacks that can be made."""
-        runs = self._all_runs()
+        """Make all runs, each in a folder of its own and with callbacks that can be made."""
+        runs = super().runs()
         names = Counter(run.name for run in runs)
         twin = next((name for name, count in names.items() if count > 1), None)
         if twin is not None:
@@ -169,35 +149,23 @@ class TrainingReader:
         return runs
 
     def _check_adjusted(self, runs: list[Run]) -> None:
-        """The callbacks of a configuration, and those that ``per`` has changed."""
-        from rl_zoo3.utils import get_callback_list
-
+        """Check the callbacks of a configuration, and those that ``per`` has changed."""
         seen: list[Any] = []
         for run in runs:
             if run.callbacks in seen:
                 continue
             seen.append(run.callbacks)
-            try:
-                get_callback_list({CALLBACK: run.callbacks})
-            except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
+            complaint = _complaint_about_callbacks(run.callbacks)
+            if complaint is not None:
                 elsewhere = ("per",) if self.per else ("config",)
                 where = next((("grid", axis) for axis in self.axes if entry_of(CALLBACK, axis)), elsewhere)
-                raise self.document.error(f"the callbacks of {run.name}: {error}", where) from None
+                raise self.document.error(f"the callbacks of {run.name}: {complaint}", where)
 
-    def _all_runs(self) -> list[Run]:
-        products = list(itertools.product(*self.axes.values()))
-        conditions = [dict(zip(self.axes, labels, strict=True)) for labels in products]
-        return [
-            self._run(environment, self._base(environment), condition, seed)
-            for environment in self.content["environments"]
-            for condition in conditions
-            for seed in self.content["seeds"]
-        ]
-
-    def _run(self, environment: str, base: dict[str, Any], condition: dict[str, Any], seed: int) -> Run:
+    def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run:
+        base = self._base(environment)
         changes = dict(self.settings)
         of_callbacks: dict[str, Any] = {}
-        callbacks = base.pop(CALLBACK, []) if CALLBACK in base else []
+        callbacks = base.pop(CALLBACK, [])
         for axis, label in condition.items():
             if axis == CALLBACK:
                 callbacks = self.axes[axis][label]
@@ -238,6 +206,17 @@ class TrainingReader:
         }
         length = {"n_timesteps": self.content["n_timesteps"]} if "n_timesteps" in self.content else {}
         return {**defaults, **base, **overrides, **length}
+
+
+def _complaint_about_callbacks(callbacks: Any) -> str | None:
+    """Say why the zoo cannot make callbacks, if it cannot."""
+    from rl_zoo3.utils import get_callback_list
+
+    try:
+        get_callback_list({CALLBACK: callbacks})
+    except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        return str(error)
+    return None
 
 
 def _listed(callbacks: Any) -> list[Any]:

@@ -7,15 +7,19 @@ from collections.abc import Callable
 from inspect import Parameter
 from typing import Any
 
-# What the zoo reads itself, and what it takes there; any value where nothing is said.
-_OF_THE_ZOO: dict[str, Any] = {
+ZOO_SETTINGS: dict[str, Any] = {
     "n_timesteps": float,  # the zoo makes whole numbers of 1e6
     "n_envs": int,
-    "frame_stack": int,
     "normalize": bool | str | dict,
+    "env_wrapper": Any,
+    "vec_env_wrapper": Any,
+    "env_kwargs": Any,
+    "frame_stack": int,
     "noise_type": str | None,
     "noise_std": float,
+    "monitor_kwargs": Any,
 }
+"""What the zoo reads itself, besides what it gives to the algorithm, and what it takes there."""
 # The zoo makes "lin_1e-3" a linear schedule.
 _SCHEDULE = re.compile(r"[a-z]+_[-+.0-9e]+")
 _WORDS = {
@@ -36,12 +40,9 @@ def complaint_about(name: str, value: Any, parameters: dict[str, Parameter]) -> 
     :param name: of a hyper-parameter of the algorithm or of the zoo
     :param parameters: of the algorithm
     """
-    if name in _OF_THE_ZOO:
-        hint = _OF_THE_ZOO[name]
-    elif name in parameters:
-        hint = parameters[name].annotation
-    else:
+    if name not in ZOO_SETTINGS and name not in parameters:
         return None
+    hint = ZOO_SETTINGS[name] if name in ZOO_SETTINGS else parameters[name].annotation
     kinds = _kinds(hint)
     if not kinds or any(_is(value, kind) for kind in kinds):
         return None

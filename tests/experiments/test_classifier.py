@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from sb3_redo.environments.images import LabelledImages
-from sb3_redo.experiments.classifier import ACCURACY, TASK_ACCURACY, Classifier, train
-from sb3_redo.experiments.classifier_run import main, run
+from sb3_redo.experiments.classifier import ACCURACY, TASK_ACCURACY, Classifier, train_classifier
+from sb3_redo.experiments.classifier_run import main, run_classifier
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
+from sb3_redo.experiments.readers import READERS
 from sb3_redo.reports import read_points, write_report
 from sb3_redo.sweeps.run import state_of
-from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError
 
 SWEEP = """\
@@ -42,7 +43,7 @@ def read(tmp_path):
     def read(old="", new=""):
         assert old in SWEEP
         (tmp_path / "sweep.yml").write_text(SWEEP.replace(old, new, 1))
-        return read_sweep(tmp_path / "sweep.yml")
+        return read_sweep_file(tmp_path / "sweep.yml", readers=READERS)
 
     return read
 
@@ -58,7 +59,7 @@ def seen(monkeypatch, settings, images, seed=0):
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "step", watched)
-        points = list(train(ClassifierSettings.of(settings), seed, images))
+        points = list(train_classifier(ClassifierSettings.of(settings), seed, images))
     return steps, points
 
 
@@ -67,7 +68,7 @@ def seen(monkeypatch, settings, images, seed=0):
 
 def test_a_training_is_the_same_again_to_the_bit(images):
     settings = ClassifierSettings.of({**TINY, "redo": True})
-    first, again, other = (list(train(settings, seed, images)) for seed in (3, 3, 4))
+    first, again, other = (list(train_classifier(settings, seed, images)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
@@ -89,7 +90,9 @@ def test_the_first_labels_can_be_the_images_own(monkeypatch, images):
 
 
 def test_conditions_are_the_same_until_something_is_recycled(images):
-    bare, redo = (list(train(ClassifierSettings.of({**TINY, "redo": value}), 0, images)) for value in (False, True))
+    bare, redo = (
+        list(train_classifier(ClassifierSettings.of({**TINY, "redo": value}), 0, images)) for value in (False, True)
+    )
     assert bare[:2] == redo[:2]
     assert not any("redo/recycled" in point.values for point in bare)
     assert redo[2].step == 10
@@ -105,7 +108,9 @@ def test_what_is_logged_is_what_the_network_says(monkeypatch, images):
     half_black = images.images.copy()
     half_black[:150] = 0
     images = LabelledImages(half_black, images.labels)
-    points = list(train(ClassifierSettings.of({**TINY, "layers": (64, 64), "dormancy_threshold": 0.7}), 0, images))
+    points = list(
+        train_classifier(ClassifierSettings.of({**TINY, "layers": (64, 64), "dormancy_threshold": 0.7}), 0, images)
+    )
     classifier, labels = kept[-1]
     hidden = inputs = torch.from_numpy(images.images.reshape(300, 16).astype(np.float32) / 255)
     assert torch.equal(classifier.inputs, inputs)
@@ -139,7 +144,7 @@ def test_recycling_wakes_dormant_neurons_and_moves_no_output_at_threshold_0(imag
 
 def test_convolutions_see_images(images):
     settings = {**TINY, "channels": [4, 4], "optimizer": "sgd", "optimizer_state": "clear", "redo": True}
-    points = list(train(ClassifierSettings.of(settings), 0, images))
+    points = list(train_classifier(ClassifierSettings.of(settings), 0, images))
     assert {key for key in points[0].values if key.startswith("dormancy_layers/")} == {
         *("dormancy_layers/0", "dormancy_layers/3"),
         *("dormancy_layers/7", "dormancy_layers/9"),
@@ -157,6 +162,7 @@ def test_convolutions_see_images(images):
         ({"tasks": 0}, "tasks must be at least 1"),
         ({"n_images": 0}, "n_images must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
+        ({"channels": [4, 0]}, "channels must be at least 1, got 0"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -261,7 +267,7 @@ def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(read, tm
 def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(tmp_path):
     settings = ClassifierSettings.of({**TINY, "n_images": 100})
     (tmp_path / "events.out.tfevents.0").write_text("what a killed training left")
-    run(tmp_path, settings, 0)
+    run_classifier(tmp_path, settings, 0)
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     assert (outcome["num_timesteps"], outcome["recycled_total"]) == (40, None)
@@ -269,7 +275,7 @@ def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(tmp_path):
     (tmp_path / "outcome.json").rename(tmp_path / "result.json")
     assert state_of(tmp_path) == "finished"
     with pytest.raises(RuntimeError, match="holds a finished run"):
-        run(tmp_path, settings, 0)
+        run_classifier(tmp_path, settings, 0)
 
 
 @pytest.mark.slow
@@ -287,7 +293,7 @@ def test_changing_labels_make_neurons_dormant_and_redo_keeps_it_learning(seed):
     ends = {}
     for targets, redo in (("fixed", False), ("shuffled", False), ("shuffled", True)):
         settings = ClassifierSettings(targets=targets, redo=redo, tasks=14)
-        *_, last = (point.values for point in train(settings, seed) if TASK_ACCURACY in point.values)
+        *_, last = (point.values for point in train_classifier(settings, seed) if TASK_ACCURACY in point.values)
         ends[targets, redo] = (last["dormancy/fraction"], last[TASK_ACCURACY])
     (fixed, learned), (dormant, stuck), (awake, going_on) = ends.values()
     # Seen at seed 0: dormant 0.56 with changing labels and 0.0 with ReDo, accuracies 0.12 and 0.59.

@@ -22,7 +22,7 @@ from sb3_redo.reports.curves import side_by_side
 from sb3_redo.reports.figures import panels
 from sb3_redo.reports.sweep_folder import read_sweep as read_folder
 from sb3_redo.reports.tables import read_curves
-from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError
 from tests.helpers.made_runs import write_events, write_run, write_sweep
 
@@ -211,7 +211,7 @@ def read(tmp_path, monkeypatch):
     def read(axis, values):
         (tmp_path / "config.yml").write_text(yaml.safe_dump({"CartPole-v1": config}))
         (tmp_path / "sweep.yml").write_text(SWEEP.replace("AXIS", axis).replace("VALUES", values))
-        return read_sweep(tmp_path / "sweep.yml")
+        return read_sweep_file(tmp_path / "sweep.yml")
 
     return read
 

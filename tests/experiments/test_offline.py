@@ -19,13 +19,14 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_redo.dormancy.scores import dormancy_scores
-from sb3_redo.experiments.offline import LOSS, Student, _Watch, make_student, train
-from sb3_redo.experiments.offline_run import main, run
+from sb3_redo.experiments.offline import LOSS, Student, _Watch, make_student, train_offline
+from sb3_redo.experiments.offline_run import main, run_offline
 from sb3_redo.experiments.offline_settings import OfflineSettings
+from sb3_redo.experiments.readers import READERS
 from sb3_redo.experiments.stored import find_agent, find_replay_buffer, load_dqn, load_transitions
 from sb3_redo.reports import read_points, write_report
 from sb3_redo.sweeps.run import state_of
-from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError
 from tests.helpers.made_runs import write_events
 
@@ -230,7 +231,7 @@ def test_batches_depend_on_the_seed_alone(stored, monkeypatch):
     monkeypatch.setattr(ReplayBuffer, "_get_samples", watched)
     kinds = [*KINDS, {**TAUGHT, "student": "pretrained"}]
     for changes, seed in [*((kind, 0) for kind in kinds), (KINDS[0], 1)]:
-        list(train(settings_of(**changes), seed, stored))
+        list(train_offline(settings_of(**changes), seed, stored))
     # What is measured on first, then forty batches.
     assert len(drawn) == 41 * 5
     runs = [drawn[41 * number : 41 * (number + 1)] for number in range(5)]
@@ -247,7 +248,7 @@ def test_a_training_is_the_same_again_to_the_bit_and_stored_files_stay_as_they_a
         }
 
     before = files()
-    first, again, other = (list(train(settings_of(**changes), seed, stored)) for seed in (3, 3, 4))
+    first, again, other = (list(train_offline(settings_of(**changes), seed, stored)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
     assert before == files()
@@ -257,7 +258,7 @@ def test_a_training_is_the_same_again_to_the_bit_and_stored_files_stay_as_they_a
 def test_what_is_logged_is_what_the_network_says(stored, monkeypatch):
     kept = []
     monkeypatch.setattr(_Watch, "__init__", _keeping(kept, _Watch.__init__))
-    points = list(train(settings_of(**TAUGHT, dormancy_threshold=0.4), 0, stored))
+    points = list(train_offline(settings_of(**TAUGHT, dormancy_threshold=0.4), 0, stored))
     (watch,) = kept
     model, observations = watch.student.model, watch.transitions.observations
     assert observations.shape == (64, 4)
@@ -393,7 +394,7 @@ def read(tmp_path):
     def read(old="", new=""):
         assert old in SWEEP
         (tmp_path / "sweep.yml").write_text(SWEEP.replace(old, new, 1))
-        return read_sweep(tmp_path / "sweep.yml")
+        return read_sweep_file(tmp_path / "sweep.yml", readers=READERS)
 
     return read
 
@@ -437,7 +438,7 @@ def test_mistakes_are_told_with_their_line(read, old, new, message):
 def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(stored, tmp_path):
     text = SWEEP.replace("agents/{environment}/seed={seed}", str(stored / "agent.zip"))
     (tmp_path / "sweep.yml").write_text(text.replace("buffers/{environment}.pkl", str(stored / "replay_buffer.pkl")))
-    sweep = read_sweep(tmp_path / "sweep.yml")
+    sweep = read_sweep_file(tmp_path / "sweep.yml", readers=READERS)
     points = []
     for out, runs in (("out", sweep.runs), ("again", sweep.runs[-1:])):
         for each in runs:
@@ -458,7 +459,7 @@ def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(stored, 
 
 def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(stored, tmp_path):
     write_events(tmp_path / "events.out.tfevents.0", [(500, LOSS, 3.0)])
-    run(tmp_path, settings_of(), 0, stored)
+    run_offline(tmp_path, settings_of(), 0, stored)
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
     assert read_points(tmp_path)["step"].max() == 40
     outcome = json.loads((tmp_path / "outcome.json").read_text())
@@ -469,12 +470,12 @@ def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(stored, tmp_
     (tmp_path / "outcome.json").rename(tmp_path / "result.json")
     assert state_of(tmp_path) == "finished"
     with pytest.raises(RuntimeError, match="holds a finished run"):
-        run(tmp_path, settings_of(), 0, stored)
+        run_offline(tmp_path, settings_of(), 0, stored)
 
 
 def test_a_missing_file_stops_a_run_before_anything_is_trained(tmp_path):
     with pytest.raises(UsageError, match=r"there is no .*agent\.zip: train the sweep that stores it first"):
-        run(tmp_path / "run", settings_of(), 0, tmp_path)
+        run_offline(tmp_path / "run", settings_of(), 0, tmp_path)
     assert state_of(tmp_path / "run") == "open"
 
 
@@ -510,10 +511,10 @@ def test_a_sweep_learns_from_what_another_one_stored(tmp_path, monkeypatch):
 
 def test_a_folder_that_holds_another_run_is_refused(stored, tmp_path):
     with pytest.raises(UsageError, match="there is no"):
-        run(tmp_path, settings_of(replay_buffer="missing.pkl"), 0, stored)
+        run_offline(tmp_path, settings_of(replay_buffer="missing.pkl"), 0, stored)
     with pytest.raises(RuntimeError, match="holds another run"):
-        run(tmp_path, settings_of(), 1, stored)
-    run(tmp_path, settings_of(), 0, stored)
+        run_offline(tmp_path, settings_of(), 1, stored)
+    run_offline(tmp_path, settings_of(), 0, stored)
 
 
 def test_an_agent_of_ones_own_policy_is_told_with_what_to_take(stored, tmp_path):

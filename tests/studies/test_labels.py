@@ -22,15 +22,15 @@ def few_images(monkeypatch):
 
 
 def test_a_task_can_be_learned():
-    accuracies = labels.train("none", "1e-8", 0, tasks=1, steps=600)["accuracy"]
+    accuracies = labels.train_mode("none", "1e-8", 0, tasks=1, steps=600)["accuracy"]
     assert accuracies.iloc[0] > 0.5  # 0.1 is chance
 
 
 @pytest.mark.parametrize("mode", [*labels.SURGERIES])
 def test_a_training_is_the_same_again_and_recycles(mode):
-    first, again = (labels.train(mode, "1e-8", 1, tasks=1, steps=150) for _ in range(2))
+    first, again = (labels.train_mode(mode, "1e-8", 1, tasks=1, steps=150) for _ in range(2))
     assert first.equals(again)
-    bare = labels.train("none", "1e-8", 1, tasks=1, steps=150)
+    bare = labels.train_mode("none", "1e-8", 1, tasks=1, steps=150)
     assert first["dormant"].iloc[0] < bare["dormant"].iloc[0]
 
 
@@ -44,7 +44,7 @@ def test_labels_are_those_of_the_seed_whatever_is_recycled(monkeypatch):
 
     monkeypatch.setattr(labels.Renewing, "step", watched)
     for mode in ("none", "clear_active"):
-        labels.train(mode, "1e-8", 0, tasks=2, steps=110)
+        labels.train_mode(mode, "1e-8", 0, tasks=2, steps=110)
     for (rows, targets), (same_rows, same_targets) in zip(seen["none"], seen["clear_active"], strict=True):
         assert rows.equal(same_rows)
         assert targets.equal(same_targets)
@@ -54,7 +54,7 @@ def test_a_second_start_makes_what_is_missing(tmp_path):
     out = tmp_path / "labels.csv"
     every = labels.missing(out, range(2), labels.MODES)
     assert len(every) == 2 * len(labels.EPSILONS) * len(labels.MODES)
-    labels.train(*every[0], tasks=1, steps=1).to_csv(out, index=False)
+    labels.train_mode(*every[0], tasks=1, steps=1).to_csv(out, index=False)
     assert labels.missing(out, range(2), labels.MODES) == every[1:]
     labels.follow(*every[1], ages=(0,), tasks=1, steps=1).to_csv(tmp_path / "followed.csv", index=False)
     assert labels.missing(tmp_path / "followed.csv", range(2), labels.MODES) == [every[0], *every[2:]]

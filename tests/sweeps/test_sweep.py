@@ -16,7 +16,7 @@ from sb3_redo.cli.progress import Progress
 from sb3_redo.sweeps.execution import Resources, _Executor, _import_ray
 from sb3_redo.sweeps.files import BusyError, is_busy, locked, read_json, write_json
 from sb3_redo.sweeps.run import Run, state_of
-from sb3_redo.sweeps.run_process import train
+from sb3_redo.sweeps.run_process import train_run
 from sb3_redo.sweeps.warm_process import Starter
 from sb3_redo.validation import UsageError
 from tests.helpers.browser import browser, tensorboard
@@ -142,34 +142,34 @@ def finishing(folder):
 
 
 def test_a_result_is_written_last_and_only_of_what_ended_well(tmp_path):
-    assert train(tmp_path, finishing(tmp_path), 1) > 0
+    assert train_run(tmp_path, finishing(tmp_path), 1) > 0
     assert state_of(tmp_path) == "finished"
     assert not (tmp_path / "outcome.json").exists()
-    assert train(tmp_path, script("raise SystemExit(1)"), 1) == 0
+    assert train_run(tmp_path, script("raise SystemExit(1)"), 1) == 0
 
 
 @pytest.mark.parametrize("text", ["raise SystemExit('went wrong')", "print('went wrong')"])
 def test_a_failure_is_kept_with_the_end_of_its_log(tmp_path, text):
     with pytest.raises(RuntimeError, match="went wrong"):
-        train(tmp_path, script(text), 1)
+        train_run(tmp_path, script(text), 1)
     assert state_of(tmp_path) == "failed"
     assert "went wrong" in read_json(tmp_path / "failed.json")["log_tail"]
-    train(tmp_path, finishing(tmp_path), 1)
+    train_run(tmp_path, finishing(tmp_path), 1)
     assert state_of(tmp_path) == "finished"
 
 
 def test_what_fails_after_its_training_is_not_finished(tmp_path):
     (tmp_path / "outcome.json").write_text("{}")
     with pytest.raises(RuntimeError, match="exit code 1"):
-        train(tmp_path, script("raise SystemExit('disk full')"), 1)
+        train_run(tmp_path, script("raise SystemExit('disk full')"), 1)
     assert state_of(tmp_path) == "failed"
     with pytest.raises(RuntimeError, match="exit code 0"):  # it said nothing of an outcome
-        train(tmp_path, script(""), 1)
+        train_run(tmp_path, script(""), 1)
 
 
 def test_a_folder_that_another_sweep_completes_is_left_alone(tmp_path):
     with locked(tmp_path, "sweep.lock"), pytest.raises(BusyError):
-        train(tmp_path, finishing(tmp_path), 1)
+        train_run(tmp_path, finishing(tmp_path), 1)
 
 
 def test_a_run_that_was_begun_with_other_settings_is_refused(tmp_path):
@@ -185,14 +185,14 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     with locked(tmp_path):
         assert is_busy(tmp_path)
         with pytest.raises(BusyError):
-            train(tmp_path, script(""), 1)
+            train_run(tmp_path, script(""), 1)
     assert not is_busy(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"lock", "sweep.lock"}
 
 
 def test_a_training_has_as_many_threads_as_it_was_given(tmp_path):
     with pytest.raises(RuntimeError, match="3 3"):
-        train(tmp_path, script("import os; print(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'])"), 3)
+        train_run(tmp_path, script("import os; print(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'])"), 3)
 
 
 # Starting trainings from a warm process

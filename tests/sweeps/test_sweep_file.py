@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from rl_zoo3.utils import ALGOS, StoreDict
 
 from sb3_redo.cli.main import main
+from sb3_redo.experiments.readers import READERS
 from sb3_redo.sweeps.conditions import hyperparameters, python_text
 from sb3_redo.sweeps.replay_ratio import training_schedule
-from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.sweeps.value_types import complaint_about
 from sb3_redo.validation import UsageError
 
@@ -61,7 +62,7 @@ def read(tmp_path, monkeypatch):
         assert old in TEXT
         (tmp_path / "config.yml").write_text(config)
         (tmp_path / "sweep.yml").write_text(TEXT.replace(old, new, 1))
-        return read_sweep(tmp_path / "sweep.yml")
+        return read_sweep_file(tmp_path / "sweep.yml")
 
     return reading
 
@@ -105,7 +106,12 @@ def test_the_zoo_reads_from_the_command_what_was_meant(read):
 WRONG = {
     "an unknown key": ("seeds: [0, 1]", "seds: [0, 1]", r"sweep.yml:4: seds: .* did you mean 'seeds'\?"),
     "a seed that is no number": ("[0, 1]", "[0, one]", r"sweep.yml:4: seeds.1: 'one' is not of type 'integer'"),
-    "no list": ("width: [1, 2]", "width: 2", r"sweep.yml:9: grid.width: expected a list of values, .* got 2"),
+    "no list": ("width: [1, 2]", "width: 2", r"sweep.yml:9: grid.width: expected a list of values, got 2"),
+    "neither a list nor labels": (
+        "width: [1, 2]",
+        "batch_size: 32",
+        r"sweep.yml:9: grid.batch_size: expected a list of values, or a mapping of labels to values, got 32",
+    ),
     "a width of text": ("width: [1, 2]", "width: [1, wide]", r"sweep.yml:9: grid.width.1: 'wide' is not of type"),
     "a negative width": ("width: [1, 2]", "width: [1, -2]", r"sweep.yml:9: grid.width.1: -2 is less than"),
     "callbacks as a list": (
@@ -300,14 +306,20 @@ def test_python_text_is_read_back(value):
 
 @pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yml")), ids=lambda file: file.name)
 def test_a_shipped_sweep_can_be_started(file):
-    sweep = read_sweep(file)
+    sweep = read_sweep_file(file, readers=READERS)
     measure_themselves = ("classifier", "offline")
     assert sweep.algorithm in (*ALGOS, *measure_themselves)
     assert all(run.callbacks or sweep.algorithm in measure_themselves for run in sweep.runs)
 
 
+def test_kinds_of_sweeps_whose_readers_are_not_handed_over_are_unknown(read):
+    for reader in READERS:
+        with pytest.raises(UsageError, match=rf"sweep.yml:1: algorithm: .*, got '{reader.algorithm}'"):
+            read("algorithm: dqn", f"algorithm: {reader.algorithm}")
+
+
 def test_the_papers_replay_ratios():
-    sweep = read_sweep(SWEEPS / "paper_replay_ratio.yml")
+    sweep = read_sweep_file(SWEEPS / "paper_replay_ratio.yml")
     assert len(sweep.environments) == 17
     assert sweep.axes == {"replay_ratio": [0.25, 0.5, 1, 2], "callback": ["none", "redo"]}
     assert len(sweep.runs) == 680
@@ -320,7 +332,7 @@ def test_the_papers_replay_ratios():
 
 def test_anchors_and_merges_are_read_as_the_zoo_reads_them():
     content = yaml.safe_load((SWEEPS / "small_replay_ratio.yml").read_text())
-    sweep = read_sweep(SWEEPS / "small_replay_ratio.yml")
+    sweep = read_sweep_file(SWEEPS / "small_replay_ratio.yml")
     assert sweep.runs[-1].callbacks == content["grid"]["callback"]["redo"]
 
 
