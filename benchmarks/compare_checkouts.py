@@ -300,7 +300,7 @@ def call(checkout: Path, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def train(training: Training, checkout: Path, folder: Path) -> Digests:
+def train_in(training: Training, checkout: Path, folder: Path) -> Digests:
     """Train, inspect where that is asked for, and read what there is to compare."""
     call(checkout, folder, *training.arguments(folder))
     (saved,) = (folder / "logs" / training.algorithm).glob("*/*.zip")
@@ -336,7 +336,7 @@ def sweep(checkout: Path, folder: Path) -> Digests:
 
 
 SCENARIOS: dict[str, Callable[[Path, Path], Digests]] = {
-    **{name: partial(train, training) for name, training in TRAININGS.items()},
+    **{name: partial(train_in, training) for name, training in TRAININGS.items()},
     "sweep": sweep,
 }
 

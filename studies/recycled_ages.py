@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sb3_redo.reports import read_curves, read_sweep
+from sb3_redo.reports import read_curves, read_sweep_folder
 from studies.intervals import cell
 from studies.recycled_figures import LABELS, QUANTITIES, draw_survival
 
@@ -17,7 +17,7 @@ def by_age(folder: Path) -> pd.DataFrame:
     :return: columns ``environment``, ``epsilon``, ``callback``, ``seed``, ``age`` in gradient steps, and one for each
         quantity, shares of 1
     """
-    curves = read_curves(read_sweep(folder))
+    curves = read_curves(read_sweep_folder(folder))
     mine = curves[curves["key"].str.startswith("survival/")]
     names = ["environment", "policy_kwargs", "callback", "seed", "step", "key"]
     wide = mine.astype({"environment": str}).set_index(names)["value"].unstack("key").reset_index()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from sb3_redo.experiments.classifier import TASK_ACCURACY
-from sb3_redo.reports import read_sweep
+from sb3_redo.reports import read_sweep_folder
 from sb3_redo.reports.curves import RETURN
 from studies.intervals import cell
 from studies.sweep_outcomes import outcomes
@@ -25,7 +25,7 @@ def by_settings(folder: Path) -> pd.DataFrame:
         ``fraction``, what is dormant at 0.025 at the end in %, whatever was recycled, and ``return``, the mean over
         the run, of classifiers the accuracy at the end of the last five tasks in %
     """
-    of_classifiers = read_sweep(folder).algorithm == "classifier"
+    of_classifiers = read_sweep_folder(folder).algorithm == "classifier"
     axes = CLASSIFIER_AXES if of_classifiers else AXES
     key, summary = (TASK_ACCURACY, _late_percents) if of_classifiers else (RETURN, "mean")
     table = outcomes(folder, summary, tuple(axes), "dormancy_thresholds/0.025", key)

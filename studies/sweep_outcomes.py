@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sb3_redo.reports import read_curves, read_sweep
+from sb3_redo.reports import read_curves, read_sweep_folder
 from sb3_redo.reports.curves import RETURN
-from sb3_redo.reports.sweep_folder import Sweep
+from sb3_redo.reports.sweep_folder import SweepRecord
 
 
 def outcomes(
@@ -27,7 +27,7 @@ def outcomes(
     :return: columns ``environment``, the axes, ``seed``, ``fraction``, the last value of ``dormancy_key`` in %, and
         ``return``, of ``return_key``
     """
-    sweep = read_sweep(folder)
+    sweep = read_sweep_folder(folder)
     sweep = dataclasses.replace(sweep, runs=sweep.in_state("finished"))
     curves = read_curves(sweep, max_points=10_000)
     names = ["environment", *axes, "seed"]
@@ -38,7 +38,7 @@ def outcomes(
     return pd.DataFrame({"fraction": 100 * fractions, "return": returns}).reset_index()
 
 
-def episodes(sweep: Sweep) -> pd.DataFrame:
+def episodes(sweep: SweepRecord) -> pd.DataFrame:
     """The return of every finished episode, with the run's environment, condition and seed."""
     tables = []
     for run in sweep.runs:

@@ -19,15 +19,15 @@ import numpy as np
 import pandas as pd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sb3_redo.reports.curves import LAYERS, RETURN
+
 # Okabe and Ito's palette, told apart with every common colour blindness; the line style says it again.
 STYLES: Sequence[Mapping[str, Any]] = (
     {"color": "#D55E00", "linestyle": "-"},
     {"color": "#0072B2", "linestyle": "--"},
     {"color": "#009E73", "linestyle": ":"},
 )
-RETURN = "rollout/ep_rew_mean"
 FRACTION = "dormancy/fraction"
-LAYERS = "dormancy_layers/"
 
 
 def read_condition(label: str, folder: Path) -> pd.DataFrame:

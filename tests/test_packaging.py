@@ -15,7 +15,7 @@ import rl_zoo3.import_envs  # noqa: F401  registers Atari's games before a test 
 from stable_baselines3 import DQN
 
 import sb3_redo
-from sb3_redo.sweeps.sweep_file import read_sweep
+from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import MissingPackageError, UsageError, needs
 from sb3_redo.zoo import CONFIGS
 
@@ -81,8 +81,8 @@ note("digits", lambda: make("sb3_redo.environments", "BlockMDP")())
 note("atari", lambda: make("sb3_redo.zoo.atari", "check_atari")("PongNoFrameskip-v4"))
 note("loading", lambda: make("sb3_redo.zoo.loading", "load_agent"))
 note("zoo", lambda: make("sb3_redo.zoo.__main__", "main")())
-note("reports", lambda: make("sb3_redo.reports", "write_report"))
-note("read_sweep", lambda: make("sb3_redo.sweeps.sweep_file", "read_sweep"))
+note("reports", lambda: make("sb3_redo.reports.build", "write_report"))
+note("read_sweep_file", lambda: make("sb3_redo.sweeps.sweep_file", "read_sweep_file"))
 make("sb3_redo.algorithms", "DrQ"), make("sb3_redo.networks", "ImpalaCNN"), make("sb3_redo.interventions", "__name__")
 print(json.dumps(said))
 """
@@ -103,7 +103,7 @@ CALLS = {
     "loading": ("zoo", "rl_zoo3"),
     "zoo": ("zoo", "rl_zoo3"),
     "reports": ("report", "pandas"),
-    "read_sweep": ("sweep", "yaml"),
+    "read_sweep_file": ("sweep", "pandas"),
 }
 
 
@@ -211,10 +211,10 @@ def test_a_sweep_of_atari_games_names_their_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ale_py", None)
     (tmp_path / "sweep.yml").write_text(text % "ALE/NoSuchGame-v5")
     with pytest.raises(UsageError, match=r'an Atari game needs ale_py: pip install "sb3-redo\[atari\]"'):
-        read_sweep(tmp_path / "sweep.yml")
+        read_sweep_file(tmp_path / "sweep.yml")
     (tmp_path / "sweep.yml").write_text(text % "CartPoll-v1")
     with pytest.raises(UsageError, match="did you mean 'CartPole-v1'"):
-        read_sweep(tmp_path / "sweep.yml")
+        read_sweep_file(tmp_path / "sweep.yml")
 
 
 def test_what_is_public_is_listed():
@@ -283,7 +283,7 @@ def test_the_wheel_does_its_work_alone(built, tmp_path):
 
     sweep = site / "sb3_redo/zoo_configs/sweeps/small_replay_ratio.yml"
     runs = run(scripts / "sb3-redo", "sweep", sweep, "--dry-run", folder=work).splitlines()
-    assert len(runs) == len(read_sweep(CONFIGS / "sweeps/small_replay_ratio.yml").runs)
+    assert len(runs) == len(read_sweep_file(CONFIGS / "sweeps/small_replay_ratio.yml").runs)
     (config,) = {re.search(r"-conf (\S+)", line)[1] for line in runs}
     assert (work / config).resolve() == (site / "sb3_redo/zoo_configs/demo.yml").resolve()
 

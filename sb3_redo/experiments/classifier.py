@@ -19,13 +19,12 @@ from sb3_redo.forward.contexts import everything_seeded
 from sb3_redo.networks import Adam
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.recycling.step import Surgery, recycle
+from sb3_redo.reports.curves import ACCURACY
 from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.wiring.tracing import trace_wiring
 
-ACCURACY = "classifier/accuracy"
-"""Share of all images to which the network gives the labels of the present task."""
 TASK_ACCURACY = "classifier/task_accuracy"
-"""The same at the end of a task alone."""
+"""As :data:`~sb3_redo.reports.curves.ACCURACY`, at the end of a task alone."""
 
 _MADE: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
-from sb3_redo.sweeps.conditions import CALLBACK
+from sb3_redo.reports.sweep_folder import CALLBACK
 from sb3_redo.sweeps.settings_reader import SettingsReader
 
 CLASSIFIER = "classifier"

@@ -14,7 +14,7 @@ from sb3_redo.reports.paper import PUBLISHED, Published
 from sb3_redo.reports.scores import atari_game
 from sb3_redo.reports.statistics import stratified_intervals
 from sb3_redo.reports.styles import short_labels
-from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, Sweep, text
+from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, SweepRecord, text
 from sb3_redo.validation import one_of
 
 
@@ -140,7 +140,7 @@ def _of_report(number: Published) -> PaperNumber:
     )
 
 
-def conditions_of(sweep: Sweep, curves: pd.DataFrame, quantities: Iterable[str], seed: int = 0) -> pd.DataFrame:
+def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, quantities: Iterable[str], seed: int = 0) -> pd.DataFrame:
     """One row for every environment, condition and quantity of a sweep's finished runs.
 
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`

@@ -18,13 +18,11 @@ from sb3_redo.experiments.offline_settings import BOOTSTRAPPED, FIXED, PRETRAINE
 from sb3_redo.experiments.program import DormancyLog, Point
 from sb3_redo.experiments.stored import load_dqn, load_transitions
 from sb3_redo.forward.contexts import evaluating, everything_seeded
+from sb3_redo.reports.curves import LOSS
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.model import meter_of
 from sb3_redo.validation import UsageError
-
-LOSS = "offline/loss"
-"""Huber loss (smooth L1, as DQN has it) on the transitions that dormancy is measured on, before the next step."""
 
 # Added to the seed: whatever is drawn from it is not what the student is drawn from.
 _OF_TARGETS = 1_000_003

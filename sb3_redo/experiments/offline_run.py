@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from sb3_redo.experiments.offline import LOSS, train_offline
+from sb3_redo.experiments.offline import train_offline
 from sb3_redo.experiments.offline_reader import OFFLINE
 from sb3_redo.experiments.offline_settings import OfflineSettings
 from sb3_redo.experiments.program import program_parser, write_program_run
+from sb3_redo.reports.curves import LOSS
 from sb3_redo.validation import UsageError
 
 

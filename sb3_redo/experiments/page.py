@@ -17,7 +17,7 @@ from sb3_redo.reports.curves import over_seeds, side_by_side
 from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
 from sb3_redo.reports.heat_maps import heat_maps
 from sb3_redo.reports.pictures import save
-from sb3_redo.reports.sweep_folder import read_sweep as read_folder
+from sb3_redo.reports.sweep_folder import read_sweep_folder
 from sb3_redo.reports.tables import read_curves
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.sweep_file import Sweep, read_sweep_file
@@ -91,7 +91,7 @@ def write_page(
 def _part(experiment: Experiment, sweep: Sweep, folder: Path, out: Path, seed: int) -> SweepPart:
     only = [run.name for run in sweep.runs]
     report = write_report(folder, out, seed, only)
-    runs = read_folder(folder, only)
+    runs = read_sweep_folder(folder, only)
     curves = read_curves(runs)
     conditions = conditions_of(runs, curves, experiment.quantities, seed)
     figures: list[str] = []

@@ -13,10 +13,10 @@ from sb3_redo.reports.curves import ALL, is_normalised, measure_of
 from sb3_redo.reports.drawn import Tables, slices, tables_of
 from sb3_redo.reports.figures import AXIS_LABELS
 from sb3_redo.reports.outcomes import condition_outcomes, run_outcomes
-from sb3_redo.reports.paper import beside_paper
+from sb3_redo.reports.paper import beside_published
 from sb3_redo.reports.pictures import draw
 from sb3_redo.reports.scores import reference_of
-from sb3_redo.reports.sweep_folder import Sweep, read_sweep
+from sb3_redo.reports.sweep_folder import SweepRecord, read_sweep_folder
 from sb3_redo.reports.tables import gather, write_csv
 
 _THRESHOLDS = "dormancy_thresholds/"
@@ -59,7 +59,7 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0, only: Col
     :param only: names of the runs to report, as if the sweep had no others; all if not given
     :raises FileNotFoundError: when the folder holds neither ``sweep.json`` nor a run
     """
-    sweep = read_sweep(Path(folder), only)
+    sweep = read_sweep_folder(Path(folder), only)
     out = Path(folder) / "report" if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
     unfinished = out / f".points.parquet.{os.getpid()}"
@@ -76,7 +76,7 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0, only: Col
     if len(comparable):
         comparable = comparable.assign(rival=comparable["condition"].map(rivals))
     fractions = _last_fractions(gathered.curves)
-    paper = beside_paper(comparable, sweep.algorithm, fractions, _n_steps(sweep), _extractor(sweep))
+    paper = beside_published(comparable, sweep.algorithm, fractions, _n_steps(sweep), _extractor(sweep))
     notes = _notes(sweep, gathered.points, is_whole, conditions)
     report = _report(sweep, out, gathered.broken, notes)
     tables = tables_of(sweep, gathered.curves, outcomes, conditions, seed)
@@ -88,7 +88,7 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0, only: Col
     return report
 
 
-def _report(sweep: Sweep, out: Path, broken: tuple[str, ...], notes: tuple[str, ...]) -> Report:
+def _report(sweep: SweepRecord, out: Path, broken: tuple[str, ...], notes: tuple[str, ...]) -> Report:
     states = {state: len(sweep.in_state(state)) for state in ("finished", "unfinished", "failed")}
     missing = [f"{run.name}: unfinished" for run in sweep.in_state("unfinished")]
     for run in sweep.in_state("failed"):
@@ -100,7 +100,7 @@ def _report(sweep: Sweep, out: Path, broken: tuple[str, ...], notes: tuple[str, 
     return Report(out, len(sweep.planned), states, tuple(missing), (*sweep.broken, *broken), notes)
 
 
-def _notes(sweep: Sweep, points: int, is_whole: bool, conditions: pd.DataFrame) -> tuple[str, ...]:
+def _notes(sweep: SweepRecord, points: int, is_whole: bool, conditions: pd.DataFrame) -> tuple[str, ...]:
     environments = list(dict.fromkeys(run.environment for run in sweep.runs))
     notes = [f"{points:,} points of {len(sweep.runs)} runs; final values are of finished runs only"]
     if not is_whole:
@@ -118,11 +118,11 @@ def _notes(sweep: Sweep, points: int, is_whole: bool, conditions: pd.DataFrame) 
     return tuple(notes)
 
 
-def _n_steps(sweep: Sweep) -> int:
+def _n_steps(sweep: SweepRecord) -> int:
     return next((int(run.settings.get("n_steps") or 1) for run in sweep.runs), 1)
 
 
-def _rivals(sweep: Sweep) -> dict[str, str]:
+def _rivals(sweep: SweepRecord) -> dict[str, str]:
     """Conditions that train as one of the paper's does, to which of ReDo's rivals acts on them; empty for none."""
     plain = {"RunFolder", "DormancyCallback", "ReDoCallback"}
     rivals = {}
@@ -141,7 +141,7 @@ def _callbacks(listed: object) -> list[str]:
     return [name for each in listed or () for name in ([each] if isinstance(each, str) else each)]  # type: ignore[attr-defined]
 
 
-def _extractor(sweep: Sweep) -> str:
+def _extractor(sweep: SweepRecord) -> str:
     """Of the images' features; the one that SB3 has, unless the policy is told of another."""
     told = (run.settings.get("policy_kwargs") for run in sweep.runs)
     return next((str(kwargs.get("extractor", "nature")) for kwargs in told if isinstance(kwargs, dict)), "nature")
@@ -166,7 +166,7 @@ _PAPER = (
 )
 
 
-def _markdown(sweep: Sweep, report: Report, conditions: pd.DataFrame, paper: pd.DataFrame) -> str:
+def _markdown(sweep: SweepRecord, report: Report, conditions: pd.DataFrame, paper: pd.DataFrame) -> str:
     parts = [f"# {sweep.name}", f"```\n{report}\n```", "## Conditions", markdown_table(conditions)]
     if len(paper):
         parts += ["## Beside published numbers", _PAPER, markdown_table(paper)]
@@ -185,7 +185,7 @@ def _markdown_cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value).replace("|", "\\|")
 
 
-def _page(sweep: Sweep, report: Report, tables: Tables, conditions: pd.DataFrame, paper: pd.DataFrame) -> str:
+def _page(sweep: SweepRecord, report: Report, tables: Tables, conditions: pd.DataFrame, paper: pd.DataFrame) -> str:
     sections = [("What there is", page.preformatted(str(report)))]
     steps = AXIS_LABELS[tables.by]
     if len(tables.returns):

@@ -10,7 +10,9 @@ from sb3_redo.reports.statistics import stratified_intervals
 
 RETURN = "rollout/ep_rew_mean"
 ACCURACY = "classifier/accuracy"
+"""Share of all images to which a classifier gives the labels of the present task."""
 LOSS = "offline/loss"
+"""Huber loss (smooth L1, as DQN has it) on the transitions that dormancy is measured on, before the next step."""
 LAYERS = "dormancy_layers/"
 ALL = "all environments"
 CHECKPOINTS = 50

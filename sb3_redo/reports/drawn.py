@@ -7,7 +7,7 @@ import pandas as pd
 
 from sb3_redo.reports.curves import ACCURACY, LAYERS, layers_over_seeds, over_seeds, pooled, return_curves
 from sb3_redo.reports.outcomes import by_replay_ratio
-from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH, Sweep, text
+from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH, SweepRecord, text
 
 # Heat maps of more environments than this are pooled in the figure; the page has each of them.
 _HEAT_MAPS = 3
@@ -42,7 +42,7 @@ class Slice:
 
 
 def tables_of(
-    sweep: Sweep, curves: pd.DataFrame, outcomes: pd.DataFrame, conditions: pd.DataFrame, seed: int
+    sweep: SweepRecord, curves: pd.DataFrame, outcomes: pd.DataFrame, conditions: pd.DataFrame, seed: int
 ) -> Tables:
     """Everything that is drawn, computed.
 

@@ -8,7 +8,7 @@ import pandas as pd
 from sb3_redo.reports.curves import ACCURACY, ALL, LOSS, RETURN, is_normalised, measure_of
 from sb3_redo.reports.scores import frames_per_step, reference_of
 from sb3_redo.reports.statistics import stratified_intervals
-from sb3_redo.reports.sweep_folder import REPLAY_RATIO, Run, Sweep
+from sb3_redo.reports.sweep_folder import REPLAY_RATIO, RunRecord, SweepRecord
 from sb3_redo.reports.tables import setting_of
 
 # Column of the outcomes: name in result.json, key whose last point stands in for it.
@@ -25,7 +25,7 @@ _SOURCES = {
 _OF_SOME = ("final_accuracy", "final_loss")
 
 
-def run_outcomes(sweep: Sweep, curves: pd.DataFrame) -> pd.DataFrame:
+def run_outcomes(sweep: SweepRecord, curves: pd.DataFrame) -> pd.DataFrame:
     """One row a run: how far it came and what it had then.
 
     :return: columns that describe the run, ``state``, ``num_timesteps``, ``frames``, ``gradient_steps``,
@@ -42,7 +42,7 @@ def run_outcomes(sweep: Sweep, curves: pd.DataFrame) -> pd.DataFrame:
     return outcomes.drop(columns=[name for name in _OF_SOME if name in outcomes and outcomes[name].isna().all()])
 
 
-def _outcome(run: Run, last: pd.DataFrame, steps: pd.Series) -> dict[str, Any]:
+def _outcome(run: RunRecord, last: pd.DataFrame, steps: pd.Series) -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.name, "environment": run.environment, "condition": run.label}
     row |= {"seed": run.seed, **run.condition, "setting": setting_of(run), "state": run.state}
     result = run.result or {}

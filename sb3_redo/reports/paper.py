@@ -112,7 +112,7 @@ PUBLISHED: tuple[Published, ...] = (
 )  # fmt: skip
 
 
-def beside_paper(
+def beside_published(
     conditions: pd.DataFrame,
     algorithm: str,
     dormancy: pd.DataFrame,

@@ -84,7 +84,7 @@ def read_run(folder: Path) -> RunPoints:
 def _from_events(folder: Path) -> RunPoints:
     found = read_event_folder(folder)
     scalars = found.scalars
-    gradient_step = gradient_steps_of(scalars)
+    gradient_step = gradient_step_of_each(scalars)
     columns = [
         pa.array(scalars.steps, pa.int64()),
         pa.array(np.nan_to_num(gradient_step).round().astype(np.int64), pa.int64(), mask=np.isnan(gradient_step)),
@@ -94,7 +94,7 @@ def _from_events(folder: Path) -> RunPoints:
     return RunPoints(pa.Table.from_arrays(columns, schema=SCHEMA), found.broken)
 
 
-def gradient_steps_of(scalars: Scalars) -> np.ndarray:
+def gradient_step_of_each(scalars: Scalars) -> np.ndarray:
     """The gradient step of each scalar, NaN where unknown; see :func:`read_points`.
 
     One ``train()`` call may measure several times at the same environment step: the n-th value of a key there

@@ -12,7 +12,7 @@ WIDTH = "width"
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run folder; ``name`` is its path below the sweep's folder.
 
     :param condition: axis to value, in the order of the sweep's axes
@@ -42,7 +42,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepRecord:
     """What a sweep's folder holds.
 
     :param planned: names of all planned runs; where no ``sweep.json`` says so, of those that are there
@@ -55,7 +55,7 @@ class Sweep:
     algorithm: str
     n_timesteps: int | None
     planned: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     broken: tuple[str, ...]
 
     @property
@@ -68,11 +68,11 @@ class Sweep:
     def axes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(axis for run in self.runs for axis in run.condition))
 
-    def in_state(self, state: str) -> tuple[Run, ...]:
+    def in_state(self, state: str) -> tuple[RunRecord, ...]:
         return tuple(run for run in self.runs if run.state == state)
 
 
-def read_sweep(folder: Path, only: Collection[str] | None = None) -> Sweep:
+def read_sweep_folder(folder: Path, only: Collection[str] | None = None) -> SweepRecord:
     """Read what a sweep's folder says about its runs; their points are left for later.
 
     :param folder: holds ``sweep.json`` and the run folders; without the former, the runs below it are the sweep
@@ -91,7 +91,7 @@ def read_sweep(folder: Path, only: Collection[str] | None = None) -> Sweep:
         planned, runs = tuple(only), tuple(run for run in runs if run.name in only)
     order = {name: number for number, name in enumerate(planned)}
     algorithm = about.get("algorithm") or next((_algorithm_of(run) for run in runs), "unknown")
-    return Sweep(
+    return SweepRecord(
         folder,
         about.get("name") or folder.resolve().name,
         algorithm,
@@ -107,11 +107,11 @@ def text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _algorithm_of(run: Run) -> str:
+def _algorithm_of(run: RunRecord) -> str:
     return str(run.settings.get("algorithm", "unknown"))
 
 
-def _read_run(sweep: Path, path: Path, broken: list[str]) -> Run | None:
+def _read_run(sweep: Path, path: Path, broken: list[str]) -> RunRecord | None:
     about = _read_json(sweep, path, broken)
     if about is None:
         return None
@@ -121,7 +121,7 @@ def _read_run(sweep: Path, path: Path, broken: list[str]) -> Run | None:
     if result is None and failure is None:
         result = outcome
     try:
-        return Run(
+        return RunRecord(
             path.parent.relative_to(sweep).as_posix(),
             path.parent,
             str(about["environment"]),

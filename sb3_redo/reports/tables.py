@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from sb3_redo.reports.points import read_run
-from sb3_redo.reports.sweep_folder import CALLBACK, Run, Sweep, text
+from sb3_redo.reports.sweep_folder import CALLBACK, RunRecord, SweepRecord, text
 
 POINTS_PER_CURVE = 300
 CSV_ROWS = 1_000_000
@@ -39,10 +39,10 @@ class Gathered:
     broken: tuple[str, ...]
 
 
-def read_curves(sweep: Sweep, max_points: int = POINTS_PER_CURVE) -> pd.DataFrame:
+def read_curves(sweep: SweepRecord, max_points: int = POINTS_PER_CURVE) -> pd.DataFrame:
     """The curves of all runs as one tidy table, each thinned evenly, its first and last point kept.
 
-    :param sweep: from :func:`~sb3_redo.reports.sweep_folder.read_sweep`
+    :param sweep: from :func:`~sb3_redo.reports.sweep_folder.read_sweep_folder`
     :param max_points: of a run and key
     :return: columns ``run``, ``environment``, ``condition``, ``seed``, the sweep's axes, ``setting`` (the condition
         without its callback), ``redo`` (whether any run of the condition logs recycled neurons), ``key``, ``step``
@@ -51,7 +51,7 @@ def read_curves(sweep: Sweep, max_points: int = POINTS_PER_CURVE) -> pd.DataFram
     return gather(sweep, None, max_points).curves
 
 
-def gather(sweep: Sweep, whole: Path | None, max_points: int = POINTS_PER_CURVE) -> Gathered:
+def gather(sweep: SweepRecord, whole: Path | None, max_points: int = POINTS_PER_CURVE) -> Gathered:
     """Read every run once, one after the other: thin its curves, and append all its points to a Parquet file.
 
     :param whole: the Parquet file; its columns are ``run``, ``condition``, ``step``, ``gradient_step``, ``key``,
@@ -95,7 +95,7 @@ def write_csv(gathered: Gathered, whole: Path, out: Path) -> bool:
     return gathered.points <= CSV_ROWS
 
 
-def _named(table: pa.Table, run: Run) -> pa.Table:
+def _named(table: pa.Table, run: RunRecord) -> pa.Table:
     """The points of a run with its name and condition in front."""
     codes = pa.array(np.zeros(table.num_rows, dtype=np.int32))
     name, label = (pa.DictionaryArray.from_arrays(codes, pa.array([value])) for value in (run.name, run.label))
@@ -127,14 +127,14 @@ def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
 
 
-def _curves(sweep: Sweep, parts: Sequence[dict[str, np.ndarray]], keys: list[str]) -> pd.DataFrame:
+def _curves(sweep: SweepRecord, parts: Sequence[dict[str, np.ndarray]], keys: list[str]) -> pd.DataFrame:
     names = ("run", "key", "step", "gradient_step", "value")
     columns = {name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0) for name in names}
     of, runs = columns["run"].astype(np.int64), sweep.runs
     recycle = {number for number, key in enumerate(keys) if key.startswith("redo/")}
     recyclers = {runs[number].label for number in np.unique(of[np.isin(columns["key"], list(recycle))])}
 
-    def described(value: Callable[[Run], Any]) -> pd.Categorical:
+    def described(value: Callable[[RunRecord], Any]) -> pd.Categorical:
         codes, values = pd.factorize(np.array([*map(value, runs), None], dtype=object)[:-1])
         return pd.Categorical.from_codes(codes[of], categories=list(values))
 
@@ -151,11 +151,11 @@ def _curves(sweep: Sweep, parts: Sequence[dict[str, np.ndarray]], keys: list[str
     return pd.DataFrame(frame | {name: columns[name] for name in names[2:]})
 
 
-def _value_of(axis: str, run: Run) -> Any:
+def _value_of(axis: str, run: RunRecord) -> Any:
     return run.condition.get(axis)
 
 
-def setting_of(run: Run) -> str:
+def setting_of(run: RunRecord) -> str:
     """The condition of a run without its callback."""
     rest = {axis: value for axis, value in run.condition.items() if axis != CALLBACK}
     return ",".join(f"{axis}={text(value)}" for axis, value in rest.items()) or "default"

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sb3_redo.sweeps.replay_ratio import training_schedule
+from sb3_redo.validation import needs
 from sb3_redo.zoo.policy_names import scalable_policy
 
-REPLAY_RATIO, WIDTH, CALLBACK = "replay_ratio", "width", "callback"
+with needs("sweep", "a sweep"):
+    from sb3_redo.reports.sweep_folder import REPLAY_RATIO, WIDTH
+
 POLICY_KWARGS = "policy_kwargs"
 
 

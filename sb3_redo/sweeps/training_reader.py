@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from sb3_redo.sweeps.conditions import CALLBACK, POLICY_KWARGS, REPLAY_RATIO, WIDTH, entry_of, hyperparameters
+from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH
+from sb3_redo.sweeps.conditions import POLICY_KWARGS, entry_of, hyperparameters
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.sweep_reader import SweepReader
 from sb3_redo.sweeps.value_types import ZOO_SETTINGS, complaint_about

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from sb3_redo.environments.images import LabelledImages
-from sb3_redo.experiments.classifier import ACCURACY, TASK_ACCURACY, Classifier, train_classifier
+from sb3_redo.experiments.classifier import TASK_ACCURACY, Classifier, train_classifier
 from sb3_redo.experiments.classifier_run import main, run_classifier
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
 from sb3_redo.experiments.readers import READERS
-from sb3_redo.reports import read_points, write_report
+from sb3_redo.reports import read_points
+from sb3_redo.reports.build import write_report
+from sb3_redo.reports.curves import ACCURACY
 from sb3_redo.sweeps.run import state_of
 from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError

@@ -20,7 +20,7 @@ from sb3_redo.experiments.numbers import QUANTITIES, PaperNumber, beside_paper, 
 from sb3_redo.experiments.page import sweeps_of, write_page
 from sb3_redo.reports.curves import side_by_side
 from sb3_redo.reports.figures import panels
-from sb3_redo.reports.sweep_folder import read_sweep as read_folder
+from sb3_redo.reports.sweep_folder import read_sweep_folder
 from sb3_redo.reports.tables import read_curves
 from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError
@@ -238,7 +238,7 @@ def test_an_axis_can_be_an_entry_of_the_policys_settings(read):
 def test_a_wrong_setting_of_a_callback_is_told_with_its_line(read):
     with pytest.raises(UsageError, match=r"sweep.yml:6: grid.callback.recycling_period: .* must be at least 1"):
         read("callback.recycling_period", "[0]")
-    with pytest.raises(UsageError, match=r"sweep.yml:6: grid.callback.recycling_perid: .* unexpected keyword"):
+    with pytest.raises(UsageError, match=r"sweep.yml:6: grid.callback.recycling_perid: .* mean recycling_period"):
         read("callback.recycling_perid", "[10]")
 
 
@@ -316,7 +316,7 @@ def test_what_is_no_share_is_drawn_in_its_own_unit(tmp_path):
     keys = (*KEYS, "plasticity/feature_srank/q_net")
     for run in write_sweep(tmp_path, {"callback": ["none", "redo"]}, seeds=(0,)):
         write_run(*run, keys=keys)
-    curves = read_curves(read_folder(tmp_path))
+    curves = read_curves(read_sweep_folder(tmp_path))
     drawn = {}
     for name in ("srank", "dormant"):
         (drawn[name],) = experiment_pages._drawn({"curve": name}, curves, pd.DataFrame()).axes
@@ -349,7 +349,7 @@ def test_two_networks_of_the_same_runs_are_drawn_side_by_side(tmp_path):
     # Of each run by itself: 4 and 16 times.
     assert numbers[[f"{trained} over that at the start", f"{twin} over that at the start"]].tolist() == [10.0, 2.0]
     assert "![curve_sharpness]" in (tmp_path / "page/experiment.md").read_text()
-    curves = read_curves(read_folder(folder))
+    curves = read_curves(read_sweep_folder(folder))
     table = side_by_side(curves, {"one": f"{SHARPNESS}/q_net", "twin": f"{SHARPNESS}/q_net_twin"})
     figure = panels(table, plot_sharpness)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "twin"]
@@ -381,7 +381,7 @@ def test_worked_numbers(tmp_path):
             folder / "events.out.tfevents.1.host.1.0",
             [(1, "dormancy/fraction", 0.5), *overlaps, (9, "dormancy/fraction", end)],
         )
-    sweep = read_folder(tmp_path)
+    sweep = read_sweep_folder(tmp_path)
     conditions = conditions_of(sweep, read_curves(sweep), ["dormant", "accuracy", "overlap"]).set_index("quantity")
     # The last point of each run, of which the middle half counts; no run logged an accuracy.
     assert conditions.index.tolist() == ["dormant", "overlap"]

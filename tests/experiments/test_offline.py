@@ -19,12 +19,14 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_redo.dormancy.scores import dormancy_scores
-from sb3_redo.experiments.offline import LOSS, Student, _Watch, make_student, train_offline
+from sb3_redo.experiments.offline import Student, _Watch, make_student, train_offline
 from sb3_redo.experiments.offline_run import main, run_offline
 from sb3_redo.experiments.offline_settings import OfflineSettings
 from sb3_redo.experiments.readers import READERS
 from sb3_redo.experiments.stored import find_agent, find_replay_buffer, load_dqn, load_transitions
-from sb3_redo.reports import read_points, write_report
+from sb3_redo.reports import read_points
+from sb3_redo.reports.build import write_report
+from sb3_redo.reports.curves import LOSS
 from sb3_redo.sweeps.run import state_of
 from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError

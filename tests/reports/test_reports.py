@@ -24,14 +24,13 @@ from sb3_redo.reports import (
     figures,
     read_curves,
     read_points,
-    read_sweep,
+    read_sweep_folder,
     write_points,
-    write_report,
 )
-from sb3_redo.reports.build import _rivals
+from sb3_redo.reports.build import _rivals, write_report
 from sb3_redo.reports.curves import layers_over_seeds, over_seeds, return_curves
 from sb3_redo.reports.outcomes import by_replay_ratio, condition_outcomes, run_outcomes
-from sb3_redo.reports.paper import PUBLISHED, beside_paper
+from sb3_redo.reports.paper import PUBLISHED, beside_published
 from sb3_redo.reports.scores import atari_game, reference_of, zoo_references
 from sb3_redo.reports.statistics import interquartile_mean, stratified_intervals
 from sb3_redo.reports.styles import styles_of
@@ -264,19 +263,19 @@ def test_where_the_zoos_comment_names_a_game_the_scores_are_the_same():
 
 
 def test_returns_of_games_are_aggregated_in_frames_and_others_are_not(sweep, tmp_path):
-    table = return_curves(read_curves(read_sweep(sweep)))
+    table = return_curves(read_curves(read_sweep_folder(sweep)))
     assert set(table["environment"]) == {"all environments"}
     assert table["at"].max() == 4 * 2000
     assert set(table["runs"]) <= set(range(1, 7))
     assert table["measure"].iloc[0].startswith("human-normalised")
     mixed = sweep_of(tmp_path / "mixed", {}, ("CartPole-v1", ATARI[0]))
-    table = return_curves(read_curves(read_sweep(mixed)))
+    table = return_curves(read_curves(read_sweep_folder(mixed)))
     assert set(table["environment"]) == {"CartPole-v1", ATARI[0]}
     assert table["measure"].iloc[0].startswith("episode return")
 
 
 def test_a_curve_ends_where_its_runs_end(sweep):
-    curves = read_curves(read_sweep(sweep))
+    curves = read_curves(read_sweep_folder(sweep))
     table = over_seeds(curves, "dormancy/fraction")
     ends = table.groupby("replay_ratio", observed=True)["at"].max()
     assert ends.to_dict() == {0.25: 500, 1: 2000}
@@ -289,15 +288,18 @@ def test_whether_a_condition_recycles_is_seen_in_what_it_logs(tmp_path):
     folder = sweep_of(tmp_path / "made", {"callback": ["none", "redo"]}, seeds=(0,))
     for path in folder.rglob("run.json"):
         path.write_text(path.read_text().replace('"redo"', '"mine"'))
-    assert set(read_curves(read_sweep(folder)).groupby("condition", observed=True)["redo"].first()) == {False, True}
-    assert {style.line for style in styles_of(read_curves(read_sweep(folder))).values()} == {"-", "--"}
+    assert set(read_curves(read_sweep_folder(folder)).groupby("condition", observed=True)["redo"].first()) == {
+        False,
+        True,
+    }
+    assert {style.line for style in styles_of(read_curves(read_sweep_folder(folder))).values()} == {"-", "--"}
 
 
 # Figures
 
 
 def test_every_figure_takes_an_ax_gives_it_back_and_says_what_it_shows(sweep):
-    made = read_sweep(sweep)
+    made = read_sweep_folder(sweep)
     curves = read_curves(made)
     outcomes = run_outcomes(made, curves)
     of_one = {key: over_seeds(curves, key).query("environment == @ATARI[0]") for key in KEYS[2:5:2]}
@@ -328,7 +330,7 @@ def test_every_figure_takes_an_ax_gives_it_back_and_says_what_it_shows(sweep):
 
 
 def test_the_heat_map_has_a_row_for_every_layer_and_the_speed_a_mark_for_every_run(sweep, axes):
-    made = read_sweep(sweep)
+    made = read_sweep_folder(sweep)
     curves = read_curves(made)
     layers = layers_over_seeds(curves)
     one = layers[(layers["environment"] == ATARI[0]) & (layers["condition"] == layers["condition"].iloc[0])]
@@ -342,7 +344,7 @@ def test_the_heat_map_has_a_row_for_every_layer_and_the_speed_a_mark_for_every_r
 
 
 def test_conditions_are_told_apart_by_colour_and_line(sweep):
-    styles = styles_of(read_curves(read_sweep(sweep)))
+    styles = styles_of(read_curves(read_sweep_folder(sweep)))
     assert len({(style.colour, style.line) for style in styles.values()}) == len(styles) == 4
     assert styles["replay_ratio=1,callback=none"].line == "--"
     assert styles["replay_ratio=1,callback=redo"].line == "-"
@@ -366,20 +368,28 @@ def test_callbacks_of_either_kind_have_lines_of_their_own_beside_another_axis():
 
 
 def test_ours_stand_beside_the_papers_of_the_same_setting_with_both_scales(sweep):
-    made = read_sweep(sweep)
+    made = read_sweep_folder(sweep)
     curves = read_curves(made)
     conditions = condition_outcomes(run_outcomes(made, curves))
     nothing = pd.DataFrame(columns=["environment", "condition", "threshold", "value"])
-    table = beside_paper(conditions, "dqn", nothing).set_index(["replay_ratio", "redo"])
+    table = beside_published(conditions, "dqn", nothing).set_index(["replay_ratio", "redo"])
     assert table["paper"].to_dict() == {
         (0.25, False): 0.410, (1.0, False): 0.302, (0.25, True): 0.397, (1.0, True): 0.625
     }  # fmt: skip
     assert table.loc[(1.0, True), "our_scale"] == "2 environments, 6 runs, 8,000 frames, human-normalised return"
     assert "17 Atari games, 5 seeds, 10M frames" in table.loc[(1.0, True), "paper_scale"]
-    assert beside_paper(conditions, "dqn", nothing, n_steps=3)["paper"].tolist() == [0.656, 0.554, 0.689, 0.727]
-    assert beside_paper(conditions, "dqn", nothing, extractor="impala")["paper"].tolist() == [0.79, 0.509, 0.833, 0.842]
-    assert beside_paper(conditions, "drq", nothing)["paper"].tolist() == [0.609, 0.634]  # our sweep has a ratio of 1
-    assert beside_paper(conditions, "ppo", nothing).empty
+    assert beside_published(conditions, "dqn", nothing, n_steps=3)["paper"].tolist() == [0.656, 0.554, 0.689, 0.727]
+    assert beside_published(conditions, "dqn", nothing, extractor="impala")["paper"].tolist() == [
+        0.79,
+        0.509,
+        0.833,
+        0.842,
+    ]
+    assert beside_published(conditions, "drq", nothing)["paper"].tolist() == [
+        0.609,
+        0.634,
+    ]  # our sweep has a ratio of 1
+    assert beside_published(conditions, "ppo", nothing).empty
 
 
 def test_rivals_are_not_set_beside_the_papers_redo(tmp_path):
@@ -397,7 +407,7 @@ def test_rivals_are_not_set_beside_the_papers_redo(tmp_path):
         folder.mkdir()
         settings = {"callback": callbacks, "policy_kwargs": kwargs}
         (folder / "run.json").write_text(json.dumps({**about, "settings": settings}))
-    rivals = _rivals(read_sweep(tmp_path))
+    rivals = _rivals(read_sweep_folder(tmp_path))
     assert rivals == {
         "callback=none": "",
         "callback=redo": "",
@@ -422,7 +432,7 @@ def test_rivals_are_not_set_beside_the_papers_redo(tmp_path):
         }
     )
     nothing = pd.DataFrame(columns=["environment", "condition", "threshold", "value"])
-    beside = beside_paper(conditions, "dqn", nothing).set_index("condition")["paper"].to_dict()
+    beside = beside_published(conditions, "dqn", nothing).set_index("condition")["paper"].to_dict()
     assert beside == {
         "callback=none": 0.302,
         "callback=redo": 0.625,
@@ -546,13 +556,20 @@ def loaded_after(statement):
 
 def test_reports_import_neither_torch_nor_sb3_nor_the_zoo(tmp_path):
     folder = sweep_of(tmp_path / "made", {}, ("BipedalWalker-v3",), keys=("rollout/ep_rew_mean",))
-    loaded = loaded_after(f"from sb3_redo.reports import write_report; write_report({str(folder)!r})")
+    loaded = loaded_after(f"from sb3_redo.reports.build import write_report; write_report({str(folder)!r})")
     assert "plotly" in loaded
     assert not {"torch", "stable_baselines3", "rl_zoo3", "tensorflow"} & set(loaded)
 
 
-def test_the_check_above_would_notice():
-    assert "torch" in loaded_after("import sb3_redo.reports.build, sb3_redo.dormancy.plots")
+def test_what_writes_the_points_of_a_run_draws_nothing():
+    loaded = loaded_after("import sb3_redo.sweeps.run_process")
+    assert "pyarrow" in loaded
+    assert not {"torch", "matplotlib", "plotly"} & set(loaded)
+
+
+def test_the_checks_above_would_notice():
+    loaded = loaded_after("import sb3_redo.reports.build, sb3_redo.dormancy.plots")
+    assert {"torch", "matplotlib", "plotly"} <= set(loaded)
 
 
 @pytest.mark.slow
@@ -564,7 +581,7 @@ def test_a_sweep_of_the_papers_size_is_reported_in_little_time_and_two_gigabytes
         write_run(*run, parquet=True, measurements=2500, period=1000, keys=keys)
     script = f"""
 import resource, time
-from sb3_redo.reports import write_report
+from sb3_redo.reports.build import write_report
 begun = time.process_time()
 write_report({str(folder)!r})
 print(time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)

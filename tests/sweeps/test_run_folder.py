@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_redo import DormancyCallback, ReDoCallback
-from sb3_redo.reports import read_sweep
+from sb3_redo.reports import read_sweep_folder
 from sb3_redo.sweeps import RunFolder
 from sb3_redo.sweeps.checkpoint import restore_checkpoint, save_checkpoint
 from sb3_redo.sweeps.files import BusyError, locked
@@ -185,7 +185,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_a_report_knows_a_training_that_no_sweep_has_described(tmp_path):
     train(tmp_path / "one")
     train(tmp_path / "other", at=200)
-    one, other = read_sweep(tmp_path).runs
+    one, other = read_sweep_folder(tmp_path).runs
     assert (one.environment, one.label, one.seed, one.state) == ("CartPole-v1", "replay_ratio=0.25", 0, "finished")
     assert one.settings["algorithm"] == "dqn"
     assert one.result["num_timesteps"] == STEPS
@@ -196,7 +196,7 @@ def test_a_report_tells_runs_apart_by_their_axes(tmp_path):
     model = make_dqn()
     keeper = RunFolder(str(tmp_path), {"width": 1, "replay_ratio": 0.25, "environment": "Pole"}, axes=["width"])
     model.learn(20, callback=keeper)
-    (run,) = read_sweep(tmp_path).runs
+    (run,) = read_sweep_folder(tmp_path).runs
     assert (run.environment, run.label) == ("Pole", "width=1")
     with pytest.raises(ValueError, match="axes must be one of 'width', got 'widht'; did you mean 'width'"):
         RunFolder("x", {"width": 1}, axes=["widht"])
