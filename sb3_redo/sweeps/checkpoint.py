@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, notes: dict[str, Any], *
         stored = getattr(model, "replay_buffer", None) if buffer else None
         pickle.dump(None if stored is None else _filled(vars(stored), stored), file, protocol=5)
     for path in target.iterdir():
-        with open(path, "rb") as written:
+        with open(path, "r+b") as written:  # or Windows would not flush it
             os.fsync(written.fileno())
     # From here on the new one counts: a kill before leaves the old one, a kill after leaves at most a folder too many.
     write_json(folder / CHECKPOINT, {"folder": target.name, **notes})

@@ -1,6 +1,5 @@
-"""What lies in the folder of a sweep and of each of its runs."""
+"""Names, writes and locks the files in the folder of a sweep and of each of its runs."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -8,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 SWEEP = "sweep.json"
 """In the sweep's folder: what was planned."""
@@ -30,7 +31,7 @@ SWEEP_LOCK = "sweep.lock"
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a JSON file that is there whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     with open(temporary, "w") as stream:
@@ -41,7 +42,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The content, or ``None`` where there is no such file."""
+    """Return the content, or ``None`` where there is no such file."""
     try:
         return dict(json.loads(file.read_text()))
     except FileNotFoundError:
@@ -61,21 +62,22 @@ class BusyError(RuntimeError):
 
 @contextmanager
 def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Nobody else holds the same lock of the folder meanwhile; the operating system lets go when the process dies.
+    """Hold a lock of the folder meanwhile. The operating system releases it when the process dies.
 
-    :raises BusyError: when somebody does
+    :raises BusyError: when somebody else holds it
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"another process trains in {folder}") from None
+    try:
+        # The soft locks of filelock are files, which stay behind when a process is killed.
+        lock = FileLock(folder / name, fallback_to_soft=False).acquire(blocking=False)
+    except Timeout:
+        raise BusyError(f"another process trains in {folder}") from None
+    with lock:
         yield
 
 
 def is_busy(folder: Path) -> bool:
-    """Whether a process works in the folder."""
+    """Say whether a process works in the folder."""
     try:
         with locked(folder):
             return False

@@ -20,7 +20,7 @@ from sb3_redo.sweeps.files import (
     locked,
     write_json,
 )
-from sb3_redo.sweeps.warm_process import Starter, die_with_parent
+from sb3_redo.sweeps.warm_process import IN_CHILD, Starter
 
 _TAIL = 4000
 
@@ -83,7 +83,7 @@ def _run(folder: Path, command: Sequence[str], threads: int) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=die_with_parent,
+            preexec_fn=IN_CHILD,
         )
         try:
             return process.wait()

@@ -49,7 +49,7 @@ class Starter:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            preexec_fn=die_with_parent,
+            preexec_fn=IN_CHILD,
         )
 
     @property
@@ -85,6 +85,10 @@ def die_with_parent() -> None:
     # A training whose worker was killed would hold its folder, and the one that is to go on could not.
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+IN_CHILD = die_with_parent if sys.platform == "linux" else None
+"""What a child process does first. Windows knows nothing of the kind."""
 
 
 def _next_training(answers: int) -> dict[str, Any] | None:

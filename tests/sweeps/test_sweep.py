@@ -1,6 +1,8 @@
 """Sweeps run through Ray: skipped when finished, gone on with when killed, the same as their printed commands."""
 
+import gc
 import json
+import multiprocessing
 import os
 import shlex
 import signal
@@ -188,6 +190,33 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
             train_run(tmp_path, script(""), 1)
     assert not is_busy(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"lock", "sweep.lock"}
+
+
+def test_a_lock_is_released_when_its_process_is_killed(tmp_path):
+    text = f"""
+import pathlib, time
+from sb3_redo.sweeps.files import locked
+with locked(pathlib.Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    holder = subprocess.Popen(script(text), stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    assert is_busy(tmp_path)
+    holder.kill()
+    holder.communicate()
+    assert not is_busy(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_lock_outlives_the_children_of_its_process(tmp_path):
+    with locked(tmp_path):
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        assert is_busy(tmp_path)
+    assert not is_busy(tmp_path)
 
 
 def test_a_training_has_as_many_threads_as_it_was_given(tmp_path):
