@@ -2,17 +2,21 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from sb3_redo.experiments.catalogue import Experiment
+from sb3_redo.reports.build import markdown_table
 from sb3_redo.reports.curves import ALL
 from sb3_redo.reports.outcomes import condition_outcomes, run_outcomes
-from sb3_redo.reports.paper import PUBLISHED, Published
-from sb3_redo.reports.scores import atari_game
-from sb3_redo.reports.statistics import stratified_intervals
+from sb3_redo.reports.paper import Published, published_numbers
+from sb3_redo.reports.scores import game_of
+from sb3_redo.reports.statistics import stacked, stratified_intervals
 from sb3_redo.reports.styles import short_labels
 from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, SweepRecord, text
 from sb3_redo.validation import one_of
@@ -27,6 +31,8 @@ class Quantity:
     :param last: how many of its last points are averaged
     :param percent: whether it is a share
     :param of_first: whether it is divided by each run's first point
+    :param label: of its curves
+    :param log: whether its curves are drawn on a logarithmic axis
     """
 
     words: str
@@ -34,62 +40,22 @@ class Quantity:
     last: int = 1
     percent: bool = True
     of_first: bool = False
+    label: str = ""
+    log: bool = False
 
 
-_SHARPNESS = "plasticity/sharpness/"
-_NEGATIVE_SHARE = "plasticity/gradient_negative_share/"
-
-QUANTITIES = {
-    "dormant": Quantity("dormant neurons at the end", "dormancy/fraction"),
-    "dead": Quantity("dead neurons at the end (threshold 0)", "dormancy_thresholds/0.0"),
-    "dormant_at_0.025": Quantity("neurons dormant at a threshold of 0.025 at the end", "dormancy_thresholds/0.025"),
-    "dormant_alike": Quantity("dormant neurons at the end, on 256 observations", "dormancy_2/fraction"),
-    "actor": Quantity("dormant neurons of the actor at the end", "dormancy/actor"),
-    "critic": Quantity("dormant neurons of the critics at the end", "dormancy/critic"),
-    "overlap": Quantity("overlap with the measurement before, last five", "dormancy/overlap", 5),
-    "accuracy": Quantity("accuracy at the end of the last five tasks", "classifier/task_accuracy", 5),
-    "srank": Quantity("srank of the features at the end", "plasticity/feature_srank/q_net", percent=False),
-    "effective_rank": Quantity(
-        "effective rank of the features at the end", "plasticity/feature_effective_rank/q_net", percent=False
-    ),
-    "stable_rank": Quantity(
-        "stable rank of the features at the end", "plasticity/feature_stable_rank/q_net", percent=False
-    ),
-    "weight_norm": Quantity("norm of the weights at the end", "plasticity/weight_norm/q_net", percent=False),
-    "plasticity_loss": Quantity(
-        "plasticity loss from the first probe to the end", "plasticity/plasticity_loss/q_net", percent=False
-    ),
-    "loss": Quantity("Huber loss at the end", "offline/loss", percent=False),
-    "sharpness": Quantity("sharpness of the trained network at the end", f"{_SHARPNESS}q_net", percent=False),
-    "sharpness_twin": Quantity("sharpness of its twin at the end", f"{_SHARPNESS}q_net_twin", percent=False),
-    "sharpness_growth": Quantity(
-        "sharpness of the trained network at the end over that at the start",
-        f"{_SHARPNESS}q_net",
-        percent=False,
-        of_first=True,
-    ),
-    "sharpness_growth_twin": Quantity(
-        "sharpness of its twin at the end over that at the start",
-        f"{_SHARPNESS}q_net_twin",
-        percent=False,
-        of_first=True,
-    ),
-    "interference": Quantity(
-        "pairs of samples with opposed gradients at the end, trained network, last five", f"{_NEGATIVE_SHARE}q_net", 5
-    ),
-    "interference_twin": Quantity(
-        "pairs of samples with opposed gradients at the end, its twin, last five", f"{_NEGATIVE_SHARE}q_net_twin", 5
-    ),
-    "pruned": Quantity("neurons pruned by the end", "pruning/pruned_fraction"),
-    "return": Quantity("final return", percent=False),
-}
+@cache
+def quantities() -> dict[str, Quantity]:
+    """Return all quantities by name, from ``quantities.yml``."""
+    content = yaml.safe_load(Path(__file__).with_name("quantities.yml").read_text(encoding="utf-8"))
+    return {name: Quantity(**entry) for name, entry in content.items()}
 
 
 @dataclass(frozen=True)
 class PaperNumber:
     """A number of the paper's.
 
-    :param quantity: a name in :data:`QUANTITIES`
+    :param quantity: a name in :func:`quantities`
     :param figure: by the paper's number, of Lyle et al. 2023 with that name before it
     :param scale: what it is of
     :param source: how it was read: ``digitised``, ``read by eye`` from the figure's image, ``printed`` in it, or
@@ -121,9 +87,11 @@ def paper_numbers(experiment: Experiment) -> list[PaperNumber]:
     """Those that the catalogue has, and those that it takes from the report."""
     own = [PaperNumber(**number) for number in experiment.published]
     for number in own:
-        one_of("quantity", number.quantity, tuple(QUANTITIES))
+        one_of("quantity", number.quantity, tuple(quantities()))
     known = experiment.report_figures or {}
-    return own + [_of_report(number) for number in PUBLISHED if number.replay_ratio in known.get(number.figure, ())]
+    return own + [
+        _of_report(number) for number in published_numbers() if number.replay_ratio in known.get(number.figure, ())
+    ]
 
 
 def _of_report(number: Published) -> PaperNumber:
@@ -140,25 +108,25 @@ def _of_report(number: Published) -> PaperNumber:
     )
 
 
-def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, quantities: Iterable[str], seed: int = 0) -> pd.DataFrame:
+def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, names: Iterable[str], seed: int = 0) -> pd.DataFrame:
     """One row for every environment, condition and quantity of a sweep's finished runs.
 
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
-    :param quantities: names in :data:`QUANTITIES`; those that no run logged are left out
+    :param names: of quantities, in :func:`quantities`; those that no run logged are left out
     :param seed: of the bootstrap
     :return: columns ``environment``, ``condition``, the axes, ``quantity`` (its name), ``value`` (interquartile mean
         over runs), ``low``, ``high`` (95 % stratified bootstrap), ``runs``, ``measure`` (in words)
     """
     outcomes = run_outcomes(sweep, curves)
     finished = outcomes[outcomes["state"] == "finished"] if len(outcomes) else outcomes
-    rows = []
+    rows, known = [], quantities()
     for _, condition in condition_outcomes(outcomes, seed).iterrows():
         mine = finished[finished["condition"] == condition["condition"]]
         if condition["environment"] != ALL:
             mine = mine[mine["environment"] == condition["environment"]]
         about = {name: condition[name] for name in ("environment", "condition", *sweep.axes, "runs")}
-        for name in quantities:
-            quantity = QUANTITIES[one_of("quantity", name, tuple(QUANTITIES))]
+        for name in names:
+            quantity = known[one_of("quantity", name, tuple(known))]
             if quantity.key is None:
                 found = {"value": condition["value"], "low": condition["low"], "high": condition["high"]}
                 words = f"{quantity.words}: {condition['measure']}"
@@ -171,20 +139,17 @@ def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, quantities: Iterable
 
 
 def _ends(curves: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) -> list[np.ndarray]:
-    """What the runs of each environment ended with."""
+    """Return what the runs of each environment ended with, ``[runs, 1]``."""
     logged = curves[(curves["key"] == quantity.key) & curves["run"].isin(runs["run"])]
     last = logged.groupby("run", observed=True).tail(quantity.last).groupby("run", observed=True)["value"].mean()
     if quantity.of_first:
         last = last / logged.groupby("run", observed=True)["value"].first()
     ends = runs["run"].map(last.to_dict())
-    return [ends[runs["environment"] == name].to_numpy(dtype=float) for name in runs["environment"].unique()]
+    return [ends[runs["environment"] == name].to_numpy(dtype=float)[:, None] for name in runs["environment"].unique()]
 
 
 def _estimate(of_environments: list[np.ndarray], seed: int) -> dict[str, float]:
-    scores = np.full((max(map(len, of_environments)), len(of_environments), 1), np.nan)
-    for column, values in enumerate(of_environments):
-        scores[: len(values), column, 0] = values
-    estimate = stratified_intervals(scores, seed)
+    estimate = stratified_intervals(stacked(of_environments), seed)
     return {"value": estimate.value[0], "low": estimate.low[0], "high": estimate.high[0]}
 
 
@@ -203,7 +168,7 @@ def beside_paper(conditions: pd.DataFrame, published: Iterable[PaperNumber], alg
         row = {"environment": ours["environment"], "condition": labels[ours["condition"]], "quantity": ours["measure"]}
         row |= {"ours": ours["value"], "low": ours["low"], "high": ours["high"], "runs": ours["runs"]}
         fitting = [number for number in published if number.fits(ours["quantity"], ours, algorithm)]
-        mine = [number for number in fitting if number.game == _game(ours["environment"])]
+        mine = [number for number in fitting if number.game == game_of(ours["environment"])]
         for number in mine or fitting:
             scale = f"{number.game}: {number.scale}" if number.game else number.scale
             rows.append(
@@ -216,5 +181,50 @@ def beside_paper(conditions: pd.DataFrame, published: Iterable[PaperNumber], alg
     return pd.DataFrame(rows)
 
 
-def _game(environment: str) -> str:
-    return atari_game(environment) or environment.split("-")[0]
+def beside_table(numbers: pd.DataFrame) -> str:
+    """A row for each condition and, for each quantity, a column of ours and one of the paper's where it has any.
+
+    :param numbers: from :func:`beside_paper`
+    :return: Markdown
+    """
+    rows = []
+    for (environment, condition), mine in numbers.groupby(["environment", "condition"], sort=False):
+        row = {"environment": environment, "condition": condition, "runs": mine["runs"].iloc[0]}
+        for quantity, found in mine.groupby("quantity", sort=False):
+            row[quantity] = _number(found.iloc[0], "ours", quantity)
+            if _published(numbers[numbers["quantity"] == quantity]).size:
+                row[f"{str(quantity).partition(': ')[0]}: the paper"] = ", ".join(
+                    _of_game(number, quantity) for _, number in _published(found).iterrows()
+                )
+        rows.append(row)
+    return markdown_table(pd.DataFrame(rows).dropna(axis="columns", how="all"))
+
+
+def sources_table(numbers: pd.DataFrame) -> str:
+    """What the paper's numbers are of and how they were read; nothing where there are none."""
+    published = _published(numbers)
+    if not len(published):
+        return ""
+    shown = published[["quantity", "figure", "paper_scale", "source"]].drop_duplicates(ignore_index=True)
+    return markdown_table(shown.rename(columns={"paper_scale": "of", "source": "how we know it"}))
+
+
+def _published(numbers: pd.DataFrame) -> pd.DataFrame:
+    return numbers[numbers["paper"].notna()] if "paper" in numbers else numbers.iloc[:0]
+
+
+def _of_game(number: "pd.Series[object]", quantity: str) -> str:
+    game, parted, _ = str(number["paper_scale"]).partition(": ")
+    told = _number(number, "paper", quantity, "paper_")
+    return f"{told} ({game})" if parted else told
+
+
+def _number(row: "pd.Series[object]", name: str, quantity: str, prefix: str = "") -> str:
+    """A value with its interval where there is one; shares in percent."""
+    is_share = any(known.percent and known.words == quantity for known in quantities().values())
+    scale, unit, form = (100, " %", ".1f") if is_share else (1, "", ".3g")
+    value, low, high = (float(row[key]) * scale for key in (name, f"{prefix}low", f"{prefix}high"))
+    if not is_share and abs(value) >= 100:
+        form = ".0f"
+    told = f"{value:{form}}{unit}"
+    return told if low != low else f"{told} [{low:{form}}, {high:{form}}]"

@@ -1,20 +1,27 @@
 """An experiment is its sweeps, trained, and what is written of them: a page with figures and numbers."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from sb3_redo.experiments.catalogue import Experiment, Preset
-from sb3_redo.experiments.figures import plot_interference, plot_loss, plot_measure, plot_pruned, plot_sharpness
-from sb3_redo.experiments.number_tables import beside_table, sources_table
-from sb3_redo.experiments.numbers import QUANTITIES, beside_paper, conditions_of, paper_numbers
+from sb3_redo.experiments.numbers import (
+    beside_paper,
+    beside_table,
+    conditions_of,
+    paper_numbers,
+    quantities,
+    sources_table,
+)
 from sb3_redo.experiments.readers import READERS
 from sb3_redo.reports.build import Report, write_report
 from sb3_redo.reports.curves import over_seeds, side_by_side
-from sb3_redo.reports.figures import panels, plot_accuracy, plot_dormancy
+from sb3_redo.reports.figures import panels, plot_curves
 from sb3_redo.reports.heat_maps import heat_maps
 from sb3_redo.reports.pictures import save
 from sb3_redo.reports.sweep_folder import read_sweep_folder
@@ -32,15 +39,6 @@ _ABOUT_NUMBERS = (
     "where digitised, its standard deviation where printed, and otherwise the range within which it could be read."
 )
 NUMBERS = "numbers.csv"
-
-_PLOTS = {
-    "accuracy": plot_accuracy,
-    "loss": plot_loss,
-    "pruned": plot_pruned,
-    "sharpness": plot_sharpness,
-    "interference": plot_interference,
-}
-"""How the curves of a quantity are drawn, where it is not as others are."""
 
 
 def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
@@ -111,22 +109,27 @@ def _name(figure: Mapping[str, str]) -> str:
 
 
 def _drawn(figure: Mapping[str, Any], curves: pd.DataFrame, conditions: pd.DataFrame) -> "Figure | None":
-    """A figure that the report has not; nothing where there is nothing to draw yet."""
+    """Draw a figure that the report has not. Returns nothing where there is nothing to draw yet."""
     if "curve" in figure:
-        name = figure["curve"]
-        quantity = QUANTITIES[name]
-        if "beside" in figure:
-            keys = {word: str(QUANTITIES[each].key) for each, word in figure["beside"].items()}
-            table = side_by_side(curves, keys)
-        else:
-            table = over_seeds(curves, str(quantity.key))
-        plot = _PLOTS.get(name, plot_dormancy if quantity.percent else plot_measure)
-        return panels(table.assign(measure=quantity.words.removesuffix(" at the end")), plot) if len(table) else None
+        return _drawn_curves(figure["curve"], figure.get("beside"), curves)
     name, x, y = (figure[key] for key in ("heat_map", "x", "y"))
     mine = conditions[conditions["quantity"] == name] if len(conditions) else conditions
     if not len(mine):
         return None
-    return heat_maps(mine, x, y, mine["measure"].iloc[0].split(" (")[0], QUANTITIES[name].percent)
+    return heat_maps(mine, x, y, mine["measure"].iloc[0].split(" (")[0], quantities()[name].percent)
+
+
+def _drawn_curves(name: str, beside: Mapping[str, str] | None, curves: pd.DataFrame) -> "Figure | None":
+    known = quantities()
+    quantity = known[name]
+    if beside is None:
+        table = over_seeds(curves, str(quantity.key))
+    else:
+        table = side_by_side(curves, {word: str(known[each].key) for each, word in beside.items()})
+    words = textwrap.fill(quantity.words.removesuffix(" at the end"), 30)
+    label = quantity.label or ("dormant neurons [%]" if quantity.percent else words)
+    scale = "log" if quantity.log else "share" if quantity.percent else "linear"
+    return panels(table, partial(plot_curves, label=label, scale=scale)) if len(table) else None
 
 
 def _has_papers(numbers: pd.DataFrame) -> bool:

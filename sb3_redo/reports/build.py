@@ -194,17 +194,14 @@ def _page(sweep: SweepRecord, report: Report, tables: Tables, conditions: pd.Dat
         sections.append(("Return", page.curves(tables.returns, about, f"IQM of {measure}") + shading))
     if len(tables.ratios):
         sections.append(("Final return and replay ratio", page.replay_ratios(tables.ratios)))
-    for heading, table, y, percent in (
-        ("Dormant neurons", tables.dormancy, "dormant neurons", True),
-        ("Overlap", tables.overlap, "overlap with the measurement before", True),
-        ("Recycled neurons", tables.recycled, "neurons recycled so far", False),
-        ("Accuracy", tables.accuracy, "accuracy", True),
-    ):
-        shown = [page.curves(part.table, steps, y, percent) for part in slices(table)] if len(table) else []
-        titles = [f"<h3>{part.title}</h3>" if part.title else "" for part in slices(table)] if len(table) else []
-        if shown:
+    for kind, table in tables.curves.items():
+        parts = [
+            (f"<h3>{part.title}</h3>" if part.title else "") + page.curves(part.table, steps, kind.words, kind.percent)
+            for part in slices(table)
+        ]
+        if parts:
             shading = page.note("Mean over seeds; shaded from the lowest to the highest seed.")
-            sections.append((heading, "".join(map("".join, zip(titles, shown, strict=True))) + shading))
+            sections.append((kind.heading, "".join(parts) + shading))
     if len(tables.layers):
         sections.append(("Dormant neurons by layer", page.layers(tables.layers, steps)))
     if len(tables.outcomes):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from sb3_redo.reports.scores import atari_game, frames_per_step, reference_of
-from sb3_redo.reports.statistics import stratified_intervals
+from sb3_redo.reports.statistics import stacked, stratified_intervals
 
 RETURN = "rollout/ep_rew_mean"
 ACCURACY = "classifier/accuracy"
@@ -149,11 +149,7 @@ def scores_at(curves: pd.DataFrame, environments: list[str], grid: np.ndarray, e
         values = _at(grid, steps, returns, ends[name])
         reference = reference_of(environment) if is_normalised(environments) else None
         of[environments.index(environment)].append(values if reference is None else reference.normalise(values))
-    scores = np.full((max(map(len, of)), len(environments), len(grid)), np.nan)
-    for column, runs in enumerate(of):
-        for row, values in enumerate(runs):
-            scores[row, column] = values
-    return scores
+    return stacked([np.reshape(runs, (-1, len(grid))) for runs in of])
 
 
 def _of_keys(curves: pd.DataFrame, keys: list[str], by: str) -> pd.DataFrame:

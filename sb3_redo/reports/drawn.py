@@ -1,7 +1,8 @@
-"""Which figures and which parts of the page a sweep gives, from the tables that it gives."""
+"""Decides which figures and which parts of the page a sweep gives."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -13,15 +14,42 @@ from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH, SweepRe
 _HEAT_MAPS = 3
 
 
+class CurveKind(NamedTuple):
+    """Curves over seeds that every report shows where they were logged.
+
+    :param name: of their figures
+    :param heading: on the page
+    :param key: under which they were logged
+    :param words: what their values are, on the page
+    :param label: the same in the figures
+    :param percent: whether their values are shares, else they are counts
+    """
+
+    name: str
+    heading: str
+    key: str
+    words: str
+    label: str
+    percent: bool = True
+
+
+_BEFORE = "overlap with the measurement before"
+_LABEL_BEFORE = "overlap with the dormant neurons\nof the measurement before [%]"
+_SO_FAR = "neurons recycled so far"
+CURVE_KINDS = (
+    CurveKind("dormant_fraction", "Dormant neurons", "dormancy/fraction", "dormant neurons", "dormant neurons [%]"),
+    CurveKind("overlap", "Overlap", "dormancy/overlap", _BEFORE, _LABEL_BEFORE),
+    CurveKind("recycled", "Recycled neurons", "redo/recycled_total", _SO_FAR, _SO_FAR, percent=False),
+    CurveKind("accuracy", "Accuracy", ACCURACY, "accuracy", "accuracy [%]"),
+)
+
+
 @dataclass(frozen=True)
 class Tables:
     """What is drawn, one table a kind of figure; a table without rows is not drawn."""
 
     returns: pd.DataFrame
-    dormancy: pd.DataFrame
-    overlap: pd.DataFrame
-    recycled: pd.DataFrame
-    accuracy: pd.DataFrame
+    curves: Mapping[CurveKind, pd.DataFrame]
     layers: pd.DataFrame
     layers_pooled: pd.DataFrame
     ratios: pd.DataFrame
@@ -44,7 +72,7 @@ class Slice:
 def tables_of(
     sweep: SweepRecord, curves: pd.DataFrame, outcomes: pd.DataFrame, conditions: pd.DataFrame, seed: int
 ) -> Tables:
-    """Everything that is drawn, computed.
+    """Compute everything that is drawn.
 
     Dormancy is against gradient steps where they were logged, else against environment steps.
 
@@ -56,10 +84,7 @@ def tables_of(
     layers = layers_over_seeds(curves, by)
     return Tables(
         return_curves(curves, sweep.n_timesteps, seed),
-        over_seeds(curves, "dormancy/fraction", by),
-        over_seeds(curves, "dormancy/overlap", by),
-        over_seeds(curves, "redo/recycled_total", by),
-        over_seeds(curves, ACCURACY, by),
+        {kind: over_seeds(curves, kind.key, by) for kind in CURVE_KINDS},
         layers,
         layers_over_seeds(pooled(curves[curves["key"].str.startswith(LAYERS)]), by) if are_many else layers,
         by_replay_ratio(conditions),
@@ -69,7 +94,12 @@ def tables_of(
 
 
 def slices(table: pd.DataFrame) -> Iterator[Slice]:
-    """Split curves so that those of one figure differ in the replay ratio or the width, and the callback, alone."""
+    """Split curves so that those of one figure differ in the replay ratio or the width, and the callback, alone.
+
+    Yields nothing of a table without rows.
+    """
+    if table.empty:
+        return
     axes = [name for name in table if name not in _DESCRIBING and name != CALLBACK]
     swept = [axis for axis in axes if table[axis].nunique() > 1]
     shown = [axis for axis in swept if axis in (REPLAY_RATIO, WIDTH)]

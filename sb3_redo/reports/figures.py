@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sb3_redo.reports.styles import COLOURS, Style, styles_of
-from sb3_redo.validation import needs
+from sb3_redo.validation import needs, one_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +22,12 @@ Styles = Mapping[str, Style]
 
 
 def plot_return(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Return against environment steps or frames, one line a condition, the 95 % interval shaded.
+    """Draw the return against environment steps or frames, one line a condition, the 95 % interval shaded.
 
     :param table: of one environment, from :func:`~sb3_redo.reports.curves.return_curves`
     :param styles: of the conditions; without them, those of this table
     """
-    ax = draw_curves(table, ax, styles)
+    ax = plot_curves(table, ax, styles)
     if len(table):
         ax.set_xlabel(table["unit"].iloc[0])
         ax.set_ylabel("IQM of " + table["measure"].iloc[0].replace(" (", "\n(", 1))
@@ -35,7 +35,7 @@ def plot_return(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | 
 
 
 def plot_replay_ratio(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
-    """Final return against the replay ratio, one line a series (with and without ReDo), with 95 % intervals.
+    """Draw the final return against the replay ratio, one line a series (with and without ReDo), with 95 % intervals.
 
     :param table: of one environment, from :func:`~sb3_redo.reports.outcomes.by_replay_ratio`
     """
@@ -58,44 +58,50 @@ def plot_replay_ratio(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 
 def plot_dormancy(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Dormant neurons, mean over seeds, the range from the lowest to the highest seed shaded.
+    """Draw the share of dormant neurons, mean over seeds; the range from the lowest to the highest seed is shaded.
 
     :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``dormancy/fraction``
     :param styles: of the conditions; without them, those of this table
     """
-    return in_percent(draw_curves(table, ax, styles), "dormant neurons [%]")
+    return plot_curves(table, ax, styles, label="dormant neurons [%]", scale="share")
 
 
-def plot_overlap(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Which share of dormant neurons was dormant at the measurement before; as :func:`plot_dormancy`.
+def plot_curves(
+    table: pd.DataFrame,
+    ax: "Axes | None" = None,
+    styles: Styles | None = None,
+    *,
+    label: str = "",
+    scale: str = "linear",
+) -> "Axes":
+    """Draw one line for each condition, shaded from ``low`` to ``high``.
 
-    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``dormancy/overlap``
+    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds`
+    :param styles: of the conditions; without them, those of this table
+    :param label: of the values
+    :param scale: of the values: ``share`` in percent from 0 up, ``count`` from 0 up, ``log`` or ``linear``
     """
-    return in_percent(draw_curves(table, ax, styles), "overlap with the dormant neurons\nof the measurement before [%]")
-
-
-def plot_recycled(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Neurons recycled so far; as :func:`plot_dormancy`.
-
-    :param table: of one environment, from :func:`~sb3_redo.reports.curves.over_seeds` of ``redo/recycled_total``
-    """
-    ax = draw_curves(table, ax, styles)
-    ax.set_ylabel("neurons recycled so far")
-    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.set_ylim(bottom=0)
-    return ax
-
-
-def plot_accuracy(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Share of the images that a classifier gives their labels; as :func:`plot_dormancy`.
-
-    :param table: of one set of images, from :func:`~sb3_redo.reports.curves.over_seeds` of ``classifier/accuracy``
-    """
-    return in_percent(draw_curves(table, ax, styles), "accuracy [%]")
+    ax = _axes(ax)
+    styles = styles_of(table) if styles is None else styles
+    for condition, mine in table.groupby("condition", sort=False, observed=True):
+        style = styles[condition]
+        ax.plot(mine["at"], mine["value"], color=style.colour, linestyle=style.line, label=style.label or "all runs")
+        ax.fill_between(mine["at"], mine["low"], mine["high"], color=style.colour, alpha=0.15, linewidth=0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if len(table):
+        ax.legend(frameon=False, fontsize="small")
+        ax.set_xlabel(AXIS_LABELS.get(table["by"].iloc[0], "") if "by" in table else "")
+    ax.set_ylabel(label)
+    if one_of("scale", scale, ("share", "count", "log", "linear")) == "log":
+        ax.set_yscale("log")
+    elif scale != "linear":
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol="") if scale == "share" else EngFormatter(sep=""))
+        ax.set_ylim(bottom=0)
+    return _tidied(ax)
 
 
 def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
-    """Dormant fraction of every layer over time as a heat map, the first layer on top.
+    """Draw the dormant fraction of every layer over time as a heat map, the first layer on top.
 
     :param table: of one condition, from :func:`~sb3_redo.reports.curves.layers_over_seeds`
     :param with_bar: whether to say beside it what the colours mean
@@ -123,7 +129,7 @@ def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool
 
 
 def plot_speed(outcomes: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
-    """Environment steps per second of every run, by condition.
+    """Draw the environment steps per second of every run, by condition.
 
     :param outcomes: from :func:`~sb3_redo.reports.outcomes.run_outcomes`
     """
@@ -143,7 +149,7 @@ def plot_speed(outcomes: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 def panels(
     table: pd.DataFrame, plot: Callable[..., "Axes"], by: str = "environment", title: str = "", across: int = 4
 ) -> "Figure":
-    """A figure, which no window shows, with one panel for each value of a column, and one legend.
+    """Return a figure, which no window shows, with one panel for each value of a column, and one legend.
 
     :param plot: one of the functions above
     :param by: the column; its value is the panel's title
@@ -204,29 +210,6 @@ def _axes(ax: "Axes | None") -> "Axes":
         from matplotlib import pyplot  # here, because it chooses a backend
 
         ax = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
-    return ax
-
-
-def draw_curves(table: pd.DataFrame, ax: "Axes | None", styles: Styles | None) -> "Axes":
-    """One line for each condition of a table, shaded from ``low`` to ``high``, without a name for the values."""
-    ax = _axes(ax)
-    styles = styles_of(table) if styles is None else styles
-    for condition, mine in table.groupby("condition", sort=False, observed=True):
-        style = styles[condition]
-        ax.plot(mine["at"], mine["value"], color=style.colour, linestyle=style.line, label=style.label or "all runs")
-        ax.fill_between(mine["at"], mine["low"], mine["high"], color=style.colour, alpha=0.15, linewidth=0)
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if len(table):
-        ax.legend(frameon=False, fontsize="small")
-        ax.set_xlabel(AXIS_LABELS.get(table["by"].iloc[0], "") if "by" in table else "")
-    return _tidied(ax)
-
-
-def in_percent(ax: "Axes", label: str) -> "Axes":
-    """Values as percentages from 0 up, under a name."""
-    ax.set_ylabel(label)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    ax.set_ylim(bottom=0)
     return ax
 
 

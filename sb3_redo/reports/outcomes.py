@@ -7,7 +7,7 @@ import pandas as pd
 
 from sb3_redo.reports.curves import ACCURACY, ALL, LOSS, RETURN, is_normalised, measure_of
 from sb3_redo.reports.scores import frames_per_step, reference_of
-from sb3_redo.reports.statistics import stratified_intervals
+from sb3_redo.reports.statistics import stacked, stratified_intervals
 from sb3_redo.reports.sweep_folder import REPLAY_RATIO, RunRecord, SweepRecord
 from sb3_redo.reports.tables import setting_of
 
@@ -86,11 +86,8 @@ def condition_outcomes(outcomes: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def _condition_row(group: pd.DataFrame, title: str, environments: list[str], seed: int) -> dict[str, Any]:
     column = "normalised_return" if is_normalised(environments) else "final_return"
-    per_environment = [group.loc[group["environment"] == name, column].to_numpy() for name in environments]
-    scores = np.full((max(map(len, per_environment)), len(environments), 1), np.nan)
-    for number, values in enumerate(per_environment):
-        scores[: len(values), number, 0] = values
-    estimate = stratified_intervals(scores, seed)
+    per_environment = [group.loc[group["environment"] == name, [column]].to_numpy() for name in environments]
+    estimate = stratified_intervals(stacked(per_environment), seed)
     varying = {"run", "environment", "seed", "state", "final_return", "normalised_return"}
     means = ["dormant_fraction", "recycled_total", "steps_per_second", "num_timesteps", "frames", "gradient_steps"]
     means += [name for name in _OF_SOME if name in group]

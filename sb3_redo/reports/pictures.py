@@ -1,6 +1,7 @@
-"""The figures of a report as files."""
+"""Draws the figures of a report into files."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,7 @@ def draw(tables: Tables, folder: Path) -> tuple[str, ...]:
     :return: the names of the figures, without their endings
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = []
-    for name, figure in _figures(tables):
-        names.append(save(figure, folder, name))
-    return tuple(names)
+    return tuple(save(figure, folder, name) for name, figure in _figures(tables))
 
 
 def save(figure: "Figure", folder: Path, name: str) -> str:
@@ -53,14 +51,10 @@ def _figures(tables: Tables) -> "list[tuple[str, Figure]]":
         drawn.append(("return", figures.panels(tables.returns, figures.plot_return)))
     if len(tables.ratios):
         drawn.append(("return_by_replay_ratio", figures.panels(tables.ratios, figures.plot_replay_ratio)))
-    for name, table, plot in (
-        ("dormant_fraction", tables.dormancy, figures.plot_dormancy),
-        ("overlap", tables.overlap, figures.plot_overlap),
-        ("recycled", tables.recycled, figures.plot_recycled),
-        ("accuracy", tables.accuracy, figures.plot_accuracy),
-    ):
-        for part in slices(table) if len(table) else ():
-            drawn.append((name + part.name, figures.panels(part.table, plot, title=part.title)))
+    for kind, table in tables.curves.items():
+        plot = partial(figures.plot_curves, label=kind.label, scale="share" if kind.percent else "count")
+        for part in slices(table):
+            drawn.append((kind.name + part.name, figures.panels(part.table, plot, title=part.title)))
     for environment, table in tables.layers_pooled.groupby("environment", sort=False, observed=True):
         figure = figures.panels(table, figures.plot_layers, by="condition", title=str(environment), across=2)
         drawn.append((f"layers_{environment}", figure))

@@ -89,6 +89,15 @@ def atari_game(environment: str) -> str | None:
     return (found[1] or found[2]) if found else None
 
 
+def game_of(environment: str) -> str:
+    """Return what numbers of an environment are published under.
+
+    >>> game_of("PongNoFrameskip-v4"), game_of("Ant-v4")
+    ('Pong', 'Ant')
+    """
+    return atari_game(environment) or environment.split("-")[0]
+
+
 def frames_per_step(environment: str) -> int:
     """Frames of the game in an environment step: 4 for Atari, where an action is repeated, else 1."""
     return 1 if atari_game(environment) is None else FRAMES_PER_STEP

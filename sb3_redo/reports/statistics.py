@@ -1,5 +1,6 @@
 """Interquartile means and how sure of them one can be."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,6 +52,19 @@ def stratified_intervals(scores: np.ndarray, seed: int = 0, resamples: int = RES
         if np.isfinite(mine).sum(axis=0).max(initial=0) > 1:
             low[checkpoint], high[checkpoint] = _interval(mine, seed, resamples)
     return Estimate(value, low, high)
+
+
+def stacked(of_environments: Sequence[np.ndarray]) -> np.ndarray:
+    """Put the runs of several environments beside each other.
+
+    :param of_environments: ``[runs, checkpoints]`` of each
+    :return: ``[runs, environments, checkpoints]``, NaN where an environment has fewer runs than another
+    """
+    shape = (max(map(len, of_environments)), len(of_environments), of_environments[0].shape[1])
+    scores = np.full(shape, np.nan)
+    for column, runs in enumerate(of_environments):
+        scores[: len(runs), column] = runs
+    return scores
 
 
 def _interval(scores: np.ndarray, seed: int, resamples: int) -> np.ndarray:

@@ -15,11 +15,9 @@ from sb3_redo.cli.main import main
 from sb3_redo.experiments import catalogue as rooms
 from sb3_redo.experiments import page as experiment_pages
 from sb3_redo.experiments.catalogue import PRESETS, SWEEPS, Preset, catalogue, experiment_named
-from sb3_redo.experiments.figures import plot_sharpness
-from sb3_redo.experiments.numbers import QUANTITIES, PaperNumber, beside_paper, conditions_of, paper_numbers
+from sb3_redo.experiments.numbers import PaperNumber, beside_paper, conditions_of, paper_numbers, quantities
 from sb3_redo.experiments.page import sweeps_of, write_page
 from sb3_redo.reports.curves import side_by_side
-from sb3_redo.reports.figures import panels
 from sb3_redo.reports.sweep_folder import read_sweep_folder
 from sb3_redo.reports.tables import read_curves
 from sb3_redo.sweeps.sweep_file import read_sweep_file
@@ -103,7 +101,7 @@ def test_every_sweep_of_every_preset_can_be_started(experiment, preset):
 @of_each
 def test_what_an_experiment_is_put_beside_is_of_its_own_conditions(experiment):
     numbers = paper_numbers(experiment)
-    assert {number.quantity for number in numbers} <= set(experiment.quantities) <= set(QUANTITIES)
+    assert {number.quantity for number in numbers} <= set(experiment.quantities) <= set(quantities())
     conditions = [run.condition for sweep in sweeps_of(experiment.presets["paper"]) for run in sweep.runs]
     for number in numbers:
         assert set(number.where) <= set().union(*conditions)
@@ -350,8 +348,8 @@ def test_two_networks_of_the_same_runs_are_drawn_side_by_side(tmp_path):
     assert numbers[[f"{trained} over that at the start", f"{twin} over that at the start"]].tolist() == [10.0, 2.0]
     assert "![curve_sharpness]" in (tmp_path / "page/experiment.md").read_text()
     curves = read_curves(read_sweep_folder(folder))
-    table = side_by_side(curves, {"one": f"{SHARPNESS}/q_net", "twin": f"{SHARPNESS}/q_net_twin"})
-    figure = panels(table, plot_sharpness)
+    beside = {"curve": "sharpness", "beside": {"sharpness": "one", "sharpness_twin": "twin"}}
+    figure = experiment_pages._drawn(beside, curves, pd.DataFrame())
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "twin"]
     (ax,) = figure.axes
     assert ax.get_yscale() == "log"

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sb3_redo.experiments.number_tables import beside_table, sources_table
+from sb3_redo.experiments.numbers import beside_table, sources_table
 from studies.experiment_pages import FOUND, publish
 
 NAN = float("nan")
