@@ -134,6 +134,7 @@ class ExaminingCallback(GradientStepCallback):
         try:
             with needs("plots", "log_images=True", "set log_images=False"):
                 import matplotlib  # noqa: F401
+                import sklearn  # noqa: F401
         except ImportError as error:  # not as it is: during a trial the zoo overlooks a ValueError
             raise RuntimeError(str(error)) from None
         return True

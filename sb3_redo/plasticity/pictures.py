@@ -1,5 +1,6 @@
 """Matrices and spectra as pictures for TensorBoard."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,26 +15,24 @@ if TYPE_CHECKING:
 
 
 def clustered(cosines: Tensor, clusters: int = 10, seed: int = 0) -> Tensor:
-    """An order in which samples with gradients that agree stand together: k-means over the rows of a cosine matrix, as
-    in Lyle et al. 2023.
+    """Return an order in which samples with gradients that agree stand together.
 
-    :param cosines: [batch, batch]
+    Clusters the rows of a cosine matrix by k-means, as in Lyle et al. 2023.
+
+    :param cosines: finite, [batch, batch]
+    :param clusters: how many at most
+    :param seed: of the first centres; no other random stream moves
     :return: row numbers, [batch]
     """
-    rows = cosines.double()
-    generator = torch.Generator().manual_seed(seed)
-    clusters = min(clusters, len(rows))
-    centres = rows[torch.randperm(len(rows), generator=generator)[:clusters]]
-    member = torch.cdist(rows, centres).argmin(1)
-    for _ in range(100):
-        # A cluster without members stays where it is.
-        centres = torch.stack(
-            [rows[member == k].mean(0) if (member == k).any() else centres[k] for k in range(clusters)]
-        )
-        before, member = member, torch.cdist(rows, centres).argmin(1)
-        if torch.equal(before, member):
-            break
-    return member.argsort(stable=True)
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    means = KMeans(min(clusters, len(cosines)), n_init=1, random_state=seed)
+    with warnings.catch_warnings():
+        # Of a network that has died all rows are alike, and make fewer clusters.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        members = means.fit_predict(cosines.double().numpy())
+    return torch.from_numpy(members).argsort(stable=True)
 
 
 def cosine_picture(cosines: Tensor, title: str) -> Image:

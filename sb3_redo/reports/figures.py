@@ -100,7 +100,7 @@ def plot_curves(
     return _tidied(ax)
 
 
-def plot_layers(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
+def plot_layers_over_time(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
     """Draw the dormant fraction of every layer over time as a heat map, the first layer on top.
 
     :param table: of one condition, from :func:`~sb3_redo.reports.curves.layers_over_seeds`
@@ -160,13 +160,13 @@ def panels(
     rows = max(1, -(-len(values) // columns))
     styles = styles_of(table)
     is_styled = "styles" in signature(plot).parameters
-    width = 5.0 if plot is plot_layers else 3.6
+    width = 5.0 if plot is plot_layers_over_time else 3.6
     figure = _Figure(figsize=(max(6.4, width * columns), 1.6 + 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for number, (ax, value) in enumerate(zip(axes.flat, values, strict=False)):
         mine = table[table[by] == value]
-        if plot is plot_layers:
-            plot_layers(mine, ax, with_bar=number % columns == columns - 1)
+        if plot is plot_layers_over_time:
+            plot_layers_over_time(mine, ax, with_bar=number % columns == columns - 1)
         else:
             plot(mine, ax, **({"styles": styles} if is_styled else {}))
         if is_styled and len(values) > across:

@@ -56,7 +56,7 @@ def _figures(tables: Tables) -> "list[tuple[str, Figure]]":
         for part in slices(table):
             drawn.append((kind.name + part.name, figures.panels(part.table, plot, title=part.title)))
     for environment, table in tables.layers_pooled.groupby("environment", sort=False, observed=True):
-        figure = figures.panels(table, figures.plot_layers, by="condition", title=str(environment), across=2)
+        figure = figures.panels(table, figures.plot_layers_over_time, by="condition", title=str(environment), across=2)
         drawn.append((f"layers_{environment}", figure))
     if len(tables.outcomes):
         drawn.append(("steps_per_second", figures.panels(tables.outcomes.assign(all=""), figures.plot_speed, by="all")))

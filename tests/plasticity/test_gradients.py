@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import HerReplayBuffer
@@ -97,7 +98,16 @@ def test_samples_that_agree_stand_together():
     ordered = groups[clustered(cosines, clusters=9)]
     assert len(torch.unique_consecutive(ordered)) == 3
     assert sorted(clustered(cosines).tolist()) == list(range(9))
+    assert sorted(clustered(torch.zeros(9, 9).double()).tolist()) == list(range(9))
     assert cosine_picture(cosines, "net").image.shape == (400, 480, 3)
+
+
+def test_clusters_are_the_same_again_and_move_no_random_stream():
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double()
+    cosines = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).T
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert torch.equal(clustered(cosines), clustered(cosines))
+    assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
 def steady(model, monkeypatch):

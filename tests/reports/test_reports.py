@@ -338,7 +338,7 @@ def test_the_heat_map_has_a_row_for_every_layer_and_the_speed_a_mark_for_every_r
     curves = read_curves(made)
     layers = layers_over_seeds(curves)
     one = layers[(layers["environment"] == ATARI[0]) & (layers["condition"] == layers["condition"].iloc[0])]
-    assert figures.plot_layers(one, axes) is axes
+    assert figures.plot_layers_over_time(one, axes) is axes
     assert [label.get_text() for label in axes.get_yticklabels()] == list(LAYERS)
     assert axes.yaxis_inverted()
     assert axes.figure.axes[1].get_ylabel() == "dormant neurons"
