@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,6 @@ with needs("report", "the page of a report"):
 _Trace = dict[str, Any]
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 _CONFIG = {"displaylogo": False, "responsive": True}
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
-)
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1, h2 { font-weight: 600; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; font-size: 13px; } .wide { overflow-x: auto; max-height: 32em; }
-td, th { padding: .2em .7em; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
-th { position: sticky; top: 0; background: #f5f5f5; }
-td.word, th.word { text-align: left; } .note { color: #555; } pre { background: #f5f5f5; padding: 1em; overflow: auto; }
-"""
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
@@ -37,23 +28,8 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     :param sections: heading and contents (HTML), in order
     """
     body = "\n".join(f"<h2>{escape(heading)}</h2>\n{contents}" for heading, contents in sections)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-{body}
-</body>
-</html>
-"""
+    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return template.substitute(title=escape(title), script=get_plotlyjs(), body=body)
 
 
 def note(words: str) -> str:

@@ -15,14 +15,8 @@ from sb3_redo.reports.events import Scalars, read_event_folder
 
 POINTS_FILE = "points.parquet"
 GRADIENT_STEP = "dormancy/gradient_step"
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("gradient_step", pa.int64()),
-        ("key", pa.dictionary(pa.int32(), pa.string())),
-        ("value", pa.float64()),
-    ]
-)
+NAME = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema([("step", pa.int64()), ("gradient_step", pa.int64()), ("key", NAME), ("value", pa.float64())])
 
 
 @dataclass(frozen=True)

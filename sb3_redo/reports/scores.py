@@ -1,5 +1,6 @@
 """Reference scores of environments, which put returns on one scale: 0 is the reference's low end, 1 its high end."""
 
+import csv
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -27,45 +28,6 @@ class Reference:
 
 ATARI_SOURCE = "random play and a human player, 30 no-op starts (Mnih et al. 2015; Wang et al. 2016)"
 
-# Random play and human player. The zoo's table has the 26 games of Atari 100K in a comment only; here are those and
-# the others of the 17 games that ReDo was published on.
-_ATARI = {
-    "Alien": (227.8, 7127.7),
-    "Amidar": (5.8, 1719.5),
-    "Assault": (222.4, 742.0),
-    "Asterix": (210.0, 8503.3),
-    "BankHeist": (14.2, 753.1),
-    "BattleZone": (2360.0, 37187.5),
-    "BeamRider": (363.9, 16926.5),
-    "Boxing": (0.1, 12.1),
-    "Breakout": (1.7, 30.5),
-    "ChopperCommand": (811.0, 7387.8),
-    "CrazyClimber": (10780.5, 35829.4),
-    "DemonAttack": (152.1, 1971.0),
-    "DoubleDunk": (-18.6, -16.4),
-    "Enduro": (0.0, 860.5),
-    "Freeway": (0.0, 29.6),
-    "Frostbite": (65.2, 4334.7),
-    "Gopher": (257.6, 2412.5),
-    "Hero": (1027.0, 30826.4),
-    "IceHockey": (-11.2, 0.9),
-    "Jamesbond": (29.0, 302.8),
-    "Kangaroo": (52.0, 3035.0),
-    "Krull": (1598.0, 2665.5),
-    "KungFuMaster": (258.5, 22736.3),
-    "MsPacman": (307.3, 6951.6),
-    "Pong": (-20.7, 14.6),
-    "PrivateEye": (24.9, 69571.3),
-    "Qbert": (163.9, 13455.0),
-    "RoadRunner": (11.5, 7845.0),
-    "Seaquest": (68.4, 42054.7),
-    "SpaceInvaders": (148.0, 1668.7),
-    "UpNDown": (533.4, 11693.2),
-    "WizardOfWor": (563.5, 4756.5),
-    "YarsRevenge": (3092.9, 54576.9),
-    "Zaxxon": (32.5, 9173.3),
-}
-
 
 def reference_of(environment: str) -> Reference | None:
     """The reference scores of an environment, or nothing where there are none.
@@ -73,10 +35,7 @@ def reference_of(environment: str) -> Reference | None:
     >>> reference_of("PongNoFrameskip-v4").normalise([-20.7, 14.6]).tolist()
     [0.0, 1.0]
     """
-    game = atari_game(environment)
-    if game in _ATARI:
-        return Reference(*_ATARI[game], ATARI_SOURCE)
-    return zoo_references().get(environment)
+    return atari_references().get(atari_game(environment) or "") or zoo_references().get(environment)
 
 
 def atari_game(environment: str) -> str | None:
@@ -101,6 +60,18 @@ def game_of(environment: str) -> str:
 def frames_per_step(environment: str) -> int:
     """Frames of the game in an environment step: 4 for Atari, where an action is repeated, else 1."""
     return 1 if atari_game(environment) is None else FRAMES_PER_STEP
+
+
+@cache
+def atari_references() -> dict[str, Reference]:
+    """Return the scores of ``atari_scores.csv`` by game.
+
+    The zoo's table has the 26 games of Atari 100K in a comment only. The file has those, and the others of the 17 games
+    that ReDo was published on.
+    """
+    with Path(__file__).with_name("atari_scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {row["game"]: Reference(float(row["random"]), float(row["human"]), ATARI_SOURCE) for row in rows}
 
 
 @cache

@@ -12,22 +12,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from sb3_redo.reports.points import read_run
+from sb3_redo.reports.points import NAME, SCHEMA, read_run
 from sb3_redo.reports.sweep_folder import CALLBACK, RunRecord, SweepRecord, text
 
 POINTS_PER_CURVE = 300
 CSV_ROWS = 1_000_000
 _REPEATED = ["run", "condition", "key"]
-WHOLE_SCHEMA = pa.schema(
-    [
-        ("run", pa.dictionary(pa.int32(), pa.string())),
-        ("condition", pa.dictionary(pa.int32(), pa.string())),
-        ("step", pa.int64()),
-        ("gradient_step", pa.int64()),
-        ("key", pa.dictionary(pa.int32(), pa.string())),
-        ("value", pa.float64()),
-    ]
-)
+WHOLE_SCHEMA = pa.schema([("run", NAME), ("condition", NAME), *SCHEMA])
 
 
 @dataclass(frozen=True)
