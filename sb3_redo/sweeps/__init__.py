@@ -6,15 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sb3_redo.sweeps.run_folder import RunFolder as RunFolder
 
-__all__ = ["RunFolder"]
-
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: --dry-run and --help do without torch.
+    # Imported when asked for: processes that only start trainings do without torch.
     if name == "RunFolder":
         return import_module("sb3_redo.sweeps.run_folder").RunFolder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The state of a training on disk, and back into a model that was made anew from the same settings."""
+"""Saves the state of a training, and restores it in a model that was made anew from the same settings."""
 
 import os
 import pickle
@@ -29,10 +29,10 @@ _OF_A_BUFFER = frozenset(("observation_space", "action_space", "device", "env"))
 
 
 def save_checkpoint(folder: Path, model: BaseAlgorithm, notes: dict[str, Any], *, buffer: bool = True) -> None:
-    """Write a training's state, and then forget the one before.
+    """Write a training's state, and remove the one before.
 
     :param folder: of the run
-    :param notes: what else is to be known when it goes on
+    :param notes: what else has to be known when it goes on
     :param buffer: whether to save the replay buffer too
     """
     previous = read_json(folder / CHECKPOINT)
@@ -58,13 +58,13 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, notes: dict[str, Any], *
 
 
 def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> dict[str, Any] | None:
-    """Bring a fresh model to where the run was when it was last saved; a new episode begins.
+    """Bring a fresh model to where the run was when it was last saved. A new episode begins.
 
     Changes the model, its buffer, the statistics of its ``VecNormalize`` and all random streams of the process.
 
     :param folder: of the run
     :param model: made from the same settings, about to learn
-    :return: the notes that were saved with it; ``None`` where nothing was saved
+    :return: the notes that were saved with it, or ``None`` where nothing was saved
     """
     pointer = read_json(folder / CHECKPOINT)
     if pointer is None:
@@ -93,7 +93,7 @@ def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> dict[str, Any] | N
 
 
 def _filled(contents: dict[str, Any], buffer: Any) -> dict[str, Any]:
-    """What a buffer holds, without the rows that nothing was written to: they are most of a large buffer at first."""
+    """Return what a buffer holds, without the empty rows. They are most of a large buffer at first."""
     size = buffer.buffer_size if buffer.full else buffer.pos
     kept: dict[str, Any] = {}
     for name, value in contents.items():
@@ -118,7 +118,7 @@ def _fill(contents: dict[str, Any], saved: dict[str, Any], buffer: Any) -> None:
 
 
 def _end_episode(buffer: Any) -> None:
-    """What is stored next belongs to another episode, so the last transition is where this one was cut off."""
+    """Mark the last transition as the end of its episode. What is stored next belongs to another one."""
     if hasattr(buffer, "truncate_last_trajectory"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it warns of what is wanted here
@@ -143,7 +143,7 @@ def _restore_statistics(model: BaseAlgorithm, saved: dict[str, Any] | None) -> N
 
 
 def _begin_episode(model: BaseAlgorithm) -> None:
-    """A new episode, with the statistics that were restored."""
+    """Begin an episode, with the statistics that were restored."""
     env = model.env
     assert env is not None
     # Or the environment would begin the run's first episodes once more: its own random streams cannot be saved.

@@ -1,4 +1,4 @@
-"""What the axes of a sweep's grid mean to the zoo."""
+"""Translates the axes of a sweep's grid into the zoo's hyper-parameters."""
 
 import math
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ POLICY_KWARGS = "policy_kwargs"
 
 
 def entry_of(mapping: str, axis: str) -> str | None:
-    """The entry that a dotted axis sets: ``activation`` of ``policy_kwargs.activation``; nothing for another axis."""
+    """Return the entry that a dotted axis sets: ``activation`` of ``policy_kwargs.activation``, ``None`` of others."""
     owner, dot, entry = axis.partition(".")
     return entry if dot and owner == mapping else None
 
 
 def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The zoo's hyper-parameters that a run has in place of a configuration's.
+    """Return the zoo's hyper-parameters that a run has in place of a configuration's.
 
     :param algorithm: by the zoo's name
     :param base: the configuration's entry for the environment
@@ -50,7 +50,7 @@ def _with_entry(policy_kwargs: Any, name: str, value: Any) -> Any:
 
 
 def python_text(value: Any) -> str:
-    """A value as Python source without names, for the zoo evaluates what ``-params`` is given."""
+    """Return a value as Python source without names: the zoo evaluates what ``-params`` is given."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {python_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):

@@ -20,7 +20,7 @@ _SECONDS_BEFORE_TRYING_AGAIN = 5.0
 
 @dataclass(frozen=True)
 class Resources:
-    """What the trainings may use.
+    """Limits what the trainings use.
 
     :param workers: trainings at a time on this machine; as many as it has cores if not given
     :param address: of a Ray cluster in place of this machine
@@ -38,7 +38,7 @@ class Resources:
 
 @dataclass
 class Standing:
-    """How a sweep stands.
+    """Counts how far a sweep is.
 
     :param open: runs that wait, the longest first
     :param running: their names to when they were started
@@ -57,7 +57,7 @@ class Standing:
 
 
 def execute(sweep: Sweep, out: Path, resources: Resources, watch: Callable[[Standing], Any]) -> Standing:
-    """Train all runs of a sweep that are not finished yet; those that were stopped go on.
+    """Train all runs of a sweep that are not finished yet. Those that were stopped go on.
 
     :param out: the sweep's folder, on a file system that all nodes see
     :param watch: told about every second how it stands
@@ -116,9 +116,8 @@ class _Executor:
         self.tasks: dict[Any, Run] = {}
         self.not_before: dict[str, float] = {}
         # A worker or node that is lost takes no run with it: the task starts again elsewhere, from its checkpoint.
-        self.remote = ray.remote(num_cpus=resources.cpus_per_run, num_gpus=resources.gpus_per_run, max_retries=-1)(
-            _train
-        )
+        shares = {"num_cpus": resources.cpus_per_run, "num_gpus": resources.gpus_per_run}
+        self.remote = ray.remote(**shares, max_retries=-1)(_train)
 
     def run(self) -> None:
         while self.standing.open or self.tasks:
@@ -131,7 +130,7 @@ class _Executor:
             self.watch(self.standing)
 
     def _room(self) -> int:
-        """How many trainings the cluster has room for, as large as it is now."""
+        """Return how many trainings the cluster has room for, as large as it is now."""
         available = self.ray.cluster_resources()
         room = available.get("CPU", 0.0) / self.resources.cpus_per_run
         if self.resources.workers is not None:
@@ -167,18 +166,16 @@ class _Executor:
         del self.standing.running[run.name]
         try:
             self.standing.training_seconds += self.ray.get(task)
+            self.standing.finished.append(run.name)
         except self.ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, BusyError):
                 self.standing.busy.add(run.name)
                 self.not_before[run.name] = time.monotonic() + _SECONDS_BEFORE_TRYING_AGAIN
                 self.standing.open.append(run)
-                return
-            self.standing.failed[run.name] = str(error.cause)
-            return
+            else:
+                self.standing.failed[run.name] = str(error.cause)
         except self.ray.exceptions.RayError as error:
             self.standing.failed[run.name] = str(error)
-            return
-        self.standing.finished.append(run.name)
 
 
 def _train(folder: str, command: Sequence[str], threads: int, directory: str) -> float:

@@ -1,4 +1,4 @@
-"""A replay ratio as SB3 has it: gradient steps every so many steps of every environment."""
+"""Turns a replay ratio into SB3's settings: gradient steps every so many steps of every environment."""
 
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ LONGEST_ROLLOUT = 1000
 
 
 class TrainingSchedule(NamedTuple):
-    """SB3's two settings.
+    """Holds SB3's two settings.
 
     :param train_freq: steps of every environment between ``train()`` calls
     :param gradient_steps: in each of these
@@ -19,7 +19,7 @@ class TrainingSchedule(NamedTuple):
 
 
 def training_schedule(replay_ratio: Any, n_envs: int = 1) -> TrainingSchedule:
-    """The shortest schedule that gives a replay ratio exactly.
+    """Return the shortest schedule that gives a replay ratio exactly.
 
     :param replay_ratio: gradient steps per environment step (transitions of all environments); a number, or a fraction
         as text, such as ``"1/3"``

@@ -1,4 +1,4 @@
-"""The runs of a sweep, each one ordinary command line of the zoo."""
+"""Describes the runs of a sweep, each one ordinary command line of the zoo."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ _PACKAGES = ("stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium"
 
 @dataclass(frozen=True)
 class Run:
-    """One seed of one condition in one environment.
+    """Describes one seed of one condition in one environment.
 
     :param environment: id
     :param condition: axis to label, in the order of the grid
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def replay_ratio(self) -> float | None:
-        """As the settings have it; ``None`` where they do not say, as for on-policy algorithms."""
+        """That of the settings; ``None`` where they do not say, as for on-policy algorithms."""
         every, made = self.settings.get("train_freq"), self.settings.get("gradient_steps")
         if not isinstance(every, int) or not isinstance(made, int):
             return None
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def effort(self) -> float:
-        """About how long it takes beside others: its steps, those of a network counting most."""
+        """An estimate of how long it takes beside others: its steps, those of a network counting most."""
         steps = self.n_timesteps or self.settings.get("n_timesteps", 1)
         ratio = self.replay_ratio
         return float(steps) * (0.25 + (1.0 if ratio is None else ratio)) * float(self.condition.get("width", 1))
@@ -76,7 +76,7 @@ class Run:
         return {**always, **self.condition, **ratio}
 
     def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
-        """The arguments of the zoo's train command; typing it again goes on where it was stopped.
+        """Return the arguments of the zoo's train command. Typing it again goes on where it was stopped.
 
         :param out: the sweep's folder
         :param threads: of PyTorch
@@ -102,11 +102,11 @@ class Run:
         ]
 
     def command_line(self, out: Path, threads: int = 1) -> str:
-        """The command as it can be pasted into a shell."""
+        """Return the command as it can be pasted into a shell."""
         return shlex.join(self.command(out, threads))
 
     def check_same(self, out: Path) -> None:
-        """See that the run is the one that was begun in its folder, if one was.
+        """Check that the run is the one that was begun in its folder, if one was.
 
         :raises UsageError: when it was begun with other settings
         """
@@ -144,7 +144,7 @@ def describe_run(
 
 
 def state_of(folder: Path) -> str:
-    """``finished``, ``failed``, ``begun`` or ``open``: what the folder of a run says."""
+    """Return what the folder of a run says: ``finished``, ``failed``, ``begun`` or ``open``."""
     if (folder / RESULT).exists():
         return "finished"
     if (folder / FAILED).exists():
@@ -153,6 +153,6 @@ def state_of(folder: Path) -> str:
 
 
 def progress_of(folder: Path) -> tuple[int, int]:
-    """Environment steps made, and those to be made where that is known yet, else 0."""
+    """Return the environment steps made, and those to be made where that is known yet, else 0."""
     told = read_json(folder / PROGRESS) or {}
     return int(told.get("num_timesteps", 0)), int(told.get("of", 0))

@@ -1,4 +1,4 @@
-"""Makes an ordinary training one that can be killed at any moment and started again by the same command."""
+"""Lets an ordinary training be killed at any moment and go on by the same command."""
 
 import time
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ _SECONDS_BETWEEN_PROGRESS = 2.0
 class RunFolder(BaseCallback):
     """Keeps a training's points, checkpoints and outcome in one folder, and goes on from there when started again.
 
-    To be the first callback of the list, since those behind it see the model as it was restored. Training itself is
-    what it is without this callback, bit for bit, until it is stopped: after that a new episode begins.
+    It has to be the first callback of the list, so that those behind it see the restored model. Training is bit for bit
+    what it is without this callback until it is stopped. After that a new episode begins.
 
     :param folder: of this run alone; made if need be
     :param condition: name to value of what the run differs in from others, for TensorBoard's HParams tab
@@ -82,7 +82,7 @@ class RunFolder(BaseCallback):
         self._tell()
 
     def _describe(self) -> None:
-        """Of a training that was typed by hand; a sweep has done it for its own."""
+        """Describe a training that was typed by hand; a sweep describes its own."""
         from rl_zoo3.utils import ALGOS
 
         name = next((name for name, kind in ALGOS.items() if type(self.model) is kind), type(self.model).__name__)
@@ -175,7 +175,7 @@ class RunFolder(BaseCallback):
         return [found for found in callbacks_in(self.locals.get("callback")) if isinstance(found, MonitoringCallback)]
 
     def _latest_fraction(self) -> float | None:
-        """The dormant fraction of the last measurement, which may have been made before the run was stopped."""
+        """Return the dormant fraction of the last measurement, which may be one before the run was stopped."""
         report = next((callback.report for callback in self._ours() if callback.report is not None), None)
         return self._fraction if report is None else report.dormant_fraction
 

@@ -106,5 +106,5 @@ def _starter(environment: Mapping[str, str]) -> Starter:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """Environment variables that keep a process to so many threads."""
+    """Return environment variables that keep a process to so many threads."""
     return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}

@@ -12,7 +12,7 @@ from sb3_redo.sweeps.sweep_reader import SweepReader
 
 @dataclass(frozen=True)
 class ProgramRun(Run):
-    """One seed of one condition, which a program of this package trains.
+    """Describes one seed of one condition, which a program of this package trains.
 
     :param program: the module that ``python -m`` runs
     :param gradient_steps: of the whole training

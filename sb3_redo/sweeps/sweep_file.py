@@ -15,7 +15,7 @@ from sb3_redo.validation import positive_integer
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep.
+    """Describes a checked sweep.
 
     :param name: the file's
     :param axes: name of each axis to its labels

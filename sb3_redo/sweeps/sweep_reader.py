@@ -1,4 +1,4 @@
-"""The base of what makes runs of a sweep file."""
+"""Holds the base of the readers of sweep files."""
 
 import itertools
 from abc import ABC, abstractmethod

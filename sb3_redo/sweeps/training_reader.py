@@ -124,7 +124,7 @@ class TrainingReader(SweepReader):
             raise self.document.error(f"{self.config} cannot be read: {error}", ("config",)) from None
 
     def _base(self, environment: str) -> dict[str, Any]:
-        """The configuration's entry for an environment, found as the zoo finds it."""
+        """Return the configuration's entry for an environment, found as the zoo finds it."""
         from rl_zoo3.exp_manager import ExperimentManager
 
         names = (environment, "atari" if ExperimentManager.is_atari(environment) else "default")
@@ -199,7 +199,7 @@ class TrainingReader(SweepReader):
         )
 
     def _in_force(self, base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-        """All hyper-parameters of a run, with the algorithm's defaults for what makes a replay ratio."""
+        """Return all hyper-parameters of a run, with the algorithm's defaults for what makes a replay ratio."""
         defaults = {
             name: parameter.default
             for name, parameter in self.parameters.items()
@@ -225,7 +225,7 @@ def _listed(callbacks: Any) -> list[Any]:
 
 
 def _adjusted(callback: Any, settings: Mapping[str, Any]) -> Any:
-    """A callback of ours with other settings; any other as it is."""
+    """Return a callback of ours with other settings, any other as it is."""
     if isinstance(callback, dict) and settings:
         ((path, own),) = callback.items()
         return {path: {**own, **settings}} if path.startswith("sb3_redo.") else callback

@@ -1,4 +1,4 @@
-"""Whether a YAML value can be that of a hyper-parameter, as the algorithm's own annotation has it."""
+"""Checks whether a YAML value can be that of a hyper-parameter, by the algorithm's own annotation."""
 
 import re
 import types
@@ -22,18 +22,21 @@ ZOO_SETTINGS: dict[str, Any] = {
 """What the zoo reads itself, besides what it gives to the algorithm, and what it takes there."""
 # The zoo makes "lin_1e-3" a linear schedule.
 _SCHEDULE = re.compile(r"[a-z]+_[-+.0-9e]+")
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str) and not _reads_as_number(value)),
+    list: ("a list", lambda value: isinstance(value, list)),
+    dict: ("a mapping", lambda value: isinstance(value, dict)),
+    type(None): ("", lambda value: value is None),
+    _SCHEDULE: ("", lambda value: isinstance(value, str) and _SCHEDULE.fullmatch(value) is not None),
 }
+"""Kinds of YAML values: what they are called, if a message names them, and how they are known."""
 
 
 def complaint_about(name: str, value: Any, parameters: dict[str, Parameter]) -> str | None:
-    """What is wrong with a value, if anything is.
+    """Say what is wrong with a value, if anything is.
 
     Annotations of what no YAML value is, such as classes and functions, allow the text that the zoo makes them of.
 
@@ -44,21 +47,21 @@ def complaint_about(name: str, value: Any, parameters: dict[str, Parameter]) -> 
         return None
     hint = ZOO_SETTINGS[name] if name in ZOO_SETTINGS else parameters[name].annotation
     kinds = _kinds(hint)
-    if not kinds or any(_is(value, kind) for kind in kinds):
+    if not kinds or any(_KINDS[kind][1](value) for kind in kinds):
         return None
-    wanted = " or ".join(dict.fromkeys(_WORDS[kind] for kind in _WORDS if kind in kinds))
+    wanted = " or ".join(words for kind, (words, _) in _KINDS.items() if kind in kinds and words)
     return f"expected {wanted}, got {value!r}{_hint(value, kinds)}"
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """The kinds of YAML values that an annotation allows; none where it says nothing."""
+    """Return the kinds of YAML values that an annotation allows, none where it says nothing."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         each = [_kinds(part) for part in typing.get_args(hint)]
         return set() if set() in each else set().union(*each)
-    if hint in (int, float, bool, str):
+    if hint in (int, float, bool, str, type(None)):
         return {hint}
-    if hint in (None, type(None)):
+    if hint is None:
         return {type(None)}
     if origin is dict or hint is dict:
         return {dict, str}
@@ -69,18 +72,6 @@ def _kinds(hint: Any) -> set[Any]:
     if Callable in (origin, hint) or hint is typing.Callable:
         return {_SCHEDULE}
     return set()
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if kind is _SCHEDULE:
-        return isinstance(value, str) and _SCHEDULE.fullmatch(value) is not None
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind is str:
-        return isinstance(value, str) and not _reads_as_number(value)
-    return isinstance(value, kind)
 
 
 def _hint(value: Any, kinds: set[Any]) -> str:
@@ -101,7 +92,7 @@ def _reads_as_number(text: str) -> bool:
 
 
 def _with_point(text: str) -> str:
-    """A number as YAML 1.1 wants it: 1e-4 as 1.0e-4."""
+    """Write a number as YAML 1.1 wants it: 1e-4 as 1.0e-4."""
     mantissa, e, exponent = text.lower().partition("e")
     if not e:
         return text

@@ -1,4 +1,4 @@
-"""A process that has loaded what trainings need, and forks one at a time: a training starts in no time.
+"""Forks trainings from a process that has loaded what they need, so that they start in no time.
 
 Importing PyTorch and the zoo takes seconds, which a sweep of short runs would spend once for each of them.
 """
@@ -75,7 +75,7 @@ class Starter:
         return int(answer) if answer else -signal.SIGKILL
 
     def kill(self) -> None:
-        """End it, and what it runs."""
+        """End the process, and what it runs."""
         self._process.kill()
         self._process.communicate()
 
@@ -92,7 +92,7 @@ IN_CHILD = die_with_parent if sys.platform == "linux" else None
 
 
 def _next_training(answers: int) -> dict[str, Any] | None:
-    """Fork a process for every order; returns the order in that process, and nothing when there are no more.
+    """Fork a process for every order. Returns the order in that process, and ``None`` when there are no more.
 
     :param answers: descriptor of the file that exit codes are written to
     """

@@ -1,4 +1,8 @@
-"""YAML whose every value knows its line."""
+"""Reads YAML, and remembers the line of every value.
+
+PyYAML reads as the zoo does: ``1e-4`` is text and ``y`` is no truth value. ruamel.yaml has lines, but with its YAML 1.1
+both mean something else.
+"""
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -14,7 +18,7 @@ Location = tuple[Hashable, ...]
 
 
 class Document:
-    """A YAML file, and where in it everything is.
+    """Holds the content of a YAML file, and where in it everything is.
 
     :param file: to read
     :raises UsageError: when it cannot be read, naming the line
@@ -70,7 +74,7 @@ class Document:
             seen.add(key)
 
     def error(self, message: str, location: Sequence[Hashable] = ()) -> UsageError:
-        """An error that names the file, the line of a value, and the way to it."""
+        """Return an error that names the file, the line of a value, and the way to it."""
         place = tuple(location)
         while place not in self._lines and place:
             place = place[:-1]
