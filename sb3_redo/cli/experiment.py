@@ -1,4 +1,4 @@
-"""``sb3-redo experiment``."""
+"""Offers ``sb3-redo experiment``."""
 
 import argparse
 import textwrap
@@ -39,7 +39,7 @@ def add_experiment(commands: Any, **settings: Any) -> None:
 
 
 def listing() -> str:
-    """What ``--list`` prints."""
+    """Return what ``--list`` prints."""
     parts = []
     for experiment in catalogue().values():
         small, paper = (experiment.presets[preset] for preset in PRESETS)

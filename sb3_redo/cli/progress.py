@@ -1,4 +1,4 @@
-"""A live table of a sweep on a terminal, or a line per run where nobody watches."""
+"""Shows a live table of a sweep on a terminal, or a line per run where nobody watches."""
 
 import sys
 import time
@@ -61,7 +61,7 @@ class Progress:
                 self.console.print(f"{how} {len(self._told)}/{len(self.runs)}: {name}", highlight=False, soft_wrap=True)
 
     def table(self, standing: Standing, steps: dict[str, tuple[int, int]]) -> Table:
-        """The table, from the environment steps that each run has made and is to make."""
+        """Return the table, from the environment steps that each run has made and is to make."""
         seconds = max(time.monotonic() - self.begun, 1e-9)
         made = sum(done for done, _ in steps.values())
         trained = sum(weight * self._share(name, standing, steps) for name, weight in self._weights.items())

@@ -1,4 +1,4 @@
-"""``sb3-redo sweep`` and ``sb3-redo report``."""
+"""Offers ``sb3-redo sweep`` and ``sb3-redo report``."""
 
 import argparse
 import os
@@ -64,7 +64,7 @@ def add_report(commands: Any, **settings: Any) -> None:
 
 
 def check_resources(arguments: argparse.Namespace) -> None:
-    """See that the options of :func:`add_resources` can be used.
+    """Check that the options of :func:`add_resources` can be used.
 
     :raises UsageError: when they cannot, or the packages that trainings need are not installed
     """

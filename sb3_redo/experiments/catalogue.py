@@ -1,4 +1,4 @@
-"""What experiments there are. Imports neither torch nor Ray, for their list is to be there at once."""
+"""Lists the experiments. Imports neither torch nor Ray, so that the list is there at once."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _FILE = Path(__file__).with_name("catalogue.yml")
 
 @dataclass(frozen=True)
 class Preset:
-    """The trainings of an experiment in one size.
+    """Describes the trainings of an experiment in one size.
 
     :param sweeps: files of ``zoo_configs/sweeps``, without their ending
     :param settings: in words
@@ -38,7 +38,7 @@ class Preset:
         return tuple(SWEEPS / f"{name}.yml" for name in self.sweeps)
 
     def count(self, seeds: int | None = None) -> int:
-        """How many runs there are, by the files alone.
+        """Count the runs, by the files alone.
 
         :param seeds: how many in place of the preset's
         """
@@ -52,19 +52,19 @@ class Preset:
         return runs
 
     def has(self, axis: str, label: Any) -> bool:
-        """Whether runs with a label of an axis belong to it."""
+        """Say whether runs with a label of an axis belong to it."""
         return axis not in self.only or label in self.only[axis]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment.
+    """Describes one experiment.
 
     :param shows: in half a sentence
     :param compares: what is compared, and what the paper found
     :param differs: how the small one differs from the paper's
     :param presets: by name
-    :param quantities: names of those in :mod:`sb3_redo.experiments.numbers`
+    :param quantities: names of those in ``quantities.yml``
     :param figures: names of the report's figures, or what is drawn besides: ``{"curve": quantity}``, with
         ``"beside": {quantity: name in the legend, ...}`` for several in one figure, and
         ``{"heat_map": quantity, "x": axis, "y": axis}``
@@ -87,7 +87,7 @@ class Experiment:
 
 @cache
 def catalogue() -> dict[str, Experiment]:
-    """All experiments by name, in the order in which they are listed."""
+    """Return all experiments by name, in the order in which they are listed."""
     return {name: _experiment(name, entry) for name, entry in _read(_FILE).items()}
 
 
@@ -98,7 +98,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def experiment_named(name: str) -> Experiment:
-    """:raises UsageError: when there is none, with the nearest name"""
+    """Return an experiment.
+
+    :raises UsageError: when there is none, with the nearest name
+    """
     try:
         return catalogue()[one_of("the experiment", name, tuple(catalogue()))]
     except ValueError as error:

@@ -1,5 +1,5 @@
-"""A classifier that learns one labelling of its images after another (Sokar et al. 2023, figure 3; Lyle et al. 2023,
-section 4.1): network and optimizer go on from task to task, and the images stay the same."""
+"""Trains a classifier on one labelling of its images after another (Sokar et al. 2023, figure 3; Lyle et al. 2023,
+section 4.1). Network and optimizer go on from task to task, and the images stay the same."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -36,7 +36,7 @@ _AT_ONCE = 2048
 
 
 class Classifier:
-    """A network, its optimizer, and what recycles its dormant neurons.
+    """Holds a network, its optimizer, and what recycles its dormant neurons.
 
     :param inputs: [images, features], or [images, channels, height, width] for convolutions
     """
@@ -66,27 +66,27 @@ class Classifier:
         return nn.Sequential(*parts, nn.Linear(features, self.n_classes))
 
     def step(self, batch: NDArray[np.int64], labels: Tensor) -> None:
-        """One gradient step on some of the images, in place."""
+        """Make one gradient step on some of the images, in place."""
         rows = torch.from_numpy(batch)
         self.optimizer.zero_grad()
         torch.autograd.backward(cross_entropy(self.network(self.inputs[rows]), labels[rows]))
         self.optimizer.step()
 
     def accuracy(self, labels: Tensor) -> float:
-        """On all images."""
+        """Return the share of all images that get their labels."""
         with torch.no_grad():
             predicted = torch.cat([self.network(part).argmax(1) for part in torch.split(self.inputs, _AT_ONCE)])
         return float((predicted == labels).float().mean())
 
     def measure(self, inputs: Tensor) -> DormancyReport:
-        """Without a trace."""
+        """Measure the network. It stays as it is."""
         return self._meter.measure(self.network, inputs, self.settings.dormancy_threshold)
 
     def recycle(self, step: int) -> int:
-        """Recycle what is dormant on a fresh batch, in place.
+        """Recycle the neurons that are dormant on a fresh batch, in place.
 
-        :param step: gradient step, of which all that is drawn depends, besides the seed
-        :return: how many neurons were
+        :param step: gradient step; together with the seed it decides all draws
+        :return: how many neurons were recycled
         """
         report = self.measure(self.some_inputs(step))
         generator = torch_generator((self.seed, step))
@@ -97,17 +97,17 @@ class Classifier:
         ).recycled
 
     def some_inputs(self, step: int) -> Tensor:
-        """What scores are measured on for recycling at a gradient step, of which it depends besides the seed."""
+        """Draw the images that scores are measured on for recycling, by the seed and the gradient step."""
         count = min(self.settings.score_batch_size, len(self.inputs))
         rows = np.random.default_rng((self.seed, step)).choice(len(self.inputs), count, replace=False)
         return self.inputs[torch.from_numpy(rows)]
 
 
 def train_classifier(settings: ClassifierSettings, seed: int, images: LabelledImages | None = None) -> Iterator[Point]:
-    """Train, and tell what there is to log: before the first gradient step, and after each period, measured before
-    anything is recycled there.
+    """Train, and yield what there is to log: before the first gradient step, and after each period.
 
-    Initial weights, labels and batches depend on the seed alone: conditions differ in nothing else.
+    A period's point is measured before anything is recycled there. Initial weights, labels and batches depend on the
+    seed alone, so that conditions differ in nothing else.
 
     :param images: in place of those that the settings name
     """
@@ -144,6 +144,6 @@ def _measured(classifier: Classifier, step: int, labels: Tensor, log: DormancyLo
 
 
 def _inputs(images: LabelledImages, settings: ClassifierSettings) -> Tensor:
-    """In [0, 1]; channels first where convolutions see them, else flat."""
+    """Scale images to [0, 1]; channels come first where convolutions see them, else images are flat."""
     pixels = torch.from_numpy(images.images[: settings.n_images].astype(np.float32) / 255)
     return pixels.permute(0, 3, 1, 2).contiguous() if settings.channels else pixels.flatten(1)

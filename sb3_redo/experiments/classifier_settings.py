@@ -9,7 +9,7 @@ from sb3_redo.validation import flag, non_negative_number, optional_positive_num
 
 @dataclass(frozen=True)
 class ClassifierSettings(Settings):
-    """A classifier that is trained on one labelling of its images after another, checked when it is made.
+    """Declares the settings of a classifier that is trained on one labelling of its images after another.
 
     :param targets: ``"shuffled"`` draws the labels of all images anew for every task, ``"fixed"`` keeps the first
     :param redo: whether dormant neurons are recycled

@@ -1,4 +1,4 @@
-"""What an experiment measured, beside what the paper published."""
+"""Puts what an experiment measured beside what the papers published."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from sb3_redo.validation import one_of
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something that runs end with.
+    """Describes something that runs end with.
 
     :param words: what it is
     :param key: under which it was logged; the final return where there is none
@@ -53,7 +53,7 @@ def quantities() -> dict[str, Quantity]:
 
 @dataclass(frozen=True)
 class PaperNumber:
-    """A number of the paper's.
+    """Holds a number of a paper's.
 
     :param quantity: a name in :func:`quantities`
     :param figure: by the paper's number, of Lyle et al. 2023 with that name before it
@@ -77,14 +77,14 @@ class PaperNumber:
     algorithm: str | None = None
 
     def fits(self, quantity: str, condition: Mapping[str, Any], algorithm: str) -> bool:
-        """An axis that the condition does not have is no reason against it."""
+        """Say whether the number belongs to a condition. Axes that the condition does not have do not count."""
         if self.quantity != quantity or self.algorithm not in (None, algorithm):
             return False
         return all(text(condition[axis]) == text(label) for axis, label in self.where.items() if axis in condition)
 
 
 def paper_numbers(experiment: Experiment) -> list[PaperNumber]:
-    """Those that the catalogue has, and those that it takes from the report."""
+    """Return the numbers that the catalogue has, and those that it takes from the report."""
     own = [PaperNumber(**number) for number in experiment.published]
     for number in own:
         one_of("quantity", number.quantity, tuple(quantities()))
@@ -109,7 +109,7 @@ def _of_report(number: Published) -> PaperNumber:
 
 
 def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, names: Iterable[str], seed: int = 0) -> pd.DataFrame:
-    """One row for every environment, condition and quantity of a sweep's finished runs.
+    """Return one row for every environment, condition and quantity of a sweep's finished runs.
 
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
     :param names: of quantities, in :func:`quantities`; those that no run logged are left out
@@ -154,7 +154,7 @@ def _estimate(of_environments: list[np.ndarray], seed: int) -> dict[str, float]:
 
 
 def beside_paper(conditions: pd.DataFrame, published: Iterable[PaperNumber], algorithm: str) -> pd.DataFrame:
-    """Our numbers with the paper's in the same row, one row for each of the latter, and a row for ours without any.
+    """Put the paper's numbers beside ours: a row for each number of the paper's, and for each of ours without any.
 
     :param conditions: from :func:`conditions_of`
     :param published: all that may fit
@@ -182,7 +182,7 @@ def beside_paper(conditions: pd.DataFrame, published: Iterable[PaperNumber], alg
 
 
 def beside_table(numbers: pd.DataFrame) -> str:
-    """A row for each condition and, for each quantity, a column of ours and one of the paper's where it has any.
+    """Write a row for each condition, with a column of ours for each quantity, and one of the paper's where it has any.
 
     :param numbers: from :func:`beside_paper`
     :return: Markdown
@@ -201,7 +201,7 @@ def beside_table(numbers: pd.DataFrame) -> str:
 
 
 def sources_table(numbers: pd.DataFrame) -> str:
-    """What the paper's numbers are of and how they were read; nothing where there are none."""
+    """Write what the paper's numbers are of and how they were read; nothing where there are none."""
     published = _published(numbers)
     if not len(published):
         return ""
@@ -220,7 +220,7 @@ def _of_game(number: "pd.Series[object]", quantity: str) -> str:
 
 
 def _number(row: "pd.Series[object]", name: str, quantity: str, prefix: str = "") -> str:
-    """A value with its interval where there is one; shares in percent."""
+    """Write a value with its interval where there is one, shares in percent."""
     is_share = any(known.percent and known.words == quantity for known in quantities().values())
     scale, unit, form = (100, " %", ".1f") if is_share else (1, "", ".3g")
     value, low, high = (float(row[key]) * scale for key in (name, f"{prefix}low", f"{prefix}high"))

@@ -1,4 +1,4 @@
-"""A DQN's Q-network that learns from stored transitions alone, on targets that move, stay or come from a teacher
+"""Trains a DQN's Q-network on stored transitions alone, with targets that move, stay or come from a teacher
 (Sokar et al. 2023, figures 4 and 8)."""
 
 import copy
@@ -30,14 +30,14 @@ _OF_MEASUREMENTS = 2_000_003
 
 
 class Regression(NamedTuple):
-    """What the network says and what it should say, both [transitions, actions] or, for the action taken, [..., 1]."""
+    """Holds values as they are and as they should be, [transitions, actions] or, for the action taken, [..., 1]."""
 
     predicted: Tensor
     wanted: Tensor
 
 
 class Student:
-    """A DQN whose gradient steps are SB3's own but for their targets.
+    """Trains a DQN with gradient steps that are SB3's own but for their targets.
 
     :param model: with a replay buffer; trained in place
     :param settings: its paths are not read
@@ -55,7 +55,7 @@ class Student:
         model.set_logger(Logger(None, []))  # which SB3 tells the learning rate
 
     def step(self, gradient_step: int) -> None:
-        """One gradient step, as ``DQN.train(1)`` makes it, in place.
+        """Make one gradient step as ``DQN.train(1)`` does, in place.
 
         :param gradient_step: its number, from 1 on
         """
@@ -77,12 +77,12 @@ class Student:
         model.policy.optimizer.step()
 
     def loss(self, transitions: Any) -> float:
-        """Of transitions as a replay buffer samples them; nothing changes."""
+        """Return the loss on transitions as a replay buffer samples them. Nothing changes."""
         with torch.no_grad(), evaluating(self.model.policy.modules()):
             return float(smooth_l1_loss(*self._regression(transitions)))
 
     def _bellman(self, transitions: Any) -> Regression:
-        """Values of the actions taken, and ``r + gamma * max_a Q_target(s', a)``, as ``DQN.train`` computes them."""
+        """Compare the actions' values with ``r + gamma * max_a Q_target(s', a)``, as ``DQN.train`` does."""
         # For n-step returns the buffer has gamma**n.
         discounts = self.model.gamma if transitions.discounts is None else transitions.discounts
         with torch.no_grad():
@@ -92,14 +92,14 @@ class Student:
         return Regression(torch.gather(values, 1, transitions.actions.long()), wanted)
 
     def _taught(self, transitions: Any) -> Regression:
-        """Values of all actions."""
+        """Compare the values of all actions with the teacher's."""
         with torch.no_grad():
             wanted = self._teacher(transitions.observations)
         return Regression(self.model.q_net(transitions.observations), wanted)
 
 
 def make_student(settings: OfflineSettings, seed: int, root: Path = Path()) -> Student:
-    """The student before its first gradient step, with its transitions.
+    """Make the student as it is before its first gradient step, with its transitions.
 
     Seeds the random streams of the process, as SB3 does whenever a model is made; batches are drawn from NumPy's.
 
@@ -124,7 +124,7 @@ def make_student(settings: OfflineSettings, seed: int, root: Path = Path()) -> S
 
 
 def _anew(model: DQN, settings: OfflineSettings, seed: int) -> DQN:
-    """The same model as it was before training but for its seed, in place: weights, targets and optimizer."""
+    """Set weights, targets and optimizer to what they are before training with another seed, in place."""
     model.seed = seed
     if settings.learning_rate is not None:
         model.learning_rate = settings.learning_rate
@@ -165,7 +165,7 @@ class _Watch:
 
 
 def train_offline(settings: OfflineSettings, seed: int, root: Path = Path()) -> Iterator[Point]:
-    """Train, and tell what there is to log: before the first gradient step, and after each period.
+    """Train, and yield what there is to log: before the first gradient step, and after each period.
 
     Initial weights of a fresh student, batches, and what is measured on depend on the seed alone: conditions differ in
     nothing else. Seeds the random streams of the process and draws from them while it goes on.

@@ -15,7 +15,7 @@ _PATHS = ("agent", "replay_buffer", "teacher")
 
 @dataclass(frozen=True)
 class OfflineRun(ProgramRun):
-    """One seed of one condition; its environment is the one that the transitions are of."""
+    """Describes one seed of one condition; its environment is the one that the transitions are of."""
 
     def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
         """See :class:`ProgramRun`. Paths of the settings start from the folder that ``out`` is in."""

@@ -20,7 +20,7 @@ def _path(name: str, value: Any) -> str:
 
 @dataclass(frozen=True)
 class OfflineSettings(Settings):
-    """A DQN's Q-network that is trained on stored transitions, without an environment; checked when it is made.
+    """Declares the settings of a DQN's Q-network that is trained on stored transitions, without an environment.
 
     Paths are of files, or of folders below which the newest is meant: of agents, that which the zoo has trained; see
     :mod:`sb3_redo.experiments.stored`.

@@ -1,4 +1,4 @@
-"""An experiment is its sweeps, trained, and what is written of them: a page with figures and numbers."""
+"""Makes the sweeps of an experiment, and writes the page with its figures and numbers."""
 
 import textwrap
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ NUMBERS = "numbers.csv"
 
 
 def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
-    """The sweeps of a preset, without the runs that are not the experiment's.
+    """Read the sweeps of a preset, without the runs that are not the experiment's.
 
     :param seeds: how many in place of the preset's
     :raises UsageError: when a file is not there or is wrong
@@ -58,7 +58,7 @@ def _belongs(run: Run, preset: Preset) -> bool:
 
 @dataclass(frozen=True)
 class SweepPart:
-    """What one sweep says: its report, the names of figures, and its numbers."""
+    """Holds what one sweep says: its report, the names of figures, and its numbers."""
 
     report: Report
     figures: tuple[str, ...]

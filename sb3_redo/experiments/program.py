@@ -27,7 +27,7 @@ _THRESHOLDS = (0.0, 0.025, 0.1)
 
 @dataclass(frozen=True)
 class Point:
-    """What is logged at a gradient step."""
+    """Holds what is logged at a gradient step."""
 
     step: int
     values: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def program_parser(description: str | None, settings: type[Settings]) -> argpars
 def write_program_run(
     folder: Path, about: dict[str, Any], points: Iterable[Point], steps: int, last_of: dict[str, str]
 ) -> None:
-    """Train into a folder; nothing is computed again in one that holds a finished run.
+    """Train into a folder. Nothing is computed again in one that holds a finished run.
 
     :param about: environment, algorithm, condition and seed of a run that no sweep has described
     :param points: of the training, which goes on as they are asked for
@@ -103,7 +103,7 @@ def write_program_run(
 
 
 def _write_points(folder: Path, points: Iterable[Point], steps: int, started: float) -> dict[str, Any]:
-    """:return: the last value of every key"""
+    """Write points while the training goes on. Returns the last value of every key."""
     logger = configure(str(folder), ["tensorboard"])
     last: dict[str, Any] = {}
     told = -_SECONDS_BETWEEN_PROGRESS

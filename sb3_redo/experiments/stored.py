@@ -1,4 +1,4 @@
-"""What was stored of trainings: agents and replay buffers, in the formats of Stable-Baselines3. Nothing is written.
+"""Loads what was stored of trainings: agents and replay buffers, in the formats of Stable-Baselines3.
 
 Both are pickles, at least in parts: open only what you trust.
 """
@@ -20,7 +20,7 @@ _READABLE = ("dqn", "double_dqn")
 
 
 def find_agent(path: Path) -> Path:
-    """The zip that a path means: itself, or the newest agent that the zoo saved below a folder at a training's end.
+    """Find the zip that a path means: itself, or the newest agent that the zoo saved below it at a training's end.
 
     :raises UsageError: when there is none, with what to do
     """
@@ -32,7 +32,7 @@ def find_agent(path: Path) -> Path:
 
 
 def find_replay_buffer(path: Path) -> Path:
-    """The pickle that a path means: itself, or the newest ``replay_buffer.pkl`` below a folder.
+    """Find the pickle that a path means: itself, or the newest ``replay_buffer.pkl`` below a folder.
 
     :raises UsageError: when there is none, with what to do
     """
@@ -63,7 +63,7 @@ _WHAT_TO_DO = (
 
 
 def load_dqn(path: Path) -> DQN:
-    """A saved DQN without an environment, on the device that SB3 chooses.
+    """Load a saved DQN without an environment, on the device that SB3 chooses.
 
     :param path: as :func:`find_agent` takes it
     :raises UsageError: when there is none, or it is of another algorithm, or saw normalised observations
@@ -87,7 +87,7 @@ def load_dqn(path: Path) -> DQN:
 
 
 def load_transitions(path: Path, model: DQN) -> ReplayBuffer:
-    """Stored transitions, on the device of a model.
+    """Load stored transitions, on the device of a model.
 
     :param path: as :func:`find_replay_buffer` takes it
     :param model: that is to be trained on them

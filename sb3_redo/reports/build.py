@@ -1,4 +1,4 @@
-"""The report of a sweep: tables, figures, a page."""
+"""Writes the report of a sweep: tables, figures, a page."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -24,7 +24,7 @@ _THRESHOLDS = "dormancy_thresholds/"
 
 @dataclass(frozen=True)
 class Report:
-    """What a report was made from; ``print`` shows it in words.
+    """Says what a report was made from; ``print`` shows it in words.
 
     :param folder: where the report is
     :param planned: how many runs the sweep has
@@ -49,7 +49,7 @@ class Report:
 
 
 def write_report(folder: Path, out: Path | None = None, seed: int = 0, only: Collection[str] | None = None) -> Report:
-    """Report what the runs of a sweep say so far; only files are read, and only ``out`` is written.
+    """Report what the runs of a sweep say so far. Only files are read, and only ``out`` is written.
 
     :param folder: the sweep's folder
     :param out: where the report goes; without it, ``report`` in the sweep's folder. It gets ``index.html``,
@@ -123,7 +123,7 @@ def _n_steps(sweep: SweepRecord) -> int:
 
 
 def _rivals(sweep: SweepRecord) -> dict[str, str]:
-    """Conditions that train as one of the paper's does, to which of ReDo's rivals acts on them; empty for none."""
+    """Return the conditions that train as one of the paper's, with the rival of ReDo that acts on them, or ``""``."""
     plain = {"RunFolder", "DormancyCallback", "ReDoCallback"}
     rivals = {}
     for run in sweep.runs:
@@ -136,19 +136,19 @@ def _rivals(sweep: SweepRecord) -> dict[str, str]:
 
 
 def _callbacks(listed: object) -> list[str]:
-    """The paths of callbacks as the zoo lists them."""
+    """Return the paths of callbacks as the zoo lists them."""
     listed = [listed] if isinstance(listed, (str, dict)) else listed
     return [name for each in listed or () for name in ([each] if isinstance(each, str) else each)]  # type: ignore[attr-defined]
 
 
 def _extractor(sweep: SweepRecord) -> str:
-    """Of the images' features; the one that SB3 has, unless the policy is told of another."""
+    """Return the name of the features extractor: SB3's, unless the policy is told of another."""
     told = (run.settings.get("policy_kwargs") for run in sweep.runs)
     return next((str(kwargs.get("extractor", "nature")) for kwargs in told if isinstance(kwargs, dict)), "nature")
 
 
 def _last_fractions(curves: pd.DataFrame) -> pd.DataFrame:
-    """Last dormant fractions at each threshold, mean over seeds."""
+    """Return the last dormant fractions at each threshold, means over seeds."""
     mine = curves[curves["key"].str.startswith(_THRESHOLDS)]
     last = mine.groupby(["environment", "condition", "run", "key"], observed=True)["value"].last()
     means = last.groupby(level=["environment", "condition", "key"], observed=True).mean().reset_index()
@@ -174,7 +174,7 @@ def _markdown(sweep: SweepRecord, report: Report, conditions: pd.DataFrame, pape
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """A table; numbers in four digits, missing ones empty."""
+    """Write a table in Markdown, numbers in four digits, missing ones empty."""
     rows = [[_markdown_cell(value) for value in row] for row in frame.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(frame.columns), ["---"] * len(frame.columns), *rows])
 

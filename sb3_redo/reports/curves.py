@@ -1,4 +1,4 @@
-"""Curves over seeds: the runs of a condition at shared checkpoints."""
+"""Computes curves over seeds: the runs of a condition at shared checkpoints."""
 
 from collections.abc import Iterable, Mapping
 
@@ -23,7 +23,7 @@ _REACH = 1.01
 
 
 def over_seeds(curves: pd.DataFrame, key: str, by: str = "gradient_step", checkpoints: int = 100) -> pd.DataFrame:
-    """One key of every environment and condition: mean, lowest and highest of the runs that came to a checkpoint.
+    """Compute one key's mean, lowest and highest over the runs that came to a checkpoint, by environment and condition.
 
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
     :param key: what was logged, such as ``dormancy/fraction``
@@ -35,7 +35,7 @@ def over_seeds(curves: pd.DataFrame, key: str, by: str = "gradient_step", checkp
 
 
 def side_by_side(curves: pd.DataFrame, keys: Mapping[str, str], by: str = "gradient_step") -> pd.DataFrame:
-    """As :func:`over_seeds` for several keys of the same runs, each with a name as if it were a condition of its own.
+    """Compute :func:`over_seeds` for several keys of the same runs, each under a name like that of a condition.
 
     :param keys: name, in which there is no comma, to key
     """
@@ -49,7 +49,7 @@ def side_by_side(curves: pd.DataFrame, keys: Mapping[str, str], by: str = "gradi
 
 
 def layers_over_seeds(curves: pd.DataFrame, by: str = "gradient_step", checkpoints: int = 60) -> pd.DataFrame:
-    """As :func:`over_seeds` for the dormant fraction of every layer, with a column ``layer``, in order of logging."""
+    """Compute :func:`over_seeds` for the dormant fraction of every layer, with a column ``layer``."""
     keys = [key for key in curves["key"].cat.categories if key.startswith(LAYERS)]
     table = _over_seeds(curves, keys, by, checkpoints)
     return table.assign(layer=table["key"].str.removeprefix(LAYERS))
@@ -71,7 +71,7 @@ def _over_seeds(curves: pd.DataFrame, keys: list[str], by: str, checkpoints: int
 
 
 def _spread(grid: np.ndarray, values: np.ndarray) -> pd.DataFrame:
-    """Over runs, where there are any: ``values`` is ``[runs, checkpoints]``."""
+    """Compute mean, lowest and highest over runs, where there are any: ``values`` is ``[runs, checkpoints]``."""
     there = np.isfinite(values)
     some = there.any(axis=0)
     values = values[:, some]
@@ -80,18 +80,18 @@ def _spread(grid: np.ndarray, values: np.ndarray) -> pd.DataFrame:
 
 
 def pooled(curves: pd.DataFrame) -> pd.DataFrame:
-    """The same curves as if all were of one environment."""
+    """Return the same curves as if all were of one environment."""
     return curves.assign(environment=ALL)
 
 
 def is_normalised(environments: Iterable[str]) -> bool:
-    """Whether the reference scores of all environments are known, so that their returns go together."""
+    """Say whether the reference scores of all environments are known, so that their returns go together."""
     environments = list(environments)
     return bool(environments) and all(reference_of(environment) for environment in environments)
 
 
 def measure_of(environments: Iterable[str]) -> str:
-    """What is drawn as return, in words."""
+    """Say in words what is drawn as return."""
     environments = list(environments)
     if not is_normalised(environments):
         return "episode return (mean of the last 100 episodes)"
@@ -101,7 +101,7 @@ def measure_of(environments: Iterable[str]) -> str:
 
 
 def return_curves(curves: pd.DataFrame, n_timesteps: int | None = None, seed: int = 0) -> pd.DataFrame:
-    """Interquartile mean of the return over runs and environments, with 95 % stratified bootstrap intervals.
+    """Compute the interquartile mean of the return over runs and environments, with 95 % bootstrap intervals.
 
     Normalised, and over all environments, where the reference scores of every one are known; otherwise of the raw
     return, for each environment by itself. Where environments were given different budgets, up to the shortest.
@@ -138,9 +138,10 @@ def return_curves(curves: pd.DataFrame, n_timesteps: int | None = None, seed: in
 
 
 def scores_at(curves: pd.DataFrame, environments: list[str], grid: np.ndarray, ends: pd.Series) -> np.ndarray:
-    """Returns of one condition at checkpoints, normalised where references are known: ``[runs, environments, ...]``.
+    """Compute one condition's returns at checkpoints, normalised where references are known.
 
     :param ends: the last environment step of each run; its return is held from its last log up to there
+    :return: ``[runs, environments, checkpoints]``
     """
     of: list[list[np.ndarray]] = [[] for _ in environments]
     environment_of = dict(zip(curves["run"], curves["environment"], strict=True))
@@ -158,7 +159,7 @@ def _of_keys(curves: pd.DataFrame, keys: list[str], by: str) -> pd.DataFrame:
 
 
 def _split(group: pd.DataFrame, by: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Run to its steps and values, of a table that is sorted by run."""
+    """Return the steps and values of each run, of a table that is sorted by run."""
     codes = group["run"].cat.codes.to_numpy()
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     names = group["run"].cat.categories[codes[starts]]
@@ -173,7 +174,7 @@ def _at(grid: np.ndarray, x: np.ndarray, y: np.ndarray, end: float) -> np.ndarra
 
 
 def _described(drawn: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """A table with the columns that describe the condition of each row: of the row ``which`` of the curves."""
+    """Add the columns that describe the condition of each row: those of the row ``which`` of the curves."""
     varying = ["run", "seed", "key", "step", "gradient_step", "value"]
     described = curves.drop(columns=varying).loc[drawn["which"]].reset_index(drop=True)
     return pd.concat([drawn.drop(columns="which"), described], axis=1)

@@ -15,7 +15,7 @@ _HEAT_MAPS = 3
 
 
 class CurveKind(NamedTuple):
-    """Curves over seeds that every report shows where they were logged.
+    """Describes curves over seeds, which a report shows where they were logged.
 
     :param name: of their figures
     :param heading: on the page
@@ -46,7 +46,7 @@ CURVE_KINDS = (
 
 @dataclass(frozen=True)
 class Tables:
-    """What is drawn, one table a kind of figure; a table without rows is not drawn."""
+    """Holds what is drawn, one table a kind of figure. A table without rows is not drawn."""
 
     returns: pd.DataFrame
     curves: Mapping[CurveKind, pd.DataFrame]
@@ -59,7 +59,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Slice:
-    """The curves that differ in one axis (and the callback) alone.
+    """Holds the curves that differ in one axis (and the callback) alone.
 
     :param name: for file names
     """

@@ -1,4 +1,4 @@
-"""The scalars of TensorBoard files: what a run logged, in the order in which it was written."""
+"""Reads the scalars of TensorBoard files: what a run logged, in the order in which it was written."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _HEADER, _FRAME = 12, 16
 
 @dataclass(frozen=True)
 class Scalars:
-    """Scalars in the order of writing: one entry each of ``steps`` (environment steps), ``keys`` and ``values``."""
+    """Holds scalars in the order of writing, each with its environment step, key and value."""
 
     steps: Sequence[int]
     keys: Sequence[str]
@@ -32,7 +32,7 @@ class Scalars:
 
 @dataclass(frozen=True)
 class EventFolder:
-    """What the event files of one run folder hold together, and ``broken``: what could not be read and why."""
+    """Holds the scalars of a run folder's event files, and ``broken``: what could not be read and why."""
 
     scalars: Scalars
     broken: tuple[str, ...]
@@ -96,7 +96,7 @@ def _events(path: Path) -> Iterator[Event]:
 
 
 def _is_cut_off(rest: bytes, is_first: bool) -> bool:
-    """Whether the bytes are the beginning of a record that was never finished."""
+    """Say whether the bytes are the beginning of a record that was never finished."""
     if len(rest) < _HEADER:
         return not is_first
     length, checksum = struct.unpack("<QI", rest[:_HEADER])
@@ -104,7 +104,7 @@ def _is_cut_off(rest: bytes, is_first: bool) -> bool:
 
 
 def _number(value: Summary.Value) -> float | None:
-    """The number that a summary holds; nothing for a histogram, a text, a layout."""
+    """Return the number that a summary holds; nothing for a histogram, a text, a layout."""
     if value.HasField("simple_value"):
         return float(value.simple_value)
     if value.HasField("tensor") and value.metadata.plugin_data.plugin_name in ("", "scalars"):

@@ -1,4 +1,4 @@
-"""Figures for papers and notebooks: each function draws a tidy table on ``ax`` and returns ``ax``."""
+"""Draws figures for papers and notebooks: each function draws a tidy table on ``ax`` and returns ``ax``."""
 
 from collections.abc import Callable, Mapping
 from inspect import signature

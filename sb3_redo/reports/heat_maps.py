@@ -1,4 +1,4 @@
-"""What runs ended with, against two axes at once."""
+"""Draws what runs ended with, against two axes at once."""
 
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ with needs("report", "a figure"):
 
 
 def plot_heat_map(table: pd.DataFrame, x: str, y: str, ax: "Axes", label: str = "", percent: bool = False) -> "Axes":
-    """One value for each pair of two axes' values, written into its field.
+    """Draw one value for each pair of two axes' values, and write it into its field.
 
     :param table: columns of both axes and ``value``; a pair without a row is left empty
     :param x: column of the horizontal axis
@@ -49,7 +49,7 @@ def plot_heat_map(table: pd.DataFrame, x: str, y: str, ax: "Axes", label: str = 
 
 
 def heat_maps(table: pd.DataFrame, x: str, y: str, label: str = "", percent: bool = False) -> "Figure":
-    """A figure, which no window shows, with one heat map for each environment.
+    """Return a figure, which no window shows, with one heat map for each environment.
 
     :param table: as for :func:`plot_heat_map`, with a column ``environment``
     """

@@ -1,4 +1,4 @@
-"""What runs ended with, and what their conditions ended with."""
+"""Computes what runs ended with, and what their conditions ended with."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ _OF_SOME = ("final_accuracy", "final_loss")
 
 
 def run_outcomes(sweep: SweepRecord, curves: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: how far it came and what it had then.
+    """Return one row a run: how far it came and what it had then.
 
     :return: columns that describe the run, ``state``, ``num_timesteps``, ``frames``, ``gradient_steps``,
         ``final_return``, ``normalised_return`` (NaN without reference scores), ``dormant_fraction``,
@@ -59,8 +59,9 @@ def _outcome(run: RunRecord, last: pd.DataFrame, steps: pd.Series) -> dict[str, 
 
 
 def condition_outcomes(outcomes: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """One row an environment and condition, of its finished runs, and one a condition over all environments where
-    returns can be normalised.
+    """Return one row an environment and condition, of its finished runs.
+
+    Where returns can be normalised, there is a row a condition over all environments, too.
 
     :param outcomes: from :func:`run_outcomes`
     :param seed: of the bootstrap
@@ -99,7 +100,7 @@ def _condition_row(group: pd.DataFrame, title: str, environments: list[str], see
 
 
 def by_replay_ratio(conditions: pd.DataFrame) -> pd.DataFrame:
-    """The rows to draw against the replay ratio: over all environments where there is such a row, else of each one.
+    """Return the rows to draw against the replay ratio: over all environments where there are such, else of each.
 
     ``series`` is the condition without its replay ratio.
     """

@@ -1,4 +1,4 @@
-"""One HTML page with interactive curves: its script is inside, and its own policy forbids it to fetch anything."""
+"""Writes one HTML page with interactive curves. Its script is inside, and its policy forbids it to fetch anything."""
 
 from collections.abc import Sequence
 from html import escape
@@ -23,7 +23,7 @@ _CONFIG = {"displaylogo": False, "responsive": True}
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    """The page's HTML.
+    """Return the page's HTML.
 
     :param sections: heading and contents (HTML), in order
     """
@@ -41,7 +41,10 @@ def preformatted(words: str) -> str:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """A table; numbers in four digits, missing ones empty."""
+    """Return a table, numbers in four digits, missing ones empty.
+
+    Words stand on the left, which ``DataFrame.to_html`` cannot do.
+    """
     words = {name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])}
     head = "".join(_cell("th", escape(str(name)).replace("_", " "), name in words) for name in frame)
     rows = (
@@ -65,7 +68,7 @@ def _shown(value: Any) -> str:
 
 
 def curves(frame: pd.DataFrame, x: str, y: str, percent: bool = False) -> str:
-    """Curves of every environment, one shown at a time, chosen from a menu; shading as in the figures.
+    """Draw the curves of every environment, one at a time, chosen from a menu; shading is as in the figures.
 
     :param frame: columns ``environment``, ``condition``, ``at``, ``value``, ``low``, ``high``
     :param x: the axis's label
@@ -93,7 +96,7 @@ def curves(frame: pd.DataFrame, x: str, y: str, percent: bool = False) -> str:
 
 
 def replay_ratios(frame: pd.DataFrame) -> str:
-    """Final return against the replay ratio, as the figure of the same name."""
+    """Draw the final return against the replay ratio, as the figure of the same name."""
     traces: list[_Trace] = []
     owners = []
     names = list(dict.fromkeys(frame["series"]))
@@ -114,7 +117,7 @@ def replay_ratios(frame: pd.DataFrame) -> str:
 
 
 def layers(frame: pd.DataFrame, x: str) -> str:
-    """Heat maps of every environment and condition, one shown at a time, chosen from a menu."""
+    """Draw heat maps of every environment and condition, one at a time, chosen from a menu."""
     styles = styles_of(frame)
     traces: list[_Trace] = []
     owners = []
@@ -129,7 +132,7 @@ def layers(frame: pd.DataFrame, x: str) -> str:
 
 
 def speeds(outcomes: pd.DataFrame) -> str:
-    """Environment steps per second of every run, by condition."""
+    """Draw the environment steps per second of every run, by condition."""
     traces: list[_Trace] = []
     for condition, style in styles_of(outcomes).items():
         mine = outcomes[outcomes["condition"] == condition]
@@ -146,7 +149,7 @@ def _xy(x: Any, y: Any) -> _Trace:
 
 
 def _menu(owners: Sequence[str]) -> list[_Trace]:
-    """A menu that shows what belongs to one owner; none for a single owner.
+    """Return a menu that shows what belongs to one owner; none for a single owner.
 
     :param owners: of the figure's traces, in their order
     """

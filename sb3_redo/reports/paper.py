@@ -15,7 +15,7 @@ from sb3_redo.reports.sweep_folder import REPLAY_RATIO, WIDTH
 
 
 class Published(NamedTuple):
-    """One published number, digitised from a figure.
+    """Holds one published number, digitised from a figure.
 
     :param game: the environment it is of, or the collection
     :param n_steps: of the return that DQN learns from; nothing where it is not said to matter
@@ -64,7 +64,7 @@ def beside_published(
     n_steps: int = 1,
     extractor: str = "nature",
 ) -> pd.DataFrame:
-    """Ours beside the published numbers of the same algorithm, replay ratio and width, with and without ReDo.
+    """Put published numbers of the same algorithm, replay ratio and width beside ours, with and without ReDo.
 
     The scales differ, and both are in the table: compare directions and ratios before sizes.
 
@@ -93,7 +93,7 @@ def beside_published(
 
 
 def _fitting(conditions: pd.DataFrame, number: Published) -> pd.DataFrame:
-    """Our conditions with the settings of a published number; without an axis for one, it is the algorithm's own."""
+    """Return our conditions with a number's settings. Where no axis says one, it is the algorithm's own."""
     if conditions.empty:
         return conditions
     default = 0.25 if number.algorithm == "dqn" else 1.0

@@ -1,4 +1,4 @@
-"""The points of one run: everything it logged, as a table with the gradient step beside the environment step."""
+"""Reads and writes the points of one run: all it logged, with the gradient step beside the environment step."""
 
 import json
 import os
@@ -21,14 +21,14 @@ SCHEMA = pa.schema([("step", pa.int64()), ("gradient_step", pa.int64()), ("key",
 
 @dataclass(frozen=True)
 class RunPoints:
-    """The points of a run as an Arrow table, and ``broken``: the files that could not be read and why."""
+    """Holds the points of a run as an Arrow table, and ``broken``: the files that could not be read and why."""
 
     table: pa.Table
     broken: tuple[str, ...]
 
 
 def write_points(folder: Path) -> None:
-    """Put the points of a run's event files into its ``points.parquet``, which is some hundred times faster to read.
+    """Write the points of a run's event files into ``points.parquet``, which is some hundred times faster to read.
 
     The file is there whole or not at all. It remembers which event files could not be read.
 
@@ -45,7 +45,7 @@ def write_points(folder: Path) -> None:
 
 
 def read_points(folder: Path) -> pd.DataFrame:
-    """The points of a run, from its ``points.parquet`` or else its event files; warns of files that are broken.
+    """Read the points of a run, from ``points.parquet`` or else its event files. Warns of files that are broken.
 
     :param folder: the run's folder
     :return: columns ``step`` (environment steps), ``gradient_step`` (missing where unknown), ``key``, ``value``, in
@@ -61,7 +61,7 @@ def read_points(folder: Path) -> pd.DataFrame:
 
 
 def read_run(folder: Path) -> RunPoints:
-    """As :func:`read_points`, as an Arrow table, with what is broken beside it instead of a warning."""
+    """Read the points as :func:`read_points` does, as an Arrow table, with what is broken in place of a warning."""
     file = folder / POINTS_FILE
     if not file.exists():
         return _from_events(folder)
@@ -89,7 +89,7 @@ def _from_events(folder: Path) -> RunPoints:
 
 
 def gradient_step_of_each(scalars: Scalars) -> np.ndarray:
-    """The gradient step of each scalar, NaN where unknown; see :func:`read_points`.
+    """Return the gradient step of each scalar, NaN where unknown; see :func:`read_points`.
 
     One ``train()`` call may measure several times at the same environment step: the n-th value of a key there
     belongs to the n-th gradient step logged there.

@@ -1,4 +1,4 @@
-"""Reference scores of environments, which put returns on one scale: 0 is the reference's low end, 1 its high end."""
+"""Knows reference scores of environments, which put returns on one scale: 0 is the low end, 1 the high end."""
 
 import csv
 import importlib.util
@@ -14,14 +14,14 @@ FRAMES_PER_STEP = 4
 
 @dataclass(frozen=True)
 class Reference:
-    """What returns of one environment are normalised with, and where it is from."""
+    """Holds what returns of one environment are normalised with, and where it is from."""
 
     low: float
     high: float
     source: str
 
     def normalise(self, returns: np.ndarray) -> np.ndarray:
-        """Returns on the scale from 0 to 1: ``(return - low) / (high - low)``."""
+        """Return returns on the scale from 0 to 1: ``(return - low) / (high - low)``."""
         scaled: np.ndarray = (np.asarray(returns, dtype=np.float64) - self.low) / (self.high - self.low)
         return scaled
 
@@ -30,7 +30,7 @@ ATARI_SOURCE = "random play and a human player, 30 no-op starts (Mnih et al. 201
 
 
 def reference_of(environment: str) -> Reference | None:
-    """The reference scores of an environment, or nothing where there are none.
+    """Return the reference scores of an environment, or nothing where there are none.
 
     >>> reference_of("PongNoFrameskip-v4").normalise([-20.7, 14.6]).tolist()
     [0.0, 1.0]
@@ -39,7 +39,7 @@ def reference_of(environment: str) -> Reference | None:
 
 
 def atari_game(environment: str) -> str | None:
-    """``Pong`` for ``PongNoFrameskip-v4`` and ``ALE/Pong-v5``; nothing for what is not an Atari game.
+    """Return ``Pong`` for ``PongNoFrameskip-v4`` and ``ALE/Pong-v5``, nothing for what is no Atari game.
 
     >>> atari_game("PongNoFrameskip-v4"), atari_game("ALE/Pong-v5"), atari_game("CartPole-v1")
     ('Pong', 'Pong', None)
@@ -58,7 +58,7 @@ def game_of(environment: str) -> str:
 
 
 def frames_per_step(environment: str) -> int:
-    """Frames of the game in an environment step: 4 for Atari, where an action is repeated, else 1."""
+    """Return the game's frames in an environment step: 4 for Atari, where an action is repeated, else 1."""
     return 1 if atari_game(environment) is None else FRAMES_PER_STEP
 
 
@@ -76,7 +76,7 @@ def atari_references() -> dict[str, Reference]:
 
 @cache
 def zoo_references() -> dict[str, Reference]:
-    """The zoo's own table, by environment; empty where the zoo is not installed.
+    """Return the zoo's own table, by environment; empty where the zoo is not installed.
 
     Its file is run by itself: importing the package would import torch.
     """

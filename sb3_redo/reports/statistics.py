@@ -1,4 +1,4 @@
-"""Interquartile means and how sure of them one can be."""
+"""Computes interquartile means and how sure of them one can be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, one entry per checkpoint; NaN where there is none."""
+    """Holds values with their intervals, one entry per checkpoint; NaN where there is none."""
 
     value: np.ndarray
     low: np.ndarray
@@ -20,7 +20,7 @@ class Estimate:
 
 
 def interquartile_mean(scores: np.ndarray) -> float:
-    """The mean of the middle half: a quarter of the scores, rounded down, is left out at either end.
+    """Return the mean of the middle half: a quarter of the scores, rounded down, is left out at either end.
 
     NaN scores are those of runs that are missing.
 
@@ -32,7 +32,7 @@ def interquartile_mean(scores: np.ndarray) -> float:
 
 
 def stratified_intervals(scores: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Interquartile means over runs and environments, with percentile intervals of a stratified bootstrap.
+    """Compute interquartile means over runs and environments, with percentile intervals of a stratified bootstrap.
 
     Runs are drawn with replacement within each environment (Agarwal et al. 2021). For the same seed of NumPy's
     global generator, ``rliable.library.get_interval_estimates`` gives the same intervals, where every environment
@@ -84,7 +84,7 @@ def _interval(scores: np.ndarray, seed: int, resamples: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)  # the checkpoints of a curve have the same
 def _draws(counts: tuple[int, ...], seed: int, resamples: int) -> np.ndarray:
-    """Which run takes each place: ``[resamples, runs, environments]``."""
+    """Draw which run takes each place: ``[resamples, runs, environments]``."""
     most = max(counts)
     shape = (resamples, most, len(counts))
     generator = np.random.RandomState(seed)  # rliable's stream, so that its intervals can be compared with
@@ -94,7 +94,7 @@ def _draws(counts: tuple[int, ...], seed: int, resamples: int) -> np.ndarray:
 
 
 def _middle_mean(rows: np.ndarray, count: int) -> np.ndarray:
-    """Of each row, of which ``count`` are numbers and the others NaN."""
+    """Return the mean of each row's middle half; ``count`` of a row are numbers, the others NaN."""
     if count == 0:
         return np.full(len(rows), np.nan)
     cut = count // 4

@@ -1,4 +1,4 @@
-"""How conditions are drawn: the same colour and line everywhere, in figures and on the page."""
+"""Gives conditions the same colour and line everywhere, in figures and on the page."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _WITHOUT, _WITH, _FURTHER = "--", "-", ("-.", ":")
 
 @dataclass(frozen=True)
 class Style:
-    """How a condition is drawn, and ``label``: its name, without what all conditions share."""
+    """Says how a condition is drawn; ``label`` is its name, without what all conditions share."""
 
     label: str
     colour: str
@@ -23,7 +23,7 @@ class Style:
 
 
 def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
-    """The style of every condition in a table.
+    """Return the style of every condition in a table.
 
     The colour tells the setting, the line the callback: dashed without recycling, solid with it, then dash-dotted and
     dotted for further callbacks of either kind. Where callbacks are all that differs, the colour tells them too.
@@ -49,7 +49,7 @@ def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
 
 
 def _lines(kinds: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
-    """The line of each callback and whether it recycles."""
+    """Choose the line of each callback, by whether it recycles."""
     lines: dict[tuple[str, bool], str] = {}
     further = cycle(_FURTHER)
     for callback, recycles in kinds:
@@ -60,7 +60,7 @@ def _lines(kinds: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
 
 
 def short_labels(conditions: list[str]) -> dict[str, str]:
-    """Each condition without the parts that all of them share, and without what an axis is an entry of.
+    """Shorten conditions by the parts that all of them share, and by what an axis is an entry of.
 
     >>> short_labels(["replay_ratio=1,callback=none", "replay_ratio=1,callback=redo"])
     {'replay_ratio=1,callback=none': 'callback=none', 'replay_ratio=1,callback=redo': 'callback=redo'}

@@ -1,4 +1,4 @@
-"""The runs of a sweep: which were planned, which are there, how far each came."""
+"""Reads the folder of a sweep: which runs were planned, which are there, how far each came."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ WIDTH = "width"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder; ``name`` is its path below the sweep's folder.
+    """Holds what a run folder says; ``name`` is its path below the sweep's folder.
 
     :param condition: axis to value, in the order of the sweep's axes
     :param result: what ``result.json`` says, for a finished run, or ``outcome.json`` where no sweep has completed it
@@ -43,7 +43,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What a sweep's folder holds.
+    """Holds what a sweep's folder says.
 
     :param planned: names of all planned runs; where no ``sweep.json`` says so, of those that are there
     :param runs: those whose folder says what it is
@@ -73,7 +73,7 @@ class SweepRecord:
 
 
 def read_sweep_folder(folder: Path, only: Collection[str] | None = None) -> SweepRecord:
-    """Read what a sweep's folder says about its runs; their points are left for later.
+    """Read what a sweep's folder says about its runs. Their points are left for later.
 
     :param folder: holds ``sweep.json`` and the run folders; without the former, the runs below it are the sweep
     :param only: names of the runs that count, as planned; all if not given
@@ -103,7 +103,7 @@ def read_sweep_folder(folder: Path, only: Collection[str] | None = None) -> Swee
 
 
 def text(value: Any) -> str:
-    """A value of an axis as it is written in a condition."""
+    """Write a value of an axis as it stands in a condition."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -137,7 +137,7 @@ def _read_run(sweep: Path, path: Path, broken: list[str]) -> RunRecord | None:
 
 
 def _read_json(sweep: Path, path: Path, broken: list[str]) -> dict[str, Any] | None:
-    """The object in a file; nothing when there is no such file, or when it is broken, which is then noted."""
+    """Read the object in a file; nothing when there is no such file, or when it is broken, which is then noted."""
     try:
         contents = json.loads(path.read_text())
         if isinstance(contents, dict):

@@ -1,4 +1,4 @@
-"""All points of a sweep: whole in a Parquet file, thinned in memory for curves."""
+"""Gathers all points of a sweep: whole in a Parquet file, thinned in memory for curves."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ WHOLE_SCHEMA = pa.schema([("run", NAME), ("condition", NAME), *SCHEMA])
 
 @dataclass(frozen=True)
 class Gathered:
-    """What was read: ``curves`` (see :func:`read_curves`), how many points in all, and what was broken."""
+    """Holds what was read: ``curves`` (see :func:`read_curves`), how many points in all, and what was broken."""
 
     curves: pd.DataFrame
     points: int
@@ -31,7 +31,7 @@ class Gathered:
 
 
 def read_curves(sweep: SweepRecord, max_points: int = POINTS_PER_CURVE) -> pd.DataFrame:
-    """The curves of all runs as one tidy table, each thinned evenly, its first and last point kept.
+    """Read the curves of all runs as one tidy table, each thinned evenly, its first and last point kept.
 
     :param sweep: from :func:`~sb3_redo.reports.sweep_folder.read_sweep_folder`
     :param max_points: of a run and key
@@ -66,8 +66,9 @@ def gather(sweep: SweepRecord, whole: Path | None, max_points: int = POINTS_PER_
 
 
 def write_csv(gathered: Gathered, whole: Path, out: Path) -> bool:
-    """Write the points as CSV: all of them up to a million, else evenly thinned ones (text of a paper's worth of
-    runs would take gigabytes).
+    """Write the points as CSV: all of them up to a million, else evenly thinned ones.
+
+    All points of a paper's runs would take gigabytes as text.
 
     :param whole: the Parquet file with all of them
     :param out: the file to write
@@ -87,14 +88,14 @@ def write_csv(gathered: Gathered, whole: Path, out: Path) -> bool:
 
 
 def _named(table: pa.Table, run: RunRecord) -> pa.Table:
-    """The points of a run with its name and condition in front."""
+    """Return the points of a run with its name and condition in front."""
     codes = pa.array(np.zeros(table.num_rows, dtype=np.int32))
     name, label = (pa.DictionaryArray.from_arrays(codes, pa.array([value])) for value in (run.name, run.label))
     return pa.table([name, label, *table.columns], schema=WHOLE_SCHEMA)
 
 
 def _thinned(table: pa.Table, run: int, keys: dict[str, int], max_points: int) -> dict[str, np.ndarray]:
-    """Columns of the points kept of one run; ``keys`` numbers the keys of all runs and grows."""
+    """Return columns of the points kept of one run; ``keys`` numbers the keys of all runs and grows."""
     column = table["key"].combine_chunks()
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     known = [keys.setdefault(key, len(keys)) for key in column.dictionary.to_pylist()]
@@ -147,6 +148,6 @@ def _value_of(axis: str, run: RunRecord) -> Any:
 
 
 def setting_of(run: RunRecord) -> str:
-    """The condition of a run without its callback."""
+    """Return the condition of a run without its callback."""
     rest = {axis: value for axis, value in run.condition.items() if axis != CALLBACK}
     return ",".join(f"{axis}={text(value)}" for axis, value in rest.items()) or "default"

@@ -1,4 +1,4 @@
-"""Trained agents, loaded from a zip or from the folder of a zoo run with the environment that they were trained in."""
+"""Loads trained agents from a zip or a zoo run's folder, in the environment that they were trained in."""
 
 import base64
 import importlib
@@ -50,7 +50,7 @@ _REPLACED = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": l
 
 @dataclass(frozen=True)
 class Source:
-    """Where an agent is and what was saved beside it.
+    """Says where an agent is and what was saved beside it.
 
     :param model: the zip
     :param settings: the folder in which the zoo keeps a run's settings, if the agent is of such a run

@@ -1,4 +1,4 @@
-"""Which of the scalable policies stands for which of the zoo's. Imports neither torch nor Stable-Baselines3."""
+"""Says which scalable policy stands for which of the zoo's. Imports neither torch nor Stable-Baselines3."""
 
 from sb3_redo.validation import one_of
 
