@@ -36,7 +36,7 @@ def publish(made: Path, to: Path) -> Path:
 
 
 def _without_counts(text: str) -> str:
-    """Without the blocks that say which files were written where."""
+    """Leave out the blocks that say which files were written where."""
     return re.sub(r"```\n.*?\n```\n\n", "", text, flags=re.DOTALL)
 
 
@@ -46,7 +46,7 @@ def _found(page: Path) -> str:
 
 
 def main() -> None:
-    """Publish some."""
+    """Publish the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("made", type=Path, nargs="+", help="folders that sb3-redo experiment wrote")
     parser.add_argument("--to", type=Path, required=True, help="folder of the pages")

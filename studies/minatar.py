@@ -1,6 +1,6 @@
-"""MinAtar's games (Young & Tian 2019) for sweeps, which import this by ``gym_packages: [studies.minatar]``.
+"""Registers MinAtar's games (Young & Tian 2019) for sweeps with ``gym_packages: [studies.minatar]``.
 
-Registers ``MinAtarBreakout-v1`` and the other games, each with its minimal set of actions. MinAtar is under the GPL
+They are ``MinAtarBreakout-v1`` and so on, each with its minimal set of actions. MinAtar is under the GPL
 and no dependency of this project: ``pip install --no-deps minatar`` installs it for these studies.
 """
 
@@ -18,7 +18,7 @@ GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
 
 class MinAtar(gym.Env[np.ndarray, np.int64]):
-    """One game. Observations are uint8 of 0 and 1, [channels, 10, 10]; sticky actions of 0.1, as MinAtar has them."""
+    """Plays one game. Observations are uint8 of 0 and 1, [channels, 10, 10]; actions stick with 0.1, as in MinAtar."""
 
     def __init__(self, game: str):
         from minatar import Environment
@@ -49,7 +49,7 @@ class MinAtar(gym.Env[np.ndarray, np.int64]):
 
 
 class SmallCNN(BaseFeaturesExtractor):
-    """The network of Young & Tian 2019: a convolution of 3 x 3 and a dense layer.
+    """Builds the network of Young & Tian 2019: a convolution of 3 x 3 and a dense layer.
 
     :param channels: of the convolution, theirs 16
     :param features_dim: neurons of the dense layer, theirs 128
@@ -68,7 +68,7 @@ class SmallCNN(BaseFeaturesExtractor):
 
 
 class SmallPolicy(DQNPolicy):
-    """A policy for DQN whose only hidden layers are those of :class:`SmallCNN`, and its settings those of both."""
+    """Builds a policy for DQN with the hidden layers of :class:`SmallCNN` alone, and takes the settings of both."""
 
     def __init__(self, *spaces_and_schedule: Any, channels: int = 16, features_dim: int = 128, **settings: Any):
         ours = {

@@ -1,4 +1,4 @@
-"""Tables and figures of what becomes of recycled neurons, from the folders of sweeps and from tables of trainings.
+"""Shows what becomes of recycled neurons in tables and figures, from folders of sweeps and tables of trainings.
 
     python -m studies.recycled survival runs/recycling_survival --environment CartPole-v1 --figure FILE
     python -m studies.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
@@ -24,14 +24,14 @@ from studies.sweep_outcomes import outcomes
 
 
 def gather(paths: list[Path], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
-    """One table of all folders, which ``read`` reads, and of all files that ``--table`` wrote."""
+    """Gather one table of all folders, which ``read`` reads, and of all files that ``--table`` wrote."""
     return pd.concat(
         [pd.read_csv(path, dtype={"epsilon": str}) if path.suffix == ".csv" else read(path) for path in paths]
     )
 
 
 def whole_runs(folder: Path) -> pd.DataFrame:
-    """:func:`outcomes` with the return's mean, and ``epsilon``."""
+    """Read :func:`outcomes` with the return's mean, and ``epsilon``."""
     return with_epsilon(outcomes(folder, "mean").astype({"environment": str, "callback": str}))
 
 
@@ -41,13 +41,13 @@ def runs(table: pd.DataFrame, figure: Path | None) -> None:
 
 
 def with_epsilon(table: pd.DataFrame) -> pd.DataFrame:
-    """The column ``epsilon``, which in sweeps of whole runs is part of the callback's label, such as clear_1.5e-4."""
+    """Add ``epsilon``, which in sweeps of whole runs is part of the callback's label, such as clear_1.5e-4."""
     parts = table["callback"].str.extract(r"^(?P<callback>\D+?)(?:_(?P<epsilon>\d.*))?$")
     return table.assign(callback=parts["callback"], epsilon=parts["epsilon"].fillna("1e-8"))
 
 
 def ends(folder: Path, figure: Path | None) -> None:
-    """The same with the return at the end."""
+    """Print and draw the same with the return at the end."""
     table = outcomes(folder, "last").astype({"environment": str, "callback": str})
     _runs(with_epsilon(table), "return at the end", figure)
 
@@ -68,7 +68,7 @@ def tell(title: str, columns: str, mine: pd.DataFrame) -> None:
 
 
 def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
-    """A line of the table for each way to recycle."""
+    """Yield a line of the table for each way to recycle."""
     without = mine[mine["callback"] == "none"].set_index("seed")
     for callback, label in LABELS.items():
         of = mine[mine["callback"] == callback].set_index("seed")

@@ -1,4 +1,4 @@
-"""Tables of what became of neurons that were recycled once; :mod:`studies.recycled` shows them."""
+"""Makes tables of what became of neurons that were recycled once; :mod:`studies.recycled` shows them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from studies.recycled_figures import LABELS, QUANTITIES, draw_survival
 
 
 def by_age(folder: Path) -> pd.DataFrame:
-    """What :class:`studies.survival.Survival` logged in the runs of a sweep.
+    """Read what :class:`studies.survival.Survival` logged in the runs of a sweep.
 
     :return: columns ``environment``, ``epsilon``, ``callback``, ``seed``, ``age`` in gradient steps, and one for each
         quantity, shares of 1
@@ -26,7 +26,7 @@ def by_age(folder: Path) -> pd.DataFrame:
 
 
 def survival(table: pd.DataFrame, figure: Path | None) -> None:
-    """Print and draw it."""
+    """Print and draw what became of the neurons."""
     for environment, mine in table.groupby("environment", sort=False):
         for epsilon, of in mine.groupby("epsilon", sort=False):
             for quantity, name in QUANTITIES.items():
@@ -39,12 +39,12 @@ def survival(table: pd.DataFrame, figure: Path | None) -> None:
 
 
 def mean_of_all(values: "pd.Series[float]") -> float:
-    """NaN where one is: a seed without other live neurons, which has no shares of them, is not left out in silence."""
+    """Return the mean, NaN where one value is: a seed without other live neurons is not left out in silence."""
     return float(values.mean(skipna=False))
 
 
 def median_of_all(values: "pd.Series[float]") -> float:
-    """As :func:`mean_of_all`."""
+    """Return the median, NaN where one value is."""
     return float(values.median(skipna=False))
 
 
@@ -54,7 +54,7 @@ def _tell_ages(title: str, mine: pd.DataFrame, quantity: str) -> None:
 
 
 def _tell_growth(environment: str, mine: pd.DataFrame) -> None:
-    """With both epsilons at a few ages: dormant and outgoing norm, means over seeds, and contribution, their median."""
+    """Print dormant and outgoing norm, means over seeds, and contribution, their median, at a few ages."""
     seen = sorted(mine["age"].unique())
     late = max(age for age in seen if age <= 1000)
     shown = {"dormant": sorted({10, late, seen[-1]}), "norm": [late], "contribution": sorted({10, late})}
@@ -69,7 +69,7 @@ def _tell_growth(environment: str, mine: pd.DataFrame) -> None:
 
 
 def _tell_pairs(environment: str, mine: pd.DataFrame) -> None:
-    """How much more ``match`` contributes than each other way, paired by seed, at the latest age up to 1,000."""
+    """Print how much more ``match`` contributes than each other way, by seed, at the latest age up to 1,000."""
     late = max(age for age in mine["age"] if age <= 1000)
     at = mine[mine["age"] == late].set_index(["epsilon", "callback", "seed"])["survival/contribution"] * 100
     if "match" not in at.index.get_level_values("callback"):

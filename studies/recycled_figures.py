@@ -1,4 +1,4 @@
-"""Figures of what becomes of recycled neurons; :mod:`studies.recycled` makes the tables that they show."""
+"""Draws what becomes of recycled neurons; :mod:`studies.recycled` makes the tables that are drawn."""
 
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ QUANTITIES = {
 
 
 def draw_survival(table: pd.DataFrame, figure: Path) -> None:
-    """See :func:`draw`. Contributions are cut off above those of the first 1,000 steps, and lines end where a seed has
-    no value."""
+    """Draw what became of neurons, by age. Contributions are cut off above those of the first 1,000 steps.
+
+    Lines end where a seed has no value.
+    """
     names = ["environment", "epsilon", "callback", "age"]
     quantities = list(QUANTITIES)
     complete = table.groupby(names)[quantities].transform(lambda values: values.notna().all())
@@ -62,7 +64,7 @@ def draw_survival(table: pd.DataFrame, figure: Path) -> None:
 
 
 def draw(table: pd.DataFrame, x: str, quantities: dict[str, str], factor: float = 1.0) -> np.ndarray:
-    """A row for each environment, where there are any, and epsilon, a column for each quantity, one legend below all.
+    """Draw a row for each environment and epsilon, a column for each quantity, and one legend below all.
 
     :return: the axes, [rows, columns]
     """
@@ -87,7 +89,7 @@ def draw(table: pd.DataFrame, x: str, quantities: dict[str, str], factor: float 
 
 
 def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: float = 1.0) -> None:
-    """A line for each way to recycle, the mean over seeds, in a band from the least to the greatest."""
+    """Draw a line for each way to recycle, the mean over seeds, in a band from the least to the greatest."""
     for number, (callback, label) in enumerate(LABELS.items()):
         of = table[table["callback"] == callback]
         if len(of):
@@ -101,7 +103,7 @@ def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: flo
 
 
 def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
-    """A dot for each seed, a tick for the mean; the epsilons above one another."""
+    """Draw a dot for each seed and a tick for the mean, with the epsilons above one another."""
     environments = list(dict.fromkeys(table["environment"]))
     epsilons = list(dict.fromkeys(table["epsilon"]))
     there = [callback for callback in LABELS if callback in set(table["callback"])][::-1]
@@ -130,7 +132,7 @@ def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
 
 
 def draw_labels(table: pd.DataFrame, figure: Path) -> None:
-    """See :func:`draw`."""
+    """Draw accuracy and dormant neurons by task."""
     grid = draw(table, "task", {"return": "accuracy at the end of a task [%]", "fraction": "dormant [%]"})
     for ax in grid[-1]:
         ax.set_xlabel("task")

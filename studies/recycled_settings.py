@@ -1,4 +1,4 @@
-"""A table of ``match`` against ``clear`` at several thresholds and periods; :mod:`studies.recycled` shows it."""
+"""Compares ``match`` with ``clear`` at several thresholds and periods; :mod:`studies.recycled` shows the table."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ HEAD = """
 
 
 def by_settings(folder: Path) -> pd.DataFrame:
-    """How the finished runs of a sweep ended.
+    """Read how the finished runs of a sweep ended.
 
     :return: columns ``environment``, ``threshold``, ``period``, ``callback`` (``"clear"`` or ``"match"``), ``seed``,
         ``fraction``, what is dormant at 0.025 at the end in %, whatever was recycled, and ``return``, the mean over

@@ -1,4 +1,4 @@
-"""Recycling while a classifier learns one random labelling of the digits after another, by how neurons are renewed.
+"""Compares ways to renew neurons while a classifier learns one random labelling of the digits after another.
 
     python -m studies.shuffled_labels --out runs/shuffled_labels.csv --workers 2
     python -m studies.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
@@ -34,14 +34,13 @@ from sb3_redo.recycling.optimizer_state import SecondMoment
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.sb3.seeds import torch_generator
 from studies.recyclers import (
-    CountedSteps,
-    FirstGradient,
     Masks,
     median_of_live,
     own_second_moment,
     recycled_neurons,
     redraw_until_active,
 )
+from studies.renewed_weights import CountedSteps, FirstGradient
 from studies.survival import AGES, fates
 
 EPSILONS = {"1e-8": 1e-8, "1.5e-4": 1.5e-4}
@@ -62,14 +61,14 @@ MODES = ("none", *SURGERIES)
 
 @cache
 def digits() -> Tensor:
-    """The images of scikit-learn's digits, [1797, 64], in [0, 1]."""
+    """Return the images of scikit-learn's digits, [1797, 64], in [0, 1]."""
     from sklearn.datasets import load_digits
 
     return torch.from_numpy(load_digits().data.astype(np.float32) / 16)
 
 
 class Renewing(Classifier):
-    """A classifier whose dormant neurons are renewed in one of the ways."""
+    """Trains a classifier whose dormant neurons are renewed in one of the ways."""
 
     def __init__(self, mode: str, epsilon: float, seed: int):
         super().__init__(ClassifierSettings(), digits(), 10, seed)
@@ -79,7 +78,7 @@ class Renewing(Classifier):
         self.recycled: Masks = {}
 
     def recycle(self, step: int) -> int:
-        """See :class:`Classifier`; nothing with the mode ``none``."""
+        """Recycle as :class:`Classifier` does, or nothing with the mode ``none``."""
         if self.mode == "none":
             return 0
         report = self.measure(self.some_inputs(step))
@@ -108,8 +107,10 @@ class Renewing(Classifier):
 
 
 def train_mode(mode: str, epsilon: str, seed: int, tasks: int = 20, steps: int = 700) -> pd.DataFrame:
-    """:return: columns ``mode``, ``epsilon``, ``seed``, ``task``, ``accuracy`` and ``dormant``, of all images, at the
-    end of each task and before anything is recycled there"""
+    """Train, and measure at the end of each task, before anything is recycled there.
+
+    :return: columns ``mode``, ``epsilon``, ``seed``, ``task``, ``accuracy`` and ``dormant``, of all images
+    """
     torch.set_num_threads(1)
     classifier, draws, rows = Renewing(mode, EPSILONS[epsilon], seed), np.random.default_rng(seed), []
     settings = classifier.settings
@@ -149,7 +150,7 @@ def follow(
 
 
 def missing(out: Path, seeds: Iterable[int], modes: Iterable[str]) -> list[tuple[str, str, int]]:
-    """The trainings of which the file has nothing: mode, epsilon and seed."""
+    """List the trainings of which the file has nothing: mode, epsilon and seed."""
     wanted = [(mode, epsilon, seed) for epsilon, seed, mode in product(EPSILONS, seeds, modes)]
     if not out.exists():
         return wanted

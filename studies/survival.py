@@ -1,4 +1,4 @@
-"""A callback that follows what becomes of recycled neurons.
+"""Follows what becomes of recycled neurons.
 
 For sweeps that are started in the root of a clone, whose files name it ``studies.survival.Survival``.
 """
@@ -60,7 +60,7 @@ class Survival(DormancyCallback):
 
 
 def fates(report: DormancyReport, followed: Masks, network: nn.Module) -> dict[str, float]:
-    """What has become of some neurons of a network.
+    """Compute what has become of some neurons of a network.
 
     :param followed: of which neurons, by layer
     :return: values under the keys of :class:`Survival`, but for the age, all shares of 1 but for ``neurons``. Those of
@@ -84,7 +84,7 @@ def fates(report: DormancyReport, followed: Masks, network: nn.Module) -> dict[s
 
 
 def outgoing_norms(layer: LayerWiring, network: nn.Module) -> Tensor:
-    """Norm of all weights that a neuron feeds, [neurons]."""
+    """Return the norm of all weights that a neuron feeds, [neurons]."""
     squares = torch.zeros(layer.neurons)
     for consumer, positions in layer.consumers.items():
         weight = network.get_parameter(f"{consumer}.weight").detach()

@@ -1,4 +1,4 @@
-"""How the runs of a sweep ended: what was dormant, and what they returned or how accurate they were."""
+"""Reads how the runs of a sweep ended: what was dormant, and what they returned or how accurate they were."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def outcomes(
     dormancy_key: str = "dormancy/fraction",
     return_key: str = RETURN,
 ) -> pd.DataFrame:
-    """How the finished runs of a sweep ended; others are left out.
+    """Read how the finished runs of a sweep ended. Others are left out.
 
     SB3 logs the mean return whenever four episodes have ended. Where some run of a sweep is too short for that, the
     returns of all are those of the episodes that did end.
@@ -39,7 +39,7 @@ def outcomes(
 
 
 def episodes(sweep: SweepRecord) -> pd.DataFrame:
-    """The return of every finished episode, with the run's environment, condition and seed."""
+    """Read the return of every finished episode, with the run's environment, condition and seed."""
     tables = []
     for run in sweep.runs:
         about = {"environment": run.environment, **run.condition, "seed": run.seed}

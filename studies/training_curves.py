@@ -1,4 +1,4 @@
-"""Tables and figures of finished runs, from their TensorBoard files alone.
+"""Makes tables and figures of finished runs, from their TensorBoard files alone.
 
     python -m studies.training_curves --figure docs/demo.png "with ReDo=runs/demo" "without=runs/demo_baseline"
 
@@ -17,9 +17,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_redo.reports.curves import LAYERS, RETURN
+from sb3_redo.reports.events import read_event_file
 
 # Okabe and Ito's palette, told apart with every common colour blindness; the line style says it again.
 STYLES: Sequence[Mapping[str, Any]] = (
@@ -31,27 +31,20 @@ FRACTION = "dormancy/fraction"
 
 
 def read_condition(label: str, folder: Path) -> pd.DataFrame:
-    """Every scalar of every run below a folder: columns ``condition``, ``run``, ``key``, ``step``, ``value``.
+    """Read every scalar of every run below a folder: columns ``condition``, ``run``, ``key``, ``step``, ``value``.
 
     :raises FileNotFoundError: when there is no TensorBoard file
     """
     files = sorted(folder.rglob("events.out.tfevents.*"))
     if not files:
         raise FileNotFoundError(f"no TensorBoard file below {folder}")
-    rows = []
-    for run, file in enumerate(files):
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
-        events.Reload()
-        rows += [
-            (label, run, key, event.step, event.value)
-            for key in events.Tags()["scalars"]
-            for event in events.Scalars(key)
-        ]
-    return pd.DataFrame(rows, columns=["condition", "run", "key", "step", "value"])
+    read = [read_event_file(file) for file in files]
+    columns = [{"run": run, "key": of.keys, "step": of.steps, "value": of.values} for run, of in enumerate(read)]
+    return pd.concat(map(pd.DataFrame, columns)).assign(condition=label)
 
 
 def three_moments(points: pd.DataFrame) -> list[float]:
-    """Mean over runs of the first value, the one nearest the middle of the run, and the last."""
+    """Return the means over runs of the first value, the one nearest the middle of the run, and the last."""
     each = []
     for _, run in points.groupby("run"):
         values = run.sort_values("step")["value"].to_numpy()
@@ -60,33 +53,30 @@ def three_moments(points: pd.DataFrame) -> list[float]:
 
 
 def table(points: pd.DataFrame) -> str:
-    """The dormant fraction, pooled and per layer, and the episode return, as Markdown."""
-    keys = [FRACTION, *sorted(key for key in points["key"].unique() if key.startswith(LAYERS))]
+    """Write the dormant fraction, pooled and per layer, and the episode return, as Markdown."""
+    layers = sorted(key for key in points["key"].unique() if key.startswith(LAYERS))
+    of_layers = {key: f"`{key.removeprefix(LAYERS)}`" for key in layers}
+    names = {FRACTION: "all layers", **of_layers, RETURN: "episode return"}
     lines = ["| condition | | start | middle | end | each run's end |", "|---|---|---|---|---|---|"]
     for condition, mine in points.groupby("condition", sort=False):
-        for key in keys:
+        for key, name in names.items():
             of_key = mine[mine["key"] == key]
             if of_key.empty:
                 continue
-            name = "all layers" if key == FRACTION else f"`{key.removeprefix(LAYERS)}`"
-            cells = [f"{100 * value:.0f} %" for value in three_moments(of_key)]
-            ends = ", ".join(f"{100 * value:.0f}" for value in last_values(of_key))
-            lines.append(f"| {condition} | {name} | {' | '.join(cells)} | {ends} % |")
-        returns = mine[mine["key"] == RETURN]
-        if not returns.empty:
-            cells = [f"{value:.0f}" for value in three_moments(returns)]
-            ends = ", ".join(f"{value:.0f}" for value in last_values(returns))
-            lines.append(f"| {condition} | episode return | {' | '.join(cells)} | {ends} |")
+            factor, unit = (1, "") if key == RETURN else (100, " %")
+            cells = [f"{factor * value:.0f}{unit}" for value in three_moments(of_key)]
+            ends = ", ".join(f"{factor * value:.0f}" for value in last_values(of_key))
+            lines.append(f"| {condition} | {name} | {' | '.join(cells)} | {ends}{unit} |")
     return "\n".join(lines)
 
 
 def last_values(points: pd.DataFrame) -> list[float]:
-    """The last value of every run."""
+    """Return the last value of every run."""
     return [float(run.sort_values("step")["value"].iloc[-1]) for _, run in points.groupby("run")]
 
 
-def plot_curves(points: pd.DataFrame, key: str, label: str, scale: float = 1.0, ax: Any = None) -> Any:
-    """Draw one key against environment steps: each run thin, the mean over runs thick; returns the axes."""
+def draw_key(points: pd.DataFrame, key: str, label: str, scale: float = 1.0, ax: Any = None) -> Any:
+    """Draw one key against environment steps: each run thin, the mean over runs thick. Returns the axes."""
     ax = ax or plt.subplots()[1]
     of_key = points[points["key"] == key]
     for style, (condition, mine) in zip(STYLES, of_key.groupby("condition", sort=False), strict=False):
@@ -105,12 +95,12 @@ def plot_curves(points: pd.DataFrame, key: str, label: str, scale: float = 1.0, 
 
 
 def figure(points: pd.DataFrame, title: str) -> Any:
-    """Dormant fraction beside episode return."""
+    """Draw the dormant fraction beside the episode return."""
     drawing, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    plot_curves(points, FRACTION, "dormant neurons [%]", 100.0, left)
+    draw_key(points, FRACTION, "dormant neurons [%]", 100.0, left)
     left.set_ylim(bottom=0)
     left.legend()
-    plot_curves(points, RETURN, "episode return (mean of the last 100)", 1.0, right)
+    draw_key(points, RETURN, "episode return (mean of the last 100)", 1.0, right)
     drawing.suptitle(title)
     return drawing
 
