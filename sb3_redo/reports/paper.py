@@ -117,23 +117,10 @@ def _row(number: Published, ours: pd.Series, dormancy: pd.DataFrame) -> dict[str
         if not fits.any():
             return None
         value, low, high = dormancy.loc[fits, "value"].mean(), np.nan, np.nan
-    return {
-        "quantity": number.quantity,
-        "replay_ratio": number.replay_ratio,
-        "width": number.width,
-        "redo": number.redo,
-        "rival": number.rival,
-        "condition": ours["condition"],
-        "ours": value,
-        "ours_low": low,
-        "ours_high": high,
-        "our_scale": _our_scale(ours, number),
-        "paper": number.value,
-        "paper_low": number.low,
-        "paper_high": number.high,
-        "paper_scale": number.scale,
-        "figure": number.figure,
-    }
+    row = {name: getattr(number, name) for name in ("quantity", "replay_ratio", "width", "redo", "rival")}
+    row |= {"condition": ours["condition"], "ours": value, "ours_low": low, "ours_high": high}
+    row |= {"our_scale": _our_scale(ours, number), "paper": number.value, "paper_low": number.low}
+    return row | {"paper_high": number.high, "paper_scale": number.scale, "figure": number.figure}
 
 
 def _our_scale(ours: pd.Series, number: Published) -> str:

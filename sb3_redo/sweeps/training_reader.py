@@ -46,12 +46,12 @@ class TrainingReader(SweepReader):
         self._check_named(self.algorithm, tuple(ALGOS), "algorithm")
         self._check_environments()
         self.parameters = dict(inspect.signature(ALGOS[self.algorithm]).parameters)
-        self._check_names(tuple(self.parameters))
+        if REPLAY_RATIO in self.axes and "gradient_steps" not in self.parameters:
+            raise self.document.error(f"{self.algorithm} has no replay ratio: it is on-policy", ("grid", REPLAY_RATIO))
+        self._check_settings()
         if self.content.get("save_replay_buffer") and "buffer_size" not in self.parameters:
             complaint = f"{self.algorithm} has no replay buffer: it is on-policy"
             raise self.document.error(complaint, ("save_replay_buffer",))
-        self._check_per()
-        self._check_values()
         for environment in self.content["environments"]:
             self._base(environment)
         self._check_callbacks()
@@ -76,39 +76,26 @@ class TrainingReader(SweepReader):
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise self.document.error(f"{environment!r} is not registered{hint}", ("environments", number))
 
-    def _check_names(self, parameters: tuple[str, ...]) -> None:
-        known = (*parameters, *ZOO_SETTINGS)
-        for name in self.settings:
+    def _check_settings(self) -> None:
+        known = (*self.parameters, *ZOO_SETTINGS)
+        for name, value in self.settings.items():
             self._check_named(name, known, "settings", name)
-        for axis in self.axes:
+            self._check_value(name, value, "settings", name)
+        for axis, values in self.axes.items():
             if not entry_of(CALLBACK, axis) and not entry_of(POLICY_KWARGS, axis):
                 self._check_named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
-        if REPLAY_RATIO in self.axes and "gradient_steps" not in parameters:
-            raise self.document.error(f"{self.algorithm} has no replay ratio: it is on-policy", ("grid", REPLAY_RATIO))
-        for axis, labels in self.per.items():
-            for label, settings in labels.items():
-                for name in settings:
-                    self._check_named(name, (*known, CALLBACK), "per", axis, label, name)
-
-    def _check_per(self) -> None:
-        for axis, labels in self.per.items():
-            self._check_named(axis, tuple(self.axes), "per", axis)
-            for label in labels:
-                if label not in self.axes[axis]:
-                    known = ", ".join(map(repr, self.axes[axis]))
-                    raise self.document.error(f"the grid has {known}", ("per", axis, label))
-
-    def _check_values(self) -> None:
-        for name, value in self.settings.items():
-            self._check_value(name, value, "settings", name)
-        for axis in self.axes.keys() - {REPLAY_RATIO, WIDTH, CALLBACK}:
             # A list's values are found by their numbers, a mapping's by their labels.
-            places = self.axes[axis] if isinstance(self.content["grid"][axis], dict) else itertools.count()
-            for place, value in zip(places, self.axes[axis].values(), strict=False):
+            places = values if isinstance(self.content["grid"][axis], dict) else itertools.count()
+            for place, value in zip(places, values.values(), strict=False):
                 self._check_value(axis, value, "grid", axis, place)
         for axis, labels in self.per.items():
+            self._check_named(axis, tuple(self.axes), "per", axis)
             for label, settings in labels.items():
+                if label not in self.axes[axis]:
+                    there = ", ".join(map(repr, self.axes[axis]))
+                    raise self.document.error(f"the grid has {there}", ("per", axis, label))
                 for name, value in settings.items():
+                    self._check_named(name, (*known, CALLBACK), "per", axis, label, name)
                     self._check_value(name, value, "per", axis, label, name)
 
     def _check_value(self, name: str, value: Any, *location: Hashable) -> None:
