@@ -172,6 +172,13 @@ def test_wrong_settings_are_refused(settings, message):
         ClassifierSettings.of(settings)
 
 
+def test_settings_are_kept_as_what_was_checked():
+    settings = ClassifierSettings.of({"n_images": 1e2, "tasks": 3.0, "layers": [8, 8.0]})
+    assert repr((settings.n_images, settings.tasks, settings.layers)) == "(100, 3, (8, 8))"
+    with pytest.raises(TypeError, match="redo must be True or False, got 1"):
+        ClassifierSettings(redo=1)
+
+
 # Optimizers
 
 
@@ -278,6 +285,15 @@ def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(tmp_path):
     assert state_of(tmp_path) == "finished"
     with pytest.raises(RuntimeError, match="holds a finished run"):
         run_classifier(tmp_path, settings, 0)
+
+
+@pytest.mark.parametrize("settings", ['{"tasks": 0}', '{"tusks": 3}', "[1]"])
+def test_a_wrong_setting_is_told_in_a_sentence(settings, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--folder", str(tmp_path / "run"), "--settings", settings])
+    assert stop.value.code == 2
+    assert "error: argument --settings: " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -536,6 +536,16 @@ def test_a_missing_file_is_told_in_a_sentence(tmp_path, capsys):
     assert "there is no" in capsys.readouterr().err
 
 
+def test_paths_have_to_be_given(tmp_path, capsys):
+    with pytest.raises(ValueError, match="agent is missing: name a file, or a folder below which it is"):
+        OfflineSettings()
+    with pytest.raises(TypeError, match="teacher must be a path, got 3"):
+        settings_of(**{**TAUGHT, "teacher": 3})
+    with pytest.raises(SystemExit):
+        main(["--folder", str(tmp_path / "run"), "--settings", '{"agnet": "a.zip"}'])
+    assert "did you mean 'agent'?" in capsys.readouterr().err
+
+
 def test_the_checkpoint_of_a_training_is_no_replay_buffer_to_learn_from(tmp_path):
     for folder, made in (("zoo", 100.0), ("checkpoint_500", 200.0)):
         (tmp_path / folder).mkdir()

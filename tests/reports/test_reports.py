@@ -333,6 +333,13 @@ def test_every_figure_takes_an_ax_gives_it_back_and_says_what_it_shows(sweep):
     pyplot.close("all")
 
 
+def test_a_scale_that_there_is_not_is_refused(sweep):
+    table = over_seeds(read_curves(read_sweep_folder(sweep)), "dormancy/fraction")
+    with pytest.raises(ValueError, match="scale must be one of 'share', 'count', 'log', 'linear', got 'logs'; did you"):
+        figures.plot_curves(table, scale="logs")
+    pyplot.close("all")
+
+
 def test_the_heat_map_has_a_row_for_every_layer_and_the_speed_a_mark_for_every_run(sweep, axes):
     made = read_sweep_folder(sweep)
     curves = read_curves(made)
