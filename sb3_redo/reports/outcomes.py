@@ -9,7 +9,6 @@ from sb3_redo.reports.curves import ACCURACY, ALL, LOSS, RETURN, is_normalised, 
 from sb3_redo.reports.scores import frames_per_step, reference_of
 from sb3_redo.reports.statistics import stacked, stratified_intervals
 from sb3_redo.reports.sweep_folder import REPLAY_RATIO, RunRecord, SweepRecord
-from sb3_redo.reports.tables import setting_of
 
 # Column of the outcomes: name in result.json, key whose last point stands in for it.
 _SOURCES = {
@@ -44,7 +43,7 @@ def run_outcomes(sweep: SweepRecord, curves: pd.DataFrame) -> pd.DataFrame:
 
 def _outcome(run: RunRecord, last: pd.DataFrame, steps: pd.Series) -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.name, "environment": run.environment, "condition": run.label}
-    row |= {"seed": run.seed, **run.condition, "setting": setting_of(run), "state": run.state}
+    row |= {"seed": run.seed, **run.condition, "setting": run.setting, "state": run.state}
     result = run.result or {}
     row["num_timesteps"] = result.get("num_timesteps") or int(steps.get(run.name, 0))
     row["frames"] = row["num_timesteps"] * frames_per_step(run.environment)

@@ -38,7 +38,12 @@ class RunRecord:
     @property
     def label(self) -> str:
         """The condition as its folder is named: ``replay_ratio=1,callback=redo``."""
-        return ",".join(f"{axis}={text(value)}" for axis, value in self.condition.items()) or "default"
+        return _label(self.condition)
+
+    @property
+    def setting(self) -> str:
+        """The condition without its callback."""
+        return _label({axis: value for axis, value in self.condition.items() if axis != CALLBACK})
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,10 @@ def read_sweep_folder(folder: Path, only: Collection[str] | None = None) -> Swee
 def text(value: Any) -> str:
     """Write a value of an axis as it stands in a condition."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _label(condition: Mapping[str, Any]) -> str:
+    return ",".join(f"{axis}={text(value)}" for axis, value in condition.items()) or "default"
 
 
 def _algorithm_of(run: RunRecord) -> str:

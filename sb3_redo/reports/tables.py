@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from sb3_redo.reports.points import NAME, SCHEMA, read_run
-from sb3_redo.reports.sweep_folder import CALLBACK, RunRecord, SweepRecord, text
+from sb3_redo.reports.sweep_folder import RunRecord, SweepRecord
 
 POINTS_PER_CURVE = 300
 CSV_ROWS = 1_000_000
@@ -136,7 +136,7 @@ def _curves(sweep: SweepRecord, parts: Sequence[dict[str, np.ndarray]], keys: li
         "condition": described(lambda run: run.label),
         "seed": np.array([run.seed for run in runs], dtype=np.int64)[of],
         **{axis: described(partial(_value_of, axis)) for axis in sweep.axes},
-        "setting": described(setting_of),
+        "setting": described(lambda run: run.setting),
         "redo": np.array([run.label in recyclers for run in runs], dtype=bool)[of],
         "key": pd.Categorical.from_codes(columns["key"].astype(np.int32), categories=keys),
     }
@@ -145,9 +145,3 @@ def _curves(sweep: SweepRecord, parts: Sequence[dict[str, np.ndarray]], keys: li
 
 def _value_of(axis: str, run: RunRecord) -> Any:
     return run.condition.get(axis)
-
-
-def setting_of(run: RunRecord) -> str:
-    """Return the condition of a run without its callback."""
-    rest = {axis: value for axis, value in run.condition.items() if axis != CALLBACK}
-    return ",".join(f"{axis}={text(value)}" for axis, value in rest.items()) or "default"
