@@ -37,11 +37,6 @@ class RenewedWeights:
                 cleared = (state["exp_avg_sq"] == 0) & (state["exp_avg"] == 0)
                 self._note(parameter, cleared & ((parameter != before[parameter]) | (parameter == 0)))
 
-    def stop(self) -> None:
-        """Remove the hooks."""
-        for handle in self.handles:
-            handle.remove()
-
     def _register(self) -> list[Any]:
         raise NotImplementedError
 
