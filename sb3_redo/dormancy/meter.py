@@ -43,7 +43,7 @@ class Meter:
         self._number_of_sites = sum(map(len, self._sites.values()))
 
     def measure(self, forward: Callable[[Any], Any], batch: Any, dormancy_threshold: float) -> DormancyReport:
-        """Runs the networks over a batch, in evaluation mode, and reports their dormancy.
+        """Run the networks over a batch, in evaluation mode, and report their dormancy.
 
         A batch whose activations would take too much memory is run in several passes.
 
@@ -66,7 +66,7 @@ class Meter:
         return DormancyReport(layers, dormancy_threshold, self.wiring, batch)
 
     def deviations(self, forward: Callable[[Any], Any], batch: Any) -> dict[str, Tensor]:
-        """Returns mean \\|h - mean h\\| over a batch, and over space for a convolution, per layer, [neurons].
+        """Return mean \\|h - mean h\\| over a batch, and over space for a convolution, per layer, [neurons].
 
         Takes twice as many passes as :meth:`measure`.
 
@@ -79,7 +79,7 @@ class Meter:
         return {layer.name: deviation for layer, deviation in zip(self.layers, _means(parts), strict=True)}
 
     def _run(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> list["_Totals"]:
-        """Runs the networks over a batch, in parts if memory demands it, and sums up every site in each part."""
+        """Run the networks over a batch, in parts if memory demands it, and sum up every site in each part."""
         with seeded(0), evaluating(self._modules), uncompiled(self._is_compiled):
             return [self._run_pass(forward, part, statistic) for part in chunks(batch, self.wiring.rows_at_once)]
 
@@ -100,7 +100,7 @@ class Meter:
         return totals
 
     def _summing(self, totals: "_Totals") -> Callable[[str, nn.Module], Callable[..., Any]]:
-        """Returns what makes a module's new ``forward``. Hooks take longer to register and remove."""
+        """Return what makes a module's new ``forward``. Hooks take longer to register and remove."""
 
         def make(name: str, module: nn.Module) -> Callable[..., Any]:
             calls = count()
@@ -141,14 +141,14 @@ class LayerSite:
         self.elements_per_neuron = torch.bincount(self.owners[self.owned], minlength=layer.neurons).float()
 
     def magnitudes(self, value: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Returns the sum of \\|h\\| per neuron, [neurons], and the number of values in it: one for all, or [neurons].
+        """Return the sum of \\|h\\| per neuron, [neurons], and the number of values in it: one for all, or [neurons].
 
         :param value: the activations h at this site, [observations, ...]
         """
         return self.sums(value if self.is_non_negative else value.abs())
 
     def deviations(self, value: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Returns the same of \\|h - mean h\\|.
+        """Return the same of \\|h - mean h\\|.
 
         :param mean: each neuron's mean h, [neurons]
         """
@@ -156,7 +156,7 @@ class LayerSite:
         return self.sums((value - mean[owners].view(self.shape)).abs())
 
     def sums(self, value: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Sums the raw values per neuron. Returns the sums and the number of values summed."""
+        """Sum the raw values per neuron. Returns the sums and the number of values summed."""
         # 1. Half precision becomes float32: the sum of 25,600 values of one channel would not fit.
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
@@ -195,20 +195,20 @@ class _Totals:
         self.sites_seen += 1
 
     def of_layers(self) -> list[tuple[Tensor, Tensor | float]]:
-        """Returns for each layer the neurons' sums and the number of values in them, at least 1."""
+        """Return for each layer the neurons' sums and the number of values in them, at least 1."""
         sums = [total for total in self.sums if total is not None]
         # A neuron that is dropped before its activation has none: its sum is 0, of 0 values.
         counts = [number.clamp(min=1) if isinstance(number, Tensor) else number for number in self.counts]
         return list(zip(sums, counts, strict=True))
 
     def comparable_sums(self) -> list[Tensor]:
-        """Returns for each layer sums in proportion to its neurons' means and to the number of rows."""
+        """Return for each layer sums in proportion to its neurons' means and to the number of rows."""
         pairs = self.of_layers()
         return [total * (self.rows / number) if isinstance(number, Tensor) else total for total, number in pairs]
 
 
 def _means(parts: list[_Totals]) -> list[Tensor]:
-    """Returns each layer's means per neuron over all parts of a batch, [neurons]."""
+    """Return each layer's means per neuron over all parts of a batch, [neurons]."""
     means = []
     for layer in zip(*(part.of_layers() for part in parts), strict=True):
         sums, counts = zip(*layer, strict=True)

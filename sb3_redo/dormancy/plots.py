@@ -30,14 +30,14 @@ Layers = Sequence[LayerDormancy]
 
 
 def figure_of(layers: Layers, dormancy_threshold: float, observations: int) -> "Figure":
-    """Returns a figure with what :func:`plot_layers` draws. No window shows it."""
+    """Return a figure with what :func:`plot_layers` draws. No window shows it."""
     figure = _Figure(figsize=_size(layers), layout="tight")
     plot_layers(layers, dormancy_threshold, observations, figure.subplots())
     return figure
 
 
 def plot_layers(layers: Layers, dormancy_threshold: float, observations: int, ax: "Axes | None" = None) -> "Axes":
-    """Draws layers measured on so many observations; see :meth:`~sb3_redo.dormancy.DormancyReport.plot`."""
+    """Draw layers measured on so many observations; see :meth:`~sb3_redo.dormancy.DormancyReport.plot`."""
     if ax is None:
         from matplotlib import pyplot  # here, because it chooses a backend
 

@@ -35,22 +35,22 @@ class DormancyReport:
 
     @property
     def dormant_fraction(self) -> float:
-        """Returns dormant neurons over neurons, pooled over all layers, in [0, 1]."""
+        """Return dormant neurons over neurons, pooled over all layers, in [0, 1]."""
         return self.fraction(layer.dormant for layer in self.layers)
 
     @property
     def observations(self) -> int:
-        """Returns how many observations it was measured on."""
+        """Return how many observations it was measured on."""
         return len(next(tensors_in(self.batch)))
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Returns the names of the networks, in the order in which they run."""
+        """Return the names of the networks, in the order in which they run."""
         return tuple(dict.fromkeys(layer.network for layer in self.layers))
 
     @property
     def not_finite(self) -> tuple[str, ...]:
-        """Returns the names of layers with NaN or infinite activations. Their neurons count as not dormant."""
+        """Return the names of layers with NaN or infinite activations. Their neurons count as not dormant."""
         return tuple(layer.name for layer in self.layers if not layer.is_finite)
 
     def dormant_neurons(self) -> dict[str, Tensor]:
@@ -64,21 +64,21 @@ class DormancyReport:
         return {name: neurons for name, neurons in dormant.items() if len(neurons)}
 
     def network_fraction(self, network: str) -> float:
-        """Returns the dormant fraction pooled over the layers of one network, in [0, 1]."""
+        """Return the dormant fraction pooled over the layers of one network, in [0, 1]."""
         return self.fraction(layer.dormant for layer in self.layers if layer.network == network)
 
     def fraction_at(self, dormancy_threshold: float) -> float:
-        """Returns the pooled dormant fraction at another threshold, in [0, 1]."""
+        """Return the pooled dormant fraction at another threshold, in [0, 1]."""
         return self.fraction(layer.scores <= dormancy_threshold for layer in self.layers)
 
     @staticmethod
     def fraction(masks: Iterable[Tensor]) -> float:
-        """Returns the share of neurons that masks select, pooled over all masks, in [0, 1]."""
+        """Return the share of neurons that masks select, pooled over all masks, in [0, 1]."""
         pooled = torch.cat(list(masks))
         return float(pooled.sum()) / len(pooled)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Tabulates layers: ``layer``, ``network``, ``neurons``, ``dormant``, ``dormant_fraction``, ``recyclable``."""
+        """Tabulate layers: ``layer``, ``network``, ``neurons``, ``dormant``, ``dormant_fraction``, ``recyclable``."""
         with needs("plots", "to_frame()"):
             import pandas  # here, because only this is worth a second of import time
 
@@ -90,7 +90,7 @@ class DormancyReport:
         return pandas.DataFrame(rows, columns=columns)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draws a bar per layer, its dormant fraction, and beside it the scores of its neurons as a strip.
+        """Draw a bar per layer, its dormant fraction, and beside it the scores of its neurons as a strip.
 
         :param ax: where to draw, shared between bars and strips. Default: a new figure.
         :return: the axes of the bars
@@ -107,7 +107,7 @@ class DormancyReport:
         return f"{dormant} of {neurons} neurons dormant ({dormant / neurons:.1%}) {where}"
 
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Returns layer, network, dormant neurons of all, dormant fraction and a note, for each layer."""
+        """Return layer, network, dormant neurons of all, dormant fraction and a note, for each layer."""
         rows = []
         for layer in self.layers:
             note = "" if layer.recyclable else "measured only"

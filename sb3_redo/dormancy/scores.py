@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def dormancy_scores(mean_activations: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    """Returns each neuron's mean absolute activation over the mean of its layer (Sokar et al. 2023, eq. 1).
+    """Return each neuron's mean absolute activation over the mean of its layer (Sokar et al. 2023, eq. 1).
 
     The scores of a layer average 1; the paper's "sum to 1" is a slip (google/dopamine issue 209). If all activations
     of a layer are 0, so are its scores.
@@ -28,7 +28,7 @@ def dormancy_scores(mean_activations: Tensor, sizes: Sequence[int] | None = None
 
 
 def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:
-    """Returns the overlap coefficient of two sets of neurons, or ``None`` if one is empty.
+    """Return the overlap coefficient of two sets of neurons, or ``None`` if one is empty.
 
     It is \\|X∩Y\\| / min(\\|X\\|, \\|Y\\|), in [0, 1].
 
@@ -66,7 +66,7 @@ class LayerDormancy:
 
     @property
     def dormant_fraction(self) -> float:
-        """Returns dormant neurons over neurons, in [0, 1]."""
+        """Return dormant neurons over neurons, in [0, 1]."""
         return float(self.dormant.sum()) / self.neurons
 
     @property

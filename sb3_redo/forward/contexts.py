@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Switches modules to evaluation mode and gradients off. Restores each module's own mode afterwards.
+    """Switch modules to evaluation mode and gradients off. Restores each module's own mode afterwards.
 
     :param modules: all modules that run, for instance ``policy.modules()``
     """
@@ -27,7 +27,7 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def training(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Switches modules to training mode. Restores each module's own mode afterwards.
+    """Switch modules to training mode. Restores each module's own mode afterwards.
 
     :param modules: all modules that run
     """
@@ -39,7 +39,7 @@ def training(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _set_mode(modules: Iterable[nn.Module], *, training: bool) -> list[nn.Module]:
-    """Sets the mode of modules. Returns those whose mode was another."""
+    """Set the mode of modules. Returns those whose mode was another."""
     changed = [module for module in modules if module.training != training]
     for module in changed:
         module.__dict__["training"] = training  # Module.__setattr__ takes ten times as long
@@ -47,17 +47,17 @@ def _set_mode(modules: Iterable[nn.Module], *, training: bool) -> list[nn.Module
 
 
 def uncompiled_name(path: str) -> str:
-    """Removes the parts that ``torch.compile`` adds to a module's or parameter's path."""
+    """Remove the parts that ``torch.compile`` adds to a module's or parameter's path."""
     return path.replace("_orig_mod.", "")
 
 
 def is_compiled(modules: Iterable[nn.Module]) -> bool:
-    """Returns whether ``torch.compile`` was applied to any of these modules."""
+    """Return whether ``torch.compile`` was applied to any of these modules."""
     return any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in modules)
 
 
 def uncompiled(compiled: bool = True) -> AbstractContextManager[Any]:
-    """Runs compiled modules as they were written.
+    """Run compiled modules as they were written.
 
     Compiled code ignores a replaced ``forward``, or is compiled anew for each one.
 
@@ -73,7 +73,7 @@ _APART = ContextVar("apart", default=False)
 
 @contextmanager
 def apart_from_training() -> Iterator[None]:
-    """Marks forward passes that do not belong to training, so that watchers ignore them."""
+    """Mark forward passes that do not belong to training, so that watchers ignore them."""
     token = _APART.set(True)
     try:
         yield
@@ -82,13 +82,13 @@ def apart_from_training() -> Iterator[None]:
 
 
 def is_apart_from_training() -> bool:
-    """Returns whether this code runs inside :func:`apart_from_training`."""
+    """Return whether this code runs inside :func:`apart_from_training`."""
     return _APART.get()
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's random streams (CPU and CUDA). Restores their states afterwards.
+    """Seed torch's random streams (CPU and CUDA). Restores their states afterwards.
 
     :param seed: any integer
     """
@@ -108,7 +108,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def everything_seeded(seed: int) -> Iterator[None]:
-    """Seeds the random streams of torch, NumPy and Python. Restores their states afterwards.
+    """Seed the random streams of torch, NumPy and Python. Restores their states afterwards.
 
     Use this around code of others, which may draw from any of the three.
 
@@ -127,7 +127,7 @@ def everything_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(layers: Mapping[str, nn.Module], make: Callable[[str, nn.Module], Any]) -> Iterator[None]:
-    """Replaces the ``forward`` of modules. Restores each one afterwards, after an error too.
+    """Replace the ``forward`` of modules. Restores each one afterwards, after an error too.
 
     :param layers: name to module
     :param make: called with a name and its module, returns the new ``forward``

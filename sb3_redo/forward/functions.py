@@ -20,7 +20,7 @@ _JOINING_NAMES = ("cat", "concat", "concatenate", "stack", "hstack", "dstack", "
 
 
 def _callables_named(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
-    """Returns every function and method that torch has under these names, in-place forms included."""
+    """Return every function and method that torch has under these names, in-place forms included."""
     owners = (functional, torch, torch.Tensor)
     wanted = [name + suffix for name in names for suffix in ("", "_")]
     return frozenset(getattr(owner, name) for owner in owners for name in wanted if hasattr(owner, name))
@@ -65,17 +65,17 @@ class FunctionWatcher(TorchFunctionMode):
         return self.on_other(func, args, kwargs)
 
     def on_activation(self, call: int, func: Any, output: torch.Tensor) -> torch.Tensor:
-        """Receives the output of activation number ``call``. Returns the output for the network to use."""
+        """Receive the output of activation number ``call``. Returns the output for the network to use."""
         return output
 
     def on_normalisation(self, call: int, func: Any, args: Any, kwargs: Any) -> Any:
-        """Replaces normalisation number ``call``."""
+        """Replace normalisation number ``call``."""
         return func(*args, **kwargs)
 
     def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Replaces a function that joins several tensors to one."""
+        """Replace a function that joins several tensors to one."""
         return func(*args, **kwargs)
 
     def on_other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Replaces every other function."""
+        """Replace every other function."""
         return func(*args, **kwargs)

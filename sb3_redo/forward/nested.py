@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yields all tensors in nested dictionaries, tuples and lists."""
+    """Yield all tensors in nested dictionaries, tuples and lists."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -22,7 +22,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Applies a function to every tensor in nested dictionaries, tuples and lists. Arrays become tensors first.
+    """Apply a function to every tensor in nested dictionaries, tuples and lists. Arrays become tensors first.
 
     :param function: takes and returns a tensor
     :param value: the nested value; other values in it stay as they are
@@ -42,7 +42,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def chunks(batch: Any, rows: int) -> Iterator[Any]:
-    """Cuts nested tensors along their first axis.
+    """Cut nested tensors along their first axis.
 
     :param batch: nested tensors, each [rows, ...]
     :param rows: most rows of one part

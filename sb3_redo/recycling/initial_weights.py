@@ -68,7 +68,7 @@ class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watching_orthogonal(self) -> Iterator[None]:
-        """Notes calls of ``nn.init.orthogonal_`` too."""
+        """Note calls of ``nn.init.orthogonal_`` too."""
         real = nn.init.orthogonal_
 
         def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Tensor:

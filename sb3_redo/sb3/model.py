@@ -109,7 +109,7 @@ def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None 
 
 
 def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
-    """Draws weights as a freshly built policy of this model has them.
+    """Draw weights as a freshly built policy of this model has them.
 
     Gives a model that has not been trained yet an attribute ``initial_weight_samples``, which is saved with it: once
     weights have changed, nothing else tells whether and how they were initialised by hand.

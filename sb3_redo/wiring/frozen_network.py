@@ -19,7 +19,7 @@ _OFFSET_BETWEEN_CALLS = 61
 
 
 def ignore(place: Place, value: Tensor) -> None:
-    """Records nothing."""
+    """Record nothing."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _PassWatcher(FunctionWatcher):
 
 
 def _pool(func: Any, args: Any, kwargs: Any) -> Any:
-    """Computes a pooling. On a CPU, maxima over images take a quarter of the time with channels last."""
+    """Compute a pooling. On a CPU, maxima over images take a quarter of the time with channels last."""
     if func not in MAX_POOLS_OF_IMAGES or not args or args[0].ndim != 4 or args[0].device.type != "cpu":
         return func(*args, **kwargs)
     maxima = func(args[0].contiguous(memory_format=torch.channels_last), *args[1:], **kwargs)
@@ -165,7 +165,7 @@ class FrozenNetwork:
             self._random_outputs = (torch.rand(size, device=calls[0].device) + 0.5) * signs
 
     def _record_calls(self) -> list[str]:
-        """Runs a pass without changes, and records the layers' calls. Returns the names of the modules that run."""
+        """Run a pass without changes, and record the layers' calls. Returns the names of the modules that run."""
         running: dict[str, None] = {}
 
         def recording(name: str, module: nn.Module) -> Callable[..., Any]:
@@ -193,11 +193,11 @@ class FrozenNetwork:
         return list(running)
 
     def neurons(self, name: str) -> int:
-        """Returns how many outputs a linear layer has, or output channels a convolution."""
+        """Return how many outputs a linear layer has, or output channels a convolution."""
         return self.calls[name][0].shape[neuron_axis(self.layers[name])]
 
     def run(self, settings: PassSettings, record: Recorder = ignore, forward: Callable[[], Any] | None = None) -> None:
-        """Runs one pass.
+        """Run one pass.
 
         :param settings: what is changed in it
         :param record: receives the value at every place
@@ -233,7 +233,7 @@ class FrozenNetwork:
             record(Place("output", str(index), index), output)
 
     def _output(self, settings: PassSettings, name: str, call: LayerCall) -> Tensor:
-        """Returns what a layer gives in place of its real output."""
+        """Return what a layer gives in place of its real output."""
         # 1. Every call has random numbers of its own, in the shape of its output.
         numbers = self._random_outputs[call.offset : call.offset + call.shape.numel()]
         pattern = numbers.view(call.shape).to(call.device)

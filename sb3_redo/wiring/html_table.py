@@ -5,7 +5,7 @@ from html import escape
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns an HTML table of plain texts. The first cell of each row is the row's header."""
+    """Return an HTML table of plain texts. The first cell of each row is the row's header."""
     left = ' style="text-align: left"'  # notebooks align cells to the right, which suits numbers only
     head = "".join(f'<th scope="col"{left}>{escape(cell)}</th>' for cell in header)
     body = ""

@@ -14,17 +14,17 @@ from sb3_redo.wiring.prober import PASS_ERRORS, Prober, finite
 
 
 def first_two_rows(tensor: Tensor) -> Tensor:
-    """Returns the first two observations of a batch. Repeats the first if there is no other."""
+    """Return the first two observations of a batch. Repeats the first if there is no other."""
     return tensor[:2] if len(tensor) > 1 else torch.cat([tensor, tensor])
 
 
 def first_row(tensor: Tensor) -> Tensor:
-    """Returns the first observation of a batch, [1, ...]."""
+    """Return the first observation of a batch, [1, ...]."""
     return tensor[:1]
 
 
 def input_variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> list[Any]:
-    """Returns one observation and up to four variants of it, [1, ...] each, that the network accepts.
+    """Return one observation and up to four variants of it, [1, ...] each, that the network accepts.
 
     The second and third are opposites, and so are the fourth and fifth.
 
@@ -44,7 +44,7 @@ def input_variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
 
 
 def _with_noise(tensor: Tensor, attempt: int) -> Tensor:
-    """Adds noise to numbers, draws a new byte for a pixel, rearranges other integers.
+    """Add noise to numbers, draws a new byte for a pixel, rearranges other integers.
 
     Odd attempts subtract the noise that the attempt before added: a gate that opens for one sign opens in one of them.
     Noise is larger than the number itself, so that signs change.
@@ -62,12 +62,12 @@ def _with_noise(tensor: Tensor, attempt: int) -> Tensor:
 
 
 def _rearranged(tensor: Tensor, attempt: int) -> Tensor:
-    """Exchanges the two rows in even attempts. Mirrors each value within the range of all in odd ones."""
+    """Exchange the two rows in even attempts. Mirrors each value within the range of all in odd ones."""
     return tensor.flip(0) if attempt % 2 == 0 or tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
 
 
 def read_observation(prober: Prober, variants: Sequence[Callable[[], Any]]) -> Reading:
-    """Returns the elements that change with the network's input while every layer is frozen.
+    """Return the elements that change with the network's input while every layer is frozen.
 
     :param variants: passes on the observation and on its variants, in the order of :func:`input_variants`
     :return: 0 at each of these elements, else NO_NEURON

@@ -88,7 +88,7 @@ class Assignments:
         return REFERENCE_ROWS + len(self.is_high)
 
     def values(self) -> Tensor:
-        """Returns the layer's outputs, [2 + assignments, neurons]: both reference rows, then the assignments."""
+        """Return the layer's outputs, [2 + assignments, neurons]: both reference rows, then the assignments."""
         low, high = self.level
         reference = torch.tensor([[False], [True]]).expand(REFERENCE_ROWS, self.is_high.shape[1])
         return torch.where(torch.cat([reference, self.is_high]), high, low)
@@ -105,7 +105,7 @@ class ReceivedCode:
         self.is_mixed = torch.zeros_like(self.is_reached)  # it was ever neither low nor high
 
     def receive(self, low: Tensor, high: Tensor, rows: Tensor, first_bit: int) -> None:
-        """Compares assignments with the reference rows.
+        """Compare assignments with the reference rows.
 
         :param low: the row all low, [...]
         :param high: the row all high, [...]
@@ -136,7 +136,7 @@ class ReceivedCode:
             self.bits.add_(is_high, alpha=1 << bit)
 
     def merge(self, other: "ReceivedCode") -> None:
-        """Adds the bits that another pass carried to the same place. Merging a code twice changes nothing."""
+        """Add the bits that another pass carried to the same place. Merging a code twice changes nothing."""
         self.bits |= other.bits
         self.is_reached |= other.is_reached
         self.is_mixed |= other.is_mixed
@@ -146,7 +146,7 @@ ReceivedCodes = dict[Place, ReceivedCode]
 
 
 def number_bits(neurons: int) -> int:
-    """Returns how many bits the largest neuron number takes."""
+    """Return how many bits the largest neuron number takes."""
     return max(1, (neurons - 1).bit_length())
 
 
@@ -168,15 +168,15 @@ class BinaryCodes:
         self.codes = (self.assignments << torch.arange(len(self.assignments))[:, None]).sum(0)  # long [neurons]
 
     def check_assignments(self, level: Level) -> Assignments:
-        """Returns the assignments that send the check bits."""
+        """Return the assignments that send the check bits."""
         return Assignments(level, self.assignments[2 * self.number_bits :], 2 * self.number_bits)
 
     def number_assignments(self, level: Level, start: int, count: int) -> Assignments:
-        """Returns ``count`` assignments that send number bits and inverted bits, from bit ``start`` on."""
+        """Return ``count`` assignments that send number bits and inverted bits, from bit ``start`` on."""
         return Assignments(level, self.assignments[start : min(start + count, 2 * self.number_bits)], start)
 
     def check_bits_confirm(self, reading: Reading, received: ReceivedCodes) -> bool:
-        """Returns whether the check bits received at every reached element agree with an earlier reading."""
+        """Return whether the check bits received at every reached element agree with an earlier reading."""
         check_codes = self.codes >> 2 * self.number_bits
         for place, code in received.items():
             # 1. The earlier reading must know every element that is reached now.
@@ -193,7 +193,7 @@ class BinaryCodes:
         return True
 
     def decode(self, received: ReceivedCode) -> Tensor:
-        """Returns the neuron at each element, NO_NEURON or SEVERAL_NEURONS, as int32 on the CPU."""
+        """Return the neuron at each element, NO_NEURON or SEVERAL_NEURONS, as int32 on the CPU."""
         # 1. The lowest bits name a neuron, if there is one of that number.
         neuron = received.bits & ((1 << self.number_bits) - 1)
         is_known = neuron < self.neurons
@@ -206,20 +206,20 @@ class BinaryCodes:
 
 
 def merge_reading(reading: Reading, new: Mapping[Place, Tensor]) -> None:
-    """Adds what was read at another level, in place. Two neurons at one element make it SEVERAL_NEURONS."""
+    """Add what was read at another level, in place. Two neurons at one element make it SEVERAL_NEURONS."""
     for place, neuron in new.items():
         neuron = merged(reading[place], neuron) if place in reading else neuron
         reading[place] = without_repeats(neuron).clone().expand(neuron.shape)
 
 
 def merged(known: Tensor, new: Tensor) -> Tensor:
-    """Returns the neuron that either tensor shows at each element, SEVERAL_NEURONS where they disagree."""
+    """Return the neuron that either tensor shows at each element, SEVERAL_NEURONS where they disagree."""
     is_new, agrees = known == NO_NEURON, (new == NO_NEURON) | (new == known)
     return torch.where(is_new, new, torch.where(agrees, known, SEVERAL_NEURONS))
 
 
 def without_repeats(neurons: Tensor) -> Tensor:
-    """Shrinks every axis along which the values never change to size 1."""
+    """Shrink every axis along which the values never change to size 1."""
     for axis in range(neurons.ndim):
         first = neurons.narrow(axis, 0, 1)
         if torch.equal(neurons, first.expand_as(neurons)):
@@ -228,18 +228,18 @@ def without_repeats(neurons: Tensor) -> Tensor:
 
 
 def _largest(*values: Tensor) -> float:
-    """Returns the largest absolute value; 0 if there is none."""
+    """Return the largest absolute value; 0 if there is none."""
     ends = [float(end) for value in values if value.numel() for end in value.aminmax()]
     return max(map(abs, ends), default=0.0)
 
 
 def all_true(mask: Tensor) -> bool:
-    """Returns whether all of a mask is true. Takes a fiftieth of the time of ``Tensor.all`` on a CPU."""
+    """Return whether all of a mask is true. Takes a fiftieth of the time of ``Tensor.all`` on a CPU."""
     return mask.numel() == 0 or bool(mask.view(torch.uint8).amin())
 
 
 def any_true(mask: Tensor) -> bool:
-    """Returns whether any of a mask is true; see :func:`all_true`."""
+    """Return whether any of a mask is true; see :func:`all_true`."""
     return mask.numel() > 0 and bool(mask.view(torch.uint8).amax())
 
 

@@ -18,7 +18,7 @@ _GATED = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
 def normalisations(prober: Prober, reading: Reading, others: Iterable[Reading]) -> dict[str, Tensor]:
-    """Returns the neuron that each entry of a normalisation's state belongs to, -1 for none.
+    """Return the neuron that each entry of a normalisation's state belongs to, -1 for none.
 
     Covers all elementwise modules between a layer and its consumers. An entry belongs to a neuron if it acts on
     nothing else, in any call.
@@ -50,7 +50,7 @@ def normalisations(prober: Prober, reading: Reading, others: Iterable[Reading]) 
 
 
 def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[str, str]:
-    """Returns the modules that are neither measured nor recycled although they have parameters, and why.
+    """Return the modules that are neither measured nor recycled although they have parameters, and why.
 
     :param activations: the activation calls of a pass; the modules that make them are not listed
     """
@@ -63,7 +63,7 @@ def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[st
 
 
 def is_elementwise(prober: Prober, name: str) -> bool:
-    """Returns whether all of a module's state broadcasts against the one tensor that it is called with."""
+    """Return whether all of a module's state broadcasts against the one tensor that it is called with."""
     module = prober.other_modules[name]
     shapes = [prober.shapes[place] for place in _places(prober, name)]
     return bool(shapes) and all(
@@ -86,14 +86,14 @@ def _places(prober: Prober, name: str) -> list[Place]:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields a module's own parameters and buffers, but no counters or other single numbers."""
+    """Yield a module's own parameters and buffers, but no counters or other single numbers."""
     for key, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None and tensor.is_floating_point() and tensor.ndim > 0:
             yield key, tensor
 
 
 def _broadcast(module: nn.Module, tensor: Tensor, shape: torch.Size) -> tuple[int, ...]:
-    """Returns the shape in which a module's state broadcasts against an input of the given shape.
+    """Return the shape in which a module's state broadcasts against an input of the given shape.
 
     For instance [8] becomes (1, 8, 1, 1) in a batch normalisation of [1, 8, 5, 5].
     """
@@ -102,7 +102,7 @@ def _broadcast(module: nn.Module, tensor: Tensor, shape: torch.Size) -> tuple[in
 
 
 def _neuron_of_entries(neurons: Tensor, broadcast: tuple[int, ...]) -> Tensor:
-    """Returns the one neuron behind all elements that share an entry, else NO_NEURON."""
+    """Return the one neuron behind all elements that share an entry, else NO_NEURON."""
     axes = [axis for axis, size in enumerate(broadcast) if size == 1]
     low, high = (neurons.amin(axes, True), neurons.amax(axes, True)) if axes else (neurons, neurons)
     return low.where((low == high) & (low >= 0), NO_NEURON)

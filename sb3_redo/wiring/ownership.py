@@ -35,7 +35,7 @@ class _WeightWatcher(TorchFunctionMode):
 
 
 def _used(name: str, arguments: list[Any]) -> Iterable[Any]:
-    """Returns the arguments whose values a function uses. Of the others it may use shape, type or device."""
+    """Return the arguments whose values a function uses. Of the others it may use shape, type or device."""
     if name.startswith("new_") or name.endswith("_like") or name in ("size", "stride"):
         return ()
     if name in _USE_FIRST_ONLY:
@@ -44,7 +44,7 @@ def _used(name: str, arguments: list[Any]) -> Iterable[Any]:
 
 
 def weights_used_outside_their_layer(prober: Prober) -> frozenset[str]:
-    """Returns the names of the layers whose weights or biases are used without calling the layer.
+    """Return the names of the layers whose weights or biases are used without calling the layer.
 
     All layers are frozen, so no parameter that a function sees is used by its own layer.
     """
@@ -61,7 +61,7 @@ def weights_used_outside_their_layer(prober: Prober) -> frozenset[str]:
 
 
 def why_not_writable(prober: Prober, name: str, consumers: Iterable[str], used_elsewhere: Set[str]) -> str | None:
-    """Returns why the weights of a layer or of one of its consumers may not be changed, or ``None``.
+    """Return why the weights of a layer or of one of its consumers may not be changed, or ``None``.
 
     :param used_elsewhere: layers whose weights are used without calling them
     """

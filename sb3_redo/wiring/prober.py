@@ -56,7 +56,7 @@ class Prober(FrozenNetwork):
         self._one_by_one: set[str] = set()  # layers whose assignments get a pass each
 
     def prepare(self, forwards: Sequence[Callable[[], Any]]) -> None:
-        """Sets the passes to probe with, and finds out whether rows can carry assignments.
+        """Set the passes to probe with, and find out whether rows can carry assignments.
 
         :param forwards: as the constructor's ``forward``. The last one serves for frozen outputs of opposite sign.
         """
@@ -73,7 +73,7 @@ class Prober(FrozenNetwork):
         self._one_by_one = set() if has_rows and self._rows_are_independent() else set(self.layers)
 
     def _rows_are_independent(self) -> bool:
-        """Returns whether a row gives the same values in a batch of two, as first or last row, as it gives alone.
+        """Return whether a row gives the same values in a batch of two, as first or last row, as it gives alone.
 
         Small deviations are accepted: arithmetic may depend on the batch size. The influence of another row is larger.
         """
@@ -101,7 +101,7 @@ class Prober(FrozenNetwork):
     def drive(
         self, name: str, batches: Sequence[Assignments], sign: float, constant_activations: Set[int] = frozenset()
     ) -> list[ReceivedCodes]:
-        """Drives a layer. Returns the codes received at the places that it reaches, for each batch of assignments.
+        """Drive a layer. Returns the codes received at the places that it reaches, for each batch of assignments.
 
         :param sign: 1.0, or -1.0 to flip the sign of what frozen layers return
         :param constant_activations: numbers of activation calls that return a constant
@@ -144,7 +144,7 @@ class Prober(FrozenNetwork):
         return {place: code for place, code in received.items() if any_true(code.is_reached)}
 
     def read(self, name: str) -> Reading:
-        """Returns the neuron of a layer behind every element that it reaches through parameter-free operations."""
+        """Return the neuron of a layer behind every element that it reaches through parameter-free operations."""
         reading: Reading = {}
         # 1. Several levels share a pass where memory allows. A level takes the reference rows and the check bits;
         #    one more row is reckoned for what is computed on the way.
@@ -159,7 +159,7 @@ class Prober(FrozenNetwork):
         return reading
 
     def _read_levels(self, name: str, levels: Sequence[Level], sign: float, reading: Reading) -> None:
-        """Reads a layer at some levels, and adds the result to ``reading``."""
+        """Read a layer at some levels, and add the result to ``reading``."""
         # 1. Every level and sign has check bits of its own. The seeds differ, since lows are multiples of 1/4.
         codes = [BinaryCodes(self.neurons(name), seed=round(4 * sign * low)) for low, _ in levels]
         # 2. The check bits of all levels are sent in one pass.
@@ -179,7 +179,7 @@ class Prober(FrozenNetwork):
             merge_reading(reading, {place: code.decode(bits) for place, bits in received.items()})
 
     def reaches(self, name: str, constant_activations: Set[int]) -> dict[Place, Tensor]:
-        """Returns the elements that a layer still reaches while some activation calls return a constant.
+        """Return the elements that a layer still reaches while some activation calls return a constant.
 
         :return: place to bool tensor, of the shape that its value has for one observation
         """
@@ -198,15 +198,15 @@ class Prober(FrozenNetwork):
         return self.forward if sign > 0 else self.opposite_forward
 
     def _values_per_row(self, name: str) -> int:
-        """Returns how many values a layer gives for one row, over all its calls."""
+        """Return how many values a layer gives for one row, over all its calls."""
         return sum(call.shape.numel() for call in self.calls[name])
 
     def _levels_per_pass(self, name: str, rows_per_level: int) -> int:
-        """Returns how many levels fit into a pass whose driven outputs hold at most ``self.size`` values."""
+        """Return how many levels fit into a pass whose driven outputs hold at most ``self.size`` values."""
         return max(1, self.size // (rows_per_level * self._values_per_row(name)))
 
     def _rows_per_pass(self, name: str, received: ReceivedCodes) -> int:
-        """Returns how many rows fit into a pass: its largest tensor may hold four fifths of ``self.size`` values.
+        """Return how many rows fit into a pass: its largest tensor may hold four fifths of ``self.size`` values.
 
         Then a trace never holds more than two copies of the activations of two observations, which a test checks.
         """
@@ -249,7 +249,7 @@ class _RowReader:
 
 
 def finite(value: Tensor) -> Tensor:
-    """Returns real numbers without NaN, because NaN differs from itself."""
+    """Return real numbers without NaN, because NaN differs from itself."""
     value = value.detach()
     if not value.is_floating_point():
         return value.float()

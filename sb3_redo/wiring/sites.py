@@ -20,7 +20,7 @@ from sb3_redo.wiring.structure import Site
 def find_sites(
     prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], others: Iterable[Reading]
 ) -> tuple[Site, ...]:
-    """Returns where a layer's activations are seen.
+    """Return where a layer's activations are seen.
 
     These are its activation calls; without usable calls the inputs of its consumers; else its own outputs.
 
@@ -59,7 +59,7 @@ def find_sites(
 
 
 def _bypasses_activations(prober: Prober, name: str, sites: list[Site], others: list[Reading]) -> bool:
-    """Returns whether a layer reaches another, at elements of its own, while its activation calls are constant."""
+    """Return whether a layer reaches another, at elements of its own, while its activation calls are constant."""
     still_reached = prober.reaches(name, {site.call for site in sites})
     return any(
         bool((reached & ~reached_by_others(place, reached, others)).any())
@@ -69,7 +69,7 @@ def _bypasses_activations(prober: Prober, name: str, sites: list[Site], others: 
 
 
 def reached_by_others(place: Place, like: Tensor, others: list[Reading]) -> Tensor:
-    """Returns a bool mask of the elements of a place that something else reaches, in the shape of ``like``."""
+    """Return a bool mask of the elements of a place that something else reaches, in the shape of ``like``."""
     reached = torch.zeros(like.shape, dtype=torch.bool)
     for other in others:
         if place in other:
@@ -78,12 +78,12 @@ def reached_by_others(place: Place, like: Tensor, others: list[Reading]) -> Tens
 
 
 def _of_one_observation(neurons: Tensor) -> Tensor:
-    """Returns the neurons at the elements of the first row, -1 for none or several, without repeats."""
+    """Return the neurons at the elements of the first row, -1 for none or several, without repeats."""
     return without_repeats(neurons[0].clamp(min=NO_NEURON)).long()
 
 
 def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...]) -> bool:
-    """Returns whether recycling a dead neuron of a layer changes no output of the network."""
+    """Return whether recycling a dead neuron of a layer changes no output of the network."""
     # 1. A normalisation ties the neuron to others.
     if any(place.kind == "normalisation" for place in reading):
         return False
@@ -140,7 +140,7 @@ class _CallLister(FunctionWatcher):
 
 
 def activation_calls(prober: Prober) -> list[ActivationCall]:
-    """Runs a pass, and returns its activation calls in order."""
+    """Run a pass, and return its activation calls in order."""
     lister = _CallLister()
     modules = prober.module.named_modules()
     leaves = {name: leaf for name, leaf in modules if name not in prober.layers and not list(leaf.children())}
@@ -161,7 +161,7 @@ def activation_calls(prober: Prober) -> list[ActivationCall]:
 
 
 def as_module_results(calls: list[ActivationCall], sites: tuple[Site, ...]) -> tuple[Site, ...]:
-    """Replaces sites at activation calls by the results of the modules that make these calls.
+    """Replace sites at activation calls by the results of the modules that make these calls.
 
     Replacing the ``forward`` of a few modules costs less than watching every function of a pass.
 

@@ -54,7 +54,7 @@ class LayerWiring:
     normalisations: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def row(self) -> tuple[str, str, str, str]:
-        """Returns name, number of neurons, consumers, and whether and how the layer can be recycled."""
+        """Return name, number of neurons, consumers, and whether and how the layer can be recycled."""
         if self.reason is not None:
             how = f"no: {self.reason}"
         else:
@@ -84,7 +84,7 @@ class Wiring:
 
     @property
     def rows_at_once(self) -> int:
-        """Returns how many observations to run in one pass, so that layer outputs take at most 256 MiB."""
+        """Return how many observations to run in one pass, so that layer outputs take at most 256 MiB."""
         values_of_four_bytes = 2**28 // 4
         return max(1, values_of_four_bytes // max(1, self.values_per_observation))
 
@@ -98,7 +98,7 @@ class Wiring:
         raise KeyError(f"no measured layer {name!r}; there are {', '.join(layer.name for layer in self.layers)}")
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
-        """Returns the cells of the table, the header first."""
+        """Return the cells of the table, the header first."""
         rows = [("layer", "neurons", "feeds", "recyclable"), *(layer.row() for layer in self.layers)]
         rows += [(name, "", "(output)", "no: output layers are neither measured nor recycled") for name in self.outputs]
         return rows + [(name, "", "", f"no: {reason}") for name, reason in self.left_alone.items()]

@@ -30,7 +30,7 @@ OBSERVATION = "the observation"
 def trace_wiring(
     policy: nn.Module, observations: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Wiring:
-    """Finds the hidden layers of a policy, and what each of their neurons feeds, by perturbation.
+    """Find the hidden layers of a policy, and what each of their neurons feeds, by perturbation.
 
     Leaves the policy as it was: weights, modes, random streams. Reads linear layers and (transposed) convolutions that
     run in the forward pass. Any other module with parameters counts as an operation that mixes neurons.
@@ -104,7 +104,7 @@ Feeders = dict[str, dict[str, Tensor]]
 
 
 def _feeders(prober: Prober, sources: dict[str, Reading]) -> Feeders:
-    """Returns which input positions of every layer each source feeds, over all calls."""
+    """Return which input positions of every layer each source feeds, over all calls."""
     feeders: Feeders = defaultdict(dict)
     for source, reading in sources.items():
         for place, neurons in reading.items():
@@ -116,12 +116,12 @@ def _feeders(prober: Prober, sources: dict[str, Reading]) -> Feeders:
 
 
 def _by_position(layer: nn.Module, neurons: Tensor) -> Tensor:
-    """Rearranges what is read at a layer's input to [input positions, elements of each]."""
+    """Rearrange what is read at a layer's input to [input positions, elements of each]."""
     return neurons.movedim(neuron_axis(layer), 0).flatten(1)
 
 
 def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
-    """Returns layer name to the neuron at each input position, NO_NEURON or SEVERAL_NEURONS, [input positions]."""
+    """Return layer name to the neuron at each input position, NO_NEURON or SEVERAL_NEURONS, [input positions]."""
     consumers: dict[str, Tensor] = {}
     for place, neurons in reading.items():
         if place.kind != "input":
@@ -140,7 +140,7 @@ def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
 
 
 def _why_not_its_positions(name: str, reading: Reading, consumers: dict[str, Tensor], feeders: Feeders) -> str | None:
-    """Returns why the positions that a layer feeds do not belong to one neuron each, or ``None``."""
+    """Return why the positions that a layer feeds do not belong to one neuron each, or ``None``."""
     for consumer, positions in consumers.items():
         fed = positions != NO_NEURON
         others = sorted(other for other, mask in feeders[consumer].items() if other != name and (mask & fed).any())
