@@ -39,7 +39,8 @@ class Meter:
                 self._sites[site.kind, site.name, site.call].append(LayerSite(number, layer, site))
         names = {name for kind, name, _ in self._sites if kind != "activation"}
         self._modules_with_sites = {name: policy.get_submodule(name) for name in names}
-        self._watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
+        # Watching every function takes time: set it where another number of activation calls must be noticed, too.
+        self.watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
         self._number_of_sites = sum(map(len, self._sites.values()))
 
     def measure(self, forward: Callable[[Any], Any], batch: Any, dormancy_threshold: float) -> DormancyReport:
@@ -78,6 +79,18 @@ class Meter:
         parts = self._run(forward, batch, lambda site, value: site.deviations(value, means[site.number]))
         return {layer.name: deviation for layer, deviation in zip(self.layers, _means(parts), strict=True)}
 
+    def totals(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> dict[str, Tensor]:
+        """Returns a statistic of every layer, added up over its sites and over all passes.
+
+        :param forward: runs the policy on a batch, as it was traced
+        :param batch: the argument of ``forward``, nested tensors [observations, ...]
+        :param statistic: sums up the values at a site; its sums may have any shape, the same for all sites of a layer
+        :raises RuntimeError: when a pass makes other calls than when the policy was traced
+        """
+        parts = [part.of_layers() for part in self._run(forward, batch, statistic)]
+        by_layer = zip(self.layers, zip(*parts, strict=True), strict=True)
+        return {layer.name: torch.stack([sums for sums, _ in found]).sum(0) for layer, found in by_layer}
+
     def _run(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> list["_Totals"]:
         """Run the networks over a batch, in parts if memory demands it, and sum up every site in each part."""
         with seeded(0), evaluating(self._modules), uncompiled(self._is_compiled):
@@ -86,7 +99,7 @@ class Meter:
     def _run_pass(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> "_Totals":
         # 1. Sites at modules are seen by replacing ``forward``. Functions are watched only if some site needs it.
         totals = _Totals(len(self.layers), len(next(tensors_in(batch))), statistic)
-        watcher = _SiteWatcher(self._sites, totals) if self._watches_functions else None
+        watcher = _SiteWatcher(self._sites, totals) if self.watches_functions else None
         with replaced_forward(self._modules_with_sites, self._summing(totals)), watcher or nullcontext():
             forward(batch)
         # 2. The pass is over. It must have reached every site once, or the wiring does not hold for it.
@@ -130,6 +143,7 @@ class LayerSite:
 
     def __init__(self, number: int, layer: LayerWiring, site: Site):
         self.number = number
+        self.kind = site.kind
         self.neurons = layer.neurons
         self.is_non_negative = site.is_non_negative
         self.shape = site.neurons.shape
