@@ -150,6 +150,18 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
+def some_of(name: str, values: Any, choices: Sequence[str]) -> tuple[str, ...] | None:
+    """Return some of the choices, or ``None`` where ``None`` was given. :raises ValueError: on none of them."""
+    if values is None:
+        return None
+    chosen = tuple(one_of(name, value, choices) for value in listed(name, values))
+    if not chosen:
+        raise ValueError(
+            f"{name} must name at least one {name.removesuffix('s')}, got an empty list; leave it out for all"
+        )
+    return chosen
+
+
 def listed(name: str, value: Any) -> list[Any]:
     """Return a list of what is listed. A lone text is refused, since it would be read letter by letter."""
     if isinstance(value, (str, dict)) or not isinstance(value, Iterable):

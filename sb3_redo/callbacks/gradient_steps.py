@@ -81,6 +81,9 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     after each gradient step, as off-policy.
     """
 
+    settings_in_key: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that tell callbacks of this class apart in :attr:`memory_key`."""
+
     agent: Agent
     """Networks, optimizers and clock of the model."""
 
@@ -97,7 +100,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     @property
     def memory_key(self) -> str:
         """The name under which :attr:`memory` is saved. It must tell this callback from others of the same model."""
-        return type(self).__name__
+        return " ".join([type(self).__name__, *(str(getattr(self, name)) for name in self.settings_in_key)])
 
     def prepare(self) -> None:
         """Prepare everything that the first gradient step will need. Called when training starts.

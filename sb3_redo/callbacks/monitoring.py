@@ -17,9 +17,9 @@ from sb3_redo.validation import (
     listed,
     non_negative_integer,
     non_negative_number,
-    one_of,
     optional_integer,
     positive_integer,
+    some_of,
 )
 
 
@@ -28,6 +28,8 @@ class MonitoringCallback(GradientStepCallback):
 
     The settings are those of :class:`~sb3_redo.DormancyCallback`.
     """
+
+    settings_in_key = ("dormancy_threshold", "measuring_period", "batch_size", "networks", "seed")
 
     measurer: Measurer
     """What measures; there from :meth:`prepare` on."""
@@ -49,20 +51,12 @@ class MonitoringCallback(GradientStepCallback):
         self.measuring_period = positive_integer("measuring_period", measuring_period)
         self.batch_size = positive_integer("batch_size", batch_size)
         self.thresholds = tuple(non_negative_number("thresholds", value) for value in listed("thresholds", thresholds))
-        names = None if networks is None else listed("networks", networks)
-        self.networks = names and tuple(one_of("networks", name, NETWORK_NAMES) for name in names)
-        if names == []:
-            raise ValueError("networks must name at least one network, got an empty list; leave it out for all")
+        self.networks = some_of("networks", networks, NETWORK_NAMES)
         self.log_layers = flag("log_layers", log_layers)
         self.log_histograms = flag("log_histograms", log_histograms)
         self.seed = optional_integer("seed", seed)
         self.report: DormancyReport | None = None
         """The latest measurement."""
-
-    @property
-    def memory_key(self) -> str:
-        settings = (self.dormancy_threshold, self.measuring_period, self.batch_size, self.networks, self.seed)
-        return " ".join(map(str, (type(self).__name__, *settings)))
 
     def prepare(self) -> None:
         sampler = Sampler(

@@ -33,6 +33,9 @@ class Schedule:
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"stop must be greater than start, got start={self.start} and stop={self.stop}")
 
+    def __str__(self) -> str:
+        return f"{self.period} {self.start} {self.stop}"
+
     def is_due(self, before: int, gradient_step: int) -> bool:
         """Return whether the period is over at the last of some gradient steps, and that step is within the bounds.
 

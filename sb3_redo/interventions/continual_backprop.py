@@ -58,6 +58,8 @@ class ContinualBackpropCallback(GradientStepCallback):
 
     renews = True
 
+    settings_in_key = ("replacement_rate", "decay", "maturity", "period", "seed")
+
     on_policy_moment = "gradient_step"
 
     def __init__(
@@ -83,11 +85,6 @@ class ContinualBackpropCallback(GradientStepCallback):
         self.surgery = Surgery("zero", optimizer_state, compensate, incoming_norm)
         self.logging_period = positive_integer("logging_period", logging_period)
         self.seed = optional_integer("seed", seed)
-
-    @property
-    def memory_key(self) -> str:
-        settings = (self.replacement_rate, self.decay, self.maturity, self.period, self.seed)
-        return " ".join(map(str, (type(self).__name__, *settings)))
 
     def prepare(self) -> None:
         policy: nn.Module = self.model.policy

@@ -38,16 +38,14 @@ class PlasticityInjectionCallback(GradientStepCallback):
 
     renews = True
 
+    settings_in_key = ("at",)
+
     def __init__(self, at: int | Sequence[int], verbose: int = 0):
         super().__init__(non_negative_integer("verbose", verbose))
         given = [at] if not isinstance(at, (str, dict)) and not hasattr(at, "__iter__") else listed("at", at)
         self.at = [positive_integer("at", step) for step in given]
         if not self.at or self.at != sorted(set(self.at)):
             raise ValueError(f"at must list gradient steps in ascending order, got {at!r}")
-
-    @property
-    def memory_key(self) -> str:
-        return f"{type(self).__name__} {self.at}"
 
     def prepare(self) -> None:
         policy = self.model.policy

@@ -1,7 +1,6 @@
 """Callbacks that change whole layers every so many gradient steps."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from zlib import crc32
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule
 from sb3_redo.forward.contexts import uncompiled_name
-from sb3_redo.interventions.scope import check_layers, names_in
+from sb3_redo.interventions.scope import Layers, check_layers, names_in
 from sb3_redo.sb3.model import initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
@@ -18,7 +17,16 @@ from sb3_redo.validation import non_negative_integer, optional_integer
 
 
 class PeriodicCallback(GradientStepCallback):
-    """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses."""
+    """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses.
+
+    :param layers: ``"all"``, ``"last"``, a number of last layers, or a list of module paths
+    :param period: in gradient steps
+    :param start: from this gradient step on
+    :param stop: up to, not including, this gradient step; to the end if not given
+    :param seed: of the weights drawn; the model's own seed if not given
+    :param verbose: 1 writes the names of what is changed to the model's log when training starts
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
+    """
 
     renews = True
 
@@ -27,28 +35,21 @@ class PeriodicCallback(GradientStepCallback):
     prefix: str
     """Of the keys that are logged."""
 
+    settings_in_key: ClassVar[tuple[str, ...]] = ("layers", "schedule", "seed")
+
     def __init__(
         self,
-        layers: str | int | Sequence[str],
-        period: int,
-        start: int,
-        stop: int | None,
-        seed: int | None,
-        verbose: int,
+        layers: Layers,
+        period: int = 200_000,
+        start: int = 0,
+        stop: int | None = None,
+        seed: int | None = None,
+        verbose: int = 0,
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.layers = check_layers(layers)
         self.schedule = Schedule("period", period, start, stop)
         self.seed = optional_integer("seed", seed)
-
-    @property
-    def memory_key(self) -> str:
-        settings = (self.layers, *vars(self.schedule).values(), self.seed, *self._further_settings())
-        return " ".join(map(str, (type(self).__name__, *settings)))
-
-    def _further_settings(self) -> tuple[Any, ...]:
-        """Those that a subclass has besides."""
-        return ()
 
     def prepare(self) -> None:
         wiring = wiring_of(self.model)

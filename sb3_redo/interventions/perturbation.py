@@ -1,6 +1,6 @@
 """Shrink and perturb (Ash & Adams 2020, "On Warm-Starting Neural Network Training")."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sb3_redo.interventions.periodic import PeriodicCallback
-from sb3_redo.interventions.scope import with_twins
+from sb3_redo.interventions.scope import Layers, with_twins
 from sb3_redo.validation import flag, non_negative_number
 
 
@@ -44,37 +44,30 @@ class ShrinkAndPerturbCallback(PeriodicCallback):
         they are added. 0.8 and 0.2 are those of D'Oro et al. 2023; 0.5 and 0.5 those of Schwarzer et al. 2023 (BBF)
     :param layers: ``"all"``, ``"last"``, a number of last layers, or a list of module paths
     :param period: in gradient steps
-    :param start: from this gradient step on
-    :param stop: up to, not including, this gradient step; to the end if not given
     :param reset_optimizer: forget the optimizer's state of the parameters
-    :param seed: of the weights drawn; the model's own seed if not given
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range
+    :param settings: ``start``, ``stop``, ``seed`` and ``verbose`` as of :class:`~sb3_redo.interventions.ResetCallback`
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "perturb"
+    settings_in_key = (*PeriodicCallback.settings_in_key, "shrink", "perturb", "reset_optimizer")
 
     def __init__(
         self,
         shrink: float = 0.8,
         perturb: float = 0.2,
-        layers: str | int | Sequence[str] = "all",
+        layers: Layers = "all",
         period: int = 200_000,
-        start: int = 0,
-        stop: int | None = None,
+        *,
         reset_optimizer: bool = False,
-        seed: int | None = None,
-        verbose: int = 0,
+        **settings: Any,
     ):
-        super().__init__(layers, period, start, stop, seed, verbose)
+        super().__init__(layers, period, **settings)
         self.shrink = non_negative_number("shrink", shrink)
         self.perturb = non_negative_number("perturb", perturb)
         if self.shrink > 1:
             raise ValueError(f"shrink must be at most 1, got {shrink!r}")
         self.reset_optimizer = flag("reset_optimizer", reset_optimizer)
-
-    def _further_settings(self) -> tuple[Any, ...]:
-        return self.shrink, self.perturb, self.reset_optimizer
 
     def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
         optimizers = self.agent.optimizers if self.reset_optimizer else ()

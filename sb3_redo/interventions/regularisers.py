@@ -1,6 +1,7 @@
 """Regularisers that act on every gradient step: penalties whose gradient is added, and constraints on the weights."""
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,17 +23,11 @@ class RegulariserCallback(GradientStepCallback):
     prefix: str
     """Of the keys that are logged, every ``logging_period`` gradient steps."""
 
-    def __init__(self, logging_period: int, verbose: int):
+    settings_in_key: ClassVar[tuple[str, ...]] = ("logging_period",)
+
+    def __init__(self, logging_period: int = 1000, verbose: int = 0):
         super().__init__(non_negative_integer("verbose", verbose))
         self.logging_period = positive_integer("logging_period", logging_period)
-
-    @property
-    def memory_key(self) -> str:
-        return " ".join(map(str, (type(self).__name__, self.logging_period, *self._further_settings())))
-
-    def _further_settings(self) -> tuple[float, ...]:
-        """Those that a subclass has besides."""
-        return ()
 
     def prepare(self) -> None:
         self._parameters = trained_parameters(self.model)
@@ -108,18 +103,15 @@ class RegenerativeCallback(RegulariserCallback):
 
     :param strength: of the penalty
     :param logging_period: in gradient steps
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "regenerative"
+    settings_in_key = ("logging_period", "strength")
 
     def __init__(self, strength: float = 1e-4, logging_period: int = 1000, verbose: int = 0):
         super().__init__(logging_period, verbose)
         self.strength = non_negative_number("strength", strength)
-
-    def _further_settings(self) -> tuple[float, ...]:
-        return (self.strength,)
 
     def prepare_parameters(self) -> None:
         self._refuse_without_gradients()
@@ -155,19 +147,16 @@ class ParsevalCallback(RegulariserCallback):
     :param strength: of the penalty
     :param scale: s, the square of the norm that rows are to have
     :param logging_period: in gradient steps
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "parseval"
+    settings_in_key = ("logging_period", "strength", "scale")
 
     def __init__(self, strength: float = 1e-3, scale: float = 2.0, logging_period: int = 1000, verbose: int = 0):
         super().__init__(logging_period, verbose)
         self.strength = non_negative_number("strength", strength)
         self.scale = non_negative_number("scale", scale)
-
-    def _further_settings(self) -> tuple[float, ...]:
-        return self.strength, self.scale
 
     def prepare_parameters(self) -> None:
         self._refuse_without_gradients()
@@ -195,20 +184,17 @@ class WeightClippingCallback(RegulariserCallback):
 
     :param bound: in units of the initialisation's
     :param logging_period: in gradient steps
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "clipping"
+    settings_in_key = ("logging_period", "bound")
 
     def __init__(self, bound: float = 2.0, logging_period: int = 1000, verbose: int = 0):
         super().__init__(logging_period, verbose)
         self.bound = non_negative_number("bound", bound)
         if self.bound == 0:
             raise ValueError("bound must be greater than 0: nothing but zeros would be left")
-
-    def _further_settings(self) -> tuple[float, ...]:
-        return (self.bound,)
 
     def prepare_parameters(self) -> None:
         self._bounds: dict[str, float] = {}
@@ -237,14 +223,10 @@ class NormProjectionCallback(RegulariserCallback):
     with it. Logs ``projection/output_norm``, the norm of the output layers' weights, which are free to grow.
 
     :param logging_period: in gradient steps
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "projection"
-
-    def __init__(self, logging_period: int = 1000, verbose: int = 0):
-        super().__init__(logging_period, verbose)
 
     def prepare_parameters(self) -> None:
         self.weights = self._layer_weights(with_outputs=False)

@@ -1,7 +1,7 @@
 """Periodic resets of layers (Nikishin et al. 2022, "The Primacy Bias in Deep Reinforcement Learning")."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sb3_redo.interventions.periodic import PeriodicCallback
-from sb3_redo.interventions.scope import with_twins
+from sb3_redo.interventions.scope import Layers, with_twins
 from sb3_redo.validation import flag
 
 
@@ -42,33 +42,29 @@ class ResetCallback(PeriodicCallback):
     :param stop: reset up to, not including, this gradient step; to the end if not given. The authors leave the time
         before the end of training alone, and so should a run whose last return is to be compared.
     :param entropy_coefficient: reset a learned entropy coefficient and its optimizer too
-    :param seed: of the weights drawn; the model's own seed if not given
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range
+    :param settings: ``seed`` of the weights drawn, the model's own if not given, and ``verbose``
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "reset"
+    settings_in_key = (*PeriodicCallback.settings_in_key, "entropy_coefficient")
 
     def __init__(
         self,
-        layers: str | int | Sequence[str] = "last",
+        layers: Layers = "last",
         period: int = 200_000,
         start: int = 0,
         stop: int | None = None,
         entropy_coefficient: bool = False,
-        seed: int | None = None,
-        verbose: int = 0,
+        **settings: Any,
     ):
-        super().__init__(layers, period, start, stop, seed, verbose)
+        super().__init__(layers, period, start, stop, **settings)
         self.entropy_coefficient = flag("entropy_coefficient", entropy_coefficient)
 
     def prepare(self) -> None:
         super().prepare()
         if self.entropy_coefficient and getattr(self.model, "ent_coef_optimizer", None) is None:
             raise RuntimeError(f"entropy_coefficient=True, but this {type(self.model).__name__} learns none")
-
-    def _further_settings(self) -> tuple[Any, ...]:
-        return (self.entropy_coefficient,)
 
     def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
         reset(self.model.policy, fresh, self.agent.optimizers)

@@ -16,6 +16,7 @@ from sb3_redo.forward.contexts import is_compiled
 from sb3_redo.interventions.pruning import PruningCallback
 from sb3_redo.interventions.regularisers import NormProjectionCallback, WeightClippingCallback
 from sb3_redo.networks.categorical import CategoricalQNetwork
+from sb3_redo.plasticity.costly import OF_COVARIANCE, OF_SPECTRUM, quantities_of
 from sb3_redo.plasticity.curvature import hessian_spectrum
 from sb3_redo.plasticity.gradients import gradient_covariance
 from sb3_redo.plasticity.measuring import ExaminingCallback
@@ -84,9 +85,12 @@ class BrownianMotionCallback(ExaminingCallback):
     :param steps: of Lanczos; memory for as many copies of a network's parameters is needed
     :param vectors: how many random vectors to start from
     :param seed: of all that is drawn; the model's own seed if not given
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
+
+    settings_in_key = (*ExaminingCallback.settings_in_key, "steps", "vectors")
+
+    shared_quantities = frozenset({*OF_SPECTRUM, *OF_COVARIANCE, "distance"})
 
     def __init__(
         self,
@@ -97,16 +101,9 @@ class BrownianMotionCallback(ExaminingCallback):
         seed: int | None = None,
         verbose: int = 0,
     ):
-        super().__init__(measuring_period, batch_size, None, seed, verbose)
+        super().__init__(measuring_period, batch_size, seed=seed, verbose=verbose)
         self.steps = positive_integer("steps", steps)
         self.vectors = positive_integer("vectors", vectors)
-
-    def _further_settings(self) -> tuple[Any, ...]:
-        return self.steps, self.vectors
-
-    def _shared_quantities(self) -> frozenset[str]:
-        of_curvature = {"sharpness", "hessian_smallest", "hessian_trace"}
-        return frozenset({*of_curvature, "gradient_negative_share", "gradient_mean_cosine", "distance"})
 
     def prepare(self) -> None:
         self._refuse_what_has_no_twin()
@@ -209,11 +206,8 @@ class BrownianMotionCallback(ExaminingCallback):
         covariance = gradient_covariance(network, td_loss(self.model, _NETWORK, self.sampler.batch_size, seed, policy))
         assert self._initial is not None
         return {
-            "sharpness": spectrum.largest,
-            "hessian_smallest": spectrum.smallest,
-            "hessian_trace": spectrum.trace,
-            "gradient_negative_share": covariance.negative_share,
-            "gradient_mean_cosine": covariance.mean_cosine,
+            **quantities_of(spectrum, OF_SPECTRUM),
+            **quantities_of(covariance, OF_COVARIANCE),
             "distance": distance_from(network, self._initial),
         }
 

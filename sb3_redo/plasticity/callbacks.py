@@ -21,7 +21,7 @@ from sb3_redo.plasticity.units import units_of
 from sb3_redo.plasticity.weights import distance_from, norm_of, update_ratio, weight_norm, weight_ranks
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.parameters import initial_parameters_of
-from sb3_redo.validation import flag, listed, one_of
+from sb3_redo.validation import flag, some_of
 
 
 @dataclass(frozen=True)
@@ -87,35 +87,27 @@ class PlasticityCallback(ExaminingCallback):
     :param measuring_period: in gradient steps
     :param batch_size: observations per measurement; ranks of features are at most this. All of a rollout that has fewer
     :param instruments: which of ``features``, ``units``, ``weights``, ``distance`` and ``updates``; all if not given
-    :param networks: names of the networks to examine, for instance ``["critic"]``; all of them if not given
     :param log_layers: whether to log a curve for every layer too, where there is one
-    :param seed: of the observations drawn; the model's own seed if not given
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    :param settings: ``networks``, ``seed`` and ``verbose``, see
+        :class:`~sb3_redo.plasticity.measuring.ExaminingCallback`
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
+
+    settings_in_key = (*ExaminingCallback.settings_in_key, "instruments")
 
     def __init__(
         self,
         measuring_period: int = 1000,
         batch_size: int = 256,
         instruments: Sequence[str] | None = None,
-        networks: Sequence[str] | None = None,
+        *,
         log_layers: bool = False,
-        seed: int | None = None,
-        verbose: int = 0,
+        **settings: Any,
     ):
-        super().__init__(measuring_period, batch_size, networks, seed, verbose)
-        names = INSTRUMENTS if instruments is None else listed("instruments", instruments)
-        self.instruments = tuple(one_of("instruments", name, INSTRUMENTS) for name in names)
-        if not self.instruments:
-            raise ValueError("instruments must name at least one instrument, got an empty list; leave it out for all")
+        super().__init__(measuring_period, batch_size, **settings)
+        self.instruments = some_of("instruments", instruments, INSTRUMENTS) or INSTRUMENTS
         self.log_layers = flag("log_layers", log_layers)
-
-    def _further_settings(self) -> tuple[Any, ...]:
-        return (self.instruments,)
-
-    def _shared_quantities(self) -> frozenset[str]:
-        return frozenset({"distance"}.intersection(self.instruments))
+        self.shared_quantities = frozenset({"distance"}.intersection(self.instruments))
 
     def prepare(self) -> None:
         super().prepare()

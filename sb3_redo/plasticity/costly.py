@@ -1,12 +1,11 @@
 """Gradients of single samples and the curvature of a loss as callbacks."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from sb3_redo.plasticity.curvature import hessian_spectrum
-from sb3_redo.plasticity.gradients import gradient_covariance, gradient_norm
+from sb3_redo.plasticity.curvature import Spectrum, hessian_spectrum
+from sb3_redo.plasticity.gradients import GradientCovariance, gradient_covariance, gradient_norm
 from sb3_redo.plasticity.measuring import ExaminingCallback
 from sb3_redo.plasticity.network import Network
 from sb3_redo.plasticity.objectives import Objective, has_td_loss, probe_loss, td_loss
@@ -17,30 +16,32 @@ from sb3_redo.validation import flag, one_of, positive_integer
 
 LOSSES = ("td", "probe")
 
+OF_COVARIANCE = {"gradient_negative_share": "negative_share", "gradient_mean_cosine": "mean_cosine"}
+"""Quantities to the attributes of :class:`~sb3_redo.plasticity.GradientCovariance` that they are."""
+
+OF_SPECTRUM = {"sharpness": "largest", "hessian_smallest": "smallest", "hessian_trace": "trace"}
+"""Quantities to the attributes of :class:`~sb3_redo.plasticity.Spectrum` that they are."""
+
+
+def quantities_of(found: Spectrum | GradientCovariance, attributes: dict[str, str]) -> dict[str, Any]:
+    """Return what is found, by quantity."""
+    return {quantity: getattr(found, attribute) for quantity, attribute in attributes.items()}
+
 
 class _LossCallback(ExaminingCallback):
     """Examines a loss.
 
     :param loss: ``"td"``, the loss that the algorithm trains its values with, or ``"probe"``, Lyle et al.'s, which
         every network has
+    :param log_images: whether to draw a picture for TensorBoard
     """
 
-    def __init__(
-        self,
-        measuring_period: int,
-        batch_size: int,
-        loss: str,
-        networks: Sequence[str] | None,
-        log_images: bool,
-        seed: int | None,
-        verbose: int,
-    ):
-        super().__init__(measuring_period, batch_size, networks, seed, verbose)
+    settings_in_key: ClassVar[tuple[str, ...]] = (*ExaminingCallback.settings_in_key, "loss")
+
+    def __init__(self, measuring_period: int, batch_size: int, loss: str, *, log_images: bool = True, **settings: Any):
+        super().__init__(measuring_period, batch_size, **settings)
         self.loss = one_of("loss", loss, LOSSES)
         self.log_images = flag("log_images", log_images)
-
-    def _further_settings(self) -> tuple[Any, ...]:
-        return (self.loss,)
 
     def prepare(self) -> None:
         super().prepare()
@@ -85,34 +86,21 @@ class GradientCovarianceCallback(_LossCallback):
         them is needed up to 512 MiB; beyond that, some are computed more than once.
     :param loss: ``"td"``, the loss that the algorithm trains its values with (DQN, Double DQN, DrQ, CategoricalDQN,
         QR-DQN, DDPG, TD3, SAC, TQC), or ``"probe"``, which every network has, but whose gradients have random signs
-    :param networks: names of the networks to examine; all that have such a loss if not given
-    :param log_images: whether to draw the matrix of cosines for TensorBoard, its rows in clusters
-    :param seed: of all that is drawn; the model's own seed if not given
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    :param settings: ``log_images``, whether to draw the matrix of cosines for TensorBoard, its rows in clusters;
+        ``networks``, ``seed`` and ``verbose``, see :class:`~sb3_redo.plasticity.measuring.ExaminingCallback`
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
-    def __init__(
-        self,
-        measuring_period: int = 50_000,
-        batch_size: int = 64,
-        loss: str = "td",
-        networks: Sequence[str] | None = None,
-        log_images: bool = True,
-        seed: int | None = None,
-        verbose: int = 0,
-    ):
-        super().__init__(measuring_period, batch_size, loss, networks, log_images, seed, verbose)
+    shared_quantities = frozenset(OF_COVARIANCE)
 
-    def _shared_quantities(self) -> frozenset[str]:
-        return frozenset({"gradient_negative_share", "gradient_mean_cosine"})
+    def __init__(self, measuring_period: int = 50_000, batch_size: int = 64, loss: str = "td", **settings: Any):
+        super().__init__(measuring_period, batch_size, loss, **settings)
 
     def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
         covariance = gradient_covariance(network, objective)
         values: dict[str, Any] = {
             "loss_gradient_norm": gradient_norm(network, objective),
-            "gradient_negative_share": covariance.negative_share,
-            "gradient_mean_cosine": covariance.mean_cosine,
+            **quantities_of(covariance, OF_COVARIANCE),
             "gradient_effective_rank": covariance.effective_rank,
         }
         cosines = covariance.cosines
@@ -130,12 +118,14 @@ class CurvatureCallback(_LossCallback):
     :param steps: of Lanczos; memory for as many copies of a network's parameters is needed
     :param vectors: how many random vectors to start from
     :param loss: ``"probe"``, Lyle et al.'s, or ``"td"``, see :class:`GradientCovarianceCallback`
-    :param networks: names of the networks to examine; all that have such a loss if not given
-    :param log_images: whether to draw the density for TensorBoard
-    :param seed: of all that is drawn; the model's own seed if not given
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    :param settings: ``log_images``, whether to draw the density for TensorBoard; else as of
+        :class:`GradientCovarianceCallback`
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
+
+    settings_in_key = (*_LossCallback.settings_in_key, "steps", "vectors")
+
+    shared_quantities = frozenset(OF_SPECTRUM)
 
     def __init__(
         self,
@@ -144,28 +134,15 @@ class CurvatureCallback(_LossCallback):
         steps: int = 30,
         vectors: int = 1,
         loss: str = "probe",
-        networks: Sequence[str] | None = None,
-        log_images: bool = True,
-        seed: int | None = None,
-        verbose: int = 0,
+        **settings: Any,
     ):
-        super().__init__(measuring_period, batch_size, loss, networks, log_images, seed, verbose)
+        super().__init__(measuring_period, batch_size, loss, **settings)
         self.steps = positive_integer("steps", steps)
         self.vectors = positive_integer("vectors", vectors)
 
-    def _further_settings(self) -> tuple[Any, ...]:
-        return (*super()._further_settings(), self.steps, self.vectors)
-
-    def _shared_quantities(self) -> frozenset[str]:
-        return frozenset({"sharpness", "hessian_smallest", "hessian_trace"})
-
     def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
         found = hessian_spectrum(network, objective, steps=self.steps, vectors=self.vectors, seed=seed)
-        values: dict[str, Any] = {
-            "sharpness": found.largest,
-            "hessian_smallest": found.smallest,
-            "hessian_trace": found.trace,
-        }
+        values = quantities_of(found, OF_SPECTRUM)
         if self._draws and found.is_finite:
             values["hessian_density"] = density_picture(found, network.name)
         return values

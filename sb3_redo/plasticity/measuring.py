@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
@@ -17,7 +17,7 @@ from sb3_redo.plasticity.network import Network
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.model import last_observations
 from sb3_redo.tensorboard import numbered, write_point
-from sb3_redo.validation import flag, listed, needs, non_negative_integer, one_of, optional_integer, positive_integer
+from sb3_redo.validation import flag, needs, non_negative_integer, optional_integer, positive_integer, some_of
 
 
 class ExaminingCallback(GradientStepCallback):
@@ -28,9 +28,15 @@ class ExaminingCallback(GradientStepCallback):
 
     :param measuring_period: in gradient steps
     :param batch_size: observations per measurement; all of a rollout that has fewer
-    :param networks: names of the networks to examine; all of them if not given
+    :param networks: names of the networks to examine, for instance ``["critic"]``; all that fit if not given
     :param seed: of everything that is drawn; the model's own seed if not given
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
+
+    settings_in_key: ClassVar[tuple[str, ...]] = ("measuring_period", "batch_size", "networks", "seed")
+
+    shared_quantities: frozenset[str] = frozenset()
+    """The quantities it logs that callbacks of other classes log, too."""
 
     networks_examined: dict[str, Network]
     """The networks by name; there from :meth:`prepare` on."""
@@ -39,27 +45,15 @@ class ExaminingCallback(GradientStepCallback):
         self,
         measuring_period: int,
         batch_size: int,
-        networks: Sequence[str] | None,
-        seed: int | None,
-        verbose: int,
+        networks: Sequence[str] | None = None,
+        seed: int | None = None,
+        verbose: int = 0,
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.measuring_period = positive_integer("measuring_period", measuring_period)
         self.batch_size = positive_integer("batch_size", batch_size)
-        names = None if networks is None else listed("networks", networks)
-        self.networks = names and tuple(one_of("networks", name, EXAMINED) for name in names)
-        if names == []:
-            raise ValueError("networks must name at least one network, got an empty list; leave it out for all")
+        self.networks = some_of("networks", networks, EXAMINED)
         self.seed = optional_integer("seed", seed)
-
-    @property
-    def memory_key(self) -> str:
-        settings = (self.measuring_period, self.batch_size, self.networks, self.seed, *self._further_settings())
-        return " ".join(map(str, (type(self).__name__, *settings)))
-
-    def _further_settings(self) -> tuple[Any, ...]:
-        """Those that a subclass has besides."""
-        return ()
 
     def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         """What to log, by key; numbers that are not finite are left out.
@@ -89,11 +83,7 @@ class ExaminingCallback(GradientStepCallback):
         return numbers.get(self, 1)
 
     def _writes_over(self, other: "ExaminingCallback") -> bool:
-        return type(other) is type(self) or not self._shared_quantities().isdisjoint(other._shared_quantities())
-
-    def _shared_quantities(self) -> frozenset[str]:
-        """Those of the quantities that it logs that callbacks of other classes log too."""
-        return frozenset()
+        return type(other) is type(self) or bool(self.shared_quantities & other.shared_quantities)
 
     def rewire(self) -> None:
         """Find the networks, and whatever goes with each of them."""

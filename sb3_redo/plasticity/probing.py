@@ -1,6 +1,5 @@
 """The probe task as a callback."""
 
-from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
@@ -34,11 +33,12 @@ class ProbeTaskCallback(ExaminingCallback):
     :param targets: how many; those of ``budget`` if not given
     :param batch_size: observations that targets are given to; the paper does not say how many. A step is made on as
         many of them as the algorithm trains on.
-    :param networks: names of the networks to probe; all of them if not given
-    :param seed: of all that is drawn; the model's own seed if not given
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    :param settings: ``networks``, ``seed`` and ``verbose``, see
+        :class:`~sb3_redo.plasticity.measuring.ExaminingCallback`
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
+
+    settings_in_key = (*ExaminingCallback.settings_in_key, "steps", "targets")
 
     def __init__(
         self,
@@ -47,17 +47,12 @@ class ProbeTaskCallback(ExaminingCallback):
         steps: int | None = None,
         targets: int | None = None,
         batch_size: int = 512,
-        networks: Sequence[str] | None = None,
-        seed: int | None = None,
-        verbose: int = 0,
+        **settings: Any,
     ):
-        super().__init__(measuring_period, batch_size, networks, seed, verbose)
+        super().__init__(measuring_period, batch_size, **settings)
         its_steps, its_targets = BUDGETS[one_of("budget", budget, tuple(BUDGETS))]
         self.steps = its_steps if steps is None else positive_integer("steps", steps)
         self.targets = its_targets if targets is None else positive_integer("targets", targets)
-
-    def _further_settings(self) -> tuple[Any, ...]:
-        return self.steps, self.targets
 
     def prepare(self) -> None:
         self._initial_weights = initial_weights_of(self.model)
