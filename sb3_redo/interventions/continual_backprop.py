@@ -1,7 +1,7 @@
 """Continual backpropagation (Dohare et al. 2024, "Loss of plasticity in deep continual learning")."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -19,41 +19,29 @@ from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.sb3.model import gradient_steps_of, initial_state, initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import (
-    fraction,
-    non_negative_integer,
-    optional_integer,
-    positive_integer,
-)
+from sb3_redo.validation import fraction, non_negative_integer, optional_integer, positive_integer
 
 
 class ContinualBackpropCallback(GradientStepCallback):
     """Replaces the neurons of least use, a few at a time, while a model trains (Dohare et al. 2024).
 
-    Every neuron has a utility, the running mean of \\|activation\\| times the sum of its \\|outgoing weights\\| over
-    the batches that training itself runs the networks on: what happens between two gradient steps is read as it
-    passes, no network runs for it. After each gradient step a share of every layer's mature neurons is due for
-    replacement, parts of a neuron adding up; those with the least utility get fresh incoming weights and no outgoing
-    ones, their consumers' biases get what they contributed on average, and their utility and age begin anew.
-    On-policy algorithms are changed between gradient steps too, as the authors' PPO is.
+    A neuron's utility is the running mean of \\|activation\\| times the sum of its \\|outgoing weights\\|. It is read
+    from training's own passes. After each gradient step a share of every layer's mature neurons is due; parts of a
+    neuron add up. Those of least utility get fresh incoming weights and no outgoing ones. Their consumers' biases get
+    what they contributed on average. Their utility and age begin anew. On-policy algorithms are no exception.
 
-    The settings are those of the authors' PPO (Ant, Slippery Ant, Hopper, Walker). They took maturity 100 and a
-    rate of 3e-4 for Continual ImageNet, 100 and 1e-4 to 1e-6 for Online Permuted MNIST, 1,000 and 1e-5 for
-    class-incremental CIFAR-100; decay 0.99 throughout. Logs ``cbp/replaced`` (since the point before),
-    ``cbp/replaced_total`` and ``cbp/mature``, the share of neurons that may be replaced.
+    Defaults are those of the authors' PPO; ``docs/interventions.md`` has their other settings. Logs ``cbp/replaced``
+    (since the point before), ``cbp/replaced_total`` and ``cbp/mature``, the share of neurons that may be replaced.
 
     :param replacement_rate: in [0, 1], share of a layer's mature neurons to replace per gradient step
     :param decay: in [0, 1), of utility and mean activation per gradient step
     :param maturity: a neuron is mature when it is older than this, in gradient steps
-    :param period: gradient steps from one look at the activations to the next. More than 1 costs less: decay, age and
-        replacements then make up for all of them at once.
+    :param period: gradient steps from one look at the activations to the next; more than 1 costs less
     :param compensate: add what replaced neurons contributed on average to their consumers' biases
-    :param optimizer_state: of renewed weights, see :class:`~sb3_redo.ReDoCallback`
-    :param incoming_norm: as in :class:`~sb3_redo.ReDoCallback`
+    :param optimizer_state: of renewed weights, see :class:`~sb3_redo.ReDoCallback`, as ``incoming_norm``
     :param logging_period: in gradient steps
     :param seed: of the weights drawn; the model's own seed if not given
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
     renews = True
@@ -88,7 +76,12 @@ class ContinualBackpropCallback(GradientStepCallback):
 
     def prepare(self) -> None:
         policy: nn.Module = self.model.policy
-        self._refuse_companions()
+        for other in renewing_in(self.locals["callback"]):
+            if other is not self:
+                raise RuntimeError(
+                    f"{type(other).__name__} renews neurons that {type(self).__name__} takes for old ones, with the "
+                    "utilities that they had: keep one of them"
+                )
         if is_compiled(policy.modules()):
             raise RuntimeError("compiled networks do not show what they compute while they train: do not compile them")
         self._seed = seed_of(self.model, self.seed)
@@ -111,14 +104,6 @@ class ContinualBackpropCallback(GradientStepCallback):
         self._replaced, self._total = (int(self._kept.get(name, 0)) for name in ("replaced", "total"))
         self._watch(consumers)
 
-    def _refuse_companions(self) -> None:
-        for other in renewing_in(self.locals["callback"]):
-            if other is not self:
-                raise RuntimeError(
-                    f"{type(other).__name__} renews neurons that {type(self).__name__} takes for old ones, with the "
-                    "utilities that they had: keep one of them"
-                )
-
     def _watch(self, consumers: dict[str, nn.Module]) -> None:
         """Have every consumer show what it is called with in training."""
         feeds: dict[str, list[tuple[Contribution, Feed]]] = defaultdict(list)
@@ -126,18 +111,15 @@ class ContinualBackpropCallback(GradientStepCallback):
             for name, feed in contribution.feeds.items():
                 feeds[name].append((contribution, feed))
         for name, module in consumers.items():
-            self.keep_hooks(module.register_forward_pre_hook(self._seeing(feeds[name]), with_kwargs=True))
+            self.keep_hooks(module.register_forward_pre_hook(partial(self._see, feeds[name]), with_kwargs=True))
 
-    def _seeing(self, feeds: list[tuple[Contribution, Feed]]) -> Callable[..., None]:
-        def see(module: nn.Module, args: Any, kwargs: Any) -> None:
-            # Acting, evaluating, measuring and target values all run without gradients, but for some instruments.
-            if not self.is_training or not torch.is_grad_enabled() or is_apart_from_training():
-                return
-            for contribution, feed in feeds:
-                if self.gradient_step + 1 - contribution.updated_at >= self.period:
-                    feed.see(args[0] if args else kwargs["input"])
-
-        return see
+    def _see(self, feeds: list[tuple[Contribution, Feed]], module: nn.Module, args: Any, kwargs: Any) -> None:
+        # Acting, evaluating, measuring and target values all run without gradients, but for some instruments.
+        if not self.is_training or not torch.is_grad_enabled() or is_apart_from_training():
+            return
+        for contribution, feed in feeds:
+            if self.gradient_step + 1 - contribution.updated_at >= self.period:
+                feed.see(args[0] if args else kwargs["input"])
 
     def after_gradient_steps(self, before: int, gradient_step: int) -> None:
         with torch.no_grad():
@@ -191,14 +173,11 @@ class ContinualBackpropCallback(GradientStepCallback):
 
     def _log(self) -> None:
         mature = torch.cat([contribution.mature(self.maturity) for contribution in self.contributions])
-        values = {
-            "cbp/replaced": self._replaced,
-            "cbp/replaced_total": self._total,
-            "cbp/mature": float(mature.float().mean()),
-        }
+        total = {"cbp/replaced_total": self._total}
+        values = {"cbp/replaced": self._replaced, **total, "cbp/mature": float(mature.float().mean())}
         self._replaced = 0
         write_point(self.logger, values, self.model.num_timesteps)
-        write_totals(self.logger, {"cbp/replaced_total": self._total})
+        write_totals(self.logger, total)
 
     def store(self) -> None:
         for contribution in self.contributions:

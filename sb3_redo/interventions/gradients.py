@@ -53,23 +53,19 @@ class GradientReDoCallback(ReDoCallback):
     """Recycles neurons whose incoming weights get next to no gradient (ReGraMa, Liu et al. 2025, "Measure gradients,
     not activations!").
 
-    The score of a neuron is the mean \\|gradient\\| of its incoming weights over the mean of that in its layer. The
-    gradients are those of the algorithm's own loss on its own training batch, as in the authors' code: they are read
-    right before the optimizer makes the step that is due, when each network's are its own loss's and no other's, and
-    nothing is computed, drawn or left behind for it. That the norm of all gradients was clipped makes no difference to
-    a ratio; what regularisers of the same list have added before does.
+    The score of a neuron is the mean \\|gradient\\| of its incoming weights over the mean of that in its layer. As in
+    the authors' code the gradients are training's own, read right before the optimizer makes the step that is due.
+    Clipping makes no difference to a ratio; what regularisers of the same list have added before does.
 
     A network whose optimizer steps more seldom (``policy_delay``) is judged by its latest step before. On-policy
-    algorithms recycle when a rollout has been collected, by the last step on the rollout before. All else is as in
-    :class:`~sb3_redo.ReDoCallback`, whose settings it takes; ``dormancy_threshold`` is for what is logged. Logs
-    ``gradients/fraction``, ``gradients/<network>`` and ``gradients_layers/<layer>``, the share of neurons at most
-    at the threshold, whenever it recycles.
+    algorithms recycle when a rollout has been collected, by the last step on the rollout before. ``dormancy_threshold``
+    is for what is logged. Whenever it recycles it logs the share of neurons at most at the threshold:
+    ``gradients/fraction``, ``gradients/<network>`` and ``gradients_layers/<layer>``.
 
     :param gradient_threshold: recycle neurons with a score of at most this. 0.01 is ours: the authors' code has 0, and
         its instructions 0.1.
     :param settings: of :class:`~sb3_redo.ReDoCallback`
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
     magnitudes: dict[str, Tensor]

@@ -14,12 +14,7 @@ from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import listed, non_negative_integer, positive_integer
 
-_KEEP_TO_WHAT_IS_TRAINED = (
-    PeriodicCallback,
-    RegulariserCallback,
-    GradientReDoCallback,
-    ContinualBackpropCallback,
-)
+_KEEP_TO_WHAT_IS_TRAINED = (PeriodicCallback, RegulariserCallback, GradientReDoCallback, ContinualBackpropCallback)
 
 
 class PlasticityInjectionCallback(GradientStepCallback):
@@ -32,8 +27,7 @@ class PlasticityInjectionCallback(GradientStepCallback):
 
     :param at: after how many gradient steps to inject; a list for several injections, in ascending order, with those
         that a loaded model had already
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range
+    :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     renews = True

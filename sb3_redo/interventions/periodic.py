@@ -17,16 +17,7 @@ from sb3_redo.validation import non_negative_integer, optional_integer
 
 
 class PeriodicCallback(GradientStepCallback):
-    """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses.
-
-    :param layers: ``"all"``, ``"last"``, a number of last layers, or a list of module paths
-    :param period: in gradient steps
-    :param start: from this gradient step on
-    :param stop: up to, not including, this gradient step; to the end if not given
-    :param seed: of the weights drawn; the model's own seed if not given
-    :param verbose: 1 writes the names of what is changed to the model's log when training starts
-    :raises TypeError, ValueError: on a setting of the wrong type or out of range
-    """
+    """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses."""
 
     renews = True
 

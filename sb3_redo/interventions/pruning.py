@@ -1,6 +1,6 @@
 """Pruning dormant neurons for good (Sokar et al. 2023, figures 6 and 19): to see whether they are missed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,26 +24,23 @@ class PruningCallback(MonitoringCallback):
     """Removes dormant neurons for good while a model trains (Sokar et al. 2023, figures 6 and 19), and logs how many.
 
     After every ``pruning_period`` gradient steps the neurons that are dormant on a fresh batch are pruned: all weights
-    with which other layers read them become 0 and stay 0. Their gradient is taken away where it arises, so that it
-    does not count where gradients are clipped; what optimizers remember of them is cleared, and after every optimizer
-    step they are set to 0 again, whatever weight decay or a penalty made of them. At a threshold of 0 no output changes
-    on the batch that was measured, unless a normalisation or an offset lies between a neuron and its consumers.
+    with which other layers read them become 0 and stay 0. Their gradients are removed before gradients are clipped,
+    their optimizer state is cleared, and they are set to 0 again after every optimizer step. At a threshold of 0 no
+    output changes on the batch that was measured, unless a normalisation or an offset follows the neuron.
 
-    Layers are those that can be recycled, see :class:`~sb3_redo.ReDoCallback`; target networks follow by their own
-    synchronisation. The neurons themselves stay where they are and are measured as before: without gradients of their
-    own, they still count in ``dormancy/…``, and in the mean and variance of a layer norm that they go through. Which
-    neurons are pruned is saved with the model, for whatever PruningCallback goes on with it. Logs ``pruning/pruned``,
+    Layers are those that can be recycled, see :class:`~sb3_redo.ReDoCallback`. Target networks follow by their own
+    synchronisation. Pruned neurons are measured as before, and count in a layer norm that they go through. Which
+    neurons are pruned is saved with the model, for any PruningCallback that goes on with it. Logs ``pruning/pruned``,
     ``pruning/pruned_total`` and ``pruning/pruned_fraction``, the share of all measured neurons.
 
-    :param dormancy_threshold: prune neurons with a score of at most this. The paper does not say which it is in these
-        figures: 0.025 is what its authors used with DQN's default setting.
+    :param dormancy_threshold: prune neurons with a score of at most this. The paper does not give it; 0.025 is what
+        its authors used with DQN's default setting.
     :param pruning_period: in gradient steps; ours
     :param batch_size: observations per measurement
     :param start: prune from this gradient step on
     :param stop: prune up to, not including, this gradient step; to the end if not given. What is pruned stays so.
     :param settings: of :class:`~sb3_redo.DormancyCallback`
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
     def __init__(
@@ -111,17 +108,14 @@ class PruningCallback(MonitoringCallback):
             weight = self._weights[consumer].weight
             if weight.requires_grad:
                 self._handles_of.add(consumer)
-                self.keep_hooks(weight.register_hook(self._masking(consumer)))  # type: ignore[no-untyped-call]
+                self.keep_hooks(weight.register_hook(partial(self._masked, consumer)))  # type: ignore[no-untyped-call]
 
     def _mask_of(self, layer: str, neurons: int) -> Tensor:
         """Which neurons of a layer are pruned, bool [neurons], on the CPU."""
         return self.pruned.get(uncompiled_name(layer), torch.zeros(neurons, dtype=torch.bool))
 
-    def _masking(self, consumer: str) -> Callable[[Tensor], Tensor]:
-        def masked(gradient: Tensor) -> Tensor:
-            return self._weights[consumer].without_gradient(gradient) if self.is_training else gradient
-
-        return masked
+    def _masked(self, consumer: str, gradient: Tensor) -> Tensor:
+        return self._weights[consumer].without_gradient(gradient) if self.is_training else gradient
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if not self._weights or not self.is_training:
@@ -155,10 +149,7 @@ class PruningCallback(MonitoringCallback):
                 weights.clear_state(self.agent.optimizers, initial_state)
         masks = [self._mask_of(layer.name, layer.neurons) for layer in report.layers]
         total = sum(int(mask.sum()) for mask in masks)
-        values = {
-            "pruning/pruned": pruned,
-            "pruning/pruned_total": total,
-            "pruning/pruned_fraction": total / sum(map(len, masks)),
-        }
+        totals = {"pruning/pruned_total": total}
+        values = {"pruning/pruned": pruned, **totals, "pruning/pruned_fraction": total / sum(map(len, masks))}
         write_point(self.logger, values, self.model.num_timesteps)
-        write_totals(self.logger, {"pruning/pruned_total": total})
+        write_totals(self.logger, totals)

@@ -1,6 +1,7 @@
 """Regularisers that act on every gradient step: penalties whose gradient is added, and constraints on the weights."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -35,19 +36,16 @@ class RegulariserCallback(GradientStepCallback):
         for optimizer in self.agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             names = [name for name, parameter in self._parameters.items() if parameter in held]
-            before, after = self._acting(self.before_step, names), self._acting(self.after_step, names)
+            before, after = (partial(self._act, act, names) for act in (self.before_step, self.after_step))
             self.keep_hooks(StepHooks(optimizer, before, after))
 
-    def _acting(self, act: Callable[[list[str]], None], names: list[str]) -> Callable[[], None]:
-        def hook() -> None:
-            if self.is_training:
-                with torch.no_grad():
-                    act(names)
-
-        return hook
+    def _act(self, act: Callable[[list[str]], None], names: list[str]) -> None:
+        if self.is_training:
+            with torch.no_grad():
+                act(names)
 
     def prepare_parameters(self) -> None:
-        """Everything that the first gradient step will need; ``_parameters`` are those that are trained."""
+        """Prepare all that the first gradient step will need; ``_parameters`` are those that are trained."""
 
     def before_step(self, names: list[str]) -> None:
         """Told of the parameters of an optimizer that is about to step, whose gradients are there."""
@@ -78,12 +76,9 @@ class RegulariserCallback(GradientStepCallback):
             if parameter.grad is not None:
                 yield name, parameter, parameter.grad
 
-    def _refuse_trained(self) -> None:
-        if is_trained(self.model):
-            raise RuntimeError(self._trained_before())
-
-    def _trained_before(self) -> str:
-        return f"this model was trained without {type(self).__name__}: the values that it began with are not known"
+    def _trained_before(self) -> RuntimeError:
+        name = type(self).__name__
+        return RuntimeError(f"this model was trained without {name}: the values that it began with are not known")
 
     def _layer_weights(self, with_outputs: bool) -> dict[str, Tensor]:
         """The trained weights of linear layers and convolutions, by their names."""
@@ -117,7 +112,7 @@ class RegenerativeCallback(RegulariserCallback):
         self._refuse_without_gradients()
         kept = initial_parameters_of(self.model)
         if kept is None:
-            raise RuntimeError(self._trained_before())
+            raise self._trained_before()
         self._initial = {
             name: kept[uncompiled_name(name)].to(parameter) for name, parameter in self._parameters.items()
         }
@@ -141,8 +136,8 @@ class ParsevalCallback(RegulariserCallback):
 
     The loss gets ``strength · Σ ‖W Wᵀ - s·I‖²`` over the weights of hidden layers, each flattened to ``[neurons,
     inputs]``; its gradient, ``4 · strength · (W Wᵀ - s·I) W``, is added before the optimizer steps, and so after SB3
-    has clipped gradients. A layer with more neurons than inputs cannot have orthogonal rows, and is left with what
-    comes nearest. Logs ``parseval/penalty``, the sum.
+    has clipped gradients. A layer with more neurons than inputs gets as near to it as it can. Logs
+    ``parseval/penalty``, the sum.
 
     :param strength: of the penalty
     :param scale: s, the square of the norm that rows are to have
@@ -200,8 +195,8 @@ class WeightClippingCallback(RegulariserCallback):
         self._bounds: dict[str, float] = {}
         for name, weight in self._layer_weights(with_outputs=True).items():
             bound = self.bound / weight[0].numel() ** 0.5
-            bias = f"{name.removesuffix('weight')}bias"
-            self._bounds |= dict.fromkeys([name, *([bias] if bias in self._parameters else [])], bound)
+            its_names = (name, f"{name.removesuffix('weight')}bias")
+            self._bounds |= {each: bound for each in its_names if each in self._parameters}
 
     def after_step(self, names: list[str]) -> None:
         for name in names:
@@ -217,10 +212,10 @@ class NormProjectionCallback(RegulariserCallback):
     """Weight projection (the second half of normalise-and-project, Lyle et al. 2024): after every step, each layer's
     weights are scaled back to the norm that they began with.
 
-    The first half, a normalisation before every activation, makes the scale of the weights in front of it
-    irrelevant to the network's output: use a policy of ``sb3_redo.networks`` with ``layer_norm: true``. Hidden layers
-    are projected, output layers are not. The initial norms are kept on the model as ``initial_norms``, which is saved
-    with it. Logs ``projection/output_norm``, the norm of the output layers' weights, which are free to grow.
+    The first half is a normalisation before every activation, so that the weights' scale changes no output: use a
+    policy of ``sb3_redo.networks`` with ``layer_norm: true``. Hidden layers are projected, output layers are not. The
+    initial norms are saved with the model as ``initial_norms``. Logs ``projection/output_norm``, the norm of the
+    output layers' weights.
 
     :param logging_period: in gradient steps
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
@@ -231,7 +226,8 @@ class NormProjectionCallback(RegulariserCallback):
     def prepare_parameters(self) -> None:
         self.weights = self._layer_weights(with_outputs=False)
         if "initial_norms" not in self.model.__dict__:
-            self._refuse_trained()
+            if is_trained(self.model):
+                raise self._trained_before()
             norms = {uncompiled_name(name): float(weight.detach().norm()) for name, weight in self.weights.items()}
             self.model.__dict__["initial_norms"] = norms
         kept = self.model.__dict__["initial_norms"]

@@ -96,8 +96,7 @@ class ScheduledReDoCallback(ReDoCallback):
         the contribution utility of continual backpropagation (Dohare et al. 2024). ``"cbp"`` is what the authors have
         for it: mean \\|h - mean h\\| times the sum of \\|outgoing weights\\| over that of \\|incoming weights\\|.
     :param settings: of :class:`~sb3_redo.ReDoCallback`
-    :raises TypeError: on a setting of the wrong type
-    :raises ValueError: on a setting out of range or an unknown name
+    :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
     def __init__(self, end: int = 2_500_000, fraction: float = 0.1, selection: str = "lowest", **settings: Any):

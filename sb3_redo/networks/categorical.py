@@ -9,9 +9,7 @@ from typing import Any
 
 import stable_baselines3.dqn.policies as dqn
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.torch_layers import create_mlp
-from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from sb3_redo.networks.policies import DQNCnnPolicy, DQNMlpPolicy, DQNMultiInputPolicy
@@ -117,18 +115,10 @@ class _Categorical(Scalable):
 
     # 51 bins from -10 to 10 are C51's (Bellemare et al. 2017) for Atari games, where rewards are clipped to [-1, 1].
     def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        *,
-        n_bins: int = 51,
-        v_min: float = -10.0,
-        v_max: float = 10.0,
-        **settings: Any,
+        self, *spaces_and_schedule: Any, n_bins: int = 51, v_min: float = -10.0, v_max: float = 10.0, **settings: Any
     ):
         self.support = Support(n_bins, v_min, v_max)
-        super().__init__(observation_space, action_space, lr_schedule, **settings)
+        super().__init__(*spaces_and_schedule, **settings)
 
     def make_q_net(self) -> Any:
         net_args = self._update_features_extractor(self.net_args, features_extractor=None)

@@ -11,14 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from sb3_redo.networks.activations import Concatenating
-from sb3_redo.networks.layers import (
-    INITIALIZERS,
-    feature_size,
-    initialise,
-    layer_norm,
-    neurons_of,
-    positive_width,
-)
+from sb3_redo.networks.layers import INITIALIZERS, feature_size, initialise, layer_norm, neurons_of, positive_width
 from sb3_redo.validation import flag, one_of
 
 
@@ -67,15 +60,13 @@ class _ImageExtractor(BaseFeaturesExtractor, ABC):
             flattened = self.cnn(torch.zeros(1, *shape)).shape[1]
         self.linear = nn.Sequential(*style.activated(nn.Linear(flattened, style.neurons(self.features_dim))))
         if initializer is not None:
-            initialise(self, one_of("initializer", initializer, tuple(INITIALIZERS)))
+            initialise(self, one_of("initializer", initializer, INITIALIZERS))
 
     def _image_shape(self, space: spaces.Space[Any], normalized_image: bool) -> tuple[int, ...]:
         """:return: channels, height, width"""
         name = type(self).__name__
-        if not (
-            isinstance(space, spaces.Box)
-            and is_image_space(space, check_channels=False, normalized_image=normalized_image)
-        ):
+        is_image = is_image_space(space, check_channels=False, normalized_image=normalized_image)
+        if not (isinstance(space, spaces.Box) and is_image):
             hint = "" if normalized_image else "; for images of another kind, set normalized_image=True"
             raise ValueError(f"{name} needs images of dtype uint8 in [0, 255], channels first, got {space}{hint}")
         if min(space.shape[1:]) < self.smallest:
@@ -150,14 +141,9 @@ class ImpalaCNN(_ImageExtractor):
         stacks: list[nn.Module] = []
         for outputs in (32, 64, 64):
             outputs = style.features(outputs)
-            stacks.append(
-                nn.Sequential(
-                    *style.normalised(nn.Conv2d(channels, outputs, 3, padding=1)),
-                    nn.MaxPool2d(3, stride=2, padding=1),
-                    _Residual(outputs, style),
-                    _Residual(outputs, style),
-                )
-            )
+            convolution = style.normalised(nn.Conv2d(channels, outputs, 3, padding=1))
+            pooling = nn.MaxPool2d(3, stride=2, padding=1)
+            stacks.append(nn.Sequential(*convolution, pooling, _Residual(outputs, style), _Residual(outputs, style)))
             channels = outputs
         return nn.Sequential(*stacks, style.activation_fn(), nn.Flatten())
 
@@ -210,12 +196,11 @@ class CombinedExtractor(BaseFeaturesExtractor):
         features = 0
         for key, space in observation_space.spaces.items():
             if is_image_space(space, normalized_image=normalized_image):
-                part = cnn(space, cnn_output_dim, normalized_image, **settings)
+                self.extractors[key] = part = cnn(space, cnn_output_dim, normalized_image, **settings)
                 features += part.features_dim
-                self.extractors[key] = part
             else:
-                features += get_flattened_obs_dim(space)
                 self.extractors[key] = nn.Flatten()
+                features += get_flattened_obs_dim(space)
         self._features_dim = features
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:

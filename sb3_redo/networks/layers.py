@@ -24,12 +24,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "fourier": Fourier,
 }
 
-# By name, not by function: who watches how weights are filled replaces the functions of nn.init.
-INITIALIZERS = {
-    "xavier_uniform": "xavier_uniform_",
-    "kaiming_uniform": "kaiming_uniform_",
-    "orthogonal": "orthogonal_",
-}
+INITIALIZERS = ("xavier_uniform", "kaiming_uniform", "orthogonal")
+"""Names of distributions, each that of a function of torch.nn.init without its underscore."""
 
 # Of all networks of SB3's policies, those whose last layer is hidden: what comes after it is built elsewhere.
 _WITHOUT_OUTPUT = ("latent_pi", "policy_net", "value_net")
@@ -122,6 +118,7 @@ def initialise(module: nn.Module, initializer: str) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            getattr(nn.init, INITIALIZERS[initializer])(layer.weight)
+            # Looked up anew: who watches how weights are filled replaces the functions of nn.init.
+            getattr(nn.init, f"{initializer}_")(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,15 +42,11 @@ class Scaling:
     def __post_init__(self) -> None:
         positive_width(self.width)
         flag("layer_norm", self.layer_norm)
-        choices_of: dict[str, Iterable[str]] = {
-            "activation": ACTIVATIONS,
-            "initializer": INITIALIZERS,
-            "spectral_norm": PLACES,
-        }
+        one_of("extractor", self.extractor, tuple(EXTRACTORS))
+        choices_of = {"activation": ACTIVATIONS, "initializer": INITIALIZERS, "spectral_norm": PLACES}
         for name, choices in choices_of.items():
             if getattr(self, name) is not None:
                 one_of(name, getattr(self, name), tuple(choices))
-        one_of("extractor", self.extractor, tuple(EXTRACTORS))
 
     def changed(self) -> str:
         """What differs from the defaults, in words; empty if nothing does."""
@@ -111,17 +106,11 @@ class Scalable(BasePolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        *,
-        width: float = 1.0,
-        layer_norm: bool = False,
-        activation: str | None = None,
-        initializer: str | None = None,
-        extractor: str = "nature",
-        spectral_norm: str | None = None,
         **settings: Any,
     ) -> None:
         _check_names(type(self).__name__, settings, {*inspect.signature(super().__init__).parameters, *_DEFAULTS})
-        self.scaling = Scaling(width, layer_norm, activation, initializer, extractor, spectral_norm)
+        self.scaling = Scaling(**{name: settings.pop(name) for name in _DEFAULTS if name in settings})
+        activation = self.scaling.activation
         if activation is not None:
             if "activation_fn" in settings:
                 raise ValueError(f"activation={activation!r} and activation_fn exclude each other: give one of them")
