@@ -39,12 +39,12 @@ def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
     :raises ValueError: when a path leads to no parameter, or there are fewer layers
     """
     frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
-    online = [name for name in _state_names(policy) if not is_target(name) and name not in frozen]
+    state = [name for name, _ in (*policy.named_parameters(), *policy.named_buffers())]
+    online = [name for name in state if not is_target(name) and name not in frozen]
     if layers == "all":
         return online
     if isinstance(layers, (str, int)):
-        number = 1 if layers == "last" else int(layers)
-        chosen = _last(wiring, number)
+        chosen = _last(wiring, 1 if layers == "last" else int(layers))
     else:
         chosen = {_known_path(online, path) for path in layers}
     return [name for name in online if any(_is_below(name, path) for path in chosen)]
@@ -52,15 +52,11 @@ def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
 
 def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Pairs of a path and the one to its twin in a target network, for those that have one."""
-    every = (*policy.named_parameters(remove_duplicate=False), *policy.named_buffers(remove_duplicate=False))
-    paths = {uncompiled_name(name): name for name, _ in every}
-    aliases: dict[int, list[str]] = {}
-    for name, tensor in every:
-        aliases.setdefault(id(tensor), []).append(name)
-    tensors = dict(every)
+    tensors = dict((*policy.named_parameters(remove_duplicate=False), *policy.named_buffers(remove_duplicate=False)))
+    paths = {uncompiled_name(name): name for name in tensors}
     for name in names:
         # What actor and critic share has the actor's name, and its twin the critic's.
-        for alias in aliases[id(tensors[name])]:
+        for alias in (other for other, tensor in tensors.items() if tensor is tensors[name]):
             network, _, rest = uncompiled_name(alias).partition(".")
             twin = paths.get(f"{network}{_TARGET}.{rest}")
             if twin is not None:
@@ -75,10 +71,6 @@ def with_twins(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, l
     twins = dict(targets_of(policy, names))
     for name in names:
         yield name, [state[path] for path in (name, twins.get(name)) if path is not None]
-
-
-def _state_names(policy: nn.Module) -> list[str]:
-    return [name for name, _ in (*policy.named_parameters(), *policy.named_buffers())]
 
 
 def _last(wiring: Wiring, number: int) -> set[str]:

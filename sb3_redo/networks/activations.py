@@ -1,5 +1,6 @@
 """Activations that make two features of every neuron."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,16 @@ class Concatenating(nn.Module):
     neurons: ClassVar[float]
     """How many neurons a layer gets for each that is asked for."""
 
+    functions: ClassVar[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
+    """The two functions."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """
+        :param inputs: [batch, neurons, ...]
+        :return: [batch, 2 · neurons, ...]
+        """
+        return torch.cat([function(inputs) for function in self.functions], dim=1)
+
 
 class CReLU(Concatenating):
     """Concatenated ReLU (Shang et al. 2016; in reinforcement learning Abbas et al. 2023): relu(x) and relu(-x).
@@ -27,13 +38,7 @@ class CReLU(Concatenating):
     """
 
     neurons = 1.0
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """
-        :param inputs: [batch, neurons, ...]
-        :return: [batch, 2 · neurons, ...]
-        """
-        return torch.cat([torch.relu(inputs), torch.relu(-inputs)], dim=1)
+    functions = (torch.relu, lambda inputs: torch.relu(-inputs))
 
 
 class Fourier(Concatenating):
@@ -46,10 +51,4 @@ class Fourier(Concatenating):
     """
 
     neurons = 0.5
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """
-        :param inputs: [batch, neurons, ...]
-        :return: [batch, 2 · neurons, ...]
-        """
-        return torch.cat([torch.sin(inputs), torch.cos(inputs)], dim=1)
+    functions = (torch.sin, torch.cos)

@@ -122,9 +122,7 @@ class _Categorical(Scalable):
 
     def make_q_net(self) -> Any:
         net_args = self._update_features_extractor(self.net_args, features_extractor=None)
-        network = CategoricalQNetwork(**net_args, support=self.support).to(self.device)
-        self._finish(network)
-        return network
+        return self._finish(CategoricalQNetwork(**net_args, support=self.support).to(self.device))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **asdict(self.support)}

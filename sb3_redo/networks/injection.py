@@ -24,11 +24,8 @@ class InjectableQNetwork(dqn.QNetwork):
     when the pair is injected; then a is trained, and s and all that came before are frozen. The features in front of
     the heads go on being trained, through all of them. Heads that are not injected yet are not run.
 
-    A frozen head with spectral norm goes on estimating its norm, which no longer changes: the two of a pair do so
-    alike, and an injection changes no output in training mode either.
-
-    All heads are there from the beginning, so that an optimizer holds them, target networks follow them, and what was
-    saved after an injection fits a network that was built before it. How many are injected is part of the state dict.
+    All heads are there from the beginning. So an optimizer holds them, target networks follow them, and what was saved
+    after an injection fits a network built before it. How many are injected is part of the state dict.
 
     :param settings: of :class:`stable_baselines3.dqn.policies.QNetwork`
     """

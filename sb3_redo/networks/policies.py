@@ -30,28 +30,20 @@ from sb3_redo.networks.spectral import add_spectral_norm
 
 class _QValues(Scalable):
     def make_q_net(self) -> Any:
-        network = super().make_q_net()  # type: ignore[misc]
-        self._finish(network)
-        return network
+        return self._finish(super().make_q_net())  # type: ignore[misc]
 
 
 class _Quantiles(Scalable):
     def make_quantile_net(self) -> Any:
-        network = super().make_quantile_net()  # type: ignore[misc]
-        self._finish(network)
-        return network
+        return self._finish(super().make_quantile_net())  # type: ignore[misc]
 
 
 class _ActorAndCritic(Scalable):
     def make_actor(self, features_extractor: Any = None) -> Any:
-        network = super().make_actor(features_extractor)  # type: ignore[misc]
-        self._finish(network)
-        return network
+        return self._finish(super().make_actor(features_extractor))  # type: ignore[misc]
 
     def make_critic(self, features_extractor: Any = None) -> Any:
-        network = super().make_critic(features_extractor)  # type: ignore[misc]
-        self._finish(network)
-        return network
+        return self._finish(super().make_critic(features_extractor))  # type: ignore[misc]
 
 
 class _ActorCritic(Scalable):

@@ -156,8 +156,8 @@ class Scalable(BasePolicy):
                 self.__dict__[name]["net_arch"] = self.scaling.net_arch(self.__dict__[name]["net_arch"])
         super()._build(lr_schedule)  # type: ignore[misc]
 
-    def _finish(self, network: nn.Module) -> None:
-        """Everything but the width of a network that SB3 has just built; its extractor saw to itself."""
+    def _finish(self, network: Any) -> Any:
+        """Give a network that SB3 has just built all but its width, in place; its extractor saw to itself."""
         if self.scaling.concatenates:
             halve_neurons(network)
         if self.scaling.layer_norm:
@@ -170,6 +170,7 @@ class Scalable(BasePolicy):
         extractor = getattr(network, "features_extractor", None)
         if self.scaling.spectral_norm is not None and extractor is not None:
             add_spectral_norm(self.scaling.spectral_norm, network, [extractor])
+        return network
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -12,7 +12,6 @@ from sb3_redo.networks.layers import mlps
 PLACES = ("penultimate", "first")
 """Which linear layers can be normalised."""
 
-
 _OF_AVERAGES = 5
 """Power iterations on the weights of a network that is not in training mode."""
 
@@ -20,11 +19,10 @@ _OF_AVERAGES = 5
 class SpectralNorm(nn.Module):
     """Divides a weight by its largest singular value, which one power iteration for each training pass estimates.
 
-    The same as ``torch.nn.utils.parametrizations.spectral_norm``, but for the names of its buffers: those that begin
-    with ``running_`` are what SB3 copies to target networks. With torch's own, a target network would get new weights
-    and estimate their norm with the singular vectors of those that it was built with.
-    Outside of training mode, where target networks always are, it goes on from there for a few iterations that are
-    not kept: an average of earlier weights has singular vectors of its own.
+    Does what ``torch.nn.utils.parametrizations.spectral_norm`` does, with other names of its buffers: SB3 copies those
+    that begin with ``running_`` to target networks, which need the singular vectors of the weights that they get.
+    Outside of training mode, where target networks always are, a few iterations follow that are not kept: an average of
+    earlier weights has singular vectors of its own.
 
     :param weight: [neurons, inputs]
     :param iterations: before training

@@ -119,12 +119,8 @@ class PlasticityCallback(ExaminingCallback):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._watched: list[_UpdateWatch] = []
-        if "updates" in self.instruments:
-            optimizers = self.agent.optimizers
-            self._watched = [_UpdateWatch(optimizer, self, number) for number, optimizer in enumerate(optimizers)]
-            for watch in self._watched:
-                self.keep_hooks(watch.hooks())
+        watched = self.agent.optimizers if "updates" in self.instruments else ()
+        self._watched = [_UpdateWatch(optimizer, self, number) for number, optimizer in enumerate(watched)]
 
     def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -154,38 +150,31 @@ class _UpdateWatch:
         # Kept with the model: the step may be the first of the next call of learn().
         self._key = f"updates of optimizer {number} are due"
         self._is_due = bool(callback.memory.kept(self._key))
-        self.networks: list[Network] = []
-        self.before: dict[str, dict[str, Tensor]] = {}
+        self.before: list[tuple[Network, dict[str, Tensor]]] = []
+        """What its step is to change: networks, with their parameters before it."""
+        self.values: dict[str, Any] = {}
+        callback.keep_hooks(StepHooks(optimizer, self._before_step, self._after_step))
 
     def set_due(self, is_due: bool) -> None:
         """Whether its next step is to be seen."""
         self._is_due = is_due
         self.callback.memory.keep(self._key, is_due)
 
-    def hooks(self) -> StepHooks:
-        """Hang it on its optimizer."""
-        return StepHooks(self.optimizer, self._before_step, self._after_step)
-
     def _before_step(self) -> None:
         if not self._is_due or not self.callback.is_training:
             return
         self.set_due(False)
-        every, agent = self.callback.networks_examined.values(), self.callback.agent
-        self.networks = [network for network in every if trained_by(agent, self.optimizer, network)]
-        self.values: dict[str, Any] = {}
-        for network in self.networks:
+        self.before, self.values = [], {}
+        for network in self.callback.networks_examined.values():
             gradients = {name: p.grad for name, p in network.parameters.items() if p.grad is not None}
-            if gradients:
+            if gradients and trained_by(self.callback.agent, self.optimizer, network):
                 self.values[f"plasticity/gradient_norm/{network.name}"] = norm_of(gradients)
-                self.before[network.name] = {
-                    uncompiled_name(name): parameter.detach().clone() for name, parameter in network.parameters.items()
-                }
+                before = {uncompiled_name(name): p.detach().clone() for name, p in network.parameters.items()}
+                self.before.append((network, before))
 
     def _after_step(self) -> None:
-        before, self.before = self.before, {}
-        for network in self.networks if before else ():
-            if network.name in before:
-                ratio = update_ratio(network, before[network.name])
-                self.values[f"plasticity/update_ratio/{network.name}"] = ratio
-        if before:
+        changed, self.before = self.before, []
+        for network, before in changed:
+            self.values[f"plasticity/update_ratio/{network.name}"] = update_ratio(network, before)
+        if changed:
             self.callback.write(self.values)

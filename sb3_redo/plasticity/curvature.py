@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sb3_redo.plasticity.network import Network
+from sb3_redo.plasticity.network import Network, flat
 from sb3_redo.plasticity.objectives import Objective
 
 Product = Callable[[Tensor], Tensor]
@@ -40,8 +40,7 @@ def hessian_product(network: Network, objective: Objective) -> Product:
                 retain_graph=True,
                 allow_unused=True,
             )
-        filled = [torch.zeros_like(p) if f is None else f for p, f in zip(parameters, found, strict=True)]
-        return torch.cat([tensor.detach().flatten() for tensor in filled])
+        return flat(found, parameters)
 
     return product
 
@@ -112,7 +111,9 @@ def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None
         left = float(vector.norm())
         # No eigenvalue is larger than this (Gershgorin), and the largest one not by much smaller.
         scale = max(map(abs, diagonal)) + 2 * max(beside, default=0.0)
-        if made == steps or not left > _rounding(start) * scale:
+        # What is less than this is left by rounding alone.
+        rounding = 100 * torch.finfo(start.dtype).eps * scale
+        if made == steps or not left > rounding:
             break
         if tolerance is not None:
             nodes, vectors = _tridiagonal(diagonal, beside)
@@ -122,11 +123,6 @@ def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None
         basis[made] = vector / left
     nodes, vectors = _tridiagonal(diagonal, beside)
     return nodes, vectors[0].pow(2)
-
-
-def _rounding(like: Tensor) -> float:
-    """What is left of a vector by rounding alone, relative to the largest eigenvalue."""
-    return 100 * torch.finfo(like.dtype).eps
 
 
 def _tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[Tensor, Tensor]:

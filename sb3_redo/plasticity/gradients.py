@@ -22,7 +22,7 @@ def gradient(network: Network, objective: Objective) -> Tensor:
     parameters = list(network.parameters.values())
     with network.examined():
         found = torch.autograd.grad(objective.mean(network), parameters, allow_unused=True)
-    return flat([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
+    return flat(found, parameters)
 
 
 def gradient_norm(network: Network, objective: Objective) -> float:

@@ -104,7 +104,7 @@ def read_network(
     >>> network.size, tuple(network(torch.ones(5, 3)).shape)
     (26, (5, 2))
     """
-    run = forward or _itself
+    run = forward or (lambda module, batch: module(batch))
     network = Network(name, module, run, {}, trace_wiring(module, batch, forward=run))
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     with network.examined():
@@ -113,16 +113,12 @@ def read_network(
         if not trained or not outputs.requires_grad:
             raise RuntimeError(f"the outputs of {name} depend on no parameter that is trained")
         gradients = torch.autograd.grad(outputs, list(trained.values()), allow_unused=True)
-    for (path, parameter), gradient in zip(trained.items(), gradients, strict=True):
-        if gradient is not None:
-            network.parameters[path] = parameter
+    used = zip(trained.items(), gradients, strict=True)
+    network.parameters.update(named for named, gradient in used if gradient is not None)
     return network
 
 
-def _itself(module: nn.Module, batch: Any) -> Any:
-    return module(batch)
-
-
-def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries of some tensors one after the other, [entries]."""
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+def flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    """Return all entries of some parameters' gradients one after the other, [entries]; 0 where there is none."""
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    return torch.cat([tensor.detach().flatten() for tensor in filled])

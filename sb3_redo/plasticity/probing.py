@@ -94,11 +94,8 @@ class ProbeTaskCallback(ExaminingCallback):
         values: dict[str, Any] = {}
         for name, network in self.networks_examined.items():
             result = self._probe(network, batch, gradient_step)
-            values |= {
-                f"plasticity/probe_loss/{name}": result.loss,
-                f"plasticity/probe_first_loss/{name}": result.first_loss,
-                f"plasticity/plasticity/{name}": result.plasticity,
-            }
+            found = {"probe_loss": result.loss, "probe_first_loss": result.first_loss, "plasticity": result.plasticity}
+            values |= {f"plasticity/{quantity}/{name}": value for quantity, value in found.items()}
             at_first = self.memory.kept(name)
             if at_first is None and self.memory.kept("began untrained"):
                 at_first = result.plasticity
@@ -111,12 +108,6 @@ class ProbeTaskCallback(ExaminingCallback):
         # A stream of its own, and another for each network: its number does not depend on which others are probed.
         generator = torch_generator((self.sampler.seed + crc32(network.name.encode()), gradient_step))
         seeds = torch.randint(2**62, (1 + self.targets,), generator=generator).tolist()
-        return probe(
-            network,
-            batch,
-            [self._fresh(network, seed) for seed in seeds[1:]],
-            self._optimizers[network.name],
-            steps=self.steps,
-            minibatch_size=min(self.sampler.batch_size, getattr(self.model, "batch_size", self.sampler.batch_size)),
-            seed=seeds[0] % 2**62,
-        )
+        fresh, optimizer = [self._fresh(network, seed) for seed in seeds[1:]], self._optimizers[network.name]
+        size = min(self.sampler.batch_size, getattr(self.model, "batch_size", self.sampler.batch_size))
+        return probe(network, batch, fresh, optimizer, steps=self.steps, minibatch_size=size, seed=seeds[0])

@@ -34,12 +34,7 @@ def distance_from(network: Network, before: Mapping[str, Tensor]) -> float:
 
     :param before: θ', by the parameters' names, without the steps that ``torch.compile`` puts into them
     """
-    return norm_of(
-        {
-            name: parameter.detach() - before[uncompiled_name(name)].to(parameter)
-            for name, parameter in network.parameters.items()
-        }
-    )
+    return norm_of({name: p.detach() - before[uncompiled_name(name)].to(p) for name, p in network.parameters.items()})
 
 
 def update_ratio(network: Network, before: Mapping[str, Tensor]) -> float:
