@@ -27,21 +27,19 @@ class BlockMDP(gymnasium.Env[NDArray[np.uint8], np.int64]):
     sparse-reward the images' classes 1 if a = s = 9, else 0    s + 1 if a = s, else drawn uniformly
     ============= =================== ========================= ====================================
 
-    What the paper does not state, and what we chose: the first state is drawn uniformly, and so is the one that
-    follows the last state (s = 9), whichever action is taken there, so that no state ends an episode. Registered
-    environments are truncated after 100 steps, which is for the time limit to say, and not in here. The classes are
-    those of the training files.
+    The paper leaves open the first state and the one that follows the last (s = 9): both are drawn uniformly, and no
+    state ends an episode. Registered environments are truncated after 100 steps.
 
-    In the sparse variant a wrong action is not always worse: it leads to a random state, which from the lower half of
-    the states is a shorter way to the reward than one right action after the other.
+    In the sparse variant a wrong action is not always worse: from the lower half of the states a random state is nearer
+    to the reward, on average, than one right action after the other.
 
     Each reset and step returns ``{"state": s}`` beside the observation.
 
     :param variant: ``true-label``, ``random-label`` or ``sparse-reward``
     :param data: ``digits`` (scikit-learn's), ``mnist`` or ``cifar10``, or images of your own
     :param folder: where the files of MNIST or CIFAR-10 are; nothing is downloaded
-    :param label_seed: of the random labels, which stay the same for as long as the environment lives. It has nothing
-        to do with ``reset(seed=...)``, so that environments that run side by side, or evaluate, label alike.
+    :param label_seed: of the random labels. ``reset(seed=...)`` does not change them, so that environments that run
+        side by side, or evaluate, label alike.
     :param n_images: how many images to use, from the first; all if not given
     :param enlarge: whole factor on height and width. SB3's ``NatureCNN`` needs 36 pixels at least: 5 for digits, 2
         for the others

@@ -1,7 +1,6 @@
-"""CIFAR-10's training images, from its Python version or its binary version.
+"""CIFAR-10's training images, from its Python or its binary version (https://www.cs.toronto.edu/~kriz/cifar.html).
 
-Both are described on https://www.cs.toronto.edu/~kriz/cifar.html. The Python version consists of pickles, which may run
-anything when they are opened; these are opened by a reader that knows nothing but arrays of bytes.
+The Python version consists of pickles, which may run anything: our reader builds nothing but arrays of bytes.
 """
 
 import io

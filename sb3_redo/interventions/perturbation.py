@@ -13,19 +13,14 @@ from sb3_redo.validation import flag, non_negative_number
 
 
 def shrink_and_perturb(
-    policy: nn.Module,
-    fresh: dict[str, Tensor],
-    shrink: float,
-    perturb: float,
-    optimizers: Iterable[Optimizer] = (),
+    policy: nn.Module, fresh: dict[str, Tensor], shrink: float, perturb: float, optimizers: Iterable[Optimizer] = ()
 ) -> None:
-    """Make every value ``shrink`` times what it is plus ``perturb`` times a fresh one, in place.
+    """Make every parameter ``shrink`` times what it is plus ``perturb`` times a fresh one, in place.
 
-    Twins in target networks get the same with the same fresh values. Buffers, such as running statistics and
-    counters, are left alone.
+    Twins in target networks get the same with the same fresh values. Buffers are left alone.
 
     :param fresh: path below the policy to fresh values
-    :param optimizers: forget what they know of the parameters; by default they go on as they were
+    :param optimizers: forget what they know of the parameters
     """
     parameters = dict(policy.named_parameters())
     with torch.no_grad():
@@ -39,9 +34,8 @@ def shrink_and_perturb(
 class ShrinkAndPerturbCallback(PeriodicCallback):
     """Moves a network part of the way back to a fresh one, drawn anew each time, while a model trains.
 
-    :param shrink: what old weights are multiplied by
-    :param perturb: what fresh weights, from the distribution that the network began with, are multiplied by before
-        they are added. 0.8 and 0.2 are those of D'Oro et al. 2023; 0.5 and 0.5 those of Schwarzer et al. 2023 (BBF)
+    :param shrink: factor on old weights; D'Oro et al. 2023 have 0.8 and 0.2, Schwarzer et al. 2023 (BBF) 0.5 and 0.5
+    :param perturb: factor on the fresh weights that are added, from the distribution that the network began with
     :param layers: ``"all"``, ``"last"``, a number of last layers, or a list of module paths
     :param period: in gradient steps
     :param reset_optimizer: forget the optimizer's state of the parameters

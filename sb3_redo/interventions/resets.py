@@ -14,13 +14,10 @@ from sb3_redo.validation import flag
 
 
 def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Optimizer]) -> None:
-    """Give parameters and buffers fresh values, in place, their twins in target networks too, and forget what
-    optimizers know of them.
-
-    The optimizers keep the parameters themselves, which go on training.
+    """Give parameters and buffers fresh values, in place, and their twins in target networks, too.
 
     :param fresh: path below the policy to new values
-    :param optimizers: all that may hold the parameters
+    :param optimizers: forget what they know of the parameters, and go on training them
     """
     with torch.no_grad():
         for name, tensors in with_twins(policy, fresh):

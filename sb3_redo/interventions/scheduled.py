@@ -86,8 +86,7 @@ class ScheduledReDoCallback(ReDoCallback):
     """Recycles a share of every layer at each period; the share falls from ``fraction`` to 0 as a cosine does.
 
     The share is ``fraction · cos(π/2 · gradient step / end)``, rounded to whole neurons of each layer, which may be
-    none. (The authors' code recycles at least one.) Everything but what is selected is as in
-    :class:`~sb3_redo.ReDoCallback`, whose settings it takes; ``dormancy_threshold`` is for what is logged.
+    none. (The authors' code recycles at least one.) ``dormancy_threshold`` is for what is logged.
 
     :param end: gradient step at which the share has come to 0; the authors' 2,500,000
     :param fraction: in [0, 1], the share at the start; the paper's 0.1

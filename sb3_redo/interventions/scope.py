@@ -30,11 +30,10 @@ def check_layers(layers: Any) -> Layers:
 
 
 def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
-    """Paths of the parameters and buffers of some layers of a policy's networks, target networks left out.
+    """Return the paths of the parameters and buffers of some layers. Leaves out frozen ones and target networks.
 
     ``"last"`` are the layers that feed no other one, of all networks; ``2`` are those and the ones that feed them,
-    and so on, with the normalisations that follow the hidden ones of them. A module path stands for everything below
-    it. Frozen parameters are none of them.
+    and so on, with the normalisations behind them. A module path stands for everything below it.
 
     :raises ValueError: when a path leads to no parameter, or there are fewer layers
     """
@@ -51,7 +50,7 @@ def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
 
 
 def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of a path and the one to its twin in a target network, for those that have one."""
+    """Yield each path that has a twin in a target network, and the twin's path."""
     tensors = dict((*policy.named_parameters(remove_duplicate=False), *policy.named_buffers(remove_duplicate=False)))
     paths = {uncompiled_name(name): name for name in tensors}
     for name in names:
@@ -65,7 +64,7 @@ def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, s
 
 
 def with_twins(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, list[Tensor]]]:
-    """Each path with its tensor and, if there is one, that of its twin in a target network."""
+    """Yield each path with its tensor and, if there is one, that of its twin in a target network."""
     names = list(names)
     state = dict((*policy.named_parameters(), *policy.named_buffers()))
     twins = dict(targets_of(policy, names))
@@ -74,7 +73,7 @@ def with_twins(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, l
 
 
 def _last(wiring: Wiring, number: int) -> set[str]:
-    """Module paths of layers whose outputs are so near to the end, and of the normalisations behind them."""
+    """Return the module paths of the last layers, and of the normalisations behind them."""
     depths = dict.fromkeys(wiring.outputs, 1)
     consumers = {layer.name: layer for layer in wiring}
     for layer in reversed(list(wiring)):

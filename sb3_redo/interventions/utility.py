@@ -12,9 +12,7 @@ from sb3_redo.wiring.structure import LayerWiring
 
 
 class Feed:
-    """What one layer feeds into one of its consumers, as training sees it.
-
-    Each look costs a handful of small operations, since continual backpropagation takes one at every gradient step.
+    """Follows what one layer feeds into one of its consumers, in a few small operations per gradient step.
 
     :param consumer: the consumer
     :param owners: the neuron that feeds each of its input positions, -1 for none, [input positions]
@@ -57,7 +55,7 @@ class Feed:
         return self._shares
 
     def update(self, new: float) -> None:
-        """Take what was seen into the running means, with so much weight, and see anew."""
+        """Take what was seen into the running means, with the weight ``new``, and see anew."""
         self._magnitudes.mul_(position_magnitudes(self.consumer))
         if self.calls > 1:
             self.seen.div_(self.calls)
@@ -66,7 +64,7 @@ class Feed:
         self.calls = 0
 
     def utility(self, neurons: int) -> Tensor:
-        """The running utility, summed over each neuron's positions, [neurons]."""
+        """Return the running utility, summed over each neuron's positions, [neurons]."""
         if self.is_plain and len(self.owners) == neurons:
             return self.running[0]
         fed = self.owners >= 0
@@ -74,10 +72,10 @@ class Feed:
 
 
 class Contribution:
-    """Running utility, age and outstanding replacements of a layer's neurons.
+    """Keeps the running utility, age and outstanding replacements of a layer's neurons.
 
-    The utility of a neuron is a running mean of \\|h\\| · Σ \\|outgoing weights\\|, where h is what its consumers
-    receive from it: behind a normalisation, if there is one, and place by place where a channel feeds several columns.
+    The utility of a neuron is a running mean of \\|h\\| · Σ \\|outgoing weights\\|. h is what its consumers receive,
+    behind a normalisation, if there is one, and place by place where a channel feeds several columns.
 
     :param layer: the layer's wiring
     :param modules: its consumers by name
@@ -118,25 +116,22 @@ class Contribution:
         return elapsed
 
     def mature(self, maturity: int) -> Tensor:
-        """Which neurons are older than that, bool on the CPU, [neurons]."""
+        """Return which neurons are older than ``maturity``, bool on the CPU, [neurons]."""
         return self.born < self.updated_at - maturity
 
     def due(self, mature: int, expected: float) -> int:
-        """How many of the mature neurons are to be replaced, now that so many more are expected to be.
-
-        What is left of a whole neuron waits for the next time.
-        """
+        """Return how many of the ``mature`` neurons are to be replaced; what is no whole neuron waits."""
         self.outstanding += expected
         whole = int(self.outstanding)
         self.outstanding -= whole
         return min(whole, mature)
 
     def corrected_utility(self, decay: float) -> Tensor:
-        """Utility as it would be had it not begun at 0, [neurons]; 0 at age 0."""
+        """Return the utility as it would be had it not begun at 0, [neurons]; 0 at age 0."""
         return self._corrected(self.utility, self._weight_so_far(decay))
 
     def corrected_mean(self, consumer: str, decay: float) -> Tensor:
-        """The same for the mean input of a consumer's positions; 0 where this layer feeds none."""
+        """Return the same for the mean input of a consumer's positions; 0 where this layer feeds none."""
         feed = self.feeds[consumer]
         means = self._corrected(feed.running[1], self._weight_so_far(decay)[feed.owners])
         return means.where(feed.owners >= 0, 0.0)
@@ -161,7 +156,7 @@ class Contribution:
         self.updated_at += gradient_steps
 
     def state(self) -> dict[str, Tensor]:
-        """All that it knows, on the CPU."""
+        """Return all that it knows, on the CPU."""
         state = {"born": self.born, "progress": torch.tensor([self.outstanding, self.updated_at], dtype=torch.double)}
         for name, feed in self.feeds.items():
             state |= {f"running {name}": feed.running.cpu(), f"seen {name}": feed.seen.cpu()}

@@ -1,7 +1,7 @@
-"""Networks that give each action's value as a distribution over bins, for :class:`sb3_redo.algorithms.CategoricalDQN`.
+"""Networks whose values are means of distributions over bins, for :class:`sb3_redo.algorithms.CategoricalDQN`.
 
-A value is the mean of its distribution (Imani & White 2018, "Improving Regression Performance with Distributional
-Losses"; Farebrother et al. 2024, "Stop Regressing", section 3). Acting, saving and exploring are SB3's.
+See Imani & White 2018, "Improving Regression Performance with Distributional Losses", and Farebrother et al. 2024,
+"Stop Regressing", section 3.
 """
 
 from dataclasses import asdict, dataclass
@@ -37,7 +37,7 @@ class Support:
 
 
 def two_hot(values: Tensor, centres: Tensor) -> Tensor:
-    """Each value as a distribution over the two bins nearest to it, whose mean it is.
+    """Return each value as a distribution over the two bins nearest to it, whose mean it is.
 
     >>> two_hot(torch.tensor([0.25, 1.0, 7.0]), torch.tensor([0.0, 1.0, 2.0]))
     tensor([[0.7500, 0.2500, 0.0000],
@@ -75,12 +75,12 @@ class CategoricalQNetwork(dqn.QNetwork):
         self.q_net = nn.Sequential(*create_mlp(self.features_dim, outputs, self.net_arch, self.activation_fn))
 
     def logits(self, obs: Any) -> Tensor:
-        """Of the bins of each action's value, [batch, actions, bins]."""
+        """Return the logits of the bins of each action's value, [batch, actions, bins]."""
         outputs: Tensor = super().forward(obs)
         return outputs.view(len(outputs), -1, len(self.centres))
 
     def forward(self, obs: Any) -> Tensor:
-        """Q-values, [batch, actions].
+        """Return Q-values, [batch, actions].
 
         Differentiating them in training mode raises a RuntimeError, unless the algorithm is a categorical one.
         """
@@ -108,7 +108,7 @@ class _Categorical(Scalable):
     :param v_min: centre of the first bin, and the lowest value that can be learnt
     :param v_max: centre of the last bin, and the highest value that can be learnt
     :param settings: of the scalable policy
-    :raises TypeError: on a setting of the wrong type; :raises ValueError: on a support that holds no values
+    :raises TypeError, ValueError: on a wrong setting
     """
 
     net_args: dict[str, Any]

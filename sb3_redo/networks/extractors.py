@@ -103,10 +103,8 @@ class NatureCNN(_ImageExtractor):
     :param width: factor on the number of neurons of each layer, the dense one included
     :param layer_norm: whether layer norm follows each layer, before its activation
     :param activation_fn: class of all activations
-    :param initializer: name of a distribution for all kernels, biases being 0 (``xavier_uniform`` is the paper's);
-        torch's own if not given
-    :raises TypeError: on a setting of the wrong type; :raises ValueError: on a wrong value, or unless the observations
-        are images large enough
+    :param initializer: name of a distribution for all kernels, biases being 0; torch's own if not given
+    :raises TypeError, ValueError: on a wrong setting, and unless the observations are images large enough
     """
 
     smallest = 36

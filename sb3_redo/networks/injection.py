@@ -113,9 +113,9 @@ class Injectable(BasePolicy):
         return network
 
     def inject_plasticity(self) -> int:
-        """Freeze the head that is trained and add a fresh one to it, in place, in the target network too.
+        """Freeze the head that is trained and add a fresh one to it, in place, in the target network, too.
 
-        No output of either network changes. The optimizer, which holds the fresh head, knows nothing of it yet.
+        No output of either network changes. The optimizer holds the fresh head, and has no state of it yet.
 
         :return: how many injections there were so far
         :raises RuntimeError: when there is no room left
@@ -130,7 +130,7 @@ class Injectable(BasePolicy):
 
 @contextmanager
 def _own_stream() -> Iterator[None]:
-    """Random numbers inside follow from torch's stream outside, which goes on as if nothing had been drawn."""
+    """Draw random numbers from a stream that follows from torch's, and leave torch's as it is."""
     before = torch.get_rng_state()
     seed = int(torch.randint(2**62, ()))
     torch.set_rng_state(before)
@@ -149,9 +149,7 @@ class InjectableDQNMlpPolicy(Injectable, DQNMlpPolicy, _Networks):
 
 
 class InjectableDQNCnnPolicy(Injectable, DQNCnnPolicy, _Networks):
-    """For DQN and its kin on images. As in the paper the head is all that follows the convolutions.
-
-    The network is that of :class:`~sb3_redo.networks.DQNCnnPolicy`, but its dense layer belongs to ``net_arch``.
+    """For DQN and its kin on images. The head is all that follows the convolutions: the dense layer is in ``net_arch``.
 
     :param net_arch: hidden layers of the head, ``[512]`` if not given
     :param settings: see :class:`Injectable`

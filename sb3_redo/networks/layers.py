@@ -40,24 +40,24 @@ def positive_width(width: Any) -> float:
 
 
 def scaled_size(size: int, width: float) -> int:
-    """The number of neurons nearest to ``size * width``, halves upwards, and at least 1."""
+    """Return the number of neurons nearest to ``size * width``, halves upwards, and at least 1."""
     return max(1, math.floor(size * width + 0.5))
 
 
 def feature_size(size: int, width: float, activation_fn: type[nn.Module] = nn.ReLU) -> int:
-    """How many features a hidden layer of ``size`` neurons gives: as many, or twice that."""
+    """Return how many features a hidden layer of ``size`` neurons gives: as many, or twice that."""
     if issubclass(activation_fn, Concatenating):
         return 2 * scaled_size(size, width * activation_fn.neurons)
     return scaled_size(size, width)
 
 
 def neurons_of(features: int, activation_fn: type[nn.Module]) -> int:
-    """The neurons of a hidden layer that gives so many features."""
+    """Return the neurons of a hidden layer that gives so many features."""
     return features // 2 if issubclass(activation_fn, Concatenating) else features
 
 
 def scaled_net_arch(net_arch: Any, width: float, activation_fn: type[nn.Module] = nn.ReLU) -> Any:
-    """A copy of ``net_arch`` with the number of features of each layer at some width, in any of SB3's forms.
+    """Return a copy of ``net_arch`` with the number of features of each layer at some width, in any of SB3's forms.
 
     >>> scaled_net_arch({"pi": [64], "qf": [400, 300]}, 0.5)
     {'pi': [32], 'qf': [200, 150]}
@@ -72,11 +72,10 @@ def scaled_net_arch(net_arch: Any, width: float, activation_fn: type[nn.Module] 
 
 
 def layer_norm(layer: nn.Module) -> nn.Module:
-    """Layer norm for what a linear layer or a convolution gives.
+    """Return layer norm for what a linear layer or a convolution gives.
 
     For a convolution, mean and variance are over channels and places of a sample, as Ba et al. (2016) take them over
-    all neurons of a layer. The learned scale and offset are per channel: one for each place would belong to no neuron
-    in our sense, and would tie the layer to the size of the image.
+    all neurons of a layer. The learned scale and offset are per channel, and so belong to one neuron each.
     """
     if isinstance(layer, nn.Conv2d):
         return nn.GroupNorm(1, layer.out_channels)
@@ -85,10 +84,7 @@ def layer_norm(layer: nn.Module) -> nn.Module:
 
 
 def mlps(network: nn.Module) -> Iterator[tuple[nn.Sequential, list[nn.Linear]]]:
-    """A network's own MLPs, each with its hidden linear layers.
-
-    What is changed in them is changed in place, because SB3's critics keep these objects in a list too.
-    """
+    """Yield a network's own MLPs, each with its hidden linear layers. SB3's critics keep the same objects in a list."""
     for name, mlp in network.named_children():
         if isinstance(mlp, nn.Sequential):
             linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
@@ -96,8 +92,7 @@ def mlps(network: nn.Module) -> Iterator[tuple[nn.Sequential, list[nn.Linear]]]:
 
 
 def halve_neurons(network: nn.Module) -> None:
-    """Put layers of half as many neurons in place of the hidden linear ones of MLPs that were built for as many as
-    there are features, where an activation makes two of each."""
+    """Halve the neurons of a network's hidden linear layers, in place, for an activation that makes two of each."""
     for mlp, hidden in mlps(network):
         for layer in hidden:
             halved = nn.Linear(layer.in_features, layer.out_features // 2, bias=layer.bias is not None)

@@ -11,7 +11,7 @@ from sb3_redo.validation import non_negative_number
 
 
 class Adam(torch.optim.Adam):
-    """Adam with an epsilon inside the root too (Lyle et al. 2023, appendix A.1, equation 6)::
+    """Adds an epsilon inside Adam's root, too (Lyle et al. 2023, appendix A.1, equation 6)::
 
         step = lr * m_hat / (sqrt(v_hat + eps_root) + eps)
 
@@ -87,7 +87,7 @@ class Adam(torch.optim.Adam):
 
 
 def optimizer_named(path: str) -> type[Optimizer]:
-    """The optimizer class at a dotted path.
+    """Return the optimizer class at a dotted path.
 
     >>> optimizer_named("torch.optim.AdamW").__name__
     'AdamW'
@@ -95,12 +95,11 @@ def optimizer_named(path: str) -> type[Optimizer]:
     :raises ValueError: when there is none
     """
     module, _, name = path.rpartition(".")
+    wanted = "optimizer_class must be the path of {}, such as torch.optim.AdamW, got {!r}"
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"optimizer_class must be the path of a class, such as torch.optim.AdamW, got {path!r}: {error}"
-        ) from None
+        raise ValueError(f"{wanted.format('a class', path)}: {error}") from None
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise ValueError(f"optimizer_class must be the path of an optimizer, such as torch.optim.AdamW, got {path!r}")
+        raise ValueError(wanted.format("an optimizer", path))
     return found

@@ -83,9 +83,9 @@ class Scalable(BasePolicy):
     :param width: factor on the number of neurons of each hidden layer: those of ``net_arch`` (given, or the
         algorithm's own), the convolutions, and the dense layer of the features extractor
     :param layer_norm: whether layer norm follows each hidden layer and convolution, before its activation
-    :param activation: name of the activation of all hidden layers, those of the features extractor included; the
-        algorithm's own if not given. SB3's ``activation_fn`` leaves the features extractor alone. ``crelu`` and
-        ``fourier`` make two features of each neuron, see :mod:`sb3_redo.networks.activations`.
+    :param activation: name of the activation of all hidden layers, those of the features extractor included (SB3's
+        ``activation_fn`` leaves them alone); the algorithm's own if not given. ``crelu`` and ``fourier`` make two
+        features of each neuron.
     :param initializer: name of the distribution of all kernels, output layers included, with biases 0:
         ``xavier_uniform`` (the paper's), ``kaiming_uniform``, ``orthogonal`` (gain 1); the algorithm's own if not given
     :param extractor: what sees images: ``nature`` or ``impala``. As in SB3, settings in ``features_extractor_kwargs``
@@ -94,8 +94,7 @@ class Scalable(BasePolicy):
         ``penultimate`` (Gogianu et al. 2021), the last hidden ones, or ``first`` (Lyle et al. 2023); see
         :func:`~sb3_redo.networks.spectral.add_spectral_norm`
     :param settings: of SB3's policy. ``optimizer_class`` may be a dotted path, as YAML has it.
-    :raises TypeError: on an unknown setting or one of the wrong type; :raises ValueError: on a wrong value, and where
-        a features extractor of another kind cannot follow
+    :raises TypeError, ValueError: on a wrong setting, and where a features extractor of another kind cannot follow
     """
 
     scaling: Scaling
@@ -123,8 +122,8 @@ class Scalable(BasePolicy):
         super().__init__(observation_space, action_space, lr_schedule, **settings)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """SB3's extractors are replaced here rather than in the constructor's arguments, because SB3's policies choose
-        their default ``net_arch`` by comparing ``features_extractor_class`` with ``NatureCNN``."""
+        """Build the features extractor, with ours in place of SB3's."""
+        # Not in the constructor's arguments: SB3 chooses a policy's net_arch by comparing the class with NatureCNN.
         kind, given, scaling = self.features_extractor_class, self.features_extractor_kwargs, self.scaling
         own = scaling.of_extractor()
         if kind is torch_layers.NatureCNN:
@@ -148,7 +147,7 @@ class Scalable(BasePolicy):
         return super().make_features_extractor()
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Runs when SB3's constructor knows ``net_arch`` and before it builds anything from it."""
+        # SB3's constructor knows net_arch by now, and has built nothing from it.
         self._unscaled_net_arch = self.net_arch
         self.net_arch = self.scaling.net_arch(self.net_arch)
         for name in ("net_args", "actor_kwargs", "critic_kwargs"):

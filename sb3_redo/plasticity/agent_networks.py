@@ -61,10 +61,9 @@ EXAMINED = tuple(_FORWARD)
 
 
 def networks_of(model: BaseAlgorithm, batch: Batch, names: Sequence[str] | None = None) -> dict[str, Network]:
-    """The networks of a model, by name.
+    """Return the networks of a model, by name.
 
-    Outputs are the Q-values or quantiles of all actions and critics; of an actor or a policy what its distribution is
-    made of.
+    They put out the Q-values or quantiles of all actions and critics; an actor or a policy its distribution's numbers.
 
     :param model: any supported model
     :param batch: what to read them on
@@ -80,10 +79,8 @@ def networks_of(model: BaseAlgorithm, batch: Batch, names: Sequence[str] | None 
 
 
 def trained_by(agent: Agent, optimizer: Optimizer, network: Network) -> bool:
-    """Whether an optimizer's steps are what changes a network.
-
-    It must hold all of it, since TD3's critic optimizer holds the extractor that an actor may share with it. TRPO sets
-    its policy by a line search, and its optimizer moves the value network alone.
-    """
+    """Return whether an optimizer's steps are what changes a network."""
+    # It must hold all of it: TD3's critic optimizer holds an extractor that an actor may share. TRPO sets its policy by
+    # a line search, and its optimizer moves the value network alone.
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     return held.issuperset(network.parameters.values()) and (agent.by_gradients or network.name == "value")

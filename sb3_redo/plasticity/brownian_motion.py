@@ -71,14 +71,13 @@ class BrownianMotionCallback(ExaminingCallback):
     far at random (Lyle et al. 2023, section 4.2). Training is bit for bit what it is without.
 
     The twin begins as the same network. After each optimizer step it is moved by Gaussian noise whose L2 norm, over all
-    trained parameters, is that of what the step changed. It has a target network of its own, which is brought up to
-    date when that of DQN is, and from which the targets of its temporal-difference loss come; the paper does not say
-    where from its twin's are. Both networks are examined on the same observations and transitions.
+    trained parameters, is that of what the step changed. Its temporal-difference targets come from a target network of
+    its own, which is brought up to date when that of DQN is; the paper does not say. Both networks are examined on the
+    same observations and transitions, and the twin is saved with the model.
 
-    Logs for ``q_net`` and ``q_net_twin`` the ``plasticity/sharpness``, ``plasticity/hessian_smallest`` and
-    ``plasticity/hessian_trace`` of the probe loss, ``plasticity/gradient_negative_share`` and
-    ``plasticity/gradient_mean_cosine`` of the temporal-difference loss, and ``plasticity/distance`` from where both
-    began. DQN, Double DQN, DrQ and CategoricalDQN are supported. The twin is saved with the model.
+    Logs for ``q_net`` and ``q_net_twin`` ``plasticity/…``: ``sharpness``, ``hessian_smallest`` and ``hessian_trace`` of
+    the probe loss, ``gradient_negative_share`` and ``gradient_mean_cosine`` of the temporal-difference loss, and
+    ``distance`` from where both began. DQN, Double DQN, DrQ and CategoricalDQN are supported.
 
     :param measuring_period: in gradient steps; the paper looks after target updates, which it makes every 5,000
     :param batch_size: observations and transitions per measurement; the paper has 512
@@ -165,10 +164,8 @@ class BrownianMotionCallback(ExaminingCallback):
         return int(model._n_calls)
 
     def _catch_up(self) -> None:
-        """Bring the twin's target network up to date as often as DQN has since the last time.
-
-        That happens while experience is collected, when neither network moves, so that later is early enough.
-        """
+        """Bring the twin's target network up to date as often as DQN has since the last time."""
+        # DQN does so while it collects experience, when neither network moves: later is early enough.
         model: Any = self.model
         interval = max(model.target_update_interval // model.n_envs, 1)
         for _ in range(self._calls // interval - self._ours.kept("calls") // interval):
@@ -212,9 +209,6 @@ class BrownianMotionCallback(ExaminingCallback):
         }
 
     def store(self) -> None:
-        """Put the twin where it is saved with the model, since callbacks hear of no save.
-
-        On the CPU that is the twin itself, and nothing is copied.
-        """
+        # Callbacks hear of no save. On the CPU it is the twin itself that is saved, and nothing is copied.
         for name, tensor in self._twin.state_dict().items():
             self._kept[name] = tensor.detach().cpu()

@@ -82,8 +82,8 @@ class GradientCovarianceCallback(_LossCallback):
     """Logs how the gradients of single samples agree while a model trains, which is bit for bit what it is without.
 
     :param measuring_period: in gradient steps
-    :param batch_size: samples, all pairs of which are compared; the paper has 512. Memory for the gradients of all of
-        them is needed up to 512 MiB; beyond that, some are computed more than once.
+    :param batch_size: samples, all pairs of which are compared; the paper has 512. Where their gradients would take
+        more than 512 MiB, some are computed more than once.
     :param loss: ``"td"``, the loss that the algorithm trains its values with (DQN, Double DQN, DrQ, CategoricalDQN,
         QR-DQN, DDPG, TD3, SAC, TQC), or ``"probe"``, which every network has, but whose gradients have random signs
     :param settings: ``log_images``, whether to draw the matrix of cosines for TensorBoard, its rows in clusters;
@@ -110,8 +110,7 @@ class GradientCovarianceCallback(_LossCallback):
 
 
 class CurvatureCallback(_LossCallback):
-    """Logs the sharpness of a loss and the density of its Hessian's eigenvalues while a model trains, which is bit for
-    bit what it is without.
+    """Logs the sharpness of a loss and its Hessian's eigenvalues while a model trains, bit for bit as without.
 
     :param measuring_period: in gradient steps
     :param batch_size: samples that the loss is averaged over

@@ -1,8 +1,7 @@
-"""Curvature of a loss: the largest eigenvalue of its Hessian, and the density of them all.
+"""Curvature of a loss: the largest eigenvalue of its Hessian, and the density of them all, without the matrix.
 
-Matrix-free: what is needed of the Hessian is its product with a vector. There is a maintained library for this,
-``curvlinops``; it wants the loss to be one of torch's modules, draws its vectors from torch's global random stream,
-does not keep them orthogonal, and brings eight packages with it.
+The library ``curvlinops`` wants the loss to be one of torch's modules, draws its vectors from torch's global random
+stream, does not keep them orthogonal, and brings eight packages with it.
 """
 
 import math
@@ -20,7 +19,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 def hessian_product(network: Network, objective: Objective) -> Product:
-    """The Hessian of the mean loss times a vector [parameters], in the order of ``network.parameters``.
+    """Return the Hessian of the mean loss times a vector [parameters], in the order of ``network.parameters``.
 
     Keeps the graph of the gradient, so that each product is one backward pass. ``.grad`` stays as it is.
     """
@@ -78,7 +77,7 @@ class Spectrum:
         return bool(torch.isfinite(self.weights).all())
 
     def density(self, at: Tensor, width: float) -> Tensor:
-        """Density of the eigenvalues, each of them a normal distribution around its value; it integrates to 1.
+        """Return the density of the eigenvalues, each a normal distribution around its value; it integrates to 1.
 
         :param at: where, [points]
         :param width: standard deviation
@@ -89,9 +88,9 @@ class Spectrum:
 
 
 def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of the tridiagonal matrix that so many Lanczos steps make, and their weights, both [steps or fewer].
+    """Return the eigenvalues of the tridiagonal matrix that Lanczos steps make, and their weights, [steps or fewer].
 
-    Every new vector is made orthogonal to all before, twice, so that no eigenvalue is found more than once. Ends sooner
+    Makes every new vector orthogonal to all before, twice, so that no eigenvalue is found more than once. Ends sooner
     when there is no direction left.
 
     :param product: of the matrix
@@ -126,7 +125,7 @@ def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None
 
 
 def _tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, the smallest first, and eigenvectors, [entries, eigenvalues]; NaN where an entry is not finite."""
+    """Return eigenvalues, the smallest first, and eigenvectors, [entries, eigenvalues]; NaN if not finite."""
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if beside:
         off = torch.tensor(beside, dtype=torch.float64)
@@ -157,7 +156,7 @@ def spectrum(product: Product, starts: Sequence[Tensor], steps: int) -> Spectrum
 def hessian_spectrum(
     network: Network, objective: Objective, *, steps: int = 40, vectors: int = 2, seed: int = 0
 ) -> Spectrum:
-    """Spectrum of the Hessian of the mean loss, from random vectors.
+    """Return the spectrum of the Hessian of the mean loss, from random vectors.
 
     :param steps: of Lanczos, each of which is one product with the Hessian
     :param vectors: how many to start from
@@ -169,7 +168,7 @@ def hessian_spectrum(
 def sharpness(
     network: Network, objective: Objective, *, steps: int = 100, tolerance: float = 1e-3, seed: int = 0
 ) -> float:
-    """The largest eigenvalue of the Hessian of the mean loss.
+    """Return the largest eigenvalue of the Hessian of the mean loss.
 
     :param steps: of Lanczos, at most
     :param tolerance: relative, of the eigenvalue

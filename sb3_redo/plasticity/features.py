@@ -13,10 +13,9 @@ from sb3_redo.plasticity.ranks import Ranks, ranks_of
 
 
 def feature_matrices(network: Network, batch: Any) -> dict[str, Tensor]:
-    """The inputs of a network's output layers, [batch, features], by the name of the layer.
+    """Return the inputs of a network's output layers, [batch, features], by the name of the layer.
 
-    A layer that reads the very tensor that another one does is left out: of an actor's mean and log standard deviation
-    one remains, of two critics both.
+    Leaves out a layer that reads the very tensor that another one reads, as an actor's log standard deviation does.
     """
     layers = {name: network.module.get_submodule(name) for name in network.wiring.outputs}
     parts: list[dict[str, Tensor]] = []
@@ -40,7 +39,7 @@ def feature_matrices(network: Network, batch: Any) -> dict[str, Tensor]:
 
 
 def feature_norm(features: Tensor) -> float:
-    """Mean over the batch of the length of the feature vector.
+    """Return the mean over the batch of the length of the feature vector.
 
     :param features: [batch, features]
     """
@@ -48,7 +47,7 @@ def feature_norm(features: Tensor) -> float:
 
 
 def feature_ranks(features: Tensor) -> Ranks:
-    """Ranks of the matrix of features as it is, not centred.
+    """Return the ranks of the matrix of features as it is, not centred.
 
     :param features: [batch, features]. More rows can only raise the ranks: compare on batches of one size.
     """

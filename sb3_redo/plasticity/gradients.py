@@ -18,7 +18,7 @@ _ENTRIES_AT_ONCE = 2**27
 
 
 def gradient(network: Network, objective: Objective) -> Tensor:
-    """Gradient of the mean loss on all parameters one after the other, [parameters]. ``.grad`` stays as it is."""
+    """Return the gradient of the mean loss on all parameters, [parameters]. ``.grad`` stays as it is."""
     parameters = list(network.parameters.values())
     with network.examined():
         found = torch.autograd.grad(objective.mean(network), parameters, allow_unused=True)
@@ -26,18 +26,17 @@ def gradient(network: Network, objective: Objective) -> Tensor:
 
 
 def gradient_norm(network: Network, objective: Objective) -> float:
-    """L2 norm of the gradient of the mean loss."""
+    """Return the L2 norm of the gradient of the mean loss."""
     return float(gradient(network, objective).norm())
 
 
 def per_sample_gradients(network: Network, objective: Objective) -> Tensor:
-    """The gradient of each row's loss, [batch, parameters]."""
+    """Return the gradient of each row's loss, [batch, parameters]."""
     with network.examined():
         try:
             return _vectorised(network, objective)
         except RuntimeError as error:
-            # A network that looks at values while it runs, as recurrent ones and one-hot encodings do, cannot be
-            # vectorised. Everything else, a lack of memory for one, is an error.
+            # A network that looks at values while it runs, as recurrent ones do, cannot be vectorised.
             if "vmap" not in str(error):
                 raise
         return torch.stack([_of_row(network, objective, row) for row in range(_rows(objective))])
@@ -96,8 +95,7 @@ class GradientCovariance:
 
     @property
     def negative_share(self) -> float:
-        """Share of pairs of samples whose gradients point apart: what a step for one undoes for the other; NaN where
-        there is no pair, or a gradient is not finite."""
+        """Share of pairs of samples whose gradients point apart; NaN of no pair, or where one is not finite."""
         pairs = self._pairs
         return float((pairs < 0).double().mean()) if torch.isfinite(pairs).all() else float("nan")
 
@@ -113,7 +111,7 @@ class GradientCovariance:
 
 
 def gradient_covariance(network: Network, objective: Objective) -> GradientCovariance:
-    """Products of all pairs of per-sample gradients, in blocks where the gradients would take too much memory."""
+    """Multiply all pairs of per-sample gradients, in blocks where the gradients would take too much memory."""
     size = max(1, _ENTRIES_AT_ONCE // network.size)
     parts = [slice(start, start + size) for start in range(0, _rows(objective), size)]
     products = torch.zeros(_rows(objective), _rows(objective), dtype=torch.float64)

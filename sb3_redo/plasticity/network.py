@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward.contexts import apart_from_training, evaluating, is_compiled, seeded, uncompiled
-from sb3_redo.forward.nested import tensors_in
+from sb3_redo.forward.nested import chunks, tensors_in
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
 
@@ -32,7 +32,7 @@ class Network:
     wiring: Wiring = field(repr=False)
 
     def __call__(self, batch: Any, state: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Its outputs, [batch, outputs].
+        """Return its outputs, [batch, outputs].
 
         :param batch: what ``forward`` takes
         :param state: parameters and buffers to run it with, by name; its own if not given
@@ -41,9 +41,13 @@ class Network:
             outputs = self.forward(self.module, batch)
         return torch.cat([tensor.flatten(1) for tensor in tensors_in(outputs)], 1)
 
+    def of_all(self, batch: Any, state: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the same, computed in parts where the activations of a batch would take too much memory."""
+        return torch.cat([self(part, state) for part in chunks(batch, self.wiring.rows_at_once)])
+
     @contextmanager
     def examined(self) -> Iterator[None]:
-        """In evaluation mode, with gradients, and leaving no trace: modes and random streams are as before after it."""
+        """Switch to evaluation mode, with gradients. Restores modes and random streams afterwards."""
         modules = list(self.module.modules())
         as_written = uncompiled(is_compiled(modules))
         with apart_from_training(), seeded(0), evaluating(modules), as_written, torch.enable_grad():
@@ -57,21 +61,15 @@ class Network:
 
 @contextmanager
 def _holding(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Other tensors in the places of parameters and buffers inside.
-
-    Not ``torch.func.functional_call``: of a module that is there under several names, as an extractor that policy and
-    value network share is, it puts back a tensor that it had put in.
-    """
+    """Put other tensors in the places of parameters and buffers inside."""
+    # Not torch.func.functional_call: of a module with several names, such as an extractor that policy and value network
+    # share, it puts back a tensor that it had put in.
     named = dict((*module.named_parameters(), *module.named_buffers())) if state else {}
     tensors = {named[name]: tensor for name, tensor in state.items()}
-    places = [
-        (store, key, value)
-        for each in (module.modules() if state else ())
-        for store in (each._parameters, each._buffers)
-        for key, value in store.items()
-        if value in tensors
-    ]
-    recurrent = [each for each in (module.modules() if state else ()) if isinstance(each, nn.RNNBase)]
+    modules = list(module.modules()) if state else []
+    stores = [store for each in modules for store in (each._parameters, each._buffers)]
+    places = [(store, key, value) for store in stores for key, value in store.items() if value in tensors]
+    recurrent = [each for each in modules if isinstance(each, nn.RNNBase)]
     try:
         for store, key, value in places:
             store[key] = tensors[value]  # type: ignore[assignment]

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
-from sb3_redo.forward.nested import chunks
 from sb3_redo.networks.categorical import two_hot
 from sb3_redo.plasticity.network import Network
 from sb3_redo.sb3.batch import Batch
@@ -52,26 +51,21 @@ class Objective:
 
 
 def probe_loss(network: Network, batch: Any, seed: int = 0) -> Objective:
-    """``[f(X) - sg(f(X)) + e]²`` with e ~ N(0, 1), averaged over outputs (Lyle et al. 2023, section 4.2).
+    """Return ``[f(X) - sg(f(X)) + e]²`` with e ~ N(0, 1), averaged over outputs (Lyle et al. 2023, section 4.2).
 
-    What the paper takes the Hessian of: it needs no knowledge of the algorithm. Its gradients point to where chance
-    says, so that cosines between them mean nothing.
+    The paper takes its Hessian. Its gradients have random directions, so that cosines between them mean nothing.
 
     :param seed: of e
     """
     generator = torch.Generator().manual_seed(seed)
     with network.examined(), torch.no_grad():
-        outputs = torch.cat([network(part) for part in chunks(batch, network.wiring.rows_at_once)])
+        outputs = network.of_all(batch)
     noise = torch.randn(outputs.shape, generator=generator).to(outputs)
-    return Objective(batch, outputs - noise, _squared_error)
-
-
-def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs - targets).pow(2).mean(1)
+    return Objective(batch, outputs - noise, lambda outputs, targets: (outputs - targets).pow(2).mean(1))
 
 
 def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, int], policy: Any = None) -> Objective:
-    """The temporal-difference loss that an algorithm trains a network with, on transitions from its replay buffer.
+    """Return the temporal-difference loss that an algorithm trains a network with, on transitions from its buffer.
 
     In evaluation mode, without augmentation, and of hindsight replay on what has happened.
 

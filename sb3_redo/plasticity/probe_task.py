@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sb3_redo.forward.contexts import seeded, training
-from sb3_redo.forward.nested import chunks, map_tensors
+from sb3_redo.forward.nested import map_tensors
 from sb3_redo.plasticity.network import Network
 
 FREQUENCY = 1e5
@@ -38,12 +38,12 @@ class ProbeResult:
 
 
 def probe_targets(network: Network, batch: Any, fresh: Mapping[str, Tensor]) -> Tensor:
-    """``a + sin(1e5 · f(x; w₀))``, [batch, outputs], with a the network's mean prediction over batch and outputs.
+    """Return ``a + sin(1e5 · f(x; w₀))``, [batch, outputs], a being the network's mean prediction over all outputs.
 
     :param fresh: w₀: parameters and buffers of a freshly initialised network, by name
     """
     with network.examined(), torch.no_grad():
-        return _outputs(network, batch).mean() + torch.sin(FREQUENCY * _outputs(network, batch, fresh))
+        return network.of_all(batch).mean() + torch.sin(FREQUENCY * network.of_all(batch, fresh))
 
 
 def probe(
@@ -58,9 +58,9 @@ def probe(
 ) -> ProbeResult:
     """Let copies of a network fit random targets, one copy for each target, and see how far they get.
 
-    The network, its optimizer and all random streams stay as they are. The paper leaves open what a step is made on,
-    which outputs are fitted and whether the optimizer starts afresh: here it is a minibatch of the batch, all of them,
-    and yes. In training mode, as the network is trained; losses are of the whole batch in evaluation mode.
+    Changes neither the network nor its optimizer nor a random stream. Steps are made in training mode, on minibatches,
+    on all outputs, with a fresh optimizer, all of which the paper leaves open. Losses are of the whole batch in
+    evaluation mode.
 
     :param batch: the observations that targets are given to
     :param fresh: for each target parameters and buffers of a freshly initialised network, by name
@@ -104,15 +104,11 @@ class _Fit:
 
     def loss(self) -> float:
         with self.network.examined(), torch.no_grad():
-            return float((_outputs(self.network, self.batch, self.state) - self.targets).double().pow(2).mean())
-
-
-def _outputs(network: Network, batch: Any, state: Mapping[str, Tensor] | None = None) -> Tensor:
-    return torch.cat([network(part, state) for part in chunks(batch, network.wiring.rows_at_once)])
+            return float((self.network.of_all(self.batch, self.state) - self.targets).double().pow(2).mean())
 
 
 def _minibatches(rows: int, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
-    """Row numbers for each step: every row once before any comes again, the last of a pass being fewer."""
+    """Return row numbers for each step: every row once before any comes again, the last of a pass being fewer."""
     found: list[Tensor] = []
     while len(found) < steps:
         found += torch.randperm(rows, generator=generator).split(size)  # type: ignore[no-untyped-call]
@@ -120,7 +116,7 @@ def _minibatches(rows: int, size: int, steps: int, generator: torch.Generator) -
 
 
 def _fresh_twin(optimizer: Optimizer, copy_of: Mapping[Any, Tensor]) -> Optimizer:
-    """An optimizer of the same kind and settings that has not made a step, for copies of some of its parameters."""
+    """Return an optimizer of the same kind and settings without a step made, for copies of some of its parameters."""
     # What an optimizer is pickled as, and so without hooks; its class may not take its own settings as arguments.
     twin = copy.copy(optimizer)
     twin.state = defaultdict(dict)

@@ -23,7 +23,7 @@ class Ranks:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values of a matrix [rows, columns], the largest first, in float64 on the CPU; NaN if any entry is."""
+    """Return the singular values of a matrix [rows, columns], the largest first, in float64 on the CPU; NaN of NaN."""
     # Some devices have no float64, and small singular values of a float32 decomposition are off by more than they are.
     exact = matrix.detach().cpu().double()
     if not torch.isfinite(exact).all():
@@ -35,7 +35,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def ranks_of(matrix: Tensor) -> Ranks:
-    """All three ranks of a matrix [rows, columns]; each is at most the smaller of the two.
+    """Return all three ranks of a matrix [rows, columns]; each is at most the smaller of the two.
 
     >>> ranks_of(torch.diag(torch.tensor([2.0, 1.0, 1.0])))
     Ranks(srank=3.0, effective_rank=2.8284..., stable_rank=1.5)
@@ -45,7 +45,7 @@ def ranks_of(matrix: Tensor) -> Ranks:
 
 
 def srank(values: Tensor, delta: float = 0.01) -> float:
-    """The fewest singular values that reach a share of 1 - ``delta`` of their sum.
+    """Return the fewest singular values that reach a share of 1 - ``delta`` of their sum.
 
     :param values: singular values, the largest first, [values]
     """
@@ -58,7 +58,7 @@ def srank(values: Tensor, delta: float = 0.01) -> float:
 
 
 def effective_rank(values: Tensor) -> float:
-    """e to the entropy, in nats, of the singular values over their sum, [values]."""
+    """Return e to the entropy, in nats, of the singular values over their sum, [values]."""
     total = float(values.sum())
     if not total > 0:
         return total
@@ -67,7 +67,7 @@ def effective_rank(values: Tensor) -> float:
 
 
 def stable_rank(values: Tensor) -> float:
-    """Squared Frobenius norm over squared spectral norm, from singular values, the largest first, [values]."""
+    """Return squared Frobenius norm over squared spectral norm, from singular values, the largest first, [values]."""
     largest = float(values[0])
     if not largest > 0:
         return largest

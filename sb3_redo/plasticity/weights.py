@@ -12,12 +12,12 @@ from sb3_redo.plasticity.ranks import Ranks, ranks_of
 
 
 def weight_norm(network: Network) -> float:
-    """‖θ‖: L2 norm of all trained parameters together, biases and normalisations included."""
+    """Return ‖θ‖, the L2 norm of all trained parameters together, biases and normalisations included."""
     return norm_of(network.parameters)
 
 
 def weight_ranks(network: Network) -> dict[str, Ranks]:
-    """Ranks of the weights of every hidden layer, as matrices [neurons, inputs], by the layer's name."""
+    """Return ranks of the weights of every hidden layer, as matrices [neurons, inputs], by the layer's name."""
     # Weights that are computed from other parameters may change them while they train.
     with network.examined(), torch.no_grad():
         return {layer.name: ranks_of(_matrix(network.module.get_submodule(layer.name))) for layer in network.wiring}
@@ -30,7 +30,7 @@ def _matrix(layer: nn.Module) -> Tensor:
 
 
 def distance_from(network: Network, before: Mapping[str, Tensor]) -> float:
-    """‖θ - θ'‖: L2 norm of how far all trained parameters have moved.
+    """Return ‖θ - θ'‖, the L2 norm of how far all trained parameters have moved.
 
     :param before: θ', by the parameters' names, without the steps that ``torch.compile`` puts into them
     """
@@ -38,7 +38,7 @@ def distance_from(network: Network, before: Mapping[str, Tensor]) -> float:
 
 
 def update_ratio(network: Network, before: Mapping[str, Tensor]) -> float:
-    """‖θ - θ'‖ / ‖θ'‖: the length of an update over that of the weights that it changed; NaN where these are all 0.
+    """Return ‖θ - θ'‖ / ‖θ'‖, the length of an update over that of the weights before it; NaN where these are 0.
 
     :param before: θ' before the update, see :func:`distance_from`
     """
@@ -47,7 +47,7 @@ def update_ratio(network: Network, before: Mapping[str, Tensor]) -> float:
 
 
 def norm_of(tensors: Mapping[str, Tensor]) -> float:
-    """L2 norm of all entries of some tensors together; 0 of none."""
+    """Return the L2 norm of all entries of some tensors together; 0 of none."""
     if not tensors:
         return 0.0
     return float(torch.stack([tensor.detach().norm().float().cpu() for tensor in tensors.values()]).norm())
