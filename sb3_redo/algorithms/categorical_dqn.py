@@ -1,8 +1,7 @@
 """Categorical DQN with two-hot targets, one of the interventions of Lyle et al. 2023 (section 6.2).
 
-Lyle et al. name a two-hot categorical output with cross-entropy and state neither bins nor support. The encoding is
-that of MuZero (Schrittwieser et al. 2020, appendix F) and of Farebrother et al. 2024 ("Stop Regressing", section 3.1).
-It is not C51, which projects the whole distribution of the next value; here a scalar target is encoded.
+Lyle et al. state neither bins nor support. The encoding is that of MuZero (Schrittwieser et al. 2020, appendix F) and
+Farebrother et al. 2024 ("Stop Regressing", section 3.1). C51 projects the whole distribution of the next value instead.
 """
 
 from typing import Any, ClassVar
@@ -24,7 +23,7 @@ from sb3_redo.networks.categorical import (
 
 
 class CategoricalDQN(DQN):
-    """DQN that learns to tell which bin its target lies in, instead of the target's value.
+    """DQN that learns which bin its target lies in, instead of the target's value.
 
     Bins are set by the policy: ``policy_kwargs={"n_bins": 51, "v_min": -10.0, "v_max": 10.0}``. Values beyond the
     outermost centres cannot be learnt; targets there count as the nearest centre, and ``train/clipped_targets`` is

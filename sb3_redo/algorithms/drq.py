@@ -20,9 +20,8 @@ INTENSITY = 0.05
 class DrQ(DoubleDQN):
     """Double DQN on images that are shifted at random and made brighter or darker, each time they are trained on.
 
-    The authors' agent is dueling too (``policy="sb3_redo.networks.DuelingDQNCnnPolicy"`` in the zoo, or that class) and
-    learns from returns over 10 steps (``n_steps=10``); ``zoo_configs/drq.yml`` has all of their settings. Everything
-    else is as in :class:`stable_baselines3.DQN`.
+    The authors' agent is dueling, too (:class:`~sb3_redo.networks.DuelingDQNCnnPolicy`), and learns from returns over
+    10 steps (``n_steps=10``); ``zoo_configs/drq.yml`` has all of their settings.
 
     :raises ValueError: when observations are not images
     """
@@ -59,7 +58,7 @@ class _Augmented:
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Images shifted by up to 4 pixels, the edge repeated, and times a factor of ``1 + 0.05 · z`` each.
+    """Return images shifted by up to 4 pixels, the edge repeated, and times a factor of ``1 + 0.05 · z`` each.
 
     z is standard normal, cut off at -2 and 2. All channels of an image, which are the frames of a stack, move alike.
 

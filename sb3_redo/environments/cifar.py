@@ -23,7 +23,7 @@ the first. Nothing is downloaded here."""
 
 
 def read_cifar10(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images, [images, 32, 32, 3], and labels, [images], of all five training batches.
+    """Return images, [images, 32, 32, 3], and labels, [images], of all five training batches.
 
     :param folder: that of the batches, or the one that it is in
     :raises FileNotFoundError: naming what is missing; :raises ValueError: on files of another format
@@ -42,7 +42,7 @@ def read_cifar10(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def read_binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Records of one byte for the class and 3,072 for the image; :raises ValueError: on anything else"""
+    """Read records of one byte for the class and 3,072 for the image; :raises ValueError: on anything else"""
     content = np.frombuffer(path.read_bytes(), np.uint8)
     if not len(content) or len(content) % (1 + _PIXELS):
         raise ValueError(f"{path} has {len(content)} bytes, which are no whole records of {1 + _PIXELS}")
@@ -51,10 +51,7 @@ def read_binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def read_python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A pickled dictionary with ``data``, an array of bytes, and ``labels``, a list.
-
-    :raises ValueError: on anything else, before it is built
-    """
+    """Read a pickled dictionary of ``data``, bytes, and ``labels``. :raises ValueError: on anything else, unbuilt"""
     try:
         # Python 2 wrote these files: its strings are bytes.
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()

@@ -16,7 +16,7 @@ torchvision.datasets.MNIST(folder, download=True) brings them too. Nothing is do
 
 
 def read_mnist(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images, [images, 28, 28, 1], and labels, [images], of MNIST's training files.
+    """Return images, [images, 28, 28, 1], and labels, [images], of MNIST's training files.
 
     :param folder: that of the files, or the one given to torchvision
     :raises FileNotFoundError: naming what is missing; :raises ValueError: on files of another format
@@ -39,10 +39,9 @@ def _find(folder: Path, name: str, kind: str) -> Path:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in an IDX file, gzipped or not.
+    """Return the array of unsigned bytes in an IDX file, gzipped or not.
 
-    Two zero bytes, one for the type, one for the number of axes, 4 bytes for the length of each axis, big-endian; then
-    the elements, the last axis the fastest.
+    The format: two zero bytes, the type, the number of axes, 4 bytes for the length of each, big-endian; the elements.
 
     :raises ValueError: when the file is not of this format, or shorter or longer than it says
     """

@@ -48,9 +48,7 @@ class LabelledImages:
 
 
 def load_images(data: str | LabelledImages, folder: Any = None) -> LabelledImages:
-    """The images that a name stands for, or those given.
-
-    Read once: environments that run side by side share them.
+    """Return the images that a name stands for, or those given. Environments that run side by side share them.
 
     :param folder: where the files of ``mnist`` or ``cifar10`` are
     """

@@ -20,10 +20,9 @@ _KEEP_TO_WHAT_IS_TRAINED = (PeriodicCallback, RegulariserCallback, GradientReDoC
 class PlasticityInjectionCallback(GradientStepCallback):
     """Freezes a network's head and adds a fresh one to it, without changing any output, while a model trains.
 
-    The network is that of the policy, which must have room for the new heads:
-    ``sb3_redo.networks.InjectableDQNMlpPolicy``, ``InjectableDQNCnnPolicy`` or ``InjectableDQNMultiInputPolicy``, for
-    DQN and its kin. Measuring callbacks see the new heads from then on. Logs ``injection/total``, the injections so
-    far, and ``injection/parameters``, how many were frozen.
+    The policy must have room for new heads: ``sb3_redo.networks.InjectableDQNMlpPolicy``, ``InjectableDQNCnnPolicy`` or
+    ``InjectableDQNMultiInputPolicy``, for DQN and its kin. Measuring callbacks see the new heads from then on. Logs
+    ``injection/total``, the injections so far, and ``injection/parameters``, how many were frozen.
 
     :param at: after how many gradient steps to inject; a list for several injections, in ascending order, with those
         that a loaded model had already

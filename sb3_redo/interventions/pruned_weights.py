@@ -26,10 +26,7 @@ class PrunedWeights:
 
     @cached_property
     def _others(self) -> Tensor:
-        """0 for them and 1 for all other weights: to multiply takes a quarter of the time that to fill takes.
-
-        What is infinite becomes NaN by that; a step on such a gradient would break the network without pruning, too.
-        """
+        """0 for them and 1 for all other weights: to multiply takes a quarter of the time that to fill takes."""
         return (~self.mask).to(self.weight.dtype)
 
     def clear(self) -> None:
@@ -45,14 +42,14 @@ class PrunedWeights:
                     tensor.masked_fill_(self.mask, initial(optimizer, key))
 
     def without_gradient(self, gradient: Tensor) -> Tensor:
-        """A gradient of the weight, 0 for them."""
+        """Return a gradient of the weight, with 0 for them."""
         return gradient * self._others
 
 
 def weights_of_pruned(
     policy: nn.Module, wiring: Iterable[LayerWiring], pruned: dict[str, Tensor]
 ) -> dict[str, PrunedWeights]:
-    """What consumers read pruned neurons with, by the consumer's name.
+    """Return what consumers read pruned neurons with, by the consumer's name.
 
     :param wiring: layers of the policy
     :param pruned: layer name to bool mask [neurons]; other layers have none

@@ -91,9 +91,9 @@ class ScheduledReDoCallback(ReDoCallback):
     :param end: gradient step at which the share has come to 0; the authors' 2,500,000
     :param fraction: in [0, 1], the share at the start; the paper's 0.1
     :param selection: ``"lowest"`` recycles the neurons with the lowest scores, ``"highest"`` those with the highest,
-        ``"random"`` any, and ``"utility"`` those with the least mean \\|h\\| times the sum of \\|outgoing weights\\|,
-        the contribution utility of continual backpropagation (Dohare et al. 2024). ``"cbp"`` is what the authors have
-        for it: mean \\|h - mean h\\| times the sum of \\|outgoing weights\\| over that of \\|incoming weights\\|.
+        ``"random"`` any, and ``"utility"`` those with the least mean \\|h\\| · Σ \\|outgoing weights\\| (Dohare et al.
+        2024). ``"cbp"`` is what the authors have for it: mean \\|h - mean h\\| · Σ \\|outgoing weights\\| /
+        Σ \\|incoming weights\\|.
     :param settings: of :class:`~sb3_redo.ReDoCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """

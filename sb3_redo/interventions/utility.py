@@ -38,9 +38,10 @@ class Feed:
         is_flat = value.ndim == 2 and neuron_axis(self.consumer) == -1
         if is_flat and value.dtype == self.seen.dtype:
             # Products with 1 / batch, which take a mean and add it in one operation instead of two.
-            shares = self._shares_of(len(value))
-            self._means.addmv_(value.T, shares)
-            self._magnitudes.addmv_(value.abs().T, shares)
+            if len(self._shares) != len(value):
+                self._shares = self.seen.new_full((len(value),), 1 / len(value))
+            self._means.addmv_(value.T, self._shares)
+            self._magnitudes.addmv_(value.abs().T, self._shares)
         else:
             axis = neuron_axis(self.consumer) % value.ndim
             others = tuple(each for each in range(value.ndim) if each != axis)
@@ -48,11 +49,6 @@ class Feed:
             self._magnitudes.add_(value.abs().sum(others), alpha=share)
             self._means.add_(value.sum(others), alpha=share)
         self.calls += 1
-
-    def _shares_of(self, batch: int) -> Tensor:
-        if len(self._shares) != batch:
-            self._shares = self.seen.new_full((batch,), 1 / batch)
-        return self._shares
 
     def update(self, new: float) -> None:
         """Take what was seen into the running means, with the weight ``new``, and see anew."""

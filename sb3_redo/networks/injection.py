@@ -76,13 +76,11 @@ class InjectableQNetwork(dqn.QNetwork):
                 parameter.grad = None  # with which an optimizer would go on
 
     def get_extra_state(self) -> Tensor:
-        """How many pairs are injected. No buffer, which resets and averages would change."""
+        """Return how many pairs are injected. Resets and averages would change a buffer."""
         return torch.tensor(self.injections)
 
     def set_extra_state(self, state: Any) -> None:
-        """
-        :param state: of :meth:`get_extra_state`
-        """
+        """:param state: of :meth:`get_extra_state`"""
         self.injections = int(state)
         self._freeze()
 

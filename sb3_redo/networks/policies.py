@@ -52,11 +52,9 @@ class _ActorCritic(Scalable):
     value_net: Any
 
     def __init__(self, *spaces_and_schedule: Any, initializer: str | None = None, **settings: Any) -> None:
+        if initializer is not None and settings.get("ortho_init"):
+            raise ValueError(f"initializer={initializer!r} and ortho_init=True exclude each other: give one of them")
         if initializer is not None:
-            if settings.get("ortho_init"):
-                raise ValueError(
-                    f"initializer={initializer!r} and ortho_init=True exclude each other: give one of them"
-                )
             settings["ortho_init"] = False
         super().__init__(*spaces_and_schedule, initializer=initializer, **settings)
 

@@ -49,7 +49,7 @@ class Scaling:
                 one_of(name, getattr(self, name), tuple(choices))
 
     def changed(self) -> str:
-        """What differs from the defaults, in words; empty if nothing does."""
+        """Return what differs from the defaults, in words; empty if nothing does."""
         return ", ".join(f"{name}={value!r}" for name, value in asdict(self).items() if value != _DEFAULTS[name])
 
     @property
@@ -63,11 +63,11 @@ class Scaling:
         return self.activation_fn is not None and issubclass(self.activation_fn, Concatenating)
 
     def net_arch(self, net_arch: Any) -> Any:
-        """A copy of ``net_arch`` with the number of features of each layer."""
+        """Return a copy of ``net_arch`` with the number of features of each layer."""
         return scaled_net_arch(net_arch, float(self.width), self.activation_fn or nn.ReLU)
 
     def of_extractor(self) -> dict[str, Any]:
-        """Keyword arguments of the features extractors."""
+        """Return keyword arguments of the features extractors."""
         activation = {} if self.activation_fn is None else {"activation_fn": self.activation_fn}
         return {"width": self.width, "layer_norm": self.layer_norm, "initializer": self.initializer, **activation}
 
@@ -100,13 +100,7 @@ class Scalable(BasePolicy):
     scaling: Scaling
     net_arch: Any
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *spaces_and_schedule: Any, **settings: Any) -> None:
         _check_names(type(self).__name__, settings, {*inspect.signature(super().__init__).parameters, *_DEFAULTS})
         self.scaling = Scaling(**{name: settings.pop(name) for name in _DEFAULTS if name in settings})
         activation = self.scaling.activation
@@ -119,7 +113,7 @@ class Scalable(BasePolicy):
                 raise ValueError(f"what makes two features of each neuron is given by name: activation={name!r}")
         if isinstance(settings.get("optimizer_class"), str):
             settings["optimizer_class"] = optimizer_named(settings["optimizer_class"])
-        super().__init__(observation_space, action_space, lr_schedule, **settings)
+        super().__init__(*spaces_and_schedule, **settings)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Build the features extractor, with ours in place of SB3's."""

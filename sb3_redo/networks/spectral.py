@@ -67,11 +67,8 @@ def _iterated(weight: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def add_spectral_norm(place: str, network: nn.Module, extractors: Iterable[nn.Module]) -> None:
     """Normalise some linear layers of a network, in place. Parameters stay the objects that they were.
 
-    ``penultimate`` are the last hidden layers of its MLPs (of both critics, of both streams of a dueling network), or
-    where these have none, the last of the extractor. ``first`` are those that come first: of the extractor, or where
-    this has none, of the MLPs. Of a dictionary's extractor they are those of each image.
-
-    :param place: a name in :data:`PLACES`
+    :param place: ``penultimate``: the last hidden layers of its MLPs, or where these have none, of the extractor.
+        ``first``: the first ones of the extractor, or where this has none, of the MLPs.
     :param network: whose MLPs are meant
     :param extractors: what comes before them
     :raises ValueError: when there is no hidden linear layer
@@ -89,7 +86,7 @@ def add_spectral_norm(place: str, network: nn.Module, extractors: Iterable[nn.Mo
 
 
 def _chains(extractor: nn.Module) -> Iterator[list[nn.Linear]]:
-    """The linear layers of an extractor, or of each part of a dictionary's."""
+    """Yield the linear layers of an extractor, or of each part of a dictionary's."""
     parts = getattr(extractor, "extractors", None)
     for part in parts.values() if isinstance(parts, nn.ModuleDict) else [extractor]:
         yield [layer for layer in part.modules() if isinstance(layer, nn.Linear)]

@@ -61,10 +61,6 @@ class Twin(nn.Module):
                 parameter = self.get_parameter(name)
                 parameter.add_(values.to(parameter), alpha=scale)
 
-    def synchronise(self, tau: float) -> None:
-        """Bring the target network nearer to the value network, in place, as SB3 does with DQN's."""
-        polyak_update(self.q_net.parameters(), self.q_net_target.parameters(), tau)
-
 
 class BrownianMotionCallback(ExaminingCallback):
     """Logs how curvature and the agreement of gradients change under training's steps, beside a twin that is moved as
@@ -72,8 +68,8 @@ class BrownianMotionCallback(ExaminingCallback):
 
     The twin begins as the same network. After each optimizer step it is moved by Gaussian noise whose L2 norm, over all
     trained parameters, is that of what the step changed. Its temporal-difference targets come from a target network of
-    its own, which is brought up to date when that of DQN is; the paper does not say. Both networks are examined on the
-    same observations and transitions, and the twin is saved with the model.
+    its own, which is brought up to date when that of DQN is: the paper leaves this open. Both networks are examined on
+    the same observations and transitions. The twin is saved with the model.
 
     Logs for ``q_net`` and ``q_net_twin`` ``plasticity/…``: ``sharpness``, ``hessian_smallest`` and ``hessian_trace`` of
     the probe loss, ``gradient_negative_share`` and ``gradient_mean_cosine`` of the temporal-difference loss, and
@@ -112,9 +108,8 @@ class BrownianMotionCallback(ExaminingCallback):
         self._ours = Memory(self.model, type(self).__name__)
         self._kept = self._ours.tensors("twin")
         if not self._kept and is_trained(self.model):
-            raise RuntimeError(
-                f"this model was trained without {type(self).__name__}: its twin would have to begin where it began"
-            )
+            name = type(self).__name__
+            raise RuntimeError(f"this model was trained without {name}: its twin would have to begin where it began")
         self._initial = initial_parameters_of(self.model)
         self._twin = Twin(self.model.policy)
         if self._kept:
@@ -169,7 +164,7 @@ class BrownianMotionCallback(ExaminingCallback):
         model: Any = self.model
         interval = max(model.target_update_interval // model.n_envs, 1)
         for _ in range(self._calls // interval - self._ours.kept("calls") // interval):
-            self._twin.synchronise(model.tau)
+            polyak_update(self._twin.q_net.parameters(), self._twin.q_net_target.parameters(), model.tau)
         self._ours.keep("calls", self._calls)
 
     def _before_step(self) -> None:

@@ -1,8 +1,7 @@
 """The cheap instruments as a callback."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -23,30 +22,21 @@ from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.parameters import initial_parameters_of
 from sb3_redo.validation import flag, some_of
 
-
-@dataclass(frozen=True)
-class Found:
-    """What an instrument says of a network.
-
-    :param pooled: quantity to its value for the network
-    :param layers: quantity and layer to the value for the layer
-    """
-
-    pooled: dict[str, float]
-    layers: dict[tuple[str, str], float]
+Found = tuple[dict[str, float], dict[tuple[str, str], float]]
+"""Quantity to its value for a network; quantity and layer to its value for the layer."""
 
 
 def _features(network: Network, batch: Batch) -> Found:
     matrices = list(feature_matrices(network, batch).values())
     pooled = {"feature_norm": fmean(map(feature_norm, matrices))}
-    return Found({**pooled, **_mean_ranks("feature", [feature_ranks(matrix) for matrix in matrices])}, {})
+    return {**pooled, **_mean_ranks("feature", [feature_ranks(matrix) for matrix in matrices])}, {}
 
 
 def _weights(network: Network, batch: Batch) -> Found:
     ranks = weight_ranks(network)
     pooled = {"weight_norm": weight_norm(network), **_mean_ranks("weight", list(ranks.values()))}
-    layers = {(quantity, layer): value for layer, one in ranks.items() for quantity, value in _named("weight", one)}
-    return Found(pooled, layers)
+    named = {layer: _named("weight", one) for layer, one in ranks.items()}
+    return pooled, {(quantity, layer): value for layer, one in named.items() for quantity, value in one.items()}
 
 
 def _units(network: Network, batch: Batch) -> Found:
@@ -57,24 +47,19 @@ def _units(network: Network, batch: Batch) -> Found:
         masks = {layer.name: getattr(layer, quantity) for layer in found}
         pooled[f"{quantity}_fraction"] = float(torch.cat(list(masks.values())).float().mean())
         layers |= {(f"{quantity}_fraction", name): float(mask.float().mean()) for name, mask in masks.items()}
-    return Found(pooled, layers)
+    return pooled, layers
 
 
-def _named(of: str, ranks: Ranks) -> Iterator[tuple[str, float]]:
-    for kind, value in vars(ranks).items():
-        yield f"{of}_{kind}", value
+def _named(of: str, ranks: Ranks) -> dict[str, float]:
+    return {f"{of}_{kind}": value for kind, value in vars(ranks).items()}
 
 
 def _mean_ranks(of: str, ranks: list[Ranks]) -> dict[str, float]:
-    pairs = [pair for each in ranks for pair in _named(of, each)]
-    return {quantity: fmean(value for name, value in pairs if name == quantity) for quantity, _ in pairs}
+    named = [_named(of, each) for each in ranks]
+    return {quantity: fmean(each[quantity] for each in named) for quantity in named[0]}
 
 
-_ON_A_BATCH: dict[str, Callable[[Network, Batch], Found]] = {
-    "features": _features,
-    "units": _units,
-    "weights": _weights,
-}
+_ON_A_BATCH = {"features": _features, "units": _units, "weights": _weights}
 INSTRUMENTS = (*_ON_A_BATCH, "distance", "updates")
 
 
@@ -127,9 +112,9 @@ class PlasticityCallback(ExaminingCallback):
         for name, network in self.networks_examined.items():
             for instrument in self.instruments:
                 if instrument in _ON_A_BATCH:
-                    found = _ON_A_BATCH[instrument](network, batch)
-                    values |= {f"plasticity/{quantity}/{name}": value for quantity, value in found.pooled.items()}
-                    for (quantity, layer), value in found.layers.items() if self.log_layers else ():
+                    pooled, layers = _ON_A_BATCH[instrument](network, batch)
+                    values |= {f"plasticity/{quantity}/{name}": value for quantity, value in pooled.items()}
+                    for (quantity, layer), value in layers.items() if self.log_layers else ():
                         values[f"plasticity_layers/{quantity}/{layer}"] = value
             if self._initial is not None:
                 values[f"plasticity/distance/{name}"] = distance_from(network, self._initial)
@@ -156,7 +141,7 @@ class _UpdateWatch:
         callback.keep_hooks(StepHooks(optimizer, self._before_step, self._after_step))
 
     def set_due(self, is_due: bool) -> None:
-        """Whether its next step is to be seen."""
+        """Set whether its next step is to be seen."""
         self._is_due = is_due
         self.callback.memory.keep(self._key, is_due)
 

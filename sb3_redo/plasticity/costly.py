@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from sb3_redo.plasticity.curvature import Spectrum, hessian_spectrum
 from sb3_redo.plasticity.gradients import GradientCovariance, gradient_covariance, gradient_norm
@@ -12,7 +13,7 @@ from sb3_redo.plasticity.objectives import Objective, has_td_loss, probe_loss, t
 from sb3_redo.plasticity.pictures import cosine_picture, density_picture
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.seeds import torch_generator
-from sb3_redo.validation import flag, one_of, positive_integer
+from sb3_redo.validation import flag, needs, one_of, positive_integer
 
 LOSSES = ("td", "probe")
 
@@ -45,7 +46,15 @@ class _LossCallback(ExaminingCallback):
 
     def prepare(self) -> None:
         super().prepare()
-        self._draws = self._draws_pictures(self.log_images)
+        outputs = self.logger.output_formats if self.log_images else []
+        self._draws = any(isinstance(output, TensorBoardOutputFormat) for output in outputs)
+        try:
+            if self._draws:
+                with needs("plots", "log_images=True", "set log_images=False"):
+                    import matplotlib  # noqa: F401
+                    import sklearn  # noqa: F401
+        except ImportError as error:  # not as it is: during a trial the zoo overlooks a ValueError
+            raise RuntimeError(str(error)) from None
 
     def rewire(self) -> None:
         super().rewire()
@@ -74,7 +83,7 @@ class _LossCallback(ExaminingCallback):
         return values
 
     def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
-        """What to log of a network's loss, without prefix and the network's name."""
+        """Return what to log of a network's loss, by quantity."""
         raise NotImplementedError
 
 

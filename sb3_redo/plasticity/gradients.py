@@ -1,8 +1,6 @@
 """Gradients of a loss: their norm, and how those of single samples agree (Lyle et al. 2023, eq. 3)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,15 +113,10 @@ def gradient_covariance(network: Network, objective: Objective) -> GradientCovar
     size = max(1, _ENTRIES_AT_ONCE // network.size)
     parts = [slice(start, start + size) for start in range(0, _rows(objective), size)]
     products = torch.zeros(_rows(objective), _rows(objective), dtype=torch.float64)
-    for rows, columns, one, other in _pairs_of_blocks(network, objective, parts):
-        block = (one @ other.T).double().cpu()
-        products[rows, columns], products[columns, rows] = block, block.T
-    return GradientCovariance(products)
-
-
-def _pairs_of_blocks(network: Network, objective: Objective, parts: list[slice]) -> Iterator[tuple[Any, ...]]:
     for number, rows in enumerate(parts):
         one = per_sample_gradients(network, _part(objective, rows))
-        yield rows, rows, one, one
-        for columns in parts[number + 1 :]:
-            yield rows, columns, one, per_sample_gradients(network, _part(objective, columns))
+        for columns in parts[number:]:
+            other = one if columns is rows else per_sample_gradients(network, _part(objective, columns))
+            block = (one @ other.T).double().cpu()
+            products[rows, columns], products[columns, rows] = block, block.T
+    return GradientCovariance(products)

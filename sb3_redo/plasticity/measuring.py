@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from sb3_redo.callbacks.callback_tree import callbacks_in
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
@@ -17,12 +16,11 @@ from sb3_redo.plasticity.network import Network
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.model import last_observations
 from sb3_redo.tensorboard import numbered, write_point
-from sb3_redo.validation import flag, needs, non_negative_integer, optional_integer, positive_integer, some_of
+from sb3_redo.validation import non_negative_integer, optional_integer, positive_integer, some_of
 
 
 class ExaminingCallback(GradientStepCallback):
-    """Examines networks on stored observations, first when training is about to begin and then after every
-    ``measuring_period`` gradient steps; see its subclasses.
+    """Examines networks on stored observations, when training begins and after every ``measuring_period``.
 
     On-policy algorithms are examined on the rollout just collected, at the end of the first one after each period.
 
@@ -56,25 +54,20 @@ class ExaminingCallback(GradientStepCallback):
         self.seed = optional_integer("seed", seed)
 
     def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
-        """What to log, by key; numbers that are not finite are left out.
+        """Return what to log, by key; numbers that are not finite are left out.
 
         :param batch: drawn from the buffer for this measurement
         """
         raise NotImplementedError
 
     def prepare(self) -> None:
-        self.sampler = Sampler(
-            self.model,
-            self.batch_size,
-            self.seed,
-            "networks are examined on {}, on which ranks are lower",
-            is_waiting=not self.memory.kept("measured"),
-        )
+        told, is_waiting = "networks are examined on {}, on which ranks are lower", not self.memory.kept("measured")
+        self.sampler = Sampler(self.model, self.batch_size, self.seed, told, is_waiting=is_waiting)
         self.rewire()
         self._number = self._number_among(callbacks_in(self.locals.get("callback")))
 
     def _number_among(self, callbacks: Iterable[BaseCallback]) -> int:
-        """What tells its keys from those of callbacks before it, see :func:`~sb3_redo.tensorboard.numbered`."""
+        """Return what tells its keys from those of callbacks before it, see :func:`~sb3_redo.tensorboard.numbered`."""
         numbers: dict[ExaminingCallback, int] = {}
         for each in callbacks:
             if isinstance(each, ExaminingCallback):
@@ -111,20 +104,3 @@ class ExaminingCallback(GradientStepCallback):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         finite = {key: value for key, value in values.items() if key not in off}
         write_point(self.logger, numbered(finite, self._number), self.model.num_timesteps)
-
-    def _draws_pictures(self, wanted: bool) -> bool:
-        """Whether there is a TensorBoard file for pictures, and something to draw them with.
-
-        :raises RuntimeError: when there is no matplotlib
-        """
-        if not flag("log_images", wanted):
-            return False
-        if not any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats):
-            return False
-        try:
-            with needs("plots", "log_images=True", "set log_images=False"):
-                import matplotlib  # noqa: F401
-                import sklearn  # noqa: F401
-        except ImportError as error:  # not as it is: during a trial the zoo overlooks a ValueError
-            raise RuntimeError(str(error)) from None
-        return True

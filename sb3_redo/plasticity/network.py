@@ -90,7 +90,7 @@ def _gather(recurrent: list[nn.RNNBase]) -> None:
 def read_network(
     module: nn.Module, batch: Any, forward: Callable[[Any, Any], Any] | None = None, name: str = "network"
 ) -> Network:
-    """Any torch module, or a part of one, to be examined.
+    """Read any torch module, or a part of one, to be examined.
 
     :param module: holds the network
     :param batch: what it is read on: an argument of ``forward``, at least one row

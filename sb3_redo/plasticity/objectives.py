@@ -38,14 +38,14 @@ class Objective:
     forward: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
 
     def mean(self, network: Network, state: Any = None) -> Tensor:
-        """The loss, a scalar.
-
-        :param state: parameters and buffers to run the network with, by name; its own if not given
-        """
+        """Return the mean loss, a scalar; see :meth:`of_rows`."""
         return self.of_rows(network, state).mean()
 
     def of_rows(self, network: Network, state: Any = None) -> Tensor:
-        """The loss of every row, [batch]; see :meth:`mean`."""
+        """Return the loss of every row, [batch].
+
+        :param state: parameters and buffers to run the network with, by name; its own if not given
+        """
         run = network if self.forward is None else replace(network, forward=self.forward)
         return self.loss(run(self.batch, state), self.targets)
 
@@ -80,8 +80,7 @@ def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, i
     if how is None:
         raise RuntimeError(
             f"no temporal-difference loss of {type(model).__name__}'s {name} is known here: there is one of the values "
-            "of DQN, DoubleDQN, DrQ, CategoricalDQN, QRDQN, DDPG, TD3, SAC and TQC. The loss 'probe' is one of every "
-            "network."
+            "of DQN, DoubleDQN, DrQ, CategoricalDQN, QRDQN, DDPG, TD3, SAC and TQC. Every network has the loss 'probe'."
         )
     if batch_size > stored_observations(model):
         raise ValueError(f"batch_size is {batch_size}, but the buffer holds {stored_observations(model)} transitions")
@@ -95,7 +94,7 @@ def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, i
 
 
 def has_td_loss(model: BaseAlgorithm, name: str) -> bool:
-    """Whether :func:`td_loss` knows a loss of a network."""
+    """Return whether :func:`td_loss` knows a loss of a network."""
     return _how(model, name) is not None
 
 
@@ -111,7 +110,7 @@ def _transitions(model: Any, batch_size: int) -> Any:
 
 
 def _bootstrapped(model: Any, sample: Any, values: Tensor) -> Tensor:
-    """``r + gamma · values``, without the values where an episode has ended; values are [batch, any number]."""
+    """Return ``r + gamma · values``, without the values where an episode has ended; they are [batch, any number]."""
     discounts = model.gamma if sample.discounts is None else sample.discounts
     target: Tensor = sample.rewards + (1 - sample.dones) * discounts * values
     return target
@@ -172,7 +171,7 @@ def _qrdqn(model: Any, policy: Any, sample: Any) -> Made:
 
 
 def _quantile_huber(current: Tensor, targets: Tensor) -> Tensor:
-    """Of each quantile and each target (Dabney et al. 2018, eq. 10), [batch, critics, quantiles, targets].
+    """Return the loss of each quantile and target (Dabney et al. 2018, eq. 10), [batch, critics, quantiles, targets].
 
     :param current: [batch, critics, quantiles]
     :param targets: [batch, targets]
@@ -194,7 +193,7 @@ def _td3(model: Any, policy: Any, sample: Any) -> Made:
 
 
 def _next_of_sac(model: Any, policy: Any, sample: Any) -> tuple[Tensor, Tensor]:
-    """What the actor does in the next observations, and what its log-probability takes off the values, [batch, 1]."""
+    """Return the actor's next actions, and what their log-probability takes off the values, [batch, 1]."""
     actions, log_prob = policy.actor.action_log_prob(sample.next_observations)
     ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
     return actions, ent_coef * log_prob.reshape(-1, 1)

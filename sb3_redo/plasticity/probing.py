@@ -21,11 +21,10 @@ BUDGETS = {"paper": (2000, 10), "cheap": (200, 2)}
 
 
 class ProbeTaskCallback(ExaminingCallback):
-    """Measures plasticity while a model trains: pauses, lets copies of each network fit random targets, and logs how
-    far they got (Lyle et al. 2023). Training is bit for bit what it is without.
+    """Pauses training, lets copies of each network fit random targets, and logs how far they got (Lyle et al. 2023).
 
-    A probe of the paper's makes 20,000 optimizer steps for each network, a cheap one 400, and ``docs/plasticity.md``
-    says what they cost; the authors made the former every 5,000 gradient steps.
+    Training is bit for bit what it is without. The authors' probes make 20,000 optimizer steps for each network, every
+    5,000 gradient steps; cheap ones make 400. ``docs/plasticity.md`` says what they cost.
 
     :param measuring_period: in gradient steps
     :param budget: ``"cheap"`` is 200 steps on each of 2 targets, ``"paper"`` 2,000 on each of 10
@@ -75,7 +74,7 @@ class ProbeTaskCallback(ExaminingCallback):
             self._fresh(network, 0)
 
     def _fresh(self, network: Network, seed: int) -> dict[str, Tensor]:
-        """Parameters and buffers of a freshly initialised network, by the names that it has in the policy."""
+        """Return parameters and buffers of a fresh network, by the names that they have in the policy."""
         state = self._initial_weights.state(seed)
         buffers = {name: buffer for name, buffer in network.module.named_buffers() if uncompiled_name(name) in state}
         fresh: dict[str, Tensor] = {}
