@@ -9,8 +9,23 @@ import pytest
 from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule, is_due
-from sb3_redo.interventions import ContinualBackpropCallback, ResetCallback, ScheduledReDoCallback
-from sb3_redo.plasticity import PlasticityCallback
+from sb3_redo.interventions import (
+    ContinualBackpropCallback,
+    ParsevalCallback,
+    PlasticityInjectionCallback,
+    RegenerativeCallback,
+    ResetCallback,
+    ScheduledReDoCallback,
+    ShrinkAndPerturbCallback,
+    WeightClippingCallback,
+)
+from sb3_redo.plasticity import (
+    BrownianMotionCallback,
+    CurvatureCallback,
+    GradientCovarianceCallback,
+    PlasticityCallback,
+    ProbeTaskCallback,
+)
 from tests.helpers.algorithms import build
 from tests.helpers.runs import at_gradient_step, dqn, hooks_of, reloaded
 
@@ -147,6 +162,31 @@ def test_repr_shows_what_was_given_and_what_a_base_was_given():
     assert "recycling_period=20" in repr(callback)
     callback.thresholds = (0.5,)
     assert "thresholds=(0.5,)" in repr(callback)
+
+
+OTHERS = [
+    (DormancyCallback, {}, {"dormancy_threshold": 0.2, "measuring_period": 7, "networks": ["q_net"], "seed": 1}),
+    (ContinualBackpropCallback, {}, {"replacement_rate": 0.1, "decay": 0.5, "maturity": 7, "period": 2, "seed": 1}),
+    (ResetCallback, {}, {"layers": 2, "period": 7, "start": 7, "stop": 7, "seed": 1, "entropy_coefficient": True}),
+    (ShrinkAndPerturbCallback, {}, {"shrink": 0.5, "perturb": 0.5, "period": 7, "reset_optimizer": True, "seed": 1}),
+    (PlasticityInjectionCallback, {"at": 3}, {"at": 4}),
+    (RegenerativeCallback, {}, {"strength": 0.5, "logging_period": 7}),
+    (ParsevalCallback, {}, {"strength": 0.5, "scale": 1.0, "logging_period": 7}),
+    (WeightClippingCallback, {}, {"bound": 1.0, "logging_period": 7}),
+    (PlasticityCallback, {}, {"measuring_period": 7, "batch_size": 7, "networks": ["q_net"], "instruments": ["units"]}),
+    (ProbeTaskCallback, {}, {"budget": "paper", "steps": 7, "targets": 7, "batch_size": 7, "seed": 1}),
+    (GradientCovarianceCallback, {}, {"loss": "probe", "measuring_period": 7, "networks": ["q_net"], "seed": 1}),
+    (CurvatureCallback, {}, {"loss": "td", "steps": 7, "vectors": 7, "batch_size": 7, "seed": 1}),
+    (BrownianMotionCallback, {}, {"steps": 7, "vectors": 7, "measuring_period": 7, "batch_size": 7, "seed": 1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "others"), OTHERS, ids=[kind.__name__ for kind, *_ in OTHERS])
+def test_callbacks_with_other_settings_remember_apart_and_with_the_same_ones_together(kind, settings, others):
+    made = [kind(**settings), *(kind(**{**settings, name: value}) for name, value in others.items())]
+    keys = [callback.memory_key for callback in made]
+    assert len(set(keys)) == len(keys)
+    assert kind(**settings, verbose=1).memory_key == keys[0]
 
 
 def test_a_schedule_is_due_between_its_bounds():

@@ -220,6 +220,14 @@ def test_the_shared_activation_module_keeps_its_layers_apart():
     assert [layer.dead.sum().item() for layer in units_of(read_network(net, batch), batch)] == [2, 0]
 
 
+def test_a_network_that_calls_other_activations_than_when_it_was_read_is_refused():
+    module = Activated(nn.ReLU())
+    network = read_network(module, BATCH)
+    module.last.register_forward_hook(lambda layer, args, output: torch.tanh(output))
+    with pytest.raises(RuntimeError, match="made 2 activation calls and reached 1 places to measure, but 1 and 1 when"):
+        units_of(network, BATCH)
+
+
 def test_a_network_without_anything_that_is_trained_is_refused():
     net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).requires_grad_(False)
     with pytest.raises(RuntimeError, match="depend on no parameter that is trained"):
