@@ -5,6 +5,8 @@ line, where nothing is imported before the zoo looks at ``--algo``, ``python -m 
 ``python -m rl_zoo3.train``, and ``python -m sb3_redo.zoo enjoy`` that of ``python -m rl_zoo3.enjoy``.
 """
 
+from contextlib import suppress
+
 from sb3_redo.algorithms.categorical_dqn import CategoricalDQN
 from sb3_redo.algorithms.double_dqn import DoubleDQN
 from sb3_redo.algorithms.drq import DrQ
@@ -14,13 +16,7 @@ __all__ = ["ALGORITHMS", "CategoricalDQN", "DoubleDQN", "DrQ"]
 ALGORITHMS = {"double_dqn": DoubleDQN, "drq": DrQ, "categorical_dqn": CategoricalDQN}
 """By the zoo's names."""
 
+with suppress(ImportError):  # without the zoo there is nothing to register with
+    from rl_zoo3.utils import ALGOS as _ALGOS
 
-def _register() -> None:
-    try:
-        from rl_zoo3.utils import ALGOS
-    except ImportError:
-        return
-    ALGOS.update(ALGORITHMS)
-
-
-_register()
+    _ALGOS.update(ALGORITHMS)

@@ -5,7 +5,6 @@ The Python version consists of pickles, which may run anything: our reader build
 
 import io
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,8 @@ def read_cifar10(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     :param folder: that of the batches, or the one that it is in
     :raises FileNotFoundError: naming what is missing; :raises ValueError: on files of another format
     """
-    layouts: list[tuple[str, str, Callable[[Path], tuple[Any, Any]]]] = [
-        ("cifar-10-batches-py", "", read_python_batch),
-        ("cifar-10-batches-bin", ".bin", read_binary_batch),
-    ]
-    for name, ending, read in layouts:
-        for place in (folder, folder / name):
+    for kind, ending, read in (("py", "", read_python_batch), ("bin", ".bin", read_binary_batch)):
+        for place in (folder, folder / f"cifar-10-batches-{kind}"):
             paths = [place / f"data_batch_{number}{ending}" for number in _BATCHES]
             if all(path.is_file() for path in paths):
                 images, labels = zip(*map(read, paths), strict=True)
