@@ -46,7 +46,7 @@ def read_binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def read_python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read a pickled dictionary of ``data``, bytes, and ``labels``. :raises ValueError: on anything else, unbuilt"""
+    """Read a pickled dictionary of ``data``, bytes, and ``labels``. :raises ValueError: on anything else, unread"""
     try:
         # Python 2 wrote these files: its strings are bytes.
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()

@@ -28,7 +28,7 @@ class ContinualBackpropCallback(GradientStepCallback):
     A neuron's utility is the running mean of \\|activation\\| times the sum of its \\|outgoing weights\\|. It is read
     from training's own passes. After each gradient step a share of every layer's mature neurons is due; parts of a
     neuron add up. Those of least utility get fresh incoming weights and no outgoing ones. Their consumers' biases get
-    what they contributed on average. Their utility and age begin anew. On-policy algorithms are no exception.
+    what they contributed on average. Their utility and age begin anew. On-policy networks change between steps, too.
 
     Defaults are those of the authors' PPO; ``docs/interventions.md`` has their other settings. Logs ``cbp/replaced``
     (since the point before), ``cbp/replaced_total`` and ``cbp/mature``, the share of neurons that may be replaced.

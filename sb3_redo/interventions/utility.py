@@ -116,7 +116,7 @@ class Contribution:
         return self.born < self.updated_at - maturity
 
     def due(self, mature: int, expected: float) -> int:
-        """Return how many of the ``mature`` neurons are to be replaced; what is no whole neuron waits."""
+        """Return how many of the ``mature`` neurons to replace, after ``expected`` more; parts of a neuron wait."""
         self.outstanding += expected
         whole = int(self.outstanding)
         self.outstanding -= whole

@@ -63,7 +63,7 @@ EXAMINED = tuple(_FORWARD)
 def networks_of(model: BaseAlgorithm, batch: Batch, names: Sequence[str] | None = None) -> dict[str, Network]:
     """Return the networks of a model, by name.
 
-    They put out the Q-values or quantiles of all actions and critics; an actor or a policy its distribution's numbers.
+    Outputs are the Q-values or quantiles of all actions and critics; of an actor or policy its distribution's numbers.
 
     :param model: any supported model
     :param batch: what to read them on

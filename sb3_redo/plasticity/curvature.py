@@ -110,7 +110,7 @@ def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None
         left = float(vector.norm())
         # No eigenvalue is larger than this (Gershgorin), and the largest one not by much smaller.
         scale = max(map(abs, diagonal)) + 2 * max(beside, default=0.0)
-        # What is less than this is left by rounding alone.
+        # Less than this is left by rounding alone.
         rounding = 100 * torch.finfo(start.dtype).eps * scale
         if made == steps or not left > rounding:
             break

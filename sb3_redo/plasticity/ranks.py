@@ -23,7 +23,7 @@ class Ranks:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Return the singular values of a matrix [rows, columns], the largest first, in float64 on the CPU; NaN of NaN."""
+    """Return singular values of a matrix [rows, columns], largest first, in float64 on the CPU; NaN if an entry is."""
     # Some devices have no float64, and small singular values of a float32 decomposition are off by more than they are.
     exact = matrix.detach().cpu().double()
     if not torch.isfinite(exact).all():
