@@ -1,17 +1,57 @@
 """Settings of every test."""
 
 import pytest
-import torch
 
-from tests.helpers.runs import Tape
+# Torch and all that needs it are imported where they are used: the process that only hands out tests does without.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let one worker run all tests of a file, so that what they share is made once, unless asked for otherwise."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
+    import torch
+
     # On eight neurons, threads only wait for each other.
     torch.set_num_threads(1)
 
 
+# Rooms in which wirings are read for other ends. Wherever it matters that reading leaves no trace, each is read anew.
+ABOVE_WIRING = {"algorithms", "callbacks", "interventions", "networks", "plasticity", "sb3", "studies", "sweeps"}
+
+
+@pytest.fixture(scope="module")
+def known_wirings():
+    """Let all tests of a file share the wirings of networks that are built alike."""
+    from tests.helpers.known_wirings import use_known_wirings
+
+    with pytest.MonkeyPatch.context() as patch:
+        use_known_wirings(patch)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _known_wirings(request):
+    if request.path.parent.name in ABOVE_WIRING:
+        request.getfixturevalue("known_wirings")
+
+
 @pytest.fixture
 def tape():
+    from tests.helpers.runs import Tape
+
     return Tape()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures that are made, and saved as empty files: drawing takes most of the time of a report."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **settings: path.write_bytes(b""))

@@ -162,8 +162,8 @@ def test_fractions_and_overlaps_are_those_of_neurons_silenced_by_hand(tmp_path):
     ("make", "log_layers"), [(ReDoCallback, True), (ReDoCallback, False), (DormancyCallback, True)]
 )
 def test_the_layout_puts_networks_on_one_chart_and_layers_on_one_for_each_network(tmp_path, make, log_layers):
-    model = sac(train_freq=100, gradient_steps=50, tensorboard_log=str(tmp_path))
-    model.learn(210, callback=make(0.0, 50, 16, log_layers=log_layers), log_interval=1)
+    model = sac(train_freq=100, gradient_steps=10, tensorboard_log=str(tmp_path))
+    model.learn(210, callback=make(0.0, 10, 16, log_layers=log_layers), log_interval=1)
     model.logger.close()
     events = read(tmp_path / "SAC_1")
     charts = charts_of(events)

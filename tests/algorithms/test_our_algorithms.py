@@ -222,9 +222,9 @@ def test_a_run_saved_and_continued_is_the_uninterrupted_run(make, tmp_path):
     def recycling():
         return ReDoCallback(0.8, recycling_period=7, measuring_period=7, batch_size=8)
 
-    uninterrupted = fingerprint(make().learn(80, callback=recycling()))
-    first = make().learn(40, callback=recycling())
-    continued = reloaded(first, tmp_path).learn(40, callback=recycling(), reset_num_timesteps=False)
+    uninterrupted = fingerprint(make().learn(60, callback=recycling()))
+    first = make().learn(32, callback=recycling())
+    continued = reloaded(first, tmp_path).learn(28, callback=recycling(), reset_num_timesteps=False)
     assert continued.dormancy_memory["recycled_total"] > 0
     assert differences(uninterrupted, fingerprint(continued)) == []
 
@@ -244,7 +244,7 @@ def test_the_zoo_knows_them():
 
 
 def test_augmentation_is_part_of_the_training_that_a_seed_repeats():
-    runs = [fingerprint(images(seed=seed).learn(60)) for seed in (1, 1, 2)]
+    runs = [fingerprint(images(seed=seed).learn(32)) for seed in (1, 1, 2)]
     assert differences(runs[0], runs[1]) == []
     assert differences(runs[0], runs[2]) != []
     assert np.isfinite([float(p.detach().sum()) for p in images().policy.parameters()]).all()

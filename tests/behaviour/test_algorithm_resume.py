@@ -8,6 +8,11 @@ from sb3_redo import ReDoCallback
 from tests.helpers.algorithms import CASES, IMAGES, PERIOD, STOPS_EARLY, build, case, is_on_policy
 from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 
+pytestmark = pytest.mark.usefixtures("known_wirings")
+
+# One with each kind of clock and memory.
+SOME = {"DQN", "TD3", "CrossQ", "A2C", "RecurrentPPO"}
+
 
 def recycling():
     return ReDoCallback(0.8, recycling_period=7, measuring_period=PERIOD, batch_size=8)
@@ -18,7 +23,7 @@ def learn(model, tape, steps):
     return model.learn(steps, callback=recycling(), reset_num_timesteps=False)
 
 
-@pytest.mark.parametrize(("name", "kind"), [case(*each) for each in CASES])
+@pytest.mark.parametrize(("name", "kind"), [case(*each, SOME) for each in CASES])
 def test_a_run_saved_and_continued_is_bit_for_bit_the_uninterrupted_run(name, kind, tmp_path):
     whole, parts = Tape(), Tape()
     half = {"A2C": 64}.get(name, 48 if is_on_policy(name) else 40)

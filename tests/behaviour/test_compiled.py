@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import dqn, kill
 
 
@@ -26,9 +27,9 @@ def compiled_policy(model):
     model.policy.compile(backend="eager")
 
 
-every_way = pytest.mark.parametrize(
-    "compile_it", [compiled_in_place, compiled_and_wrapped, compiled_below, compiled_policy]
-)
+WAYS = [compiled_in_place, compiled_and_wrapped, compiled_below, compiled_policy]
+every_way = pytest.mark.parametrize("compile_it", WAYS)
+some_ways = pytest.mark.parametrize("compile_it", mostly_slow(WAYS, WAYS[:2]))
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_measured_and_recycled_as_the_module_that_was_compiled(compile_it):
         assert torch.equal(one, other)
 
 
-@every_way
+@some_ways
 def test_a_compiled_run_is_measured_without_compiling_anything_anew(compile_it):
     model = dqn(learning_starts=8)
     compile_it(model)
@@ -79,7 +80,7 @@ def test_a_compiled_run_is_measured_without_compiling_anything_anew(compile_it):
     assert torch._dynamo.utils.counters["frames"]["total"] == before
 
 
-@every_way
+@some_ways
 def test_a_compiled_run_is_recycled_as_the_run_that_is_not_compiled(compile_it):
     def left_by(prepare):
         model = dqn()

@@ -1,5 +1,7 @@
 """A run that is saved, loaded and continued recycles as the uninterrupted one does."""
 
+from functools import cache
+
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
@@ -7,6 +9,8 @@ from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
 from tests.helpers.runs import Tape, differences, dqn, fingerprint, reloaded, sac
+
+pytestmark = pytest.mark.usefixtures("known_wirings")
 
 # Exploration that does not depend on how long learn() is asked to train.
 STEADY = {"exploration_initial_eps": 0.1, "exploration_final_eps": 0.1}
@@ -37,13 +41,19 @@ def learn(model, tape, steps, callback=None):
     return model.learn(steps, callback=callback or recycling(), reset_num_timesteps=False)
 
 
+@cache
+def uninterrupted_run(build):
+    """What a whole run leaves behind, and its tape: made once for all tests that look at it."""
+    tape = Tape()
+    return fingerprint(learn(build(), tape, 128)), tape
+
+
 @each_run
 def test_a_run_saved_and_continued_is_bit_for_bit_the_uninterrupted_run(build, tmp_path):
-    whole, parts = Tape(), Tape()
-    uninterrupted = fingerprint(learn(build(), whole, 160))
-    first = learn(build(), parts, 80)
+    (uninterrupted, whole), parts = uninterrupted_run(build), Tape()
+    first = learn(build(), parts, 64)
     assert first.dormancy_memory
-    continued = fingerprint(learn(reloaded(first, tmp_path), parts, 80))
+    continued = fingerprint(learn(reloaded(first, tmp_path), parts, 64))
     assert parts.points == whole.points
     assert differences(uninterrupted, continued) == []
     _recycled_in_both_halves(whole)
@@ -57,9 +67,8 @@ def _recycled_in_both_halves(tape):
 
 @each_run
 def test_continuing_in_the_same_process_with_a_new_callback_is_the_uninterrupted_run(build):
-    whole, parts = Tape(), Tape()
-    learn(build(), whole, 160)
-    learn(learn(build(), parts, 80), parts, 80)
+    (_, whole), parts = uninterrupted_run(build), Tape()
+    learn(learn(build(), parts, 64), parts, 64)
     assert parts.points == whole.points
 
 

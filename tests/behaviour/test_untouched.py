@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import NOISY, Corridor, differences, dqn, fingerprint, sac
 
 IMAGE = spaces.Box(0, 255, (1, 36, 36), "uint8")
@@ -33,7 +34,7 @@ def bit_flipping():
 
 RUNS = {
     "DQN": lambda: dqn(),
-    "DQN, long train() calls": lambda: dqn(learning_starts=100, train_freq=256, gradient_steps=128),
+    "DQN, long train() calls": lambda: dqn(train_freq=64, gradient_steps=64),
     "DQN, two environments": lambda: dqn(two_cartpoles(), gradient_steps=-1),
     "DQN, normalised observations": lambda: dqn(VecNormalize(two_cartpoles())),
     "DQN, batch norm and dropout": lambda: dqn(policy_kwargs=NOISY),
@@ -48,11 +49,14 @@ RUNS = {
     "SAC, shared extractor": lambda: sac(policy_kwargs={**NOISY, "share_features_extractor": True}),
 }
 
+# Each beside one that has the same of another algorithm.
+SLOW = {"SAC, long train() calls", "SAC, batch norm and dropout"}
+
 
 def learned(build, callback=None):
     """What a run leaves behind, and the return of the next episode."""
     model = build()
-    model.learn(max(80, 2 * model.train_freq.frequency), callback=callback)
+    model.learn(max(60, 2 * model.train_freq.frequency), callback=callback)
     left = fingerprint(model)
     model.env.seed(1)
     return left, evaluate_policy(model, model.env, n_eval_episodes=1)
@@ -63,7 +67,7 @@ def test_a_fingerprint_tells_a_recycled_run_from_the_run_without():
     assert {"weights", "optimizers"} <= set(differences(learned(dqn)[0], learned(dqn, recycling)[0]))
 
 
-@pytest.mark.parametrize("build", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("build", mostly_slow(RUNS, RUNS.keys() - SLOW))
 def test_a_measured_run_equals_the_run_without_measurements(build):
     callback = DormancyCallback(measuring_period=7, batch_size=16, log_histograms=True)
     (plain, plain_return), (measured, measured_return) = learned(build), learned(build, callback)
@@ -72,7 +76,7 @@ def test_a_measured_run_equals_the_run_without_measurements(build):
     assert plain_return == measured_return
 
 
-@pytest.mark.parametrize("build", [dqn, sac])
+@pytest.mark.parametrize("build", [dqn, pytest.param(sac, marks=pytest.mark.slow)])
 def test_a_run_in_which_no_neuron_is_dormant_equals_the_run_without_callback(build):
     def with_tanh():
         return build(policy_kwargs={"activation_fn": nn.Tanh})

@@ -46,13 +46,13 @@ def recycling(period, measuring_period=1000):
 
 
 def test_a_long_train_call_recycles_inside_right_after_the_step_that_reaches_each_multiple(tape):
-    model = tape.watch(dqn(learning_starts=50, train_freq=100, gradient_steps=1000))
-    model.learn(100, callback=recycling(100, measuring_period=250))
+    model = tape.watch(dqn(learning_starts=50, train_freq=100, gradient_steps=300))
+    model.learn(100, callback=recycling(30, measuring_period=75))
     expected = ["measured"]
-    for step in range(1, 1001):
-        expected += ["policy.optimizer step", *["measured"] * (step % 250 == 0), *["recycled"] * (step % 100 == 0)]
+    for step in range(1, 301):
+        expected += ["policy.optimizer step", *["measured"] * (step % 75 == 0), *["recycled"] * (step % 30 == 0)]
     assert [name for name, _ in tape.events] == expected
-    assert tape.values("dormancy/gradient_step") == [0, 250, 500, 750, 1000]
+    assert tape.values("dormancy/gradient_step") == [0, 75, 150, 225, 300]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import numpy as np
@@ -26,24 +27,28 @@ TINY = "policy_kwargs:dict(net_arch=[8,8])"
 
 
 def zoo(folder, algorithm, *settings):
-    """A tiny run of the zoo's unmodified train command; its folder."""
-    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algorithm, "--env", "CartPole-v1", "--seed", "1"]
+    """A tiny run of the zoo's unmodified train command, in this process; its folder."""
+    from rl_zoo3.train import train
+
+    command = ["train", "--algo", algorithm, "--env", "CartPole-v1", "--seed", "1"]
     command += ["-f", "logs", "--num-threads", "1", "--eval-freq", "-1", "-n", "300", "--log-interval", "-2"]
     command += ["--save-freq", "150", "-params", TINY, *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        train()
     return folder / f"logs/{algorithm}/CartPole-v1_1"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dqn_run(tmp_path_factory):
     return zoo(
         tmp_path_factory.mktemp("dqn"), "dqn", "learning_starts:100", "env_kwargs:dict(sutton_barto_reward=True)"
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ppo_run(tmp_path_factory):
     """With statistics, stacked frames, a wrapper and two environments."""
     settings = ("n_envs:2", "n_steps:32", "batch_size:32", "n_epochs:1", "normalize:True", "frame_stack:2")
@@ -51,7 +56,7 @@ def ppo_run(tmp_path_factory):
     return zoo(tmp_path_factory.mktemp("ppo"), "ppo", *settings, wrapper)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Agents on their own, by algorithm."""
     folder = tmp_path_factory.mktemp("saved")
@@ -308,6 +313,7 @@ finally:
     assert "sb3-redo inspect logs/dqn/CartPole-v1_1" in done.stdout
 
 
+@pytest.mark.slow
 def test_it_is_a_command(dqn_run, tmp_path):
     command = [sys.executable, "-m", "sb3_redo", "inspect", str(dqn_run), "--n-samples", "50"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

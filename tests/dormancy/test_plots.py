@@ -101,6 +101,15 @@ def test_a_figure_of_many_neurons_is_drawn_quickly(tmp_path):
     assert pyplot.get_fignums() == []
 
 
+def test_without_matplotlib_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "sb3_redo.dormancy.plots")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"matplotlib: pip install .*sb3-redo\[plots\]"):
+        SMALL.plot()
+
+
+@pytest.mark.slow
 def test_without_matplotlib_it_is_said_how_to_get_it():
     script = """
 import sys

@@ -1,6 +1,7 @@
 """Scores, masks, fractions and overlap are those of the paper."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -16,8 +17,15 @@ from tests.helpers import networks
 every_network = pytest.mark.parametrize("name", networks.NETWORKS)
 
 
-def measured(network, batch, threshold=0.1):
-    wiring = trace_wiring(network, network.observations(2, seed=1))
+@cache
+def wiring_of(name):
+    """The wiring of a network, read once for all tests of it."""
+    network = networks.build(name)
+    return trace_wiring(network, network.observations(2, seed=1))
+
+
+def measured(network, batch, threshold=0.1, wiring=None):
+    wiring = wiring or trace_wiring(network, network.observations(2, seed=1))
     meter = Meter(network, wiring, {layer.name: "net" for layer in wiring})
     return meter.measure(network, batch, threshold)
 
@@ -88,7 +96,7 @@ def test_scores_equal_the_slow_reference(name):
 def check_scores(name):
     network = networks.build(name)
     batch = network.observations(7)
-    report = measured(network, batch)
+    report = measured(network, batch, wiring=wiring_of(name))
     network.eval()
     network.seen.clear()
     network(batch)
@@ -101,13 +109,13 @@ def check_scores(name):
 def test_order_of_the_batch_changes_no_mask_and_more_are_dormant_as_the_threshold_grows(name):
     network = networks.build(name)
     batch = network.observations(6)
-    report = measured(network, batch, 0.5)
+    report = measured(network, batch, 0.5, wiring_of(name))
     counts = [report.fraction_at(threshold) for threshold in (0.0, 0.025, 0.1, 0.5, 1.0, 100.0)]
     assert counts == sorted(counts)
     assert counts[-1] == 1.0
     assert report.dormant_fraction == counts[3]
     turned = {key: value.flip(0) for key, value in batch.items()} if isinstance(batch, dict) else batch.flip(0)
-    for layer, again in zip(report.layers, measured(network, turned, 0.5).layers, strict=True):
+    for layer, again in zip(report.layers, measured(network, turned, 0.5, wiring_of(name)).layers, strict=True):
         torch.testing.assert_close(layer.scores, again.scores)
 
 
@@ -115,7 +123,7 @@ def test_order_of_the_batch_changes_no_mask_and_more_are_dormant_as_the_threshol
 def test_measuring_in_parts_gives_the_scores_of_one_pass(name):
     network = networks.build(name)
     batch = network.observations(10)
-    whole = measured(network, batch)
+    whole = measured(network, batch, wiring=wiring_of(name))
     passes = []
     wiring = replace(whole.wiring, values_per_observation=2**26 // 3)
     meter = Meter(network, wiring, {layer.name: "net" for layer in wiring})

@@ -265,6 +265,14 @@ assert not [name for name in gymnasium.registry if "BlockMDP" in name]
 import sb3_redo.environments
 assert len([name for name in gymnasium.registry if "BlockMDP" in name]) == 3
 assert not {"torch", "stable_baselines3", "sklearn"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+@pytest.mark.slow
+def test_making_one_registers_them_and_loads_scikit_learn():
+    script = """
+import sys, gymnasium
 env = gymnasium.make("sb3_redo.environments:sb3_redo/BlockMDP-sparse-reward-v0")
 assert "sklearn" in sys.modules
 """

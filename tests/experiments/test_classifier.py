@@ -251,7 +251,7 @@ def test_mistakes_are_told_with_their_line(read, old, new, message):
 # Its run folders
 
 
-def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(read, tmp_path):
+def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(read, tmp_path, undrawn):
     sweep = read()
     points = []
     for out, runs in (("out", sweep.runs[::2]), ("again", sweep.runs[-2:-1])):

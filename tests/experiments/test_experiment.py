@@ -262,7 +262,7 @@ def test_a_page_has_its_figures_and_numbers_beside_the_papers(tmp_path):
     assert (tmp_path / "page" / "small_replay_ratio_short" / "index.html").is_file()
 
 
-def test_a_page_leaves_out_the_runs_of_other_experiments(tmp_path):
+def test_a_page_leaves_out_the_runs_of_other_experiments(tmp_path, undrawn):
     experiment = experiment_named("redo")
     sweeps = sweeps_of(experiment.presets["small"], seeds=2)
     folder = made(tmp_path, "small_interventions", {"callback": ["none", "redo", "reset"]})
@@ -275,7 +275,7 @@ def test_a_page_leaves_out_the_runs_of_other_experiments(tmp_path):
     assert set(runs["callback"]) == {"none", "redo"}
 
 
-def test_two_axes_make_a_heat_map(tmp_path):
+def test_two_axes_make_a_heat_map(tmp_path, undrawn):
     experiment = experiment_named("threshold_period")
     sweeps = sweeps_of(experiment.presets["small"], seeds=2)
     axes = {
@@ -290,7 +290,7 @@ def test_two_axes_make_a_heat_map(tmp_path):
         assert (tmp_path / "page/small_threshold_period/figures" / f"{name}.png").is_file()
 
 
-def test_a_loss_is_drawn_and_stands_beside_the_papers_in_the_sweep_that_has_it(tmp_path):
+def test_a_loss_is_drawn_and_stands_beside_the_papers_in_the_sweep_that_has_it(tmp_path, undrawn):
     experiment = experiment_named("distillation")
     sweeps = sweeps_of(experiment.presets["small"], seeds=2)
     stored = made(tmp_path, "small_stored_agents", {"learning_rate": [0.0005, 0.003]})
@@ -325,7 +325,7 @@ def test_what_is_no_share_is_drawn_in_its_own_unit(tmp_path):
     assert experiment_pages._drawn({"curve": "plasticity_loss"}, curves, pd.DataFrame()) is None
 
 
-def test_two_networks_of_the_same_runs_are_drawn_side_by_side(tmp_path):
+def test_two_networks_of_the_same_runs_are_drawn_side_by_side(tmp_path, undrawn):
     experiment = experiment_named("brownian_motion")
     sweeps = sweeps_of(experiment.presets["small"], seeds=2)
     environment = "sb3_redo-BlockMDP-true-label-v0"  # as folders are named

@@ -437,7 +437,7 @@ def test_mistakes_are_told_with_their_line(read, old, new, message):
 # Its run folders
 
 
-def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(stored, tmp_path):
+def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(stored, tmp_path, undrawn):
     text = SWEEP.replace("agents/{environment}/seed={seed}", str(stored / "agent.zip"))
     (tmp_path / "sweep.yml").write_text(text.replace("buffers/{environment}.pkl", str(stored / "replay_buffer.pkl")))
     sweep = read_sweep_file(tmp_path / "sweep.yml", readers=READERS)

@@ -1,6 +1,6 @@
 """Every algorithm with every kind of policy that it has: tiny models, and what is known of their networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,17 @@ CASES = [
     for kind in OBSERVATIONS
     if kind in algorithm.cls.policy_aliases or kind.replace("Policy", "LstmPolicy") in algorithm.cls.policy_aliases
 ]
-# Of the algorithms with images or dictionaries one of each family is fast enough to be tried every time.
-ALWAYS = {"DQN", "PPO"}
+# Images and dictionaries are tried every time with one algorithm of each family.
+ALWAYS = {("DQN", IMAGES), ("PPO", DICTIONARIES)}
 
 
-def case(name: str, kind: str) -> Any:
-    """A parameter set of a test, marked slow where it is."""
-    return pytest.param(name, kind, marks=[] if kind == VECTORS or name in ALWAYS else pytest.mark.slow)
+def case(name: str, kind: str, always: Container[str] = ALGORITHMS) -> Any:
+    """A parameter set of a test, marked slow where it is.
+
+    :param always: algorithms that are tried with vectors every time
+    """
+    is_fast = name in always if kind == VECTORS else (name, kind) in ALWAYS
+    return pytest.param(name, kind, marks=[] if is_fast else pytest.mark.slow)
 
 
 EVERY = [pytest.param(name, marks=[] if name in {"DQN", "SAC", "PPO"} else pytest.mark.slow) for name in ALGORITHMS]
@@ -101,7 +105,7 @@ Q_LEARNERS = {"DQN": "q_net", "QR-DQN": "quantile_net"}
 
 def half(name: str) -> int:
     """Environment steps of half a short training."""
-    return {"A2C": 64}.get(name, 48 if is_on_policy(name) else 40)
+    return {"A2C": 48}.get(name, 32)
 
 
 def learn(model: Any, callback: Any, steps: int | None = None, tape: Tape | None = None, name: str = "DQN") -> Any:
@@ -156,8 +160,8 @@ def batch_of(model: Any, rows: int = 6) -> Batch:
 
 
 def steps_of(name: str) -> int:
-    """Environment steps of a short run: 40 gradient steps off-policy, 16 on-policy, 8 of A2C."""
-    return 64 if is_on_policy(name) else 60
+    """Environment steps of a short run: 24 gradient steps off-policy, 16 on-policy, 8 of A2C."""
+    return 64 if is_on_policy(name) else 44
 
 
 # When to measure

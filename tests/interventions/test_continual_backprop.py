@@ -248,7 +248,7 @@ def test_no_neuron_is_replaced_before_it_is_mature():
     learn(build("DQN"), callback)
     steps = [step for step, *_ in callback.seen]
     # All at once, and again when the new ones have come of age.
-    assert steps == list(range(7, 61, 7))
+    assert steps == list(range(7, 45, 7))
     assert all(len(replaced) == 8 for _, neurons, *_ in callback.seen for replaced in neurons.values())
 
 

@@ -57,7 +57,7 @@ class Losses:
 # TD3's actor steps every other time.
 CASES = [
     *((each.values[0], VECTORS, () if each.values == ("TD3",) else each.marks) for each in WITH_GRADIENTS),
-    *(("DQN", IMAGES, ()), ("PPO", IMAGES, ())),
+    *(("DQN", IMAGES, ()), ("PPO", IMAGES, pytest.mark.slow)),
 ]
 
 
@@ -76,7 +76,7 @@ def test_scores_are_of_the_latest_gradients_of_each_networks_own_loss(name, kind
     learn(model, callback, name=name)
     known = {layer for layer, what in known_layers(name, kind).items() if what.feeds}
     compared = [seen for seen in callback.seen if seen[2].layers]
-    assert len(compared) >= 3
+    assert len(compared) >= 2
     for _, _, selected, expected in compared:
         assert {layer.name for layer in selected.layers} == known
         for layer in selected.layers:

@@ -29,6 +29,7 @@ from sb3_redo.networks import (
 from sb3_redo.zoo.loading import algorithm_of, find_model
 from sb3_redo.zoo.policy_names import algorithms_of, scalable_policy
 from tests.helpers.algorithms import DICTIONARIES, DISCRETE, IMAGES, OBSERVATIONS, VECTORS, build, learn
+from tests.helpers.marks import alternating
 from tests.helpers.runs import Corridor, Tape, at_gradient_step, differences, fingerprint, reloaded
 
 POLICIES = {
@@ -114,8 +115,7 @@ def test_heads_take_the_other_settings_of_the_policy(settings):
 # What is trained
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize(("optimizer", "kind"), alternating([torch.optim.Adam, torch.optim.AdamW], list(POLICIES)))
 def test_only_the_fresh_head_and_the_features_are_trained(kind, optimizer):
     model = agent(kind, optimizer_class=optimizer)
     model.learn(40)

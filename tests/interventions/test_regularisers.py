@@ -14,6 +14,7 @@ from sb3_redo.interventions import (
 )
 from sb3_redo.sb3.parameters import is_target
 from tests.helpers.algorithms import EVERY, IMAGES, VECTORS, build, half, learn
+from tests.helpers.marks import alternating
 from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 
 REGULARISERS = {
@@ -215,8 +216,7 @@ def test_strong_parseval_regularisation_keeps_hidden_rows_nearer_to_orthogonal(n
     assert penalty(10.0) < penalty(0.0)
 
 
-@every_regulariser
-@pytest.mark.parametrize("name", ["DQN", "SAC", "PPO"])
+@pytest.mark.parametrize(("name", "make"), alternating(["DQN", "SAC", "PPO"], REGULARISERS))
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(make, name, tmp_path):
     whole, parts = Tape(), Tape()
     uninterrupted = fingerprint(learn(build(name), make(logging_period=5), tape=whole, name=name))

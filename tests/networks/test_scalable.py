@@ -419,6 +419,14 @@ import sys
 from sb3_redo.zoo.policy_names import scalable_policy
 scalable_policy("dqn", "MlpPolicy")
 assert not {"torch", "stable_baselines3"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.slow
+def test_the_check_above_would_notice():
+    script = """
+import sys
 import sb3_redo.networks.policies
 assert {"torch", "stable_baselines3"} <= set(sys.modules)
 """

@@ -59,7 +59,7 @@ class Spied(BrownianMotionCallback):
         self.seen.append((self.start, (ended, flat(self._twin.q_net)), self.targets))
 
 
-def spied(steps=120, model=None, **settings):
+def spied(steps=90, model=None, **settings):
     callback = wandering(Spied, **settings)
     learn(model or dqn(), callback, steps, tape=(tape := Tape()))
     return callback, tape
@@ -128,7 +128,7 @@ def test_both_begin_at_the_same_place_and_are_examined_alike():
 
 
 def test_the_distance_of_the_twin_is_that_of_a_random_walk():
-    callback, tape = spied(240)
+    callback, tape = spied(140)
     lengths = torch.tensor([float((ended[0] - start[0]).norm()) for start, ended, _ in callback.seen])
     walked = tape.values("plasticity/distance/q_net_twin")[-1]
     made = tape.values("plasticity/gradient_step")[-1]
@@ -230,7 +230,7 @@ def test_no_hook_is_left_and_a_seed_makes_another_walk():
     assert one != other
 
 
-@pytest.mark.parametrize("interval", [7, 1000])
+@pytest.mark.parametrize("interval", [7, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(interval, tmp_path):
     settings = {"target_update_interval": interval, "tau": 0.5}
     whole, tape = dqn(**settings), Tape()

@@ -38,6 +38,7 @@ from tests.helpers.algorithms import (
     is_on_policy,
     learn,
 )
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import NOISY, Tape, differences, dqn, fingerprint, hooks_of, reloaded, sac
 
 EACH = {
@@ -53,6 +54,8 @@ EACH = {
     ),
 }
 each = pytest.mark.parametrize("make", EACH.values(), ids=EACH)
+# They share all but what they look at.
+some = pytest.mark.parametrize("make", mostly_slow(EACH, ("plasticity", "curvature")))
 
 
 def normalised():
@@ -124,7 +127,7 @@ def test_every_callback_leaves_every_kind_of_run_as_it_is(make, name, kind):
     assert differences(bare, fingerprint(learn(build(name, kind), make(), name=name))) == []
 
 
-@each
+@some
 def test_a_fingerprint_would_tell(make):
     bare, ours = learn(build("DQN"), None), learn(build("DQN"), [make(), ReDoCallback(0.9, 20, 8)])
     assert {"weights", "optimizers"} <= set(differences(fingerprint(bare), fingerprint(ours)))
@@ -251,7 +254,7 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_does(make, tmp_path):
     model = learn(build("DQN"), make(), half("DQN"), parts)
     model = reloaded(model, tmp_path)
     learn(model, make(), half("DQN"), parts)
-    assert len(whole.points) > 8
+    assert len(whole.points) > 6
     assert parts.points == whole.points
 
 
@@ -298,7 +301,7 @@ def test_nothing_is_left_on_the_model(make):
 def test_matrices_and_spectra_are_pictures_in_tensorboard(tmp_path):
     model = build("SAC")
     model.set_logger(configure(str(tmp_path), ["tensorboard", "csv", "json"]))
-    model.learn(40, callback=[EACH["covariance"](), EACH["curvature"]()])
+    model.learn(28, callback=[EACH["covariance"](), EACH["curvature"]()])
     model.logger.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
@@ -391,7 +394,7 @@ def test_the_initial_weights_are_those_that_the_run_began_with(tmp_path):
 # Beside interventions
 
 
-@each
+@some
 def test_an_injected_network_is_examined_with_its_new_head(make):
     model = build("DQN", policy=InjectableDQNMlpPolicy)
     callback = make()
@@ -402,7 +405,7 @@ def test_an_injected_network_is_examined_with_its_new_head(make):
     learn(model, [PlasticityInjectionCallback(2 * PERIOD), make()], 20)
 
 
-@each
+@some
 def test_continual_backpropagation_takes_no_examination_for_training(make):
     def trained(*others):
         model = build("DQN")

@@ -90,7 +90,7 @@ def density(values, shares, at, width):
     ]
 
 
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("activation", [nn.Tanh, pytest.param(nn.ReLU, marks=pytest.mark.slow)])
 def test_from_all_directions_the_density_is_that_of_the_eigenvalues(activation):
     network, objective = small(activation, width=3)
     values = torch.linalg.eigvalsh(explicit(network, objective).double())

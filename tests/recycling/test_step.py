@@ -1,6 +1,7 @@
 """Recycling changes what it must, as it must, and nothing else."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.wiring.tracing import trace_wiring
 from tests.helpers import networks
+from tests.helpers.marks import alternating
 
 every_network = pytest.mark.parametrize("name", networks.NETWORKS)
 exact_networks = pytest.mark.parametrize(
@@ -48,8 +50,17 @@ def trained(network, optimizer_class=torch.optim.Adam, steps=3, **settings):
     return optimizer
 
 
-def report_on(network, batch, threshold=0.0):
-    wiring = trace_wiring(network, network.observations(2, seed=1))
+@cache
+def wiring_of(name):
+    """The wiring of the network that :func:`prepared` returns, read once for all tests of it."""
+    network = networks.build(name)
+    trained(network)
+    kill(network)
+    return trace_wiring(network, network.observations(2, seed=1))
+
+
+def report_on(network, batch, threshold=0.0, wiring=None):
+    wiring = wiring or trace_wiring(network, network.observations(2, seed=1))
     return Meter(network, wiring, {layer.name: "net" for layer in wiring}).measure(network, batch, threshold)
 
 
@@ -68,7 +79,7 @@ def prepared(name, threshold=0.0, **optimizer):
     optimizer = trained(network, **optimizer)
     kill(network)
     batch = network.observations(16, seed=5)
-    return network, optimizer, batch, report_on(network, batch, threshold)
+    return network, optimizer, batch, report_on(network, batch, threshold, wiring_of(name))
 
 
 @exact_networks
@@ -106,8 +117,7 @@ def attached_entries(network, report):
     return attached
 
 
-@every_network
-@pytest.mark.parametrize("optimizer_state", OPTIMIZER_STATE)
+@pytest.mark.parametrize(("optimizer_state", "name"), alternating(OPTIMIZER_STATE, list(networks.NETWORKS)))
 def test_entries_of_other_neurons_stay_bit_for_bit(name, optimizer_state):
     network, optimizer, _, report = prepared(name, threshold=0.4)
     before = copy.deepcopy(dict(network.named_parameters()))

@@ -105,16 +105,21 @@ RUNS = {
         lambda: {"kind": IMAGES, "policy_kwargs": {"share_features_extractor": True}},
     ),
 }
-SLOW = {
-    *("TQC", "CrossQ", "TRPO", "RecurrentPPO, two", "RecurrentPPO, continuous", "RecurrentPPO, images"),
-    *("TD3, hindsight", "TD3, three-step", "SAC, numbered", "SAC, images", "PPO, dictionaries", "PPO, switches"),
+FAST = {
+    *(
+        "SAC, hindsight replay",
+        "SAC, normalised",
+        "QR-DQN, two environments",
+        "DDPG, episodes",
+        "TD3, three-step replay",
+    ),
+    *("TD3, batch norm and dropout", "A2C, state-dependent exploration", "PPO, several choices", "PPO, stopping early"),
+    *("PPO, numbered observations", "MaskablePPO, several choices", "RecurrentPPO, no LSTM of the critic"),
+    "PPO, images, extractors apart",
 }
 each_run = pytest.mark.parametrize(
     ("name", "settings"),
-    [
-        pytest.param(*run, id=label, marks=[pytest.mark.slow] if any(map(label.startswith, SLOW)) else [])
-        for label, run in RUNS.items()
-    ],
+    [pytest.param(*run, id=label, marks=[] if label in FAST else [pytest.mark.slow]) for label, run in RUNS.items()],
 )
 
 

@@ -18,7 +18,7 @@ from sb3_redo.sweeps import RunFolder
 from sb3_redo.sweeps.checkpoint import restore_checkpoint, save_checkpoint
 from sb3_redo.sweeps.files import BusyError, locked
 
-STEPS = 400
+STEPS = 200
 
 
 class KilledError(Exception):
@@ -50,7 +50,7 @@ def make_dqn(**settings):
 
 
 def redo(**settings):
-    return ReDoCallback(**{"recycling_period": 20, "measuring_period": 20, "batch_size": 16, **settings})
+    return ReDoCallback(**{"recycling_period": 10, "measuring_period": 10, "batch_size": 16, **settings})
 
 
 def train(folder, make=make_dqn, at=None, minutes=0.0, callback=redo, steps=STEPS):
@@ -88,7 +88,7 @@ def test_training_is_what_it_is_without(tmp_path):
 
 
 def test_a_killed_training_goes_on_where_it_was_saved(tmp_path):
-    killed = train(tmp_path, at=203)
+    killed = train(tmp_path, at=103)
     assert not (tmp_path / "outcome.json").exists()
     assert len(list(tmp_path.glob("checkpoint_*"))) == 1
     seen = {}
@@ -99,33 +99,33 @@ def test_a_killed_training_goes_on_where_it_was_saved(tmp_path):
             seen["model"] = self.model.num_timesteps, self.model._n_updates, self.model.exploration_rate
             seen["stored"] = self.model.replay_buffer.size()
 
-    model = train(tmp_path, callback=lambda: Looker(measuring_period=20, batch_size=16))
-    assert seen["model"] == (200, killed._n_updates, pytest.approx(killed.exploration_rate, abs=0.02))
-    assert seen["stored"] == 200
+    model = train(tmp_path, callback=lambda: Looker(measuring_period=10, batch_size=16))
+    assert seen["model"] == (100, killed._n_updates, pytest.approx(killed.exploration_rate, abs=0.02))
+    assert seen["stored"] == 100
     assert model.num_timesteps == STEPS
     assert outcome(tmp_path)["gradient_steps"] == model._n_updates == (STEPS - 52) // 4 + 1
 
 
 def test_points_of_what_was_lost_do_not_count(tmp_path):
-    train(tmp_path, at=203, minutes=0.0)
+    train(tmp_path, at=103, minutes=0.0)
     before = points(tmp_path, "dormancy/gradient_step")
     train(tmp_path)
     after = points(tmp_path, "dormancy/gradient_step")
-    assert [value for _, value in after] == list(range(0, 81, 20))
+    assert [value for _, value in after] == list(range(0, 31, 10))
     assert after[: len(before)] == before
     assert points(tmp_path, "redo/recycled_total")[-1][1] == outcome(tmp_path)["recycled_total"]
 
 
 def test_recycling_happens_at_the_same_gradient_steps(tmp_path):
     train(tmp_path / "whole")
-    train(tmp_path / "killed", at=203)
+    train(tmp_path / "killed", at=103)
     train(tmp_path / "killed")
     whole, killed = (points(tmp_path / name, "redo/recycled") for name in ("whole", "killed"))
     assert [step for step, _ in whole] == [step for step, _ in killed]
 
 
 def test_a_training_killed_before_anything_was_saved_begins_anew(tmp_path):
-    train(tmp_path, at=203, minutes=1e6)
+    train(tmp_path, at=103, minutes=1e6)
     assert not list(tmp_path.glob("checkpoint_*"))
     train(tmp_path, minutes=1e6)
     assert len(list(tmp_path.glob("events.*"))) == 1
@@ -184,7 +184,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_a_report_knows_a_training_that_no_sweep_has_described(tmp_path):
     train(tmp_path / "one")
-    train(tmp_path / "other", at=200)
+    train(tmp_path / "other", at=100)
     one, other = read_sweep_folder(tmp_path).runs
     assert (one.environment, one.label, one.seed, one.state) == ("CartPole-v1", "replay_ratio=0.25", 0, "finished")
     assert one.settings["algorithm"] == "dqn"
@@ -290,9 +290,9 @@ def test_a_training_that_goes_on_meets_other_episodes(tmp_path):
             starts.append(self.model._last_obs.copy())
 
     def looker():
-        return Looker(measuring_period=20, batch_size=16)
+        return Looker(measuring_period=10, batch_size=16)
 
-    train(tmp_path, at=203, callback=looker)
+    train(tmp_path, at=103, callback=looker)
     train(tmp_path, callback=looker)
     assert not np.allclose(starts[0], starts[1])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from sb3_redo.cli.progress import Progress
 from sb3_redo.sweeps.execution import Resources, _Executor, _import_ray
@@ -136,10 +137,13 @@ def script(text):
 
 
 def finishing(folder):
+    """A training that logs and ends well; its points are written here, where torch has been loaded."""
+    with SummaryWriter(str(folder / "elsewhere")) as writer:
+        writer.add_scalar("dormancy/fraction", 0.5, 1)
     return script(
-        "import json, pathlib; from torch.utils.tensorboard import SummaryWriter;"
-        f"w = SummaryWriter({str(folder)!r}); w.add_scalar('dormancy/fraction', 0.5, 1); w.close();"
-        f"pathlib.Path({str(folder / 'outcome.json')!r}).write_text('{{}}')"
+        f"import pathlib; folder = pathlib.Path({str(folder)!r})\n"
+        "for path in (folder / 'elsewhere').iterdir(): path.rename(folder / path.name)\n"
+        "(folder / 'elsewhere').rmdir(); (folder / 'outcome.json').write_text('{}')"
     )
 
 
@@ -228,10 +232,24 @@ def test_a_training_has_as_many_threads_as_it_was_given(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def starter():
-    starter = Starter({**os.environ, "OMP_NUM_THREADS": "1"})
-    yield starter
-    starter.kill()
+def starters():
+    """The warm processes of these tests, of which one serves all until it is killed."""
+    started = []
+    yield started
+    for starter in started:
+        starter.kill()
+
+
+@pytest.fixture
+def starter(starters, tmp_path_factory):
+    """A warm process, which was given something to print when it loads environments."""
+    if not starters or not starters[-1].alive:
+        folder = tmp_path_factory.mktemp("warm")
+        (folder / "custom_envs.py").write_text("import os; print('hello', flush=True); os.write(1, b'hello')")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            starters.append(Starter({**os.environ, "OMP_NUM_THREADS": "1"}))
+    return starters[-1]
 
 
 def module(folder, monkeypatch, text):
@@ -245,13 +263,20 @@ def module(folder, monkeypatch, text):
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
-        ("import sys; print(__name__, sys.argv[1:], sys.path[0])", 0, "__main__ ['--seed', '3'] {folder}\n"),
-        ("import os; print(os.environ, os.getcwd())", 0, "environ({{'HERE': 'yes'}}) {folder}\n"),
-        ("import sys; print(sys.stdin.read(), end='')", 0, ""),
-        ("raise SystemExit(3)", 3, ""),
-        ("raise SystemExit('went wrong')", 1, "went wrong\n"),
+        (
+            "import os, torch; print(os.environ, os.getcwd(), torch.get_num_threads()); raise SystemExit('went wrong')",
+            1,
+            "environ({{'HERE': 'yes'}}) {folder} 1\nwent wrong\n",
+        ),
         ("import os; print('so far', flush=True); os.kill(os.getpid(), 9)", -9, "so far\n"),
-        ("import torch; print(torch.get_num_threads())", 0, "1\n"),
+        # Without the ordinary exit, which takes a second: it takes down all that the warm process had loaded.
+        (
+            "import os, sys; print(__name__, sys.argv[1:], sys.path[0], sys.stdin.read(), flush=True); os._exit(0)",
+            0,
+            "__main__ ['--seed', '3'] {folder} \n",
+        ),
+        pytest.param("raise SystemExit(3)", 3, "", marks=pytest.mark.slow),
+        pytest.param("", 0, "", marks=pytest.mark.slow),
     ],
 )
 def test_a_warm_process_runs_a_module_as_python_would(starter, tmp_path, monkeypatch, text, code, said):
@@ -263,18 +288,17 @@ def test_a_warm_process_runs_a_module_as_python_would(starter, tmp_path, monkeyp
 
 
 @pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
-def test_what_is_printed_when_environments_are_loaded_is_no_answer(tmp_path, monkeypatch):
-    log = module(tmp_path, monkeypatch, "import os; os.write(1, b'done')")
-    (tmp_path / "custom_envs.py").write_text("import os; print('hello', flush=True); os.write(1, b'hello')")
-    starter = Starter(os.environ)
+def test_what_is_printed_when_environments_are_loaded_is_no_answer(starter, tmp_path, monkeypatch):
+    text = "import os, sys; os.write(1, 'custom_envs' in sys.modules and b'done'); os._exit(0)"
+    log = module(tmp_path, monkeypatch, text)
     assert starter.run(["trained"], log, os.environ) == 0
     assert log.read_text() == "done"
-    starter.kill()
 
 
 @pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
 def test_trainings_do_not_share_a_random_state(starter, tmp_path, monkeypatch):
-    log = module(tmp_path, monkeypatch, "import numpy; print(numpy.random.randint(2**31))")
+    text = "import numpy, os; print(numpy.random.randint(2**31), flush=True); os._exit(0)"
+    log = module(tmp_path, monkeypatch, text)
     for _ in range(2):
         assert starter.run(["trained"], log, {}) == 0
     first, second = log.read_text().split()
@@ -282,9 +306,8 @@ def test_trainings_do_not_share_a_random_state(starter, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
-def test_a_training_dies_with_its_warm_process(tmp_path, monkeypatch):
+def test_a_training_dies_with_its_warm_process(starter, tmp_path, monkeypatch):
     log = module(tmp_path, monkeypatch, "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
-    starter = Starter(os.environ)
     with ThreadPoolExecutor() as pool:
         code = pool.submit(starter.run, ["trained"], log, {})
         wait_for(lambda: log.exists() and log.read_text().endswith("\n"))

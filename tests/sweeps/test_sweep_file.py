@@ -348,11 +348,23 @@ def test_a_merge_behind_an_anchor_is_no_key_twice(read):
     assert by_label["redo"] == by_label["again"] == expected
 
 
-def test_callbacks_of_the_folder_where_the_command_is_typed_are_found(tmp_path, monkeypatch):
+@pytest.fixture
+def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.py").write_text("from sb3_redo import DormancyCallback\nclass Mine(DormancyCallback): pass\n")
     (tmp_path / "config.yml").write_text(CONFIG)
     (tmp_path / "sweep.yml").write_text(TEXT.replace("sb3_redo.ReDoCallback", "here.Mine"))
+
+
+def test_callbacks_of_the_folder_where_it_is_typed_are_found(here, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", ".")])
+    assert main(["sweep", "sweep.yml", "--dry-run"]) == 0
+    sys.modules.pop("here")
+    assert "here.Mine" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_callbacks_of_the_folder_where_the_command_is_typed_are_found(here):
     command = Path(sys.executable).with_name("sb3-redo")
     done = subprocess.run([command, "sweep", "sweep.yml", "--dry-run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -80,7 +80,7 @@ def dictionary():
     return DQN("MultiInputPolicy", Room(spaces.Dict(images | vectors)), buffer_size=10, seed=0)
 
 
-every_policy = pytest.mark.parametrize("build", [impala, dictionary])
+every_policy = pytest.mark.parametrize("build", [pytest.param(impala, marks=pytest.mark.slow), dictionary])
 
 
 def prepared(build):

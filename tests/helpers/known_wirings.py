@@ -1,0 +1,55 @@
+"""Wirings that are read once and serve every network that is built alike."""
+
+import sys
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from sb3_redo.forward.nested import map_tensors
+from sb3_redo.wiring.structure import Wiring
+from sb3_redo.wiring.tracing import trace_wiring
+
+_PLAIN = (bool, int, float, str, type, FunctionType, BuiltinFunctionType)
+
+
+def use_known_wirings(patch: pytest.MonkeyPatch) -> None:
+    """Let the package read a wiring only where it has read none of the same architecture since this call.
+
+    Reading takes longer than most trainings of the tests. Tests still call the function itself.
+    """
+    read: dict[Any, Wiring] = {}
+
+    def known(
+        module: nn.Module, observations: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None
+    ) -> Wiring:
+        key = _architecture(module), _shapes(observations), getattr(forward, "__code__", forward)
+        if key not in read:
+            read[key] = trace_wiring(module, observations, forward=forward)
+        return read[key]
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("sb3_redo.") and vars(module).get("trace_wiring") is trace_wiring:
+            patch.setattr(module, "trace_wiring", known)
+
+
+def _architecture(module: nn.Module) -> Any:
+    """Return what a module is made of: modules and their settings, and parameters with all names of each."""
+    parts = [
+        (name, type(each), *((key, value) for key, value in vars(each).items() if isinstance(value, _PLAIN)))
+        for name, each in module.named_modules(remove_duplicate=False)
+    ]
+    numbers: dict[Tensor, int] = {}
+    parameters = [
+        (name, numbers.setdefault(each, len(numbers)), each.shape, each.dtype, each.requires_grad)
+        for name, each in module.named_parameters(remove_duplicate=False)
+    ]
+    return tuple(parts), tuple(parameters)
+
+
+def _shapes(observations: Any) -> Any:
+    shapes: list[Any] = []
+    map_tensors(lambda tensor: shapes.append((tensor.shape, tensor.dtype)) or tensor, observations)
+    return tuple(shapes)
