@@ -1,5 +1,7 @@
 """Settings of every test."""
 
+import gc
+
 import pytest
 
 # Torch and all that needs it are imported where they are used: the process that only hands out tests does without.
@@ -11,6 +13,16 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+def pytest_sessionstart():
+    # What is imported never becomes garbage. Looking for garbage among it takes seconds.
+    gc.disable()
+
+
+def pytest_collection_finish():
+    gc.enable()
+    gc.set_threshold(700, 10, 200)
 
 
 @pytest.fixture(autouse=True, scope="session")
