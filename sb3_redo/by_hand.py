@@ -15,14 +15,21 @@ from torch.optim import Optimizer
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.forward.contexts import evaluating, is_compiled, uncompiled
+from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled, uncompiled_name
 from sb3_redo.forward.nested import map_tensors, tensors_in
 from sb3_redo.recycling.compensation import measured_contributions
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
-from sb3_redo.validation import explains_arguments, non_negative_number, optional_integer, positive_integer
+from sb3_redo.validation import (
+    explains_arguments,
+    listed,
+    non_negative_number,
+    optional_integer,
+    positive_integer,
+)
 from sb3_redo.wiring import tracing
 from sb3_redo.wiring.default_forward import Forward, default_forward
+from sb3_redo.wiring.input_variants import first_two_rows
 from sb3_redo.wiring.structure import Wiring
 
 if TYPE_CHECKING:
@@ -51,7 +58,8 @@ def trace_wiring(
         _refuse_for_models(forward=forward)
         return trace_model(model_or_module, observations)
     module: Any = model_or_module
-    return tracing.trace_wiring(module, _inputs(module, observations), forward=forward)
+    run, inputs = _running(module, observations, forward)
+    return tracing.trace_wiring(module, inputs, forward=run)
 
 
 @explains_arguments
@@ -81,6 +89,9 @@ def measure_dormancy(
     :raises ValueError: when there is nothing to measure on, or a replay buffer holds fewer than ``batch_size``
     :raises RuntimeError: when the algorithm is not supported or nothing can be measured
     """
+    given: Any = dormancy_threshold
+    if isinstance(given, (dict, list)) or getattr(given, "ndim", 0) > 0:
+        raise TypeError("measure_dormancy() takes dormancy_threshold second: pass observations= by its name")
     dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
     batch_size = positive_integer("batch_size", batch_size)
     if _is_model(model_or_module, "measure_dormancy"):
@@ -90,16 +101,13 @@ def measure_dormancy(
         return measure_model(model_or_module, dormancy_threshold, batch_size, observations)
     # 1. The module's inputs, and how it is run on them.
     module: Any = model_or_module
-    inputs = _inputs(module, observations)
-    if forward is None:
-        with evaluating(module.modules()), uncompiled(is_compiled(module.modules())):
-            forward, inputs = default_forward(module, inputs)
+    run, inputs = _running(module, observations, forward)
     # 2. Its layers, and the network that each is counted with: the child that holds it.
-    wiring = tracing.trace_wiring(module, inputs, forward=forward)
+    wiring = tracing.trace_wiring(module, inputs, forward=run)
     kind = type(module).__name__
     networks = {layer.name: layer.name.split(".")[0] if "." in layer.name else kind for layer in wiring}
     # 3. One pass over all observations.
-    return Meter(module, wiring, networks).measure(partial(forward, module), inputs, dormancy_threshold)
+    return Meter(module, wiring, networks).measure(partial(run, module), inputs, dormancy_threshold)
 
 
 @explains_arguments
@@ -148,17 +156,18 @@ def recycle_dormant(
         _refuse_for_models(optimizers=optimizers, fresh=fresh, forward=forward)
         return recycle_model(model_or_module, report, surgery, seed)
     module: Any = model_or_module
-    _check_report(module, report)
     contributions = None
     if compensate:
-        run = partial(forward or default_forward(module, report.batch)[0], module)
-        contributions = measured_contributions(module, report.wiring, run, report.batch)
+        batch = _inputs(module, report.batch)
+        run = partial(forward or default_forward(module, batch)[0], module)
+        contributions = measured_contributions(module, report.wiring, run, batch)
+    neurons = report.dormant_neurons()
     return recycle(
         module,
         report.wiring,
-        report.dormant_neurons(),
-        _optimizers(optimizers),
-        InitialWeights(partial(_reset_copy, module) if fresh is None else _building(fresh, module)),
+        neurons,
+        _optimizers(optimizers, module),
+        InitialWeights(_building(partial(_reset_copy, module) if fresh is None else fresh, module, neurons)),
         torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed),
         surgery,
         contributions=contributions,
@@ -187,6 +196,28 @@ def _refuse_for_models(**arguments: Any) -> None:
         raise TypeError(f"{given[0]} is for torch modules: of a model it is known, leave it out")
 
 
+def _running(module: nn.Module, observations: Any, forward: Forward | None) -> tuple[Forward, Any]:
+    """Return how a module is run and on what, after two rows have been tried.
+
+    :raises ValueError: when it cannot be run
+    """
+    inputs = _inputs(module, observations)
+    if forward is not None and (isinstance(forward, nn.Module) or not callable(forward)):
+        raise TypeError(f"forward must be a function of the module and the observations, got {forward!r}")
+    with evaluating(module.modules()), uncompiled(is_compiled(module.modules())), seeded(0):
+        if forward is None:
+            forward, inputs = default_forward(module, inputs)
+        try:
+            forward(module, map_tensors(first_two_rows, inputs))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            tensors = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors_in(inputs))
+            raise ValueError(
+                f"{type(module).__name__} cannot be run on observations {tensors}: {error}. They must be [batch, ...] "
+                "and of the type that it takes; forward=, if it is given, takes the module and the observations"
+            ) from error
+    return forward, inputs
+
+
 def _inputs(module: nn.Module, observations: Any) -> Any:
     """Return observations as tensors on the module's device, floating ones of its parameters' type."""
     if observations is None:
@@ -206,39 +237,40 @@ def _inputs(module: nn.Module, observations: Any) -> Any:
     return inputs
 
 
-def _check_report(module: nn.Module, report: DormancyReport) -> None:
-    for layer in report.layers:
-        try:
-            weight = module.get_submodule(layer.name).weight
-        except AttributeError:
-            weight = None
-        if layer.recyclable and (not isinstance(weight, Tensor) or len(weight) != layer.neurons):
-            raise ValueError(
-                f"report is of another network: {type(module).__name__} has no layer {layer.name} of {layer.neurons} "
-                "neurons"
-            )
-
-
-def _optimizers(optimizers: Any) -> list[Optimizer]:
+def _optimizers(optimizers: Any, module: nn.Module) -> list[Optimizer]:
     if optimizers is None:
         raise ValueError("optimizers= is needed: all that hold the module's parameters, or [] if there are none")
-    given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    given = [optimizers] if isinstance(optimizers, Optimizer) else listed("optimizers", optimizers)
     for optimizer in given:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizers must hold torch optimizers, got {optimizer!r}")
+    theirs = {id(each) for optimizer in given for group in optimizer.param_groups for each in group["params"]}
+    if given and theirs.isdisjoint(map(id, module.parameters())):
+        raise ValueError(f"optimizers hold no parameter of this {type(module).__name__}: was it built anew after them?")
     return given
 
 
-def _building(fresh: Any, module: nn.Module) -> Callable[[], nn.Module]:
-    trained = {parameter.data_ptr() for parameter in module.parameters()}
+def _building(fresh: Any, module: nn.Module, layers: Iterable[str]) -> Callable[[], nn.Module]:
+    """Return a function that builds an untrained twin, and refuses one that has the module's own weights."""
+    weights = {f"{layer}.weight" for layer in layers}
+    trained = {uncompiled_name(name): each for name, each in module.named_parameters() if name in weights}
+    storages = {parameter.data_ptr() for parameter in module.parameters()}
 
     def build() -> nn.Module:
         built = fresh()
         if not isinstance(built, nn.Module):
             raise TypeError(f"fresh must build an untrained module, and returned {built!r}")
-        if any(parameter.data_ptr() in trained for parameter in built.parameters()):
+        if any(parameter.data_ptr() in storages for parameter in built.parameters()):
             raise ValueError("fresh must build a new module each time, and returned one that shares trained weights")
-        return built.to("cpu")
+        built = built.to("cpu")
+        for path, parameter in built.named_parameters():
+            own = trained.get(uncompiled_name(path))
+            if own is not None and own.any() and torch.equal(own.detach().cpu(), parameter.detach().to(own.dtype)):
+                raise ValueError(
+                    f"{path} is not drawn anew: its layer has no reset_parameters() of its own that does, or fresh= "
+                    "copies trained weights. Pass fresh=, a function that builds an untrained module"
+                )
+        return built
 
     if isinstance(fresh, nn.Module) or not callable(fresh):
         raise TypeError(f"fresh must be a function that builds an untrained module, got {fresh!r}")
@@ -253,7 +285,7 @@ def _reset_copy(module: nn.Module) -> nn.Module:
         raise ValueError(
             f"{type(module).__name__} cannot be copied ({error}): pass fresh=, a function that builds an untrained one"
         ) from error
-    for part in built.modules():
+    for part in reversed(list(built.modules())):  # a module's own reset comes after those of its parts
         reset = getattr(part, "reset_parameters", None)
         if callable(reset):
             reset()

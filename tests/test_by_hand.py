@@ -1,11 +1,14 @@
 """The three functions take any torch module as well as a model, and say in one sentence what was passed wrongly."""
 
 import copy
+from collections import defaultdict
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant, trace_wiring
@@ -113,6 +116,69 @@ def test_weights_are_drawn_as_reset_parameters_does_or_as_the_twin_has_them():
     assert (module[0].weight[report.layers[0].dormant] == 7.0).all()
 
 
+def test_a_modules_own_reset_comes_last():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 2)
+
+        def reset_parameters(self):
+            nn.init.normal_(self.first.weight, std=10.0)
+
+        def forward(self, x):
+            return self.second(self.first(x).relu())
+
+    module = Own()
+    recycle_dormant(module, measure_dormancy(module, 9.0, observations=X), optimizers=[], seed=0)
+    assert module.first.weight.std() > 5
+
+
+class Stubborn(nn.Linear):
+    def reset_parameters(self):
+        pass
+
+
+@pytest.mark.parametrize("fresh", [None, lambda: copy.deepcopy(MODULE)])
+def test_trained_weights_do_not_pass_for_fresh_ones(fresh):
+    module = copy.deepcopy(MODULE)
+    if fresh is None:
+        module[0] = Stubborn(5, 12)
+        nn.init.ones_(module[0].weight)
+        nn.init.zeros_(module[0].bias)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=r"0\.weight is not drawn anew"):
+        recycle_dormant(module, measure_dormancy(module, 9.0, observations=X), optimizers=[], fresh=fresh)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_a_report_of_another_network_is_refused():
+    small, large = (DQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [size]}) for size in (16, 32))
+    report = measure_dormancy(small, 9.0, observations=np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="the wiring is of another network: DQNPolicy has no layer q_net"):
+        recycle_dormant(large, report)
+    module = network()
+    report = measure_dormancy(module, 9.0, observations=X)
+    module[4] = nn.Linear(11, 3)
+    with pytest.raises(ValueError, match="no layer 4 of 10 inputs"):
+        recycle_dormant(module, report, optimizers=[])
+    module[4] = nn.Identity()
+    with pytest.raises(ValueError, match="no layer 4 of 10 inputs"):
+        recycle_dormant(module, report, optimizers=[])
+
+
+def test_a_module_that_changed_its_type_is_compensated():
+    module = network()
+    report = measure_dormancy(module, 0.8, observations=X)
+    assert recycle_dormant(module.double(), report, optimizers=[], compensate=True, seed=0).recycled > 0
+
+
+def test_a_layer_with_a_frozen_bias_is_measured_only():
+    module = network()
+    module[0].bias.requires_grad_(False)
+    report = measure_dormancy(module, 9.0, observations=X)
+    assert [layer.recyclable for layer in report.layers] == [False, True]
+
+
 def test_the_seed_decides_and_without_one_torchs_random_stream():
     def weights(**settings):
         module = network()
@@ -185,6 +251,10 @@ def test_heads_are_run_by_what_runs_them():
     assert measure_dormancy(Heads(), observations=X, forward=Heads.act).layers[0].name == "network.0"
     wiring = measure_dormancy(HeadsWithForward(), observations=X).wiring
     assert wiring["network.0"].consumers.keys() == {"actor", "critic"}
+    same_width = HeadsWithForward()
+    same_width.network, same_width.actor = nn.Linear(5, 5), nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 2))
+    same_width.critic = nn.Linear(5, 1)
+    assert trace_wiring(same_width, X)["network"].consumers.keys() == {"actor.0", "critic"}
     report = measure_dormancy(heads := Heads(), 1.0, observations=X, forward=Heads.act)
     assert recycle_dormant(heads, report, optimizers=[]).recycled > 0
     assert recycle_dormant(heads, report, optimizers=[], compensate=True, forward=Heads.act).recycled > 0
@@ -230,6 +300,30 @@ def test_a_model_takes_observations_in_every_form_they_come_in(kind):
     assert measure_dormancy(model, observations=buffer.sample(7).observations).observations == 7
 
 
+def test_what_lies_in_the_buffer_is_normalised_as_training_sees_it():
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    model = build("SAC", env=env)
+    model.learn(60)
+    stored = model.replay_buffer.observations[:40]
+    found, expected = (measure_dormancy(model, observations=each) for each in (stored, env.normalize_obs(stored[:, 0])))
+    assert all(torch.equal(one.scores, other.scores) for one, other in zip(found.layers, expected.layers, strict=True))
+    raw = measure_dormancy(model, observations=stored[:, 0])
+    assert not all(torch.equal(one.scores, other.scores) for one, other in zip(found.layers, raw.layers, strict=True))
+
+
+def test_dictionaries_of_any_kind_are_taken():
+    class OfA(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x["a"])
+
+    given = defaultdict(list, {"a": X})
+    assert measure_dormancy(OfA(), observations=given).observations == 40
+
+
 def test_a_model_that_has_met_nothing_is_traced():
     fresh = DQN("MlpPolicy", "CartPole-v1")
     state = fresh.observation_space.np_random.bit_generator.state
@@ -263,8 +357,35 @@ REPORT = measure_dormancy(MODULE, 1.0, observations=X)
         (lambda: measure_dormancy(MODULE, observation=X), TypeError, "did you mean observations?"),
         (lambda: recycle_dormant(MODULE, REPORT), ValueError, "optimizers= is needed"),
         (lambda: recycle_dormant(MODULE, REPORT, optimizers=[MODULE]), TypeError, "must hold torch optimizers"),
+        (lambda: recycle_dormant(MODULE, REPORT, optimizers={"q": 1}), TypeError, "optimizers must be a list"),
+        (lambda: recycle_dormant(MODULE, REPORT, optimizers=5), TypeError, "optimizers must be a list"),
+        (
+            lambda: recycle_dormant(MODULE, REPORT, optimizers=trained(network())),
+            ValueError,
+            "hold no parameter",
+        ),
+        (lambda: measure_dormancy(MODULE, X), TypeError, "pass observations= by its name"),
+        (lambda: measure_dormancy(MODULE, {"a": X}), TypeError, "pass observations= by its name"),
+        (
+            lambda: measure_dormancy(MODULE, observations=X[:, :3]),
+            ValueError,
+            "cannot be run on observations .40, 3.",
+        ),
+        (lambda: measure_dormancy(MODULE, observations=X[0]), ValueError, "They must be .batch, ...."),
+        (lambda: trace_wiring(MODULE, X.to(torch.uint8)), ValueError, "cannot be run on observations .* torch.uint8"),
+        (lambda: measure_dormancy(MODULE, observations=X, forward=5), TypeError, "forward must be a function"),
+        (lambda: measure_dormancy(MODULE, observations=X, forward=MODULE), TypeError, "forward must be a function"),
+        (
+            lambda: measure_dormancy(MODULE, observations=X, forward=lambda x: x),
+            ValueError,
+            "takes the module",
+        ),
         (lambda: recycle_dormant(MODULE, 0.1, optimizers=[]), TypeError, "report must be what measure_dormancy"),
-        (lambda: recycle_dormant(MODULE[2:], REPORT, optimizers=[]), ValueError, "report is of another network"),
+        (
+            lambda: recycle_dormant(MODULE[2:], REPORT, optimizers=[]),
+            ValueError,
+            "the wiring is of another network",
+        ),
         (lambda: recycle_dormant(MODULE, REPORT, optimizers=[], fresh=network()), TypeError, "must be a function"),
         (lambda: recycle_dormant(MODULE, REPORT, optimizers=[], fresh=lambda: 3), TypeError, "must build an untrained"),
         (lambda: recycle_dormant(MODULE, REPORT, optimizers=[], fresh=lambda: MODULE), ValueError, "a new module each"),

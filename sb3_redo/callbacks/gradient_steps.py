@@ -3,13 +3,15 @@
 import inspect
 import re
 from abc import ABCMeta
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from torch.utils.hooks import RemovableHandle
 
-from sb3_redo.callbacks.callback_tree import listen, refuse_parallel_training
+from sb3_redo.callbacks.callback_tree import callbacks_in, listen, refuse_parallel_training
 from sb3_redo.callbacks.clock import GradientClock
 from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.sb3.agents import Agent, agent_of
@@ -37,7 +39,7 @@ class _Meta(ABCMeta):
             callback = super().__call__(*args, **settings)
         except TypeError as error:
             unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-            if unknown is None or unknown[1] in names:
+            if unknown is None or unknown[1] in names or unknown[1] not in settings:
                 raise
             raise unknown_argument(cls.__name__, unknown[1], list(names)) from None
         callback._given = {**names, **dict(zip(names, args, strict=False)), **settings}
@@ -50,9 +52,9 @@ def _settings_of(cls: type) -> dict[str, Any]:
     for base in cls.__mro__:
         if "__init__" in vars(base):
             parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-            named = [parameter for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
+            named = [each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
             found |= {each.name: each.default for each in named if each.name not in found}
-            if len(named) == len(parameters):
+            if not any(each.kind == each.VAR_KEYWORD for each in parameters):
                 break
     return found
 
@@ -90,7 +92,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     memory: Memory
     """What is saved with the model, for a callback with the same :attr:`memory_key`."""
 
-    _given: dict[str, Any]
+    _given: Mapping[str, Any] = MappingProxyType({})
     _settled: tuple[str, ...] | None = None
     _clock: GradientClock | None = None
     _handles: tuple[RemovableHandle | StepHooks, ...] = ()
@@ -99,7 +101,10 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     @property
     def memory_key(self) -> str:
-        """The name under which :attr:`memory` is saved. It must tell this callback from others of the same model."""
+        """The name under which :attr:`memory` is saved: the class and :attr:`settings_in_key`.
+
+        Callbacks of one training with the same key are numbered in their order.
+        """
         return " ".join([type(self).__name__, *(str(getattr(self, name)) for name in self.settings_in_key)])
 
     def prepare(self) -> None:
@@ -174,7 +179,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         self._learn_call = learn_call = self.model.start_time
         refuse_parallel_training(self.locals.get("callback"))
         self.agent = agent_of(self.model)
-        self.memory = Memory(self.model, self.memory_key)
+        self.memory = Memory(self.model, self._unique_key())
         self.prepare()
         if self.memory.looked_at is None:
             self.memory.looked_at = gradient_steps_of(self.model)  # periods before are none of ours
@@ -192,6 +197,13 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
                 on_rollout_end=self._on_rollout_end,
                 on_training_end=self._stop,
             )
+
+    def _unique_key(self) -> str:
+        """Return the memory key, numbered where callbacks before this one have the same."""
+        every = [each for each in callbacks_in(self.locals.get("callback")) if isinstance(each, GradientStepCallback)]
+        rivals = [each for each in every if each.memory_key == self.memory_key]
+        number = rivals.index(self) if self in rivals else 0
+        return f"{self.memory_key} #{number + 1}" if number else self.memory_key
 
     def _on_step(self) -> bool:
         return True
@@ -246,7 +258,8 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     def __repr__(self) -> str:
         settings = ((name, self.__dict__.get(name, given)) for name, given in self._given.items())
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings)})"
+        known = (f"{name}={value!r}" for name, value in settings if value is not inspect.Parameter.empty)
+        return f"{type(self).__name__}({', '.join(known)})"
 
     def __getstate__(self) -> dict[str, Any]:
         kept = self.__dict__ if self._settled is None else self._settled

@@ -100,7 +100,7 @@ def recycle(
     :raises ValueError: when a layer cannot be recycled, or ``compensate`` meets a consumer without a bias
     """
     planner = Planner(policy, list(optimizers), initial_state, surgery.optimizer_state)
-    chosen = _chosen(wiring, neurons, planner.device)
+    chosen = _chosen(policy, wiring, neurons, planner.device)
     with torch.no_grad():
         # 1. What the neurons contribute now is known only before their outgoing weights are cleared.
         if surgery.compensate and chosen:
@@ -121,15 +121,21 @@ def recycle(
     return RecyclingRecord({name: index.cpu() for name, index in chosen.items()})
 
 
-def _chosen(wiring: Wiring, neurons: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def _chosen(
+    policy: nn.Module, wiring: Wiring, neurons: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Tensor]:
     """Return the neurons to recycle, in ascending order, by layer in the order in which layers run."""
+    if not isinstance(neurons, Mapping):
+        raise TypeError(f"neurons must map layer names to long tensors of neurons, got {neurons!r}")
     unknown = neurons.keys() - {layer.name for layer in wiring}
     if unknown:
         raise ValueError(f"neurons names the layer {min(unknown)!r}, which is not among those measured:\n{wiring}")
     chosen = {}
     for layer in wiring:
-        index = neurons.get(layer.name)
-        if index is None or not len(index):
+        index = neurons.get(layer.name, torch.empty(0, dtype=torch.long))
+        if not isinstance(index, Tensor) or index.ndim != 1:
+            raise TypeError(f"neurons of {layer.name} must be a long tensor [neurons], got {index!r}")
+        if not len(index):
             continue
         if not layer.recyclable:
             raise ValueError(f"neurons of {layer.name} cannot be recycled: {layer.reason}")
@@ -137,8 +143,28 @@ def _chosen(wiring: Wiring, neurons: Mapping[str, Tensor], device: torch.device)
             raise ValueError(
                 f"neurons of {layer.name} must be a long tensor of numbers from 0 to {layer.neurons - 1}, got {index!r}"
             )
+        _check_fits(policy, layer)
         chosen[layer.name] = torch.unique(index.to(device))
     return chosen
+
+
+def _check_fits(policy: nn.Module, layer: LayerWiring) -> None:
+    """Refuse a wiring of another network.
+
+    :raises ValueError: when the layer or a consumer is absent or has another shape
+    """
+    modules = dict(policy.named_modules())
+    for name, axis, size in (
+        (layer.name, 0, layer.neurons),
+        *((consumer, 1, len(owners)) for consumer, owners in layer.consumers.items()),
+    ):
+        weight = getattr(modules.get(name), "weight", None)
+        groups_of_it = getattr(modules.get(name), "groups", 1) if axis == 1 else 1
+        if not isinstance(weight, Tensor) or weight.shape[axis] * groups_of_it != size:
+            what = "neurons" if axis == 0 else "inputs"
+            raise ValueError(
+                f"the wiring is of another network: {type(policy).__name__} has no layer {name} of {size} {what}"
+            )
 
 
 def _mask(size: int, index: Tensor) -> Tensor:

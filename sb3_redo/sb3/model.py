@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
@@ -52,8 +53,8 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
 
     :param model: any supported model
     :param observations: arrays or tensors [batch, ...] as the environment gives them (already normalised, if
-        ``VecNormalize`` is used), as a replay buffer gives them, or as they lie in it, [n, n_envs, ...]; or a
-        dictionary of them
+        ``VecNormalize`` is used), as a replay buffer's ``sample(n, env=...)`` gives them, or as they lie in it,
+        [n, n_envs, ...], which are normalised here; or a dictionary of them
     :raises ValueError: when they do not fit the model's observation space
     """
     space = model.observation_space
@@ -62,6 +63,9 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
             arrays: Any = {key: _rows(observations[key], space[key]) for key in space}
         else:
             arrays = _rows(observations, space)
+        env = model.get_vec_normalize_env()
+        if env is not None and isinstance(model, OffPolicyAlgorithm) and _lies_in_buffer(observations, space):
+            arrays = env.normalize_obs(arrays)
         tensors, _ = model.policy.obs_to_tensor(arrays)
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"observations do not fit the model's observation space {space}: {error}") from error
@@ -69,6 +73,13 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
     size = len(next(tensors_in(tensors)))
     with seeded(0), evaluating(model.policy.modules()):
         return Batch(tensors, agent.act(model.policy, tensors), agent.states(model.policy, size))
+
+
+def _lies_in_buffer(observations: Any, space: spaces.Space[Any]) -> bool:
+    """Return whether observations are [n, n_envs, ...], as they lie in a replay buffer, which does not normalise."""
+    if isinstance(space, spaces.Dict):
+        return any(_lies_in_buffer(observations[key], part) for key, part in space.items())
+    return np.ndim(observations) == len(space.shape or ()) + 2
 
 
 def _rows(observations: Any, space: spaces.Space[Any]) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sb3_redo.forward.contexts import seeded
+from sb3_redo.forward.layers import LAYER_TYPES
 
 Forward = Callable[[Any, Any], Any]
 """Runs every network of a module in one pass, given the module and its inputs, and returns all outputs."""
@@ -26,7 +27,7 @@ class ActorCriticInputs(NamedTuple):
 def default_forward(module: nn.Module, observations: Any) -> tuple[Forward, Any]:
     """Return how to run a module, and on what.
 
-    A module with the children ``actor`` and ``critic`` runs both, the critic on the actor's actions where it takes
+    A module that is made of an ``actor`` and a ``critic`` runs both, the critic on the actor's actions where it takes
     some. Any other module is called with the observations.
 
     :param module: the module
@@ -37,17 +38,24 @@ def default_forward(module: nn.Module, observations: Any) -> tuple[Forward, Any]
     if isinstance(observations, ActorCriticInputs):  # as they were returned before
         return _run_both, observations
     problem = "it has no forward()"
-    if isinstance(actor, nn.Module) and isinstance(critic, nn.Module):
+    has_forward = getattr(module.forward, "__func__", module.forward) is not nn.Module.forward
+    if isinstance(actor, nn.Module) and isinstance(critic, nn.Module) and not (has_forward and _has_more(module)):
         try:
             return _run_both, _actor_critic_inputs(actor, critic, observations)
         except RuntimeError as error:  # heads, say, that take features and not observations
             problem = f"its actor and critic do not take the observations ({error})"
-    if getattr(module.forward, "__func__", module.forward) is not nn.Module.forward:
+    if has_forward:
         return _call, observations
     raise ValueError(
         f"{type(module).__name__} cannot be run: {problem}. Pass forward=, a function of the module and the "
         "observations that runs all its networks"
     )
+
+
+def _has_more(module: nn.Module) -> bool:
+    """Return whether a module has layers outside its actor, its critic and their target networks."""
+    parts = [name.partition(".")[0] for name, part in module.named_modules() if isinstance(part, LAYER_TYPES)]
+    return any(part.removesuffix("_target") not in ("actor", "critic") for part in parts)
 
 
 def _actor_critic_inputs(actor: nn.Module, critic: nn.Module, observations: Any) -> Any:

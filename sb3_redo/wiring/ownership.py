@@ -81,7 +81,7 @@ def _why_not_its_own(policy: nn.Module, layer: nn.Module) -> str | None:
         return "weights are those of a transposed convolution, which are laid out the other way round"
     if parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
         return "weights are computed from other parameters"
-    if not layer.weight.requires_grad:
+    if not all(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
         return "weights are frozen"
     holders = [
         path or "the policy itself"

@@ -160,8 +160,6 @@ from stable_baselines3.common.logger import KVWriter, configure
 from tests.helpers.algorithms import build
 from sb3_redo import DormancyCallback
 
-pytestmark = pytest.mark.usefixtures("known_wirings")
-
 class Prints(KVWriter):
     def write(self, key_values, key_excluded, step=0):
         if "dormancy/fraction" in key_values:

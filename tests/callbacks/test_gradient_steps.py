@@ -5,6 +5,7 @@ import inspect
 import pickle
 
 import pytest
+import torch
 
 from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
@@ -26,7 +27,7 @@ from sb3_redo.plasticity import (
     PlasticityCallback,
     ProbeTaskCallback,
 )
-from tests.helpers.algorithms import build
+from tests.helpers.algorithms import build, half
 from tests.helpers.runs import at_gradient_step, dqn, hooks_of, reloaded
 
 
@@ -187,6 +188,53 @@ def test_callbacks_with_other_settings_remember_apart_and_with_the_same_ones_tog
     keys = [callback.memory_key for callback in made]
     assert len(set(keys)) == len(keys)
     assert kind(**settings, verbose=1).memory_key == keys[0]
+
+
+@pytest.mark.parametrize("name", ["DQN", "PPO"])
+def test_two_of_one_class_remember_apart(name):
+    one, other = Counting(2), Counting(4)
+    build(name).learn(4 * half(name), callback=[one, other])
+    assert other.seen
+    assert one.memory.kept("count") == len(one.seen)
+    assert other.memory.kept("count") == len(other.seen)
+    assert len(one.seen) > len(other.seen) or name == "PPO"
+
+
+def test_an_error_inside_a_constructor_is_left_as_it_is():
+    class Careless(GradientStepCallback):
+        def __init__(self):
+            super().__init__()
+            raise ValueError(f"{self!r} went wrong")
+
+    class Nested(GradientStepCallback):
+        def __init__(self):
+            super().__init__()
+            Schedule.__init__(object(), foo=1)
+
+    with pytest.raises(ValueError, match=r"Careless\(\) went wrong"):
+        Careless()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'foo'"):
+        Nested()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [None, [1], {"q_net.q_net.0": [0]}, {"q_net.q_net.0": torch.tensor(3)}, {"q_net.q_net.0": torch.ones(8) > 0}],
+)
+def test_what_a_selection_returns_wrongly_is_said(chosen):
+    callback = ReDoCallback(recycling_period=5, batch_size=8, select=lambda report, callback: chosen)
+    with pytest.raises((TypeError, ValueError), match=r"neurons .*must"):
+        dqn().learn(80, callback=callback)
+
+
+def test_a_selection_decides_what_is_recycled():
+    def first(report, callback):
+        return {report.layers[0].name: torch.tensor([0, 2])}
+
+    callback = ReDoCallback(recycling_period=5, batch_size=8, select=first, stop=6)
+    model = dqn()
+    model.learn(80, callback=callback)
+    assert model.dormancy_memory["recycled_total"] == 2
 
 
 def test_a_schedule_is_due_between_its_bounds():

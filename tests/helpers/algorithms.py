@@ -105,7 +105,7 @@ Q_LEARNERS = {"DQN": "q_net", "QR-DQN": "quantile_net"}
 
 def half(name: str) -> int:
     """Environment steps of half a short training."""
-    return {"A2C": 48}.get(name, 32)
+    return {"A2C": 64}.get(name, 32)
 
 
 def learn(model: Any, callback: Any, steps: int | None = None, tape: Tape | None = None, name: str = "DQN") -> Any:
