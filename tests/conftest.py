@@ -1,6 +1,7 @@
 """Settings of every test."""
 
 import gc
+from contextlib import contextmanager
 
 import pytest
 
@@ -39,7 +40,7 @@ ABOVE_WIRING = {"algorithms", "callbacks", "interventions", "networks", "plastic
 
 @pytest.fixture(scope="module")
 def known_wirings():
-    """Let all tests of a file share the wirings of networks that are built alike."""
+    """Let networks that are built alike share a wiring."""
     from tests.helpers.known_wirings import use_known_wirings
 
     with pytest.MonkeyPatch.context() as patch:
@@ -60,10 +61,18 @@ def tape():
     return Tape()
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures that are made, and saved as empty files: drawing takes most of the time of a report."""
+@contextmanager
+def _undrawn():
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **settings: path.write_bytes(b""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "draw_without_rendering", lambda self: None)
+        patch.setattr(Figure, "savefig", lambda self, path, **settings: path.write_bytes(b""))
+        yield
+
+
+@pytest.fixture
+def undrawn():
+    """Figures that are made, and saved as empty files: drawing takes most of the time of a report."""
+    with _undrawn():
+        yield

@@ -23,6 +23,7 @@ from sb3_redo.algorithms.double_dqn import _Chosen
 from sb3_redo.algorithms.drq import _Augmented, augmented
 from sb3_redo.networks import DuelingDQNCnnPolicy, DuelingDQNMlpPolicy
 from sb3_redo.sweeps.run import OUR_ALGORITHMS
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import Corridor, differences, fingerprint, reloaded
 
 CONFIGS = Path(__file__).parents[2] / "zoo_configs"
@@ -217,7 +218,7 @@ def test_a_dueling_network_takes_the_settings_of_its_twins():
 # As any other agent
 
 
-@pytest.mark.parametrize("make", [vectors, images], ids=["double_dqn", "drq"])
+@pytest.mark.parametrize("make", mostly_slow({"double_dqn": vectors, "drq": images}, ["double_dqn"]))
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(make, tmp_path):
     def recycling():
         return ReDoCallback(0.8, recycling_period=7, measuring_period=7, batch_size=8)

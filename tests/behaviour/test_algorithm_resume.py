@@ -11,7 +11,7 @@ from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 pytestmark = pytest.mark.usefixtures("known_wirings")
 
 # One with each kind of clock and memory.
-SOME = {"DQN", "TD3", "CrossQ", "A2C", "RecurrentPPO"}
+SOME = {"DQN", "TD3", "A2C", "RecurrentPPO"}
 
 
 def recycling():

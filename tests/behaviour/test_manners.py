@@ -19,15 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_redo import DormancyCallback, ReDoCallback
 from tests.helpers.algorithms import ALGORITHMS, PERIOD, NotesRolloutEnds, build, due, steps_of
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import Corridor, Tape, differences, fingerprint, hooks_of
 
 ALWAYS = ["TD3", "PPO"]
 FAMILIES = [*ALWAYS, "QR-DQN", "SAC", "TRPO", "RecurrentPPO"]
-
-
-each_family = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in FAMILIES]
-)
+each_family = pytest.mark.parametrize("name", mostly_slow(FAMILIES, ALWAYS))
+td3_at_least = pytest.mark.parametrize("name", mostly_slow(FAMILIES, ["TD3"]))
+ppo_at_least = pytest.mark.parametrize("name", mostly_slow(FAMILIES, ["PPO"]))
 
 
 def measuring(dormancy_threshold=0.1, period=PERIOD):
@@ -41,7 +40,7 @@ def recycling():
 # Other callbacks
 
 
-@each_family
+@td3_at_least
 def test_checkpoints_and_evaluations_change_nothing_and_are_all_made(name, tmp_path):
     alone = fingerprint(build(name).learn(steps_of(name), callback=recycling()))
     model = build(name)
@@ -76,7 +75,7 @@ def test_with_a_progress_bar(name):
     assert sum(tape.values("redo/recycled")) > 0
 
 
-@each_family
+@ppo_at_least
 def test_two_measurements_with_different_settings_do_not_disturb_each_other(name):
     def points(*callbacks):
         tape = Tape()
@@ -137,14 +136,14 @@ def continued(name, model, tape):
     assert tape.values("dormancy/gradient_step") == tape.at_gradient_steps("measured", clock) == expected
 
 
-@each_family
+@ppo_at_least
 def test_after_ctrl_c_in_the_environment_the_model_is_measured_at_the_right_gradient_steps(name, tape):
     plain = build(name)
     env = Interrupted(40, 7, plain.observation_space, plain.action_space)
     continued(name, build(name, env=env), tape)
 
 
-@each_family
+@td3_at_least
 def test_after_ctrl_c_in_train_the_model_is_measured_at_the_right_gradient_steps(name, tape):
     model = build(name)
     clock = ALGORITHMS[name].clock.split(".")[0]

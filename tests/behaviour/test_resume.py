@@ -8,6 +8,7 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from sb3_redo import DormancyCallback, ReDoCallback
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import Tape, differences, dqn, fingerprint, reloaded, sac
 
 pytestmark = pytest.mark.usefixtures("known_wirings")
@@ -29,7 +30,7 @@ RUNS = {
     "DQN, initialised by hand": initialised_by_hand,
     "SAC": lambda: sac(train_freq=4, gradient_steps=4),
 }
-each_run = pytest.mark.parametrize("build", RUNS.values(), ids=RUNS)
+each_run = pytest.mark.parametrize("build", mostly_slow(RUNS, RUNS.keys() - {"SAC"}))
 
 
 def recycling():

@@ -22,6 +22,7 @@ from sb3_redo.interventions import (
 )
 from sb3_redo.plasticity import BrownianMotionCallback, PlasticityCallback
 from sb3_redo.sb3.model import gradient_steps_of
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import Tape, at_gradient_step, differences, dqn, fingerprint, hooks_of, sac
 
 
@@ -112,7 +113,7 @@ def without_activations(**settings):
     return dqn(policy_kwargs={"activation_fn": nn.Identity, **settings})
 
 
-@pytest.mark.parametrize("build", [dqn, sac, without_activations])
+@pytest.mark.parametrize("build", mostly_slow([dqn, sac, without_activations], [dqn, without_activations]))
 def test_no_hook_is_left_when_training_ends(build):
     model = build()
     model.learn(60, callback=recycling(5))
@@ -279,7 +280,7 @@ ACTING = {
 }
 
 
-@pytest.mark.parametrize("make", ACTING.values(), ids=ACTING)
+@pytest.mark.parametrize("make", mostly_slow(ACTING, list(ACTING)[::3]))
 def test_an_optimizer_whose_step_makes_another_is_followed_as_any_other(make, nested):
     left, points = [], []
     for settings in ({}, nested):

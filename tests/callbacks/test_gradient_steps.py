@@ -28,6 +28,7 @@ from sb3_redo.plasticity import (
     ProbeTaskCallback,
 )
 from tests.helpers.algorithms import build, half
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import at_gradient_step, dqn, hooks_of, reloaded
 
 
@@ -129,7 +130,7 @@ MADE = [
 ]
 
 
-@pytest.mark.parametrize("make", MADE)
+@pytest.mark.parametrize("make", mostly_slow(MADE, [MADE[0], MADE[2], MADE[-1]]))
 def test_a_used_callback_is_pickled_and_copied_without_its_model(make):
     callback = make()
     model = dqn()

@@ -12,27 +12,25 @@ from sb3_redo.forward.nested import map_tensors
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
 
+_READ: dict[Any, Wiring] = {}
 _PLAIN = (bool, int, float, str, type, FunctionType, BuiltinFunctionType)
 
 
 def use_known_wirings(patch: pytest.MonkeyPatch) -> None:
-    """Let the package read a wiring only where it has read none of the same architecture since this call.
+    """Let the package read a wiring only where it has read none of the same architecture before.
 
     Reading takes longer than most trainings of the tests. Tests still call the function itself.
     """
-    read: dict[Any, Wiring] = {}
-
-    def known(
-        module: nn.Module, observations: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None
-    ) -> Wiring:
-        key = _architecture(module), _shapes(observations), getattr(forward, "__code__", forward)
-        if key not in read:
-            read[key] = trace_wiring(module, observations, forward=forward)
-        return read[key]
-
     for name, module in list(sys.modules.items()):
         if name.startswith("sb3_redo.") and vars(module).get("trace_wiring") is trace_wiring:
-            patch.setattr(module, "trace_wiring", known)
+            patch.setattr(module, "trace_wiring", _known)
+
+
+def _known(module: nn.Module, observations: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None) -> Wiring:
+    key = _architecture(module), _shapes(observations), getattr(forward, "__code__", forward)
+    if key not in _READ:
+        _READ[key] = trace_wiring(module, observations, forward=forward)
+    return _READ[key]
 
 
 def _architecture(module: nn.Module) -> Any:
@@ -51,5 +49,5 @@ def _architecture(module: nn.Module) -> Any:
 
 def _shapes(observations: Any) -> Any:
     shapes: list[Any] = []
-    map_tensors(lambda tensor: shapes.append((tensor.shape, tensor.dtype)) or tensor, observations)
+    map_tensors(lambda tensor: shapes.append((tensor.shape[1:], tensor.dtype)) or tensor, observations)
     return tuple(shapes)

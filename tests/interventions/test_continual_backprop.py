@@ -280,7 +280,11 @@ def test_neurons_of_every_network_are_replaced(name):
 
 @pytest.mark.parametrize(
     ("name", "period"),
-    [("DQN", 3), ("TD3", 1), ("PPO", 1), *(pytest.param(name, 3, marks=pytest.mark.slow) for name in ("TD3", "PPO"))],
+    [
+        ("DQN", 3),
+        ("TD3", 1),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("PPO", 1), ("TD3", 3), ("PPO", 3))),
+    ],
 )
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(name, period, tmp_path):
     whole, parts = Tape(), Tape()

@@ -6,6 +6,7 @@ import torch
 from sb3_redo.interventions import GradientReDoCallback
 from sb3_redo.interventions.gradients import gradient_report
 from tests.helpers.algorithms import EVERY, IMAGES, VECTORS, build, half, known_layers, learn
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import Tape, differences, fingerprint, hooks_of, optimizers_of, reloaded
 
 WITH_GRADIENTS = [each for each in EVERY if each.values != ("TRPO",)]
@@ -156,7 +157,7 @@ def test_what_is_logged_are_the_shares_that_are_recycled():
     assert sum(tape.values("redo/recycled")) > 0
 
 
-@pytest.mark.parametrize("name", ["DQN", "TD3", "PPO", pytest.param("CrossQ", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", mostly_slow(["DQN", "TD3", "PPO", "CrossQ"], ["TD3", "PPO"]))
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(name, tmp_path):
     whole, parts = Tape(), Tape()
     uninterrupted = fingerprint(learn(build(name), recycling(), tape=whole, name=name))

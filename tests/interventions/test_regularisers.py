@@ -14,7 +14,7 @@ from sb3_redo.interventions import (
 )
 from sb3_redo.sb3.parameters import is_target
 from tests.helpers.algorithms import EVERY, IMAGES, VECTORS, build, half, learn
-from tests.helpers.marks import alternating
+from tests.helpers.marks import alternating, mostly_slow
 from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 
 REGULARISERS = {
@@ -58,7 +58,7 @@ def parseval(model):
     return penalty
 
 
-@pytest.mark.parametrize("kind", [VECTORS, IMAGES])
+@pytest.mark.parametrize("kind", [VECTORS, pytest.param(IMAGES, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("make", "penalty"),
     [(lambda: RegenerativeCallback(0.01), regenerative), (lambda: ParsevalCallback(0.01, 2.0), parseval)],
@@ -188,7 +188,7 @@ def test_clipping_puts_what_is_beyond_a_layers_bound_on_it_and_leaves_the_rest(k
     assert min(clipped, left) > 100
 
 
-@pytest.mark.parametrize("kind", [VECTORS, IMAGES])
+@pytest.mark.parametrize("kind", [VECTORS, pytest.param(IMAGES, marks=pytest.mark.slow)])
 def test_projection_scales_a_hidden_layers_weights_and_changes_nothing_else(kind):
     class Projecting(Beside, NormProjectionCallback):
         pass
@@ -227,7 +227,9 @@ def test_a_run_saved_and_continued_is_the_uninterrupted_run(make, name, tmp_path
     assert differences(uninterrupted, continued) == []
 
 
-@pytest.mark.parametrize("make", [REGULARISERS["regenerative"], REGULARISERS["projection"]])
+@pytest.mark.parametrize(
+    "make", mostly_slow([REGULARISERS["regenerative"], REGULARISERS["projection"]], [REGULARISERS["projection"]])
+)
 def test_what_a_network_began_with_is_found_when_it_is_compiled(make):
     model = learn(build("DQN"), make())
     model.policy.q_net = torch.compile(model.policy.q_net, backend="eager")

@@ -28,7 +28,7 @@ INTERVENTIONS = {
 }
 every_intervention = pytest.mark.parametrize("make", INTERVENTIONS.values(), ids=INTERVENTIONS)
 # One with each kind of networks and targets.
-SOME = {"DQN", "TD3", "SAC", "CrossQ", "PPO", "RecurrentPPO"}
+SOME = {"DQN", "SAC", "CrossQ", "PPO"}
 
 
 class Spied(ResetCallback):

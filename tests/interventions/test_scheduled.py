@@ -13,6 +13,7 @@ from sb3_redo.interventions import ScheduledReDoCallback
 from sb3_redo.interventions.scheduled import least
 from sb3_redo.wiring.structure import Wiring
 from tests.helpers.algorithms import EVERY, IMAGES, VECTORS, build, half
+from tests.helpers.marks import alternating
 from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 
 
@@ -118,8 +119,7 @@ def test_utility_weighs_activations_with_outgoing_weights():
     assert differs
 
 
-@pytest.mark.parametrize("kind", [VECTORS, IMAGES])
-@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize(("in_parts", "kind"), alternating([False, True], [VECTORS, IMAGES]))
 def test_cbp_is_the_authors_score(kind, in_parts, monkeypatch):
     class Scoring(Selecting):
         def recycle(self, neurons, report):

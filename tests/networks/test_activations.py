@@ -23,11 +23,12 @@ from tests.helpers.algorithms import (
     learn,
     scalable,
 )
+from tests.helpers.marks import alternating
 from tests.helpers.runs import differences, fingerprint, reloaded
 
 CONCATENATING = [name for name, kind in ACTIVATIONS.items() if issubclass(kind, Concatenating)]
 EACH = pytest.mark.parametrize("activation", CONCATENATING)
-FAST = {("SAC", VECTORS), ("PPO", VECTORS)}
+FAST = {("DQN", VECTORS), ("DQN", IMAGES), ("SAC", VECTORS)}
 ALGORITHMS_WITH_POLICIES = ("DQN", "QR-DQN", "SAC", "TD3", "TQC", "CrossQ", "PPO")
 
 
@@ -94,7 +95,7 @@ def test_a_crelu_layer_keeps_its_neurons_and_a_fourier_layer_its_features():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        pytest.param(name, kind, marks=[] if name == "DQN" or (name, kind) in FAST else pytest.mark.slow)
+        pytest.param(name, kind, marks=[] if (name, kind) in FAST else pytest.mark.slow)
         for name in ALGORITHMS_WITH_POLICIES
         for kind in OBSERVATIONS
         if kind in ALGORITHMS[name].cls.policy_aliases
@@ -206,8 +207,7 @@ def test_fresh_weights_are_drawn_for_the_doubled_inputs():
 # In use
 
 
-@pytest.mark.parametrize("name", ["DQN", pytest.param("SAC", marks=pytest.mark.slow), "PPO"])
-@EACH
+@pytest.mark.parametrize(("name", "activation"), alternating(["DQN", "PPO", "SAC"], CONCATENATING))
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(name, activation, tmp_path):
     steps = 48 if name == "PPO" else 40
 

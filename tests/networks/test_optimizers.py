@@ -14,6 +14,7 @@ from torch import nn
 from sb3_redo import ReDoCallback, measure_dormancy, recycle_dormant
 from sb3_redo.networks import Adam, optimizers
 from tests.helpers.algorithms import VECTORS, build, learn, scalable
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import Tape, differences, fingerprint, reloaded
 
 
@@ -104,7 +105,7 @@ def test_groups_have_settings_of_their_own_and_torchs_are_taken_over():
     assert ours.param_groups[0]["eps_root"] == 1e-3
 
 
-@pytest.mark.parametrize("name", ["DQN", pytest.param("SAC", marks=pytest.mark.slow), "PPO"])
+@pytest.mark.parametrize("name", mostly_slow(["DQN", "SAC", "PPO"], ["DQN"]))
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(name, tmp_path):
     length = 48 if name == "PPO" else 40
 

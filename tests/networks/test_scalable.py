@@ -47,6 +47,7 @@ PAIRS = [(algorithm, kind) for algorithm in SCALABLE for kind in ALGOS[algorithm
 # One algorithm for each policy: DDPG's are TD3's, and A2C's and TRPO's are PPO's.
 DISTINCT = [pair for pair in PAIRS if pair[0] not in ("ddpg", "a2c", "trpo")]
 EVERY_POLICY = pytest.mark.parametrize(("algorithm", "kind"), DISTINCT)
+SOME = {("dqn", IMAGES), ("categorical_dqn", VECTORS), ("td3", VECTORS), ("sac", "MultiInputPolicy"), ("ppo", IMAGES)}
 EVERYTHING = {"width": 0.1, "layer_norm": True, "activation": "silu", "initializer": "xavier_uniform"}
 CAMERA = spaces.Box(0, 255, (4, 84, 84), "uint8")
 
@@ -377,7 +378,9 @@ def test_plain_yaml_trains_recycles_and_comes_back(algorithm, tmp_path):
     )
 
 
-@EVERY_POLICY
+@pytest.mark.parametrize(
+    ("algorithm", "kind"), [pytest.param(*pair, marks=() if pair in SOME else pytest.mark.slow) for pair in DISTINCT]
+)
 def test_a_policy_saved_alone_comes_back(algorithm, kind, tmp_path):
     policy = ours(algorithm, kind, **EVERYTHING, **({} if kind == VECTORS else {"extractor": "impala"}))
     policy.save(tmp_path / "policy")

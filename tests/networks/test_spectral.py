@@ -15,6 +15,7 @@ from sb3_redo.interventions import NormProjectionCallback, ResetCallback, Weight
 from sb3_redo.networks import DuelingDQNMlpPolicy, InjectableDQNMlpPolicy
 from sb3_redo.networks.spectral import SpectralNorm
 from tests.helpers.algorithms import DICTIONARIES, IMAGES, VECTORS, build, learn, scalable
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import differences, fingerprint, reloaded
 
 
@@ -165,11 +166,11 @@ def test_a_target_network_that_is_an_average_has_about_the_norm_of_one():
             largest.extend(float(torch.linalg.matrix_norm(twin.weight.detach(), 2)) for twin in twins)
             return True
 
-    model.learn(600, callback=Norms())
+    model.learn(200, callback=Norms())
     assert max(largest) < 1.3
 
 
-@pytest.mark.parametrize("name", ["DQN", pytest.param("SAC", marks=pytest.mark.slow), "PPO"])
+@pytest.mark.parametrize("name", mostly_slow(["DQN", "SAC", "PPO"], ["DQN"]))
 def test_a_run_saved_and_continued_is_the_uninterrupted_run(name, tmp_path):
     steps = 48 if name == "PPO" else 40
 

@@ -22,6 +22,7 @@ from sb3_redo.plasticity import BrownianMotionCallback, GradientCovarianceCallba
 from sb3_redo.plasticity.brownian_motion import Twin
 from sb3_redo.sb3.buffers import sample_batch
 from tests.helpers.algorithms import build, learn
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import NOISY, TINY, Tape, differences, dqn, fingerprint, hooks_of, reloaded
 
 PERIOD = 6
@@ -214,7 +215,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("build_one", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("build_one", mostly_slow(RUNS, ["long train() calls", "SGD"]))
 def test_training_is_bit_for_bit_what_it_is_without(build_one):
     bare = fingerprint(learn(build_one(), None))
     assert differences(bare, fingerprint(learn(build_one(), wandering()))) == []
@@ -223,7 +224,7 @@ def test_training_is_bit_for_bit_what_it_is_without(build_one):
 def test_no_hook_is_left_and_a_seed_makes_another_walk():
     tapes = [Tape() for _ in range(3)]
     for seed, tape in zip((None, None, 5), tapes, strict=True):
-        model = learn(dqn(), wandering(seed=seed), 60, tape=tape)
+        model = learn(dqn(), wandering(seed=seed), 40, tape=tape)
         assert hooks_of(model) == []
     one, again, other = (tape.values("plasticity/distance/q_net_twin") for tape in tapes)
     assert one == again

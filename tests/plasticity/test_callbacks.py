@@ -77,6 +77,7 @@ RUNS = {
 }
 SLOW = {
     "DQN, images",
+    "DQN, normalised observations",
     "PPO, images",
     "CrossQ",
     "RecurrentPPO",
@@ -127,7 +128,7 @@ def test_every_callback_leaves_every_kind_of_run_as_it_is(make, name, kind):
     assert differences(bare, fingerprint(learn(build(name, kind), make(), name=name))) == []
 
 
-@some
+@pytest.mark.parametrize("make", mostly_slow(EACH, ["probe"]))
 def test_a_fingerprint_would_tell(make):
     bare, ours = learn(build("DQN"), None), learn(build("DQN"), [make(), ReDoCallback(0.9, 20, 8)])
     assert {"weights", "optimizers"} <= set(differences(fingerprint(bare), fingerprint(ours)))
@@ -246,7 +247,7 @@ def test_an_update_after_a_measurement_is_seen_in_the_next_call_too(more, tmp_pa
     assert len(tape.values("plasticity/update_ratio/q_net")) == len(followed)
 
 
-@each
+@some
 def test_a_resumed_run_logs_what_an_uninterrupted_one_does(make, tmp_path):
     whole = Tape()
     learn(learn(build("DQN"), make(), half("DQN"), whole), make(), half("DQN"), whole)
@@ -299,7 +300,7 @@ def test_nothing_is_left_on_the_model(make):
 
 
 def test_matrices_and_spectra_are_pictures_in_tensorboard(tmp_path):
-    model = build("SAC")
+    model = build("TD3")
     model.set_logger(configure(str(tmp_path), ["tensorboard", "csv", "json"]))
     model.learn(28, callback=[EACH["covariance"](), EACH["curvature"]()])
     model.logger.close()

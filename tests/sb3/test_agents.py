@@ -168,7 +168,7 @@ def _listed(value):
     return [value] if isinstance(value, torch.Tensor) else list(value)
 
 
-@each_case
+@pytest.mark.parametrize(("name", "kind"), [case(*each, SOME) for each in CASES])
 def test_recycling_dead_neurons_changes_no_output(name, kind):
     model, known = build(name, kind).learn(32), known_layers(name, kind)
     kill(model, known)

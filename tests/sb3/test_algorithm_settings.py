@@ -106,16 +106,9 @@ RUNS = {
     ),
 }
 FAST = {
-    *(
-        "SAC, hindsight replay",
-        "SAC, normalised",
-        "QR-DQN, two environments",
-        "DDPG, episodes",
-        "TD3, three-step replay",
-    ),
+    *("SAC, hindsight replay", "SAC, normalised", "QR-DQN, two environments", "DDPG, episodes"),
     *("TD3, batch norm and dropout", "A2C, state-dependent exploration", "PPO, several choices", "PPO, stopping early"),
-    *("PPO, numbered observations", "MaskablePPO, several choices", "RecurrentPPO, no LSTM of the critic"),
-    "PPO, images, extractors apart",
+    *("MaskablePPO, several choices", "DQN, three-step replay"),
 }
 each_run = pytest.mark.parametrize(
     ("name", "settings"),
@@ -146,9 +139,9 @@ def test_measuring_leaves_no_trace_and_keeps_time_and_recycling_runs(name, setti
     ("name", "kind", "policy_kwargs"),
     [
         ("PPO", IMAGES, {"share_features_extractor": False}),
-        ("PPO", DICTIONARIES, {"share_features_extractor": False}),
+        pytest.param("PPO", DICTIONARIES, {"share_features_extractor": False}, marks=pytest.mark.slow),
         ("SAC", IMAGES, {"share_features_extractor": True}),
-        ("TD3", IMAGES, {"share_features_extractor": True}),
+        pytest.param("TD3", IMAGES, {"share_features_extractor": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -33,7 +33,7 @@ def dormant_without_recycling():
     return labels.train_mode("none", "1e-8", 1, tasks=1, steps=150)["dormant"].iloc[0]
 
 
-@pytest.mark.parametrize("mode", [*labels.SURGERIES])
+@pytest.mark.parametrize("mode", mostly_slow([*labels.SURGERIES], ["clear", "match_active", "gradient", "counted"]))
 def test_a_training_is_the_same_again_and_recycles(mode):
     first, again = (labels.train_mode(mode, "1e-8", 1, tasks=1, steps=150) for _ in range(2))
     assert first.equals(again)

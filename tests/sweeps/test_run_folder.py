@@ -18,7 +18,7 @@ from sb3_redo.sweeps import RunFolder
 from sb3_redo.sweeps.checkpoint import restore_checkpoint, save_checkpoint
 from sb3_redo.sweeps.files import BusyError, locked
 
-STEPS = 200
+STEPS = 160
 
 
 class KilledError(Exception):
@@ -111,7 +111,7 @@ def test_points_of_what_was_lost_do_not_count(tmp_path):
     before = points(tmp_path, "dormancy/gradient_step")
     train(tmp_path)
     after = points(tmp_path, "dormancy/gradient_step")
-    assert [value for _, value in after] == list(range(0, 31, 10))
+    assert [value for _, value in after] == list(range(0, 21, 10))
     assert after[: len(before)] == before
     assert points(tmp_path, "redo/recycled_total")[-1][1] == outcome(tmp_path)["recycled_total"]
 

@@ -236,20 +236,32 @@ def starters():
     """The warm processes of these tests, of which one serves all until it is killed."""
     started = []
     yield started
-    for starter in started:
+    for _, starter in started:
         starter.kill()
 
 
-@pytest.fixture
-def starter(starters, tmp_path_factory):
-    """A warm process, which was given something to print when it loads environments."""
-    if not starters or not starters[-1].alive:
+@pytest.fixture(params=["bare", pytest.param("loaded", marks=pytest.mark.slow)])
+def starter(request, starters, tmp_path_factory):
+    """A warm process, which was given something to print when it loads environments.
+
+    The bare one loads little else: stand-ins take the place of what takes seconds.
+    """
+    if starters and starters[-1][0] != request.param:
+        starters[-1][1].kill()
+    if not starters or starters[-1][0] != request.param or not starters[-1][1].alive:
         folder = tmp_path_factory.mktemp("warm")
         (folder / "custom_envs.py").write_text("import os; print('hello', flush=True); os.write(1, b'hello')")
+        if request.param == "bare":
+            (folder / "torch.py").write_text(
+                "import os; THREADS = os.environ['OMP_NUM_THREADS']; get_num_threads = lambda: THREADS"
+            )
+            (folder / "rl_zoo3").mkdir()
+            (folder / "rl_zoo3/__init__.py").touch()
+            (folder / "rl_zoo3/import_envs.py").write_text("import custom_envs")
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            starters.append(Starter({**os.environ, "OMP_NUM_THREADS": "1"}))
-    return starters[-1]
+            starters.append((request.param, Starter({**os.environ, "OMP_NUM_THREADS": "1"})))
+    return starters[-1][1]
 
 
 def module(folder, monkeypatch, text):
@@ -263,20 +275,13 @@ def module(folder, monkeypatch, text):
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
-        (
-            "import os, torch; print(os.environ, os.getcwd(), torch.get_num_threads()); raise SystemExit('went wrong')",
-            1,
-            "environ({{'HERE': 'yes'}}) {folder} 1\nwent wrong\n",
-        ),
+        ("import sys; print(__name__, sys.argv[1:], sys.path[0])", 0, "__main__ ['--seed', '3'] {folder}\n"),
+        ("import os; print(os.environ, os.getcwd())", 0, "environ({{'HERE': 'yes'}}) {folder}\n"),
+        ("import sys; print(sys.stdin.read(), end='')", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit('went wrong')", 1, "went wrong\n"),
         ("import os; print('so far', flush=True); os.kill(os.getpid(), 9)", -9, "so far\n"),
-        # Without the ordinary exit, which takes a second: it takes down all that the warm process had loaded.
-        (
-            "import os, sys; print(__name__, sys.argv[1:], sys.path[0], sys.stdin.read(), flush=True); os._exit(0)",
-            0,
-            "__main__ ['--seed', '3'] {folder} \n",
-        ),
-        pytest.param("raise SystemExit(3)", 3, "", marks=pytest.mark.slow),
-        pytest.param("", 0, "", marks=pytest.mark.slow),
+        ("import torch; print(torch.get_num_threads())", 0, "1\n"),
     ],
 )
 def test_a_warm_process_runs_a_module_as_python_would(starter, tmp_path, monkeypatch, text, code, said):
@@ -289,16 +294,14 @@ def test_a_warm_process_runs_a_module_as_python_would(starter, tmp_path, monkeyp
 
 @pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
 def test_what_is_printed_when_environments_are_loaded_is_no_answer(starter, tmp_path, monkeypatch):
-    text = "import os, sys; os.write(1, 'custom_envs' in sys.modules and b'done'); os._exit(0)"
-    log = module(tmp_path, monkeypatch, text)
+    log = module(tmp_path, monkeypatch, "import os, sys; os.write(1, 'custom_envs' in sys.modules and b'done')")
     assert starter.run(["trained"], log, os.environ) == 0
     assert log.read_text() == "done"
 
 
 @pytest.mark.skipif(not Starter.AVAILABLE, reason="needs fork")
 def test_trainings_do_not_share_a_random_state(starter, tmp_path, monkeypatch):
-    text = "import numpy, os; print(numpy.random.randint(2**31), flush=True); os._exit(0)"
-    log = module(tmp_path, monkeypatch, text)
+    log = module(tmp_path, monkeypatch, "import numpy; print(numpy.random.randint(2**31))")
     for _ in range(2):
         assert starter.run(["trained"], log, {}) == 0
     first, second = log.read_text().split()

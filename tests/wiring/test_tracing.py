@@ -22,8 +22,7 @@ from tests.helpers.marks import mostly_slow
 every_network = pytest.mark.parametrize("name", networks.NETWORKS)
 # Of every kind of layer, join and normalisation one.
 SOME = {
-    *("Mlp", "Images", "Grouped", "TwinCritics", "Residual", "Gate", "BatchNormalised", "OwnActivation", "Tied"),
-    *("Recurrent", "Attentive", "Difference", "Dueling"),
+    *("Mlp", "Grouped", "TwinCritics", "Gate", "BatchNormalised", "OwnActivation", "Recurrent", "Attentive"),
 }
 some_networks = pytest.mark.parametrize("name", mostly_slow(list(networks.NETWORKS), SOME))
 
