@@ -67,15 +67,27 @@ def test_observations_may_come_in_any_form(given):
     assert trace_wiring(module, given).layers[0].recyclable
 
 
+class Two(nn.Module):
+    """Two layers that feed one."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(2, 4), nn.Linear(3, 4), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.out(torch.cat([self.left(x["a"]).relu(), self.right(x["b"]).relu()], 1))
+
+
+def test_compensation_covers_all_layers_that_feed_a_consumer():
+    torch.manual_seed(1)
+    module, given = Two(), {"a": X[:, :2], "b": X[:, 2:]}
+    report, mean = measure_dormancy(module, 9.0, observations=given), module(given).mean(0).detach()
+    record = recycle_dormant(module, report, compensate=True, optimizers=[], seed=0)
+    assert record.neurons.keys() == {"left", "right"}
+    torch.testing.assert_close(module(given).mean(0), mean)
+
+
 def test_a_module_of_dictionaries_is_measured():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.left, self.right, self.out = nn.Linear(2, 4), nn.Linear(3, 4), nn.Linear(8, 1)
-
-        def forward(self, x):
-            return self.out(torch.cat([self.left(x["a"]).relu(), self.right(x["b"]).relu()], 1))
-
     given = {"a": np.random.default_rng(0).normal(size=(6, 2)), "b": X[:6, :3]}
     assert [layer.neurons for layer in measure_dormancy(Two(), observations=given).layers] == [4, 4]
 

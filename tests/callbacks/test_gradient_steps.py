@@ -228,6 +228,20 @@ def test_what_a_selection_returns_wrongly_is_said(chosen):
         dqn().learn(80, callback=callback)
 
 
+def test_every_measurement_draws_observations_of_its_own():
+    class Keeping(DormancyCallback):
+        def measure(self, gradient_step):
+            report = super().measure(gradient_step)
+            self.__dict__.setdefault("batches", []).append(report.batch.observations)
+            return report
+
+    callback = Keeping(measuring_period=10, batch_size=8)
+    # All but the first in one train() call, in which the buffer stays as it is.
+    dqn(learning_starts=60, train_freq=64, gradient_steps=40).learn(64, callback=callback)
+    batches = callback.batches[-4:]
+    assert len({batch.sum().item() for batch in batches}) == len(batches) == 4
+
+
 def test_a_selection_decides_what_is_recycled():
     def first(report, callback):
         return {report.layers[0].name: torch.tensor([0, 2])}
