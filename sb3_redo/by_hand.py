@@ -47,7 +47,7 @@ def trace_wiring(
     :param observations: arrays or tensors [batch, ...], or a dictionary of them; at least one row, of which two are
         used. A model's last observations if not given.
     :param forward: runs all networks of a module in one pass, given the module and the observations. By default the
-        module is called, or its ``actor`` and ``critic`` where it has both.
+        module is called, or its ``actor`` and ``critic`` if it is made of these two.
     :return: the wiring
     :raises RuntimeError: when nothing can be measured
     :raises ValueError: when a module comes without observations, or cannot be called
@@ -81,10 +81,10 @@ def measure_dormancy(
     :param batch_size: how many of a model's observations to measure on; all of a rollout that has fewer. Observations
         that are given are all measured.
     :param observations: measure on these instead: arrays or tensors on any device, [batch, ...], or a dictionary of
-        them. A model takes them as its environment gives them, as its replay buffer gives them, or as they lie in the
-        buffer, [n, n_envs, ...]; critics then see the policy's own actions.
+        them. A model takes them as its environment gives them, as ``replay_buffer.sample(n, env=...)`` does, or as they
+        lie in the buffer, [n, n_envs, ...]; critics then see the policy's own actions.
     :param forward: runs all networks of a module in one pass, given the module and the observations. By default the
-        module is called, or its ``actor`` and ``critic`` where it has both.
+        module is called, or its ``actor`` and ``critic`` if it is made of these two.
     :return: the report
     :raises ValueError: when there is nothing to measure on, or a replay buffer holds fewer than ``batch_size``
     :raises RuntimeError: when the algorithm is not supported or nothing can be measured
