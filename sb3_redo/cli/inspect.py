@@ -1,11 +1,14 @@
-"""``sb3-redo inspect``: which neurons of a trained agent are dormant."""
+"""``sb3-redo inspect``: which neurons of trained agents are dormant."""
 
 import argparse
 import ast
+import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, redirect_stdout, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +16,13 @@ from sb3_redo.validation import UsageError, needs, non_negative_integer, non_neg
 
 # Whatever imports torch is imported where it is used, so that --help does not wait for it.
 if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-
-    from sb3_redo.dormancy.report import DormancyReport
+    from sb3_redo.zoo.inspection import Failure, Inspection
 
 EXAMPLES = """examples:
   sb3-redo inspect logs/dqn/CartPole-v1_1
   sb3-redo inspect dqn_cartpole.zip --env CartPole-v1 --csv layers.csv --plot layers.png
+  sb3-redo inspect --recursive logs --env auto --workers 2 --csv agents.csv
+  sb3-redo inspect --compare logs/dqn/CartPole-v1_1 logs/dqn/CartPole-v1_2
 """
 
 
@@ -27,60 +30,249 @@ def add_inspect(commands: Any, formatter_class: Any) -> None:
     """Add the command to those of the command line."""
     inspect = commands.add_parser(
         "inspect",
-        help="measure which neurons of a trained agent are dormant",
-        description="Run a trained agent in its environment, as it explored, and measure which neurons are dormant.",
-        epilog=EXAMPLES + "\nAgents and zoo runs are pickles: open only those that you trust.",
+        help="measure which neurons of trained agents are dormant",
+        description="Run trained agents in their environments, as they explored, and measure which neurons are "
+        "dormant, beside fresh networks of the same policies.",
+        epilog=EXAMPLES
+        + "\nAgents, statistics and settings are pickles: open only those that you trust, or use --safe.",
         formatter_class=formatter_class,
     )
     inspect.set_defaults(run=_inspect)
     inspect.add_argument(
-        "path",
+        "paths",
         metavar="PATH",
         type=Path,
-        help="a saved agent (zip), or the folder of a zoo run, from which algorithm, environment, wrappers, frame "
-        "stack and normalisation are read",
+        nargs="*",
+        help="a saved agent (zip), the folder of a zoo run, from which algorithm, environment, wrappers, frame stack "
+        "and normalisation are read, or owner/name of a repository of the Hugging Face Hub",
     )
-    inspect.add_argument(
-        "--algo", help="the zoo's name of the algorithm, where the zip does not tell: ppo, a2c, td3, ..."
-    )
-    inspect.add_argument("--env", metavar="ID", help="the environment, where it is not that of a zoo run")
-    inspect.add_argument("--env-kwargs", nargs="+", metavar="KEY:VALUE", help="for the environment, as the zoo's")
-    inspect.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help="that register environments")
+    many = inspect.add_argument_group("several agents")
+    many.add_argument("--recursive", type=Path, metavar="DIR", help="all agents at any depth below a folder")
+    many.add_argument("--compare", action="store_true", help="put two agents side by side, layer by layer")
+    many.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    env = inspect.add_argument_group("environment")
+    env.add_argument("--env", metavar="ID", help="the environment; 'auto' for the run's, or the one in its place")
+    env.add_argument("--env-kwargs", nargs="+", metavar="KEY:VALUE", help="for the environment, as the zoo's")
+    env.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help="that register environments")
+    env.add_argument("--wrapper", nargs="+", metavar="CLASS", help="dotted paths of wrappers, instead of the run's")
+    env.add_argument("--n-stack", type=int, metavar="N", help="frames to stack, instead of the run's")
+    env.add_argument("--vec-normalize", type=Path, metavar="FILE", help="statistics of VecNormalize")
+    inspect.add_argument("--algo", help="the zoo's name of the algorithm, where the zip does not tell: ppo, a2c, ...")
+    inspect.add_argument("--safe", action="store_true", help="unpickle tensors and known classes alone")
     inspect.add_argument("--n-samples", type=int, default=5000, metavar="N", help="observations (default: %(default)s)")
     inspect.add_argument(
         "--dormancy-threshold",
         type=float,
-        default=0.1,
         metavar="T",
-        help="dormant when the score is at most this (default: %(default)s)",
+        help="dormant when the score is at most this (default: that of the run's callback, else 0.1)",
     )
-    inspect.add_argument("--csv", type=Path, metavar="FILE", help="write a row per layer")
+    inspect.add_argument("--csv", type=Path, metavar="FILE", help="write a row per agent, seed and layer")
+    inspect.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
     inspect.add_argument("--plot", type=Path, metavar="FILE", help="draw a bar per layer (.png, .svg or .pdf)")
     inspect.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
+    inspect.add_argument("--seeds", type=int, default=1, metavar="N", help="measurements (default: %(default)s)")
     inspect.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _inspect(arguments: argparse.Namespace) -> None:
+def _inspect(arguments: argparse.Namespace) -> int:
     _check(arguments)
-    report = _measure(arguments)
+    # SB3, the zoo and environments print what they do, and stdout is for the report alone.
+    with stdout_for_the_report_alone():
+        paths = _paths(arguments)
+        if arguments.compare and len(paths) != 2:
+            raise UsageError(f"--compare takes two agents, got {len(paths)}")
+        is_alone = len(paths) == 1 and arguments.recursive is None
+        found = [_of_one(arguments, paths[0])] if is_alone else _of_many(arguments, paths)
+        _write(arguments, found)
+    _print(arguments, found)
+    return int(any(each.rows()[0]["status"] == "failed" for each in found))
+
+
+def _paths(arguments: argparse.Namespace) -> list[Path]:
+    """Return the agents that are meant. The folder of a sweep means all of its runs."""
+    with needs("zoo", "sb3-redo inspect"):
+        from sb3_redo.zoo.sources import agents_in
+
+    paths: list[Path] = []
+    for path in arguments.paths:
+        paths += agents_in(path) if (path / "sweep.json").is_file() else [path]
+    if arguments.recursive is not None:
+        paths += agents_in(arguments.recursive)
+    if not paths:
+        raise UsageError(f"there is no agent below {arguments.recursive or arguments.paths[0]}")
+    return paths
+
+
+def _print(arguments: argparse.Namespace, found: Sequence["Inspection | Failure"]) -> None:
+    from sb3_redo.zoo.inspection import Inspection
+    from sb3_redo.zoo.tables import compared, overview
+
+    inspections = [each for each in found if isinstance(each, Inspection)]
+    if arguments.compare and len(inspections) == 2:
+        print(compared(*inspections))
+    elif len(found) == 1 and inspections:
+        print(inspections[0])
+    else:
+        print(overview(found))
+
+
+def _write(arguments: argparse.Namespace, found: Sequence["Inspection | Failure"]) -> None:
+    from sb3_redo.zoo.inspection import Inspection, to_frame
+
     if arguments.csv is not None:
-        report.to_frame().to_csv(arguments.csv, index=False)
-    if arguments.plot is not None:
+        to_frame(found).to_csv(arguments.csv, index=False)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([each.to_dict() for each in found], indent=1) + "\n")
+    if arguments.plot is not None and isinstance(found[0], Inspection):
         from sb3_redo.dormancy.plots import figure_of
 
+        report = found[0].report
         figure_of(report.layers, report.dormancy_threshold, report.observations).savefig(arguments.plot, dpi=150)
-    print(report)
+
+
+def _of_one(arguments: argparse.Namespace, path: Path) -> "Inspection":
+    """Inspect one agent, with a progress bar over observations."""
+    with needs("zoo", "sb3-redo inspect"):
+        from tqdm import tqdm
+
+    # disable=None: shown only where someone is watching
+    disable = True if arguments.quiet else None
+    total = arguments.n_samples * arguments.seeds
+    with tqdm(total=total, unit="obs", desc="gathering", file=sys.stderr, disable=disable) as bar:
+        inspection = _work(arguments, bar.update)(path)
+    if not arguments.quiet:
+        print(f"{inspection.algorithm} from {path}", file=sys.stderr)
+    return inspection
+
+
+def _of_many(arguments: argparse.Namespace, paths: Sequence[Path]) -> list["Inspection | Failure"]:
+    """Inspect agents one after the other, or in several processes. A failure does not stop the rest."""
+    with needs("zoo", "sb3-redo inspect"):
+        from tqdm import tqdm
+
+    disable = True if arguments.quiet else None
+    with tqdm(total=len(paths), unit="agent", file=sys.stderr, disable=disable) as bar:
+        if arguments.workers == 1:
+            return [found for path in paths for found in [_guarded(arguments, path)] if bar.update() or True]
+        found: dict[int, Inspection | Failure] = {}
+        with ProcessPoolExecutor(arguments.workers, get_context("spawn"), _alone_with_stderr) as pool:
+            futures = {pool.submit(_guarded, arguments, path): number for number, path in enumerate(paths)}
+            for future in as_completed(futures):
+                number = futures[future]
+                found[number] = _result(future, paths[number])
+                bar.update()
+        return [found[number] for number in range(len(paths))]
+
+
+def _result(future: Any, path: Path) -> "Inspection | Failure":
+    """Return what a process found; a failure if the process died."""
+    from sb3_redo.zoo.inspection import failed
+
+    try:
+        result: Inspection | Failure = future.result()
+        return result
+    except Exception as error:  # a simulator may take its process with it
+        return failed(path, error)
+
+
+def _guarded(arguments: argparse.Namespace, path: Path) -> "Inspection | Failure":
+    """Inspect an agent. Returns what went wrong where something did."""
+    from sb3_redo.zoo.inspection import failed
+
+    try:
+        return _work(arguments, None)(path).light()
+    except Exception as error:  # code of others: environments, wrappers, pickles
+        return failed(path, error)
+
+
+def _work(arguments: argparse.Namespace, progress: Callable[[int], Any] | None) -> Callable[[Path], "Inspection"]:
+    """Return what inspects an agent as the command line says."""
+    from sb3_redo.zoo.environments import EnvironmentOptions
+    from sb3_redo.zoo.inspection import inspect_agent
+    from sb3_redo.zoo.saved_agents import one_line
+
+    # As python -m has it: wrappers and environments of a project lie where its commands are typed.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    options = EnvironmentOptions(
+        env=arguments.env,
+        env_kwargs=_env_kwargs(arguments.env_kwargs or []),
+        gym_packages=arguments.gym_packages,
+        wrappers=arguments.wrapper,
+        n_stack=arguments.n_stack,
+        vec_normalize=arguments.vec_normalize,
+    )
+
+    def work(path: Path) -> "Inspection":
+        try:
+            return inspect_agent(
+                path,
+                algorithm=arguments.algo,
+                options=options,
+                n_samples=arguments.n_samples,
+                dormancy_threshold=arguments.dormancy_threshold,
+                seed=arguments.seed,
+                seeds=arguments.seeds,
+                safe=arguments.safe,
+                progress=progress,
+            )
+        except (UsageError, RuntimeError, OSError, ImportError):
+            raise
+        except Exception as error:  # of environments and wrappers
+            raise RuntimeError(f"{path} cannot be inspected: {type(error).__name__}: {one_line(error)}") from error
+
+    return work
+
+
+@contextmanager
+def stdout_for_the_report_alone() -> Iterator[None]:
+    """Send what is printed inside to stderr, what C code prints too."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no stdout
+        kept = None
+    try:
+        if kept is not None:
+            os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _alone_with_stderr() -> None:
+    """Set up a process that inspects agents: one thread, and nothing on stdout."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.dup2(2, 1)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """All that can be told to be wrong before anything is loaded."""
     try:
-        positive_integer("--n-samples", arguments.n_samples)
-        non_negative_number("--dormancy-threshold", arguments.dormancy_threshold)
+        for option, value in (
+            ("--n-samples", arguments.n_samples),
+            ("--seeds", arguments.seeds),
+            ("--workers", arguments.workers),
+        ):
+            positive_integer(option, value)
+        if arguments.dormancy_threshold is not None:
+            non_negative_number("--dormancy-threshold", arguments.dormancy_threshold)
+        if arguments.n_stack is not None:
+            non_negative_integer("--n-stack", arguments.n_stack)
         non_negative_integer("--seed", arguments.seed)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    for option, target in (("--csv", arguments.csv), ("--plot", arguments.plot)):
+    if not arguments.paths and arguments.recursive is None:
+        raise UsageError("give the path of an agent, or --recursive DIR (see sb3-redo inspect --help)")
+    if arguments.recursive is not None and not arguments.recursive.is_dir():
+        raise UsageError(f"--recursive needs a folder, there is none at {arguments.recursive}")
+    for option, target in (("--csv", arguments.csv), ("--json", arguments.json), ("--plot", arguments.plot)):
         if target is not None:
             _check_writable(option, target)
     if arguments.csv is not None:
@@ -91,6 +283,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
         if arguments.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise UsageError(f"--plot must end in .png, .svg or .pdf, got {arguments.plot}")
+        if len(arguments.paths) != 1 or arguments.recursive is not None:
+            raise UsageError("--plot draws one agent: give one PATH, or --csv for a table of several")
 
 
 def _check_writable(option: str, target: Path) -> None:
@@ -100,51 +294,6 @@ def _check_writable(option: str, target: Path) -> None:
         raise UsageError(f"{option} cannot be written: there is no folder {target.parent}")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UsageError(f"{option} cannot be written: no permission for {target}")
-
-
-def _measure(arguments: argparse.Namespace) -> "DormancyReport":
-    with needs("zoo", "sb3-redo inspect"):
-        from tqdm import tqdm
-
-    from sb3_redo.sb3.gathering import gather_batch
-    from sb3_redo.sb3.measuring import measure_on
-
-    # SB3, the zoo and environments print what they do, and stdout is for the report alone.
-    with redirect_stdout(sys.stderr):
-        model = _load(arguments)
-        env = model.get_env()
-        try:
-            # disable=None: shown only where someone is watching
-            disable = True if arguments.quiet else None
-            with tqdm(total=arguments.n_samples, unit="obs", desc="gathering", file=sys.stderr, disable=disable) as bar:
-                batch = gather_batch(model, arguments.n_samples, arguments.seed, progress=bar.update)
-            return measure_on(model, batch, arguments.dormancy_threshold)
-        finally:
-            if env is not None:
-                env.close()
-
-
-def _load(arguments: argparse.Namespace) -> "BaseAlgorithm":
-    from sb3_redo.sb3.agents import agent_of
-    from sb3_redo.zoo.loading import algorithm_of, find_model, load_agent
-
-    # As python -m has it: wrappers and environments of a project lie where its commands are typed.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    env_kwargs = _env_kwargs(arguments.env_kwargs or [])
-    source = find_model(arguments.path)
-    try:
-        algorithm = algorithm_of(source, arguments.algo)
-        model = load_agent(source, algorithm, arguments.env, env_kwargs, arguments.gym_packages)
-    except (LookupError, AttributeError, TypeError, EOFError) as error:  # of pickles, policies and environments
-        raise RuntimeError(f"{source.model} cannot be loaded: {type(error).__name__}: {error}") from error
-    try:
-        agent_of(model)
-    except RuntimeError as error:
-        raise UsageError(str(error)) from None
-    if not arguments.quiet:
-        print(f"{type(model).__name__} from {source.model}", file=sys.stderr)
-    return model
 
 
 def _env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:

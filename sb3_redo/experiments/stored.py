@@ -11,7 +11,8 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_redo.validation import UsageError
-from sb3_redo.zoo.loading import algorithm_of, find_model
+from sb3_redo.zoo.saved_agents import algorithm_of
+from sb3_redo.zoo.sources import find_model
 
 REPLAY_BUFFER = "replay_buffer.pkl"
 """Named so by the zoo."""

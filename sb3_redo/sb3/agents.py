@@ -165,10 +165,19 @@ def agent_of(model: BaseAlgorithm) -> Agent:
 
     :raises RuntimeError: when its algorithm is none that is known here
     """
-    for algorithm in type(model).__mro__:
+    return _AGENTS[known_algorithm(type(model))](model)
+
+
+def known_algorithm(kind: type) -> type[BaseAlgorithm]:
+    """Return the algorithm that a class is or extends.
+
+    :param kind: a class of models
+    :raises RuntimeError: when it is none that is known here
+    """
+    for algorithm in kind.__mro__:
         if algorithm in _AGENTS:
-            return _AGENTS[algorithm](model)
+            return algorithm
         if algorithm in _REFUSED:
-            raise RuntimeError(f"{type(model).__name__} is not supported: {_REFUSED[algorithm]}")
+            raise RuntimeError(f"{kind.__name__} is not supported: {_REFUSED[algorithm]}")
     known = ", ".join(algorithm.__name__ for algorithm in _AGENTS)
-    raise RuntimeError(f"{type(model).__name__} is not supported, only {known} and subclasses of them are")
+    raise RuntimeError(f"{kind.__name__} is not supported, only {known} and subclasses of them are")

@@ -17,7 +17,12 @@ from sb3_redo.sb3.seeds import integer_seed
 
 
 def gather_batch(
-    model: BaseAlgorithm, n: int, seed: int, env: VecEnv | None = None, progress: Callable[[int], Any] | None = None
+    model: BaseAlgorithm,
+    n: int,
+    seed: int,
+    env: VecEnv | None = None,
+    progress: Callable[[int], Any] | None = None,
+    on_episode: Callable[[float], Any] | None = None,
 ) -> Batch:
     """Run an agent as it explored until ``n`` observations are there. Its weights and counters stay as they are.
 
@@ -31,6 +36,7 @@ def gather_batch(
     :param env: the environment to run in, with the wrappers that the agent was trained with; the model's own if not
         given
     :param progress: called after every step with the number of observations that are new
+    :param on_episode: called at the end of every episode with its return, where a ``Monitor`` records it
     :return: observations as the networks take them; the actions taken, in [-1, 1], where there are critics of
         actions; and for recurrent policies the states that each observation was met with
     :raises ValueError: when there is no environment
@@ -43,7 +49,7 @@ def gather_batch(
     with everything_seeded(seed), _seeded_actions(model, seed), _frozen_statistics(env):
         env.seed(seed)
         with evaluating(model.policy.modules()):
-            batch = _run(model, env, n, progress)
+            batch = _run(model, env, n, progress, on_episode)
         # Not to go on with the random numbers that we chose, which would be the same in every run.
         env.seed(integer_seed(None if model.seed is None else (model.seed, seed)))
         if env is model.get_env():
@@ -51,7 +57,13 @@ def gather_batch(
     return batch
 
 
-def _run(model: BaseAlgorithm, env: VecEnv, n: int, progress: Callable[[int], Any] | None) -> Batch:
+def _run(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    n: int,
+    progress: Callable[[int], Any] | None,
+    on_episode: Callable[[float], Any] | None,
+) -> Batch:
     player = agent_of(model).player(model, env)
     seen: list[Any] = []
     moves: list[Move] = []
@@ -60,7 +72,10 @@ def _run(model: BaseAlgorithm, env: VecEnv, n: int, progress: Callable[[int], An
         move = player.move(observations, starts)
         seen.append(observations)
         moves.append(move)
-        observations, _, starts, _ = env.step(move.actions)
+        observations, _, starts, infos = env.step(move.actions)
+        for info in infos:
+            if on_episode is not None and "episode" in info:
+                on_episode(float(info["episode"]["r"]))
         if progress is not None:
             progress(min(env.num_envs, n - gathered))
     return _batch(model, seen, moves, n)

@@ -21,7 +21,10 @@ from sb3_redo import networks
 from sb3_redo.algorithms import CategoricalDQN
 from sb3_redo.cli import main as cli
 from sb3_redo.validation import UsageError
-from sb3_redo.zoo.loading import algorithm_of, find_model, load_agent
+from sb3_redo.zoo import inspection
+from sb3_redo.zoo.loading import open_agent
+from sb3_redo.zoo.saved_agents import algorithm_of
+from sb3_redo.zoo.sources import find_model
 
 TINY = "policy_kwargs:dict(net_arch=[8,8])"
 
@@ -81,8 +84,13 @@ def inspect(capsys, path, *options):
 
 
 def loaded(path):
-    source = find_model(path)
-    return load_agent(source, algorithm_of(source, None))
+    return open_agent(path).model
+
+
+def layers_of(out):
+    """The first words of the table's rows."""
+    rows = out.splitlines()[3:]
+    return [row.split()[0] for row in rows[: [row.startswith("all ") for row in rows].index(True)]]
 
 
 # What is measured
@@ -92,9 +100,9 @@ def test_a_zoo_run_is_read_from_its_folder(capsys, dqn_run):
     code, out, err = inspect(capsys, dqn_run)
     assert code == 0, err
     assert " of 16 neurons dormant " in out.splitlines()[0]
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["q_net.q_net.0", "q_net.q_net.2"]
+    assert layers_of(out) == ["q_net.q_net.0", "q_net.q_net.2"]
     assert "at threshold 0.1, on 60 observations" in out
-    assert f"DQN from {dqn_run / 'CartPole-v1.zip'}" in err
+    assert f"DQN from {dqn_run}" in err
 
 
 def test_wrappers_frame_stack_statistics_and_keywords_are_those_of_the_run(dqn_run, ppo_run):
@@ -110,10 +118,11 @@ def test_wrappers_frame_stack_statistics_and_keywords_are_those_of_the_run(dqn_r
 
 def test_the_report_is_that_of_the_agent_in_its_environment(capsys, ppo_run):
     _, out, _ = inspect(capsys, ppo_run, "--seed", 4, "--dormancy-threshold", 0.5)
-    source = find_model(ppo_run)
-    model = load_agent(source, "ppo")
-    batch = sb3_redo.sb3.gathering.gather_batch(model, 60, 4)
-    assert out == f"{sb3_redo.sb3.measuring.measure_on(model, batch, 0.5)}\n"
+    model = loaded(ppo_run)
+    report = sb3_redo.sb3.measuring.measure_on(model, sb3_redo.sb3.gathering.gather_batch(model, 60, 4), 0.5)
+    assert out.splitlines()[0] == str(report).splitlines()[0]
+    for layer in report.layers:
+        assert f"{layer.dormant_fraction:.1%}" == next(row for row in out.splitlines() if layer.name in row).split()[3]
     assert inspect(capsys, ppo_run, "--seed", 4, "--dormancy-threshold", 0.5)[1] == out
 
 
@@ -170,13 +179,13 @@ def test_a_zip_with_a_scalable_policy_tells_as_much(tmp_path, kind, policy, poss
 
 
 def test_environment_keywords_are_given_as_to_the_zoo(capsys, saved, monkeypatch):
-    seen, measure_on = [], sb3_redo.sb3.measuring.measure_on
+    seen, measure_on = [], inspection.measure_on
 
     def watched(model, *rest):
         seen.append(model.get_env().get_attr("g"))
         return measure_on(model, *rest)
 
-    monkeypatch.setattr(sb3_redo.sb3.measuring, "measure_on", watched)
+    monkeypatch.setattr(inspection, "measure_on", watched)
     code, _, err = inspect(
         capsys, saved / "SAC.zip", "--env", "Pendulum-v1", "--env-kwargs", "g:2.5", "render_mode:None"
     )
@@ -192,8 +201,8 @@ def test_table_and_picture_are_written(capsys, saved, tmp_path):
     code, out, err = inspect(capsys, saved / "DQN.zip", "--env", "CartPole-v1", "--csv", csv, "--plot", plot)
     assert code == 0, err
     frame = pandas.read_csv(csv)
-    assert list(frame.columns) == ["layer", "network", "neurons", "dormant", "dormant_fraction", "recyclable"]
-    assert frame["layer"].tolist() == [line.split()[0] for line in out.splitlines()[1:]]
+    assert {"path", "layer", "network", "neurons", "dormant", "dormant_fraction", "recyclable"} <= set(frame.columns)
+    assert frame["layer"].tolist() == layers_of(out)
     assert "<svg" in plot.read_text()
 
 
@@ -226,7 +235,10 @@ def test_what_is_no_agent_is_refused(capsys, tmp_path, dqn_run):
     assert "is no zip file" in refused(capsys, tmp_path / "text.zip")
     assert "not an agent that Stable-Baselines3 saved" in refused(capsys, tmp_path / "other.zip")
     assert "is not the folder of a zoo run" in refused(capsys, tmp_path)
-    assert f"did you mean one of the runs in it, such as {dqn_run}?" in refused(capsys, dqn_run.parents[1])
+    runs = tmp_path / "runs"
+    for name in ("CartPole-v1_1", "CartPole-v1_2"):
+        shutil.copytree(dqn_run, runs / name)
+    assert f"did you mean one of the runs in it, such as {runs / name}? --recursive" in refused(capsys, runs)
 
 
 def test_a_run_without_a_model_is_refused(capsys, dqn_run, tmp_path):
@@ -261,7 +273,7 @@ def test_a_wrong_environment_is_refused(capsys, saved):
 
 
 def test_targets_are_checked_before_anything_is_gathered(capsys, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(sb3_redo.sb3.gathering, "gather_batch", None)
+    monkeypatch.setattr(inspection, "gather_batch", None)
     arguments = (saved / "DQN.zip", "--env", "CartPole-v1")
     assert "there is no folder" in refused(capsys, *arguments, "--csv", tmp_path / "none/layers.csv")
     assert "is a folder" in refused(capsys, *arguments, "--csv", tmp_path)

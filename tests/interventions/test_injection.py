@@ -26,8 +26,9 @@ from sb3_redo.networks import (
     InjectableDQNMlpPolicy,
     InjectableDQNMultiInputPolicy,
 )
-from sb3_redo.zoo.loading import algorithm_of, find_model
 from sb3_redo.zoo.policy_names import algorithms_of, scalable_policy
+from sb3_redo.zoo.saved_agents import algorithm_of
+from sb3_redo.zoo.sources import find_model
 from tests.helpers.algorithms import DICTIONARIES, DISCRETE, IMAGES, OBSERVATIONS, VECTORS, build, learn
 from tests.helpers.marks import alternating
 from tests.helpers.runs import Corridor, Tape, at_gradient_step, differences, fingerprint, reloaded

@@ -1,0 +1,248 @@
+"""Makes the environment that an agent was trained in, or finds the one that has taken its place."""
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+
+from sb3_redo.validation import UsageError, needs
+from sb3_redo.zoo.atari import check_atari
+from sb3_redo.zoo.pickles import is_installed, read_statistics
+from sb3_redo.zoo.saved_agents import SavedAgent, brief, one_line, same_shape
+from sb3_redo.zoo.sources import Source
+
+with needs("zoo", "a saved agent"):
+    import rl_zoo3.import_envs  # noqa: F401  registers what the zoo can train on
+    from huggingface_sb3 import EnvironmentName
+    from rl_zoo3.utils import create_test_env
+
+AUTO = "auto"
+"""The name that stands for the environment of the run, or for the one that has taken its place."""
+
+_PACKAGES = (
+    (r".*BulletEnv", "pybullet_envs_gymnasium", "pybullet_envs_gymnasium"),
+    (r"Panda", "panda_gym", "panda_gym"),
+    (
+        r"(Fetch|HandReach|HandManipulate|Adroit|PointMaze|AntMaze|FrankaKitchen)",
+        "gymnasium_robotics",
+        "gymnasium-robotics",
+    ),
+    (r"(highway|merge|roundabout|parking|intersection|racetrack|two-way|exit)-", "highway_env", "highway-env"),
+    (r"(MiniGrid|BabyAI)", "minigrid", "minigrid"),
+    (r"(LunarLander|BipedalWalker|CarRacing)", "Box2D", '"gymnasium[box2d]"'),
+    (
+        r"(HalfCheetah|Ant|Hopper|Walker2d|Humanoid|Swimmer|Reacher|Pusher|Inverted\w*Pendulum)-",
+        "mujoco",
+        '"gymnasium[mujoco]"',
+    ),
+)
+"""Which package has environments of such names, and what installs it."""
+
+_KEYWORDS: dict[str, dict[str, Any]] = {"Ant-v4": {"use_contact_forces": True}}
+"""What gives an environment the observations that its predecessors had."""
+
+_MOVED = {
+    "utils.wrappers": "rl_zoo3.wrappers",
+    "gym.wrappers": "gymnasium.wrappers",
+    "gym_minigrid.wrappers": "minigrid.wrappers",
+}
+"""Modules of wrappers that were renamed since."""
+
+
+@dataclass(frozen=True)
+class EnvironmentOptions:
+    """Says what the user wants of the environment, over what was saved.
+
+    :param env: its id, :data:`AUTO`, or ``None`` for that of the run
+    :param env_kwargs: keyword arguments
+    :param gym_packages: modules that register environments
+    :param wrappers: dotted paths of wrappers around the environment, instead of those of the run
+    :param n_stack: frames to stack, instead of those of the run
+    :param vec_normalize: path of statistics of ``VecNormalize``
+    """
+
+    env: str | None = None
+    env_kwargs: Mapping[str, Any] | None = None
+    gym_packages: Sequence[str] = ()
+    wrappers: Sequence[str] | None = None
+    n_stack: int | None = None
+    vec_normalize: Any = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """Holds an environment that was made for an agent.
+
+    :param env: the environment
+    :param id: its registered id
+    :param notes: what differs from what the agent was trained in, in words
+    """
+
+    env: VecEnv
+    id: str
+    notes: tuple[str, ...] = ()
+
+
+def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOptions) -> Made:
+    """Make the environment that an agent was trained in, with the wrappers and statistics that were saved.
+
+    :param source: the agent and what was saved beside it
+    :param agent: the same agent's zip
+    :param options: what the user wants
+    :raises UsageError: when the environment is not known, cannot be made, or does not fit the agent
+    """
+    saved_id = source.arguments.get("env")
+    wanted = saved_id if options.env in (None, AUTO) else options.env
+    if wanted is None:
+        raise UsageError("give --env: a zip on its own does not tell in which environment its agent was trained")
+    for package in (*(source.arguments.get("gym_packages") or ()), *options.gym_packages):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UsageError(f"environment {wanted!r} cannot be made: {error}") from error
+    # 1. The environment itself. Should it be gone, another one may have taken its place.
+    notes: list[str] = []
+    env_id = EnvironmentName(wanted).gym_id
+    kwargs = {**source.env_kwargs, **(options.env_kwargs or {})}
+    try:
+        env = _make(source, env_id, kwargs, options)
+    except UsageError as error:
+        env_id, kwargs, env = _replacement(source, agent, env_id, kwargs, options, error)
+        notes.append(f"{wanted} is gone, {_call(env_id, kwargs)} takes its place")
+    try:
+        # 2. Observations are normalised as they were in training.
+        env, note = _normalised(env, source, agent, options)
+        notes += note
+        # 3. Frames are stacked last, as the zoo does.
+        stack = options.n_stack if options.n_stack is not None else source.hyperparameters.get("frame_stack") or 0
+        if stack:
+            env = VecFrameStack(env, int(stack))
+    except BaseException:
+        env.close()
+        raise
+    return Made(env, env_id, tuple(notes))
+
+
+def _make(source: Source, env_id: str, kwargs: Mapping[str, Any], options: EnvironmentOptions) -> VecEnv:
+    """Make an environment with its wrappers.
+
+    :raises UsageError: when it cannot be made; the zoo's and the environment's own messages name what is missing
+    """
+    given = options.wrappers if options.wrappers is not None else source.hyperparameters.get("env_wrapper")
+    settings = {"env_wrapper": _renamed(given), "vec_env_wrapper": source.hyperparameters.get("vec_env_wrapper")}
+    settings = {key: value for key, value in settings.items() if value}
+    try:
+        check_atari(env_id)
+        return create_test_env(env_id, should_render=False, hyperparams=settings, env_kwargs=dict(kwargs))
+    except gym.error.UnregisteredEnv as error:
+        hint = "--gym-packages imports the module that registers it"
+        raise UsageError(f"environment {env_id!r} is not registered: {error} ({hint})") from error
+    except Exception as error:  # code of others: simulators, wrappers
+        raise UsageError(f"environment {env_id!r} cannot be made: {one_line(error)}") from error
+
+
+def _renamed(wrappers: Any) -> Any:
+    """Return wrappers by the names that their modules have today."""
+    if isinstance(wrappers, (list, tuple)):
+        return [_renamed(wrapper) for wrapper in wrappers]
+    if isinstance(wrappers, Mapping):
+        return {_renamed(path): kwargs for path, kwargs in wrappers.items()}
+    if isinstance(wrappers, str):
+        module, _, name = wrappers.rpartition(".")
+        return f"{_MOVED.get(module, module)}.{name}"
+    return wrappers
+
+
+def _replacement(
+    source: Source,
+    agent: SavedAgent,
+    env_id: str,
+    kwargs: Mapping[str, Any],
+    options: EnvironmentOptions,
+    error: UsageError,
+) -> tuple[str, dict[str, Any], VecEnv]:
+    """Return the environment that has taken the place of one that is gone.
+
+    :raises UsageError: when there is none, or the user has not asked for it
+    """
+    failures = [str(error)]
+    for other, more in _successors(env_id):
+        try:
+            env = _make(source, other, {**kwargs, **more}, options)
+        except UsageError as failure:
+            failures.append(str(failure))
+            continue
+        # 1. Spaces that cannot be read are no obstacle: the weights will tell whether they fit.
+        fits = _fits(agent, env, source, options)
+        if fits and options.env == AUTO:
+            return other, {**kwargs, **more}, env
+        env.close()
+        if fits:
+            more_words = "".join(f" --env-kwargs {key}:{value}" for key, value in more.items())
+            raise UsageError(f"{error}; {other} has the same shapes: give --env {other}{more_words}, or --env {AUTO}")
+    # 2. The package of the environment, or of its successor, may be missing.
+    for pattern, module, install in _PACKAGES:
+        if re.match(pattern, env_id) and not is_installed(module):
+            raise UsageError(f"{error}; pip install {install} has it, or the one that takes its place (--env {AUTO})")
+    raise UsageError("; ".join(failures[:2])) from error
+
+
+def _successors(env_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the registered environments of the same name in other versions, the newest first, and their keywords."""
+    for pattern, module, _ in _PACKAGES:
+        if re.match(pattern, env_id) and is_installed(module):
+            importlib.import_module(module)  # registers them
+    name = env_id.rpartition("-v")[0]
+    others = [known for known in gym.registry if known.rpartition("-v")[0] == name and known != env_id]
+    for other in sorted(others, key=lambda known: int(known.rpartition("-v")[2] or 0), reverse=True):
+        yield other, {}
+        if other in _KEYWORDS:
+            yield other, _KEYWORDS[other]
+
+
+def _fits(agent: SavedAgent, env: VecEnv, source: Source, options: EnvironmentOptions) -> bool:
+    stack = options.n_stack if options.n_stack is not None else source.hyperparameters.get("frame_stack") or 0
+    saved = agent.observation_space
+    # Frames are stacked later, so that shapes cannot be compared here.
+    is_same = saved is None or bool(stack) or same_shape(saved, env.observation_space)
+    return is_same and (agent.action_space is None or same_shape(agent.action_space, env.action_space))
+
+
+def _normalised(
+    env: VecEnv, source: Source, agent: SavedAgent, options: EnvironmentOptions
+) -> tuple[VecEnv, list[str]]:
+    """Wrap an environment so that it gives observations as they were in training. Returns what is to be said of it.
+
+    :raises UsageError: when statistics that the user or the settings name are missing or do not fit
+    """
+    path = options.vec_normalize or source.statistics
+    if options.vec_normalize is not None and not options.vec_normalize.is_file():
+        raise UsageError(f"there is no file {options.vec_normalize} (--vec-normalize)")
+    if path is None:
+        if source.needs_statistics:
+            where = source.settings / "vecnormalize.pkl" if source.settings is not None else "vecnormalize.pkl"
+            raise UsageError(f"VecNormalize stats {where} not found: give their file with --vec-normalize")
+        warning = "its observations were normalised, and no statistics are there: give them with --vec-normalize"
+        return env, [warning] if not source.hyperparameters and agent.is_normalised else []
+    # Statistics in the folder of a run that was trained without are those of something else.
+    if options.vec_normalize is None and source.hyperparameters and not source.needs_statistics:
+        return env, []
+    statistics = read_statistics(path, safe=source.safe)
+    if statistics.norm_obs and not same_shape(statistics.observation_space, env.observation_space):
+        shapes = f"{brief(statistics.observation_space)}, the environment gives {brief(env.observation_space)}"
+        if options.vec_normalize is None and source.settings is None:
+            return env, [f"{path} is not used: it is for {shapes}"]
+        raise UsageError(f"{path} does not fit: it is for {shapes}")
+    statistics.observation_space, statistics.action_space = env.observation_space, env.action_space
+    statistics.set_venv(env)
+    statistics.training = statistics.norm_reward = False
+    return statistics, [] if source.needs_statistics else [f"observations are normalised by {path}"]
+
+
+def _call(env_id: str, kwargs: Mapping[str, Any]) -> str:
+    words = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+    return f"{env_id} ({words})" if words else env_id

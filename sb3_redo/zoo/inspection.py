@@ -1,0 +1,425 @@
+"""Measures trained agents beside fresh networks of the same policy, and says what the numbers mean."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
+
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.forward.contexts import everything_seeded
+from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.gathering import gather_batch
+from sb3_redo.sb3.measuring import measure_on
+from sb3_redo.validation import needs, non_negative_integer, non_negative_number, positive_integer
+from sb3_redo.wiring.structure import Wiring
+from sb3_redo.zoo.environments import EnvironmentOptions
+from sb3_redo.zoo.hub import downloaded
+from sb3_redo.zoo.loading import LoadedAgent, open_agent
+from sb3_redo.zoo.saved_agents import one_line
+
+if TYPE_CHECKING:
+    import pandas
+
+THRESHOLDS = (0.0, 0.025, 0.1)
+"""What is shown beside the threshold that was asked for."""
+DEFAULT_THRESHOLD = 0.1
+_NOTICEABLE = 0.05
+"""A smaller difference to a fresh network, as a share of a layer, is not worth a word."""
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """Says which neurons of a trained agent are dormant, and how many are in a fresh network. Prints as a table.
+
+    :param path: of the agent
+    :param algorithm: the zoo's name
+    :param environment: id of the environment that the agent was run in
+    :param seed: of the first measurement; the others have the seeds after it
+    :param thresholds: in the order in which they are shown; the first is that of the run or the one asked for
+    :param reports: one measurement for each seed
+    :param fresh: measurements of fresh networks of the same policy on the observations of the first report
+    :param activations: layer name to the name of its activation, empty where it has none
+    :param episode_returns: of the episodes that ended while observations were gathered
+    :param saved_return: mean return of the last evaluation that was saved with the agent; ``None`` without one
+    :param notes: what differs from training, in words
+    :param settings: the hyperparameters that were saved with the agent
+    :param is_off_policy: whether it was trained on a replay buffer
+    """
+
+    path: Path
+    algorithm: str
+    environment: str
+    seed: int
+    thresholds: tuple[float, ...]
+    reports: tuple[DormancyReport, ...]
+    fresh: tuple[DormancyReport, ...]
+    activations: Mapping[str, str]
+    episode_returns: tuple[float, ...]
+    saved_return: float | None
+    notes: tuple[str, ...]
+    settings: Mapping[str, Any]
+    is_off_policy: bool
+
+    @property
+    def report(self) -> DormancyReport:
+        """The measurement with the first seed."""
+        return self.reports[0]
+
+    @property
+    def episode_return(self) -> float | None:
+        """The mean return of the gathered episodes; ``None`` where none ended."""
+        return sum(self.episode_returns) / len(self.episode_returns) if self.episode_returns else None
+
+    def fraction(self, threshold: float, layer: str | None = None) -> float:
+        """Return the dormant fraction of the agent, the mean over all seeds, in [0, 1].
+
+        :param threshold: a neuron is dormant when its score is at most this
+        :param layer: its name; all layers pooled if not given
+        """
+        return _mean_fraction(self.reports, threshold, layer)
+
+    def fresh_fraction(self, threshold: float, layer: str | None = None) -> float:
+        """Return the dormant fraction of fresh networks, the mean over all of them, in [0, 1].
+
+        :param threshold: a neuron is dormant when its score is at most this
+        :param layer: its name; all layers pooled if not given
+        """
+        return _mean_fraction(self.fresh, threshold, layer)
+
+    def spread(self, threshold: float, layer: str | None = None) -> float:
+        """Return the largest minus the smallest dormant fraction over the seeds, in [0, 1].
+
+        :param threshold: a neuron is dormant when its score is at most this
+        :param layer: its name; all layers pooled if not given
+        """
+        found = [_fraction(report, threshold, layer) for report in self.reports]
+        return max(found) - min(found)
+
+    @cached_property
+    def conclusion(self) -> str:
+        """One sentence that says what the numbers mean, beside those of a fresh network."""
+        threshold = self.thresholds[0]
+        names = [layer.name for layer in self.report.layers]
+        excess = {name: self.fraction(threshold, name) - self.fresh_fraction(threshold, name) for name in names}
+        worst = max(excess, key=lambda name: excess[name])
+        if excess[worst] < _NOTICEABLE:
+            return f"No layer has noticeably more dormant neurons at threshold {threshold:g} than a fresh network has."
+        return (
+            f"{worst}{self._position(worst)} has lost {self.fraction(threshold, worst):.0%} of its neurons at "
+            f"threshold {threshold:g}; of a fresh one {self.fresh_fraction(threshold, worst):.0%} are dormant."
+        )
+
+    def _position(self, name: str) -> str:
+        layer = next(layer for layer in self.report.layers if layer.name == name)
+        of_network = [other.name for other in self.report.layers if other.network == layer.network]
+        feeds = self.report.wiring[name].consumers
+        is_last = not any(other in feeds for other in of_network)
+        return f", the last hidden layer of {layer.network}," if is_last else f", a layer of {layer.network},"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each seed and layer: the agent, and what was measured of the layer."""
+        return [
+            {
+                **self._about(seed),
+                "layer": layer.name,
+                "network": layer.network,
+                "neurons": layer.neurons,
+                "activation": self.activations[layer.name],
+                "recyclable": layer.recyclable,
+                "dormant": int((layer.scores <= self.thresholds[0]).sum()),
+                "dormant_fraction": _fraction(report, self.thresholds[0], layer.name),
+                **{f"dormant_fraction_{t:g}": _fraction(report, t, layer.name) for t in sorted(self.thresholds)},
+                **{f"fresh_fraction_{t:g}": self.fresh_fraction(t, layer.name) for t in sorted(self.thresholds)},
+            }
+            for seed, report in enumerate(self.reports, self.seed)
+            for layer in report.layers
+        ]
+
+    def _about(self, seed: int) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "status": "ok",
+            "reason": "",
+            "algorithm": self.algorithm,
+            "environment": self.environment,
+            "observations": self.report.observations,
+            "seed": seed,
+            "episodes": len(self.episode_returns),
+            "episode_return": self.episode_return,
+            "saved_return": self.saved_return,
+        }
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Tabulate one row for each seed and layer, see :meth:`rows`.
+
+        :raises MissingPackageError: without pandas
+        """
+        return to_frame([self])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything that was found as plain numbers, texts, lists and dictionaries, as JSON has them."""
+        return {
+            **self._about(self.seed),
+            "seeds": len(self.reports),
+            "thresholds": list(self.thresholds),
+            "dormant_fraction": {f"{t:g}": self.fraction(t) for t in self.thresholds},
+            "fresh_fraction": {f"{t:g}": self.fresh_fraction(t) for t in self.thresholds},
+            "layers": [
+                {
+                    "layer": layer.name,
+                    "network": layer.network,
+                    "neurons": layer.neurons,
+                    "activation": self.activations[layer.name],
+                    "dormant_fraction": {f"{t:g}": self.fraction(t, layer.name) for t in self.thresholds},
+                    "fresh_fraction": {f"{t:g}": self.fresh_fraction(t, layer.name) for t in self.thresholds},
+                    "spread": {f"{t:g}": self.spread(t, layer.name) for t in self.thresholds},
+                }
+                for layer in self.report.layers
+            ],
+            "notes": list(self.notes),
+            "conclusion": self.conclusion,
+        }
+
+    def __str__(self) -> str:
+        lines = [str(self.report).splitlines()[0], self.where(), *self._table()]
+        lines += [f"Note: {note}." for note in self.notes]
+        if any(name == "Tanh" for name in self.activations.values()):
+            lines.append(
+                "A Tanh neuron has a small score if it stays near 0 for every observation. A saturated one, which no "
+                "longer learns either, has a large score."
+            )
+        where = "older policies, from the replay buffer" if self.is_off_policy else "the rollout that is trained on"
+        lines.append(
+            "Observations are those that the agent meets as it explores now; curves of a training are measured on "
+            f"those of {where}."
+        )
+        return "\n".join([*lines, self.conclusion])
+
+    __repr__ = __str__
+
+    def light(self) -> "Inspection":
+        """Return the same without the observations, so that many take little memory."""
+        return replace(
+            self,
+            reports=tuple(replace(report, batch=_rows_alone(report.observations)) for report in self.reports),
+            fresh=tuple(replace(report, batch=_rows_alone(report.observations)) for report in self.fresh),
+        )
+
+    def where(self) -> str:
+        """Say what the agent was run in, and how well it did."""
+        episodes = len(self.episode_returns)
+        mean = "no episode ended" if self.episode_return is None else f"mean return {self.episode_return:.1f}"
+        saved = "" if self.saved_return is None else f" (last saved evaluation: {self.saved_return:.1f})"
+        seeds = f", seeds {self.seed} to {self.seed + len(self.reports) - 1}" if len(self.reports) > 1 else ""
+        return f"{self.algorithm} in {self.environment}{seeds}: {episodes} episodes, {mean}{saved}"
+
+    def _table(self) -> list[str]:
+        head = ["layer", "neurons", "activation"]
+        for threshold in self.thresholds:
+            head += [f"at {threshold:g}", "fresh"]
+        rows = [head]
+        for layer in self.report.layers:
+            row = [layer.name, str(layer.neurons), self.activations[layer.name] or "-"]
+            rows.append(row + self._cells(layer.name))
+        total = sum(layer.neurons for layer in self.report.layers)
+        rows.append(["all", str(total), "", *self._cells(None)])
+        return aligned(rows)
+
+    def _cells(self, layer: str | None) -> list[str]:
+        cells = []
+        for threshold in self.thresholds:
+            spread = f" ±{self.spread(threshold, layer) / 2:.1%}" if len(self.reports) > 1 else ""
+            cells += [f"{self.fraction(threshold, layer):.1%}{spread}", f"{self.fresh_fraction(threshold, layer):.1%}"]
+        return cells
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Says why an agent could not be inspected.
+
+    :param path: of the agent
+    :param reason: in one line
+    :param is_usage: whether what was asked for cannot be done, and not something that broke
+    """
+
+    path: Path
+    reason: str
+    is_usage: bool = False
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row with the reason."""
+        return [{"path": str(self.path), "status": "failed", "reason": self.reason}]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as JSON has it."""
+        return self.rows()[0]
+
+
+def inspect_agent(
+    path: str | Path,
+    *,
+    algorithm: str | None = None,
+    options: EnvironmentOptions | None = None,
+    n_samples: int = 5000,
+    dormancy_threshold: float | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    fresh_networks: int = 3,
+    safe: bool = False,
+    progress: Callable[[int], Any] | None = None,
+) -> Inspection:
+    """Run a trained agent as it explored, and measure it beside fresh networks of the same policy.
+
+    Agents, statistics and settings are pickles: they may run any code. With ``safe`` only tensors and known classes
+    are unpickled.
+
+    :param path: a zip, the folder of a zoo run, a folder as the Hugging Face Hub has them, or ``owner/name`` there
+    :param algorithm: the zoo's name, where the zip does not tell
+    :param options: what is wanted of the environment, over what was saved
+    :param n_samples: observations for each seed
+    :param dormancy_threshold: shown first; that of the run's callback if not given, else 0.1
+    :param seed: of all that is drawn
+    :param seeds: how many measurements, each from a seed of its own
+    :param fresh_networks: how many fresh networks to compare with
+    :param safe: whether to open only what needs no unpickling beyond tensors and known classes
+    :param progress: called after every step with the number of observations that are new
+    :raises UsageError: when there is no agent, or it does not fit what is wanted
+    :raises RuntimeError: when the agent cannot be measured
+    """
+    positive_integer("n_samples", n_samples)
+    positive_integer("seeds", seeds)
+    positive_integer("fresh_networks", fresh_networks)
+    non_negative_integer("seed", seed)
+    if dormancy_threshold is not None:
+        non_negative_number("dormancy_threshold", dormancy_threshold)
+    loaded = open_agent(downloaded(Path(path)), algorithm, options, safe=safe)
+    try:
+        thresholds = _thresholds(dormancy_threshold, loaded)
+        returns: list[float] = []
+        reports = []
+        for number in range(seed, seed + seeds):
+            batch = gather_batch(loaded.model, n_samples, number, progress=progress, on_episode=returns.append)
+            reports.append(measure_on(loaded.model, batch, thresholds[0]))
+        return Inspection(
+            path=Path(path),
+            algorithm=type(loaded.model).__name__,
+            environment=loaded.environment,
+            seed=seed,
+            thresholds=thresholds,
+            reports=tuple(reports),
+            fresh=tuple(fresh_report(loaded.model, reports[0], number) for number in range(fresh_networks)),
+            activations={
+                layer.name: _activation(loaded.model.policy, reports[0].wiring, layer.name)
+                for layer in reports[0].layers
+            },
+            episode_returns=tuple(returns),
+            saved_return=loaded.source.saved_return,
+            notes=loaded.notes,
+            settings=loaded.source.hyperparameters,
+            is_off_policy=not agent_of(loaded.model).at_rollout_end,
+        )
+    finally:
+        loaded.close()
+
+
+def fresh_report(model: BaseAlgorithm, report: DormancyReport, seed: int) -> DormancyReport:
+    """Measure a fresh network of a model's policy on the observations of a report.
+
+    :param model: the model that was measured; nothing in it changes
+    :param report: its measurement
+    :param seed: of the fresh network
+    """
+    with everything_seeded(seed):
+        settings = copy.deepcopy({**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs})
+        spaces = copy.deepcopy((model.observation_space, model.action_space))
+        policy = model.policy_class(*spaces, model.lr_schedule, **settings).to(model.device)
+    networks = {layer.name: layer.network for layer in report.layers}
+    agent = agent_of(model)
+    return Meter(policy, report.wiring, networks).measure(
+        lambda part: agent.forward(policy, part), report.batch, report.dormancy_threshold
+    )
+
+
+def to_frame(inspections: Iterable[Inspection | Failure]) -> "pandas.DataFrame":
+    """Tabulate inspections: one row for each agent, seed and layer, and one for each failure.
+
+    :param inspections: of any number of agents
+    :raises MissingPackageError: without pandas
+    """
+    with needs("plots", "to_frame()"):
+        import pandas  # here, because only this is worth a second of import time
+
+    return pandas.DataFrame([row for inspection in inspections for row in inspection.rows()])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines. The first column is aligned to the left, all others to the right.
+
+    :param rows: of the same number of cells
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _thresholds(given: float | None, loaded: LoadedAgent) -> tuple[float, ...]:
+    """Return the thresholds to show: the one asked for or that of the run first, then the usual ones."""
+    first = given if given is not None else _own_threshold(loaded.source.hyperparameters.get("callback"))
+    first = DEFAULT_THRESHOLD if first is None else float(first)
+    return (first, *(threshold for threshold in THRESHOLDS if threshold != first))
+
+
+def _own_threshold(callbacks: Any) -> float | None:
+    """Return the dormancy threshold in the zoo's settings of callbacks; ``None`` where there is none."""
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        for path, settings in callback.items() if isinstance(callback, Mapping) else ():
+            threshold = settings.get("dormancy_threshold") if isinstance(settings, Mapping) else None
+            if str(path).startswith("sb3_redo.") and isinstance(threshold, (int, float)):
+                return float(threshold)
+    return None
+
+
+def _activation(policy: nn.Module, wiring: Wiring, layer: str) -> str:
+    """Return the name of a layer's activation, empty where it has none."""
+    kinds = {
+        type(policy.get_submodule(site.name)).__name__ if site.kind == "result" else site.kind
+        for site in wiring[layer].sites
+    }
+    return " and ".join(sorted(kinds - {"input"}))
+
+
+def _rows_alone(number: int) -> torch.Tensor:
+    """Return a batch without values that says how many observations there were."""
+    return torch.empty(number, 0)
+
+
+def _fraction(report: DormancyReport, threshold: float, layer: str | None) -> float:
+    if layer is None:
+        return report.fraction_at(threshold)
+    (scores,) = (each.scores for each in report.layers if each.name == layer)
+    return float((scores <= threshold).sum()) / len(scores)
+
+
+def _mean_fraction(reports: Sequence[DormancyReport], threshold: float, layer: str | None) -> float:
+    return sum(_fraction(report, threshold, layer) for report in reports) / len(reports)
+
+
+def failed(path: Path, error: BaseException) -> Failure:
+    """Return what is to be said of an agent that could not be inspected.
+
+    :param path: of the agent
+    :param error: why not
+    """
+    return Failure(path, one_line(error), isinstance(error, ValueError))

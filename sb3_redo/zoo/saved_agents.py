@@ -1,0 +1,324 @@
+"""Reads what a zip of Stable-Baselines3 says of its agent, whatever release saved it."""
+
+import base64
+import inspect
+import json
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_redo.algorithms import ALGORITHMS as OURS
+from sb3_redo.sb3.agents import known_algorithm
+from sb3_redo.validation import UsageError, needs, one_of
+from sb3_redo.zoo.pickles import Unreadable, module_of, unpickled, unreadable_parts
+from sb3_redo.zoo.policy_names import algorithms_of
+from sb3_redo.zoo.sources import Source
+
+with needs("zoo", "a saved agent"):
+    from rl_zoo3.utils import ALGOS
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {**ALGOS, **OURS, "ppo_mask": MaskablePPO}
+"""By the zoo's names, ours among them, with sb3-contrib's for the one that the zoo does not train."""
+
+_OF_POLICIES = {
+    "stable_baselines3.common.policies": ("ppo", "a2c", "trpo"),
+    "stable_baselines3.dqn.policies": algorithms_of("DQNMlpPolicy"),
+    "stable_baselines3.sac.policies": ("sac",),
+    "stable_baselines3.td3.policies": ("td3", "ddpg"),
+    "sb3_contrib.ars.policies": ("ars",),
+    "sb3_contrib.crossq.policies": ("crossq",),
+    "sb3_contrib.qrdqn.policies": ("qrdqn",),
+    "sb3_contrib.tqc.policies": ("tqc",),
+    "sb3_contrib.common.maskable.policies": ("ppo_mask",),
+    "sb3_contrib.common.recurrent.policies": ("ppo_lstm",),
+}
+"""Which algorithms a saved policy may be of, by the module of its class."""
+
+_READ = ("policy_class", "policy_kwargs", "action_noise")
+"""What is unpickled. An agent that acts and is not trained needs nothing else."""
+_HELD_BY_NETWORKS = ("policy_class", "policy_kwargs")
+_OF_TRAINING = (
+    "train_freq",
+    "replay_buffer_class",
+    "replay_buffer_kwargs",
+    "rollout_buffer_class",
+    "rollout_buffer_kwargs",
+)
+"""Arguments of algorithms that have changed over the releases, and that acting does not need."""
+_KEPT = ("num_timesteps", "exploration_rate", "use_sde_at_warmup")
+"""What belongs to an agent at work and is no argument of its algorithm."""
+
+
+class SavedAgent:
+    """Reads a zip without building its agent.
+
+    :param path: the zip
+    :param safe: whether to unpickle known classes alone
+    :raises UsageError: when the zip cannot be read
+    """
+
+    def __init__(self, path: Path, *, safe: bool = False):
+        self.path = path
+        self.safe = safe
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self.data: dict[str, Any] = json.loads(archive.read("data"))
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from error
+        if not isinstance(self.data, dict):
+            raise UsageError(f"{path} is a zip file, but not an agent that Stable-Baselines3 saved")
+
+    def value(self, key: str) -> Any:
+        """Return a setting.
+
+        :param key: its name
+        :return: its value, or :class:`~sb3_redo.zoo.pickles.Unreadable`; ``None`` where there is none
+        """
+        return self._read(key)[0]
+
+    def _read(self, key: str) -> tuple[Any, tuple[str, ...]]:
+        saved = self.data.get(key)
+        if not isinstance(saved, dict) or ":serialized:" not in saved:
+            return saved, ()
+        return unpickled(base64.b64decode(saved[":serialized:"]), safe=self.safe)
+
+    @cached_property
+    def observation_space(self) -> spaces.Space[Any] | None:
+        """The observation space, as far as it can be read."""
+        return self._space("observation_space")
+
+    @cached_property
+    def action_space(self) -> spaces.Space[Any] | None:
+        """The action space, as far as it can be read."""
+        return self._space("action_space")
+
+    def _space(self, key: str) -> spaces.Space[Any] | None:
+        space = self.value(key)
+        return space if isinstance(space, spaces.Space) else None
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether the zip tells that ``VecNormalize`` changed its observations.
+
+        On-policy algorithms keep an original observation only then. An observation outside of its space tells, too.
+        """
+        if "n_steps" in self.data and "replay_buffer_class" not in self.data:
+            return self.value("_last_original_obs") is not None
+        seen, space = self.value("_last_obs"), self.observation_space
+        if not isinstance(seen, np.ndarray) or not isinstance(space, spaces.Box) or seen.shape[1:] != space.shape:
+            return False
+        return bool((seen < space.low - 1e-3).any() or (seen > space.high + 1e-3).any())
+
+    def algorithm(self, source: Source, given: str | None) -> str:
+        """Return the name of the algorithm: as given, as the zoo noted, or as the saved policy tells.
+
+        :param source: says what the zoo noted
+        :param given: what the user says
+        :raises UsageError: when it is unknown, cannot be told, is not supported, or is not that of the policy
+        """
+        possible = self._possible_algorithms()
+        # Ours differ from the one that they extend in how they are trained, and here nothing is.
+        plain = tuple(name for name in possible if name not in OURS) or possible
+        name = given or source.arguments.get("algo")
+        if name == "her":  # an algorithm of its own in old releases, around the one that the policy is of
+            name = plain[0] if plain else None
+        if name is None and len(plain) == 1:
+            name = plain[0]
+        if name is None:
+            reason = f"it may be {' or '.join(possible)}" if possible else "its policy is of a class of your own"
+            raise UsageError(f"give --algo: the file does not tell which algorithm it is of; {reason}")
+        try:
+            one_of("--algo", name, tuple(ALGORITHMS))
+            known_algorithm(ALGORITHMS[name])
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(str(error)) from None
+        if possible and name not in possible:
+            raise UsageError(f"--algo is {name}, but the policy in {self.path} is of {' or '.join(possible)}")
+        return str(name)
+
+    def _possible_algorithms(self) -> tuple[str, ...]:
+        policy = self.data.get("policy_class", {})
+        module = policy.get("__module__", "") if isinstance(policy, Mapping) else ""
+        if module == "stable_baselines3.her.her" or not module.startswith("sb3_redo.networks."):
+            return _OF_POLICIES.get(module, ())
+        # Policies of all algorithms lie in one module: the pickle, which is not run here, has the name of the class.
+        pickled = pickletools.genops(base64.b64decode(policy[":serialized:"]))
+        names = [argument for _, argument, _ in pickled if isinstance(argument, str)]
+        return next(filter(None, map(algorithms_of, names)), ())
+
+    def build(self, kind: type[BaseAlgorithm], env: VecEnv) -> tuple[BaseAlgorithm, list[str]]:
+        """Build the agent with its weights, to act in an environment and not to be trained.
+
+        What acting does not need is not read: replay buffers, schedules, optimizers and the state of training. A
+        setting that cannot be read becomes the algorithm's default.
+
+        :param kind: the algorithm
+        :param env: the environment, whose spaces the agent gets
+        :return: the model; and what could not be read, in words
+        :raises UsageError: when the policy cannot be read, or does not fit the environment
+        """
+        data, notes = self._settings(kind)
+        # 1. The algorithm wraps the environment. Spaces of other releases have other bounds, so its own ones serve.
+        model = kind(policy=data["policy_class"], env=env, _init_setup_model=False)  # type: ignore[call-arg]
+        for key, space in (("observation_space", model.observation_space), ("action_space", model.action_space)):
+            saved = self._space(key)
+            if saved is not None and not same_shape(saved, space):
+                raise UsageError(
+                    f"the environment is not the one that {self.path} was trained in: its {key} is {brief(space)}, "
+                    f"the agent's is {brief(saved)}"
+                )
+        # 2. It builds its networks from the policy's settings. A replay buffer would take memory for nothing.
+        small = {"buffer_size": 1, "optimize_memory_usage": False} if "buffer_size" in self.data else {}
+        model.__dict__.update({**data, **small})
+        try:
+            model._setup_model()
+        except Exception as error:  # settings that a policy of today does not take
+            raise UsageError(f"the networks of {self.path} cannot be built: {one_line(error)}") from error
+        # 3. Only the policy's weights are loaded.
+        policy: Any = model.policy
+        self._load_weights(policy)
+        if model.use_sde:
+            policy.reset_noise()
+        return model, notes
+
+    def _settings(self, kind: type[BaseAlgorithm]) -> tuple[dict[str, Any], list[str]]:
+        """Return what an agent that acts needs of the saved settings, and what of it could not be read, in words."""
+        constructors = (vars(base).get("__init__") for base in kind.__mro__[:-1])
+        wanted = {name for each in constructors if each is not None for name in inspect.signature(each).parameters}
+        wanted = {*wanted, *_KEPT, "_n_updates"} - {*_OF_TRAINING, "env", "device", "tensorboard_log"}
+        data: dict[str, Any] = {}
+        notes: list[str] = []
+        for key, saved in self.data.items():
+            # 1. Plain numbers and texts are taken as they are. The constructor has set everything else.
+            if key in wanted and not (isinstance(saved, dict) and ":serialized:" in saved):
+                data[key] = saved
+            if key not in _READ:
+                continue
+            # 2. What is needed is read, in part if need be.
+            value, unreadable = self._read(key)
+            if key == "policy_kwargs" and isinstance(value, dict):
+                unreadable = _without_optimizer(value, unreadable)
+            if not unreadable and not isinstance(value, Unreadable):
+                data[key] = value
+            elif key in _HELD_BY_NETWORKS:
+                raise UsageError(self._unreadable(key, unreadable))
+            elif key == "action_noise":
+                notes.append(f"its action noise cannot be read ({unreadable[0]}): it acts without noise")
+        # 3. Old releases wrote some settings in other forms.
+        data["action_noise"] = _renewed_noise(data.get("action_noise"))
+        data["policy_kwargs"] = _renewed(data.get("policy_kwargs") or {})
+        return data, notes
+
+    def _load_weights(self, policy: nn.Module) -> None:
+        """Load the policy's weights, in place. Old releases saved a shared extractor under one of its three names."""
+        state = self._state()
+        try:
+            missing, unexpected = policy.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise UsageError(f"the weights in {self.path} do not fit its policy: {one_line(error)}") from error
+        missing = [
+            name for name in missing if not name.startswith(("pi_features_extractor.", "vf_features_extractor."))
+        ]
+        if missing or unexpected:
+            what = f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place there"
+            raise UsageError(f"the weights in {self.path} do not fit its policy: {what}")
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("policy.pth") as file:
+                return dict(torch.load(file, map_location="cpu", weights_only=True))
+        except KeyError:
+            raise UsageError(f"{self.path} has no policy.pth, which holds the weights") from None
+        except Exception as error:  # junk ends in errors of many kinds
+            raise UsageError(f"the weights in {self.path} cannot be read: {one_line(error)}") from error
+
+    def _unreadable(self, key: str, unreadable: tuple[str, ...]) -> str:
+        what = unreadable[0] if unreadable else "an unknown object"
+        if self.safe:
+            return f"{self.path} cannot be opened safely: its {key} needs {what}; leave out --safe if you trust it"
+        return f"{self.path} cannot be opened: its {key} needs {what}; install or put on the path {module_of(what)}"
+
+
+def algorithm_of(source: Source, given: str | None = None) -> str:
+    """Return the name of an agent's algorithm, see :meth:`SavedAgent.algorithm`.
+
+    :param source: the zip, and what the zoo noted
+    :param given: what the user says
+    :raises UsageError: when it is unknown, cannot be told, is not supported, or is not that of the policy
+    """
+    return SavedAgent(source.model, safe=source.safe).algorithm(source, given)
+
+
+def same_shape(one: spaces.Space[Any] | None, other: spaces.Space[Any] | None) -> bool:
+    """Return whether two spaces hold values of the same shape and kind. Bounds and precision may differ.
+
+    :param one: a space
+    :param other: another one
+    """
+    if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
+        return set(one.spaces) == set(other.spaces) and all(same_shape(one[key], other[key]) for key in one.spaces)
+    if type(one) is not type(other) or one is None or other is None or one.shape != other.shape:
+        return False
+    if isinstance(one, spaces.Discrete) and isinstance(other, spaces.Discrete):
+        return bool(one.n == other.n)
+    if isinstance(one, spaces.MultiDiscrete) and isinstance(other, spaces.MultiDiscrete):
+        return bool((one.nvec == other.nvec).all())
+    return one.dtype is not None and other.dtype is not None and one.dtype.kind == other.dtype.kind
+
+
+def brief(space: spaces.Space[Any]) -> str:
+    """Return a space in a few words, without its bounds.
+
+    :param space: the space
+    """
+    if isinstance(space, spaces.Box):
+        return f"Box{space.shape} of {space.dtype}"
+    if isinstance(space, spaces.Dict):
+        return "Dict(" + ", ".join(f"{key}: {brief(part)}" for key, part in space.spaces.items()) + ")"
+    return str(space)
+
+
+def one_line(error: BaseException, length: int = 300) -> str:
+    """Return an error's message as one line of at most ``length`` characters.
+
+    :param error: the error
+    :param length: in characters
+    """
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _without_optimizer(policy_kwargs: dict[str, Any], unreadable: tuple[str, ...]) -> tuple[str, ...]:
+    """Remove an optimizer that cannot be read, in place: acting needs none. Returns what still cannot be read."""
+    for part in list(unreadable_parts(policy_kwargs)):
+        if part.startswith("optimizer"):
+            del policy_kwargs[part]
+    return unreadable if list(unreadable_parts(policy_kwargs)) else ()
+
+
+def _renewed(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return a policy's settings in the form of today. Releases before 1.8 put the networks' sizes into a list."""
+    renewed = {key: value for key, value in policy_kwargs.items() if key != "device"}
+    sizes = renewed.get("net_arch")
+    if isinstance(sizes, list) and sizes and isinstance(sizes[0], dict):
+        renewed["net_arch"] = sizes[0]
+    return renewed
+
+
+def _renewed_noise(noise: ActionNoise | None) -> ActionNoise | None:
+    """Return action noise with the attributes that it has today: old releases saved fewer."""
+    if noise is not None and not hasattr(noise, "_dtype"):
+        noise.__dict__["_dtype"] = np.float32
+    return noise

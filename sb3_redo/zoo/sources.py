@@ -1,0 +1,247 @@
+"""Finds a saved agent, and what was saved beside it: settings, statistics, evaluations."""
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_redo.validation import UsageError, needs
+
+with needs("zoo", "a saved agent"):
+    import yaml
+
+_CHECKPOINT = re.compile(r"rl_model_(\d+)_steps")
+_STATISTICS = ("vecnormalize.pkl", "vec_normalize.pkl")
+MOST_BYTES = 2**30
+"""An archive that expands to more than this, and to more than a hundred times its size, is refused."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Says where an agent is and what was saved beside it.
+
+    :param model: the zip
+    :param settings: the folder that holds ``args.yml`` and ``config.yml`` of the agent, if there is one
+    :param safe: whether settings are read without unpickling
+    """
+
+    model: Path
+    settings: Path | None
+    safe: bool = False
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """The command line that the run was started with."""
+        return self._yaml("args.yml")
+
+    @cached_property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        """What the zoo trained with, as it was resolved."""
+        return self._yaml("config.yml")
+
+    @cached_property
+    def env_kwargs(self) -> Mapping[str, Any]:
+        """The keyword arguments of the environment."""
+        of_config = self.hyperparameters.get("env_kwargs")
+        given = self.arguments.get("env_kwargs")
+        return {**_mapping(of_config), **self._yaml("env_kwargs.yml"), **_mapping(given)}
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the settings say that observations were normalised."""
+        return bool(self.hyperparameters.get("normalize", False))
+
+    @property
+    def statistics(self) -> Path | None:
+        """The statistics of ``VecNormalize`` that belong to the agent, if there are any."""
+        step = _CHECKPOINT.fullmatch(self.model.stem)
+        names = [f"rl_model_vecnormalize_{step[1]}_steps.pkl"] if step else []
+        names += [f"{self.model.stem}_{name}" for name in _STATISTICS]
+        beside = [self.model.with_name(name) for name in names]
+        # A folder of several agents does not tell whose statistics lie there.
+        is_alone = len(list(self.model.parent.glob("*.zip"))) == 1 or self.settings == self.model.parent
+        beside += [self.model.with_name(name) for name in _STATISTICS if is_alone]
+        saved = [self.settings / name for name in _STATISTICS] if self.settings is not None else []
+        return next((path for path in (*saved, *beside) if path.is_file()), None)
+
+    @property
+    def saved_return(self) -> float | None:
+        """The mean return of the last evaluation that was saved; ``None`` without one."""
+        folders = [self.model.parent, *([self.settings.parent] if self.settings is not None else [])]
+        for path in (folder / "evaluations.npz" for folder in folders):
+            if path.is_file():
+                try:
+                    with np.load(path) as saved:
+                        return float(np.mean(saved["results"][-1]))
+                except (OSError, ValueError, KeyError, IndexError):
+                    return None
+        return None
+
+    def _yaml(self, name: str) -> dict[str, Any]:
+        path = self.settings / name if self.settings is not None else None
+        if path is None or not path.is_file():
+            return {}
+        try:
+            found = yaml.load(path.read_text(), Loader=_SafeLoader if self.safe else _Loader)
+        except (yaml.YAMLError, UnicodeDecodeError, ImportError, AttributeError, TypeError) as error:
+            raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        if found is None:
+            return {}
+        if not isinstance(found, dict):
+            raise UsageError(f"{path} must hold settings by name, it holds {type(found).__name__}")
+        return dict(found)
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """Reads what the zoo writes, and ``None`` for any other object of Python."""
+
+
+class _Loader(yaml.UnsafeLoader):
+    """Reads what the zoo writes. It is a pickle in another form: open only what you trust."""
+
+
+def _ordered(loader: Any, node: Any) -> dict[str, Any]:
+    (pairs,) = loader.construct_sequence(node, deep=True)
+    return dict(pairs)
+
+
+def _tuple(loader: Any, node: Any) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node))
+
+
+def _nothing(loader: Any, suffix: str, node: Any) -> None:
+    return None
+
+
+_SafeLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ordered)
+_SafeLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+_SafeLoader.add_multi_constructor("tag:yaml.org,2002:python/", _nothing)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def find_model(path: Path, *, safe: bool = False) -> Source:
+    """Find the agent that a path means: a zip, or a folder's final agent, else its best, else its latest checkpoint.
+
+    The folder may be that of a zoo run, of a run of a sweep, or one as the Hugging Face Hub has them.
+
+    :param path: a zip or a folder
+    :param safe: whether to read settings without unpickling
+    :raises UsageError: when there is none, or more than one
+    """
+    if not path.exists() and path.with_name(path.name + ".zip").is_file():
+        path = path.with_name(path.name + ".zip")
+    if not path.exists():
+        raise UsageError(f"there is no file or folder {path}")
+    if path.is_file():
+        return Source(_checked(path), _settings_of(path, safe), safe)
+    # 1. A folder as the Hub has it: settings and agent lie side by side.
+    if (path / "args.yml").is_file() and (flat := _flat_model(path, safe)) is not None:
+        return Source(_checked(flat), path, safe)
+    # 2. A zoo run, or the folder of its settings.
+    run = path.parent if (path / "args.yml").is_file() else path
+    settings = _settings_in(run)
+    if settings is not None:
+        checkpoints = sorted((file for file in run.glob("*.zip") if _CHECKPOINT.fullmatch(file.stem)), key=_step)
+        for candidate in (run / f"{settings.name}.zip", run / "best_model.zip", *reversed(checkpoints)):
+            if candidate.is_file():
+                return Source(_checked(candidate), settings, safe)
+        raise UsageError(f"no model in {run}: neither {settings.name}.zip nor best_model.zip nor rl_model_*_steps.zip")
+    # 3. A folder without settings that holds a single zip.
+    found = sorted(path.glob("*.zip"))
+    if len(found) == 1:
+        return Source(_checked(found[0]), None, safe)
+    # 4. A folder around one run, as a sweep has one for each.
+    inner = list(agents_in(path))
+    if len(inner) == 1:
+        return find_model(inner[0], safe=safe)
+    hint = f"; did you mean one of the runs in it, such as {inner[-1]}? --recursive takes them all" if inner else ""
+    raise UsageError(f"{path} is not the folder of a zoo run (it has no */args.yml) and holds no single agent{hint}")
+
+
+def agents_in(folder: Path) -> Iterator[Path]:
+    """Yield the agents at any depth below a folder: runs by their folders, zips without a run by their own path.
+
+    :param folder: where to look
+    """
+    claimed: set[Path] = set()
+    for file in sorted(folder.rglob("args.yml")):
+        is_flat = any(file.parent.glob("*.zip"))
+        run = file.parent if is_flat else file.parents[1]
+        if run not in claimed and any(run.glob("*.zip")):
+            claimed.add(run)
+            yield run
+    for file in sorted(folder.rglob("*.zip")):
+        if file.parent not in claimed and _is_agent(file):
+            yield file
+
+
+def _is_agent(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "data" in archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _step(checkpoint: Path) -> int:
+    found = _CHECKPOINT.fullmatch(checkpoint.stem)
+    return int(found[1]) if found else 0
+
+
+def _settings_in(run: Path) -> Path | None:
+    found = list(run.glob("*/args.yml"))
+    return found[0].parent if len(found) == 1 else None
+
+
+def _flat_model(folder: Path, safe: bool) -> Path | None:
+    """Return the agent of a folder that has ``args.yml`` itself: the one of its name, or the only one."""
+    arguments = Source(folder, folder, safe).arguments
+    named = folder / f"{arguments.get('algo')}-{arguments.get('env')}.zip"
+    found = sorted(folder.glob("*.zip"))
+    return named if named.is_file() else found[0] if len(found) == 1 else None
+
+
+def _settings_of(path: Path, safe: bool) -> Path | None:
+    """Return the folder of the settings that belong to a zip.
+
+    Settings of another agent may lie beside it. So the names must be those that the zoo gives: the settings' folder
+    has the name of the environment, and the zip has that name or one of a checkpoint.
+    """
+    if (path.parent / "args.yml").is_file():
+        arguments = Source(path, path.parent, safe).arguments
+        return path.parent if path.stem == f"{arguments.get('algo')}-{arguments.get('env')}" else None
+    settings = _settings_in(path.parent)
+    if settings is None:
+        return None
+    env = str(Source(path, settings, safe).arguments.get("env")).replace("/", "-")
+    is_of_run = path.stem in (settings.name, "best_model") or _CHECKPOINT.fullmatch(path.stem) is not None
+    return settings if settings.name == env and is_of_run else None
+
+
+def _checked(path: Path) -> Path:
+    """Return the path of a zip that looks like a saved agent.
+
+    :raises UsageError: when it is none
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UsageError(f"{path} is no zip file that can be read, and agents are saved as such ({error})") from error
+    if not any(entry.filename == "data" for entry in entries):
+        raise UsageError(f"{path} is a zip file, but not an agent that Stable-Baselines3 saved (no 'data' in it)")
+    outside = [entry.filename for entry in entries if entry.filename.startswith(("/", "\\")) or ".." in entry.filename]
+    if outside:
+        raise UsageError(f"{path} is not opened: {outside[0]!r} in it lies outside of it")
+    size = sum(entry.file_size for entry in entries)
+    if size > max(MOST_BYTES, 100 * path.stat().st_size):
+        raise UsageError(f"{path} is not opened: it would expand to {size / 2**30:.0f} GiB, over 100 times its size")
+    return path

@@ -1,0 +1,452 @@
+"""Agents of any release open: spaces of OpenAI Gym, old settings, the Hub's layout; and what is no agent is refused."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+import sys
+import types
+import zipfile
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import yaml
+from gymnasium import spaces
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+from sb3_redo.validation import UsageError
+from sb3_redo.zoo import sources
+from sb3_redo.zoo.environments import EnvironmentOptions
+from sb3_redo.zoo.hub import downloaded
+from sb3_redo.zoo.loading import open_agent
+from sb3_redo.zoo.pickles import Unreadable, read_statistics, unpickled
+from sb3_redo.zoo.saved_agents import SavedAgent, same_shape
+from sb3_redo.zoo.sources import agents_in, find_model
+
+CARTPOLE = EnvironmentOptions(env="CartPole-v1")
+PENDULUM = EnvironmentOptions(env="Pendulum-v1")
+
+
+@pytest.fixture
+def gym(monkeypatch):
+    """Stand-ins for the classes of OpenAI Gym, to pickle as old releases did. They are gone when the test reads."""
+    modules = {}
+    for module, name, base in (
+        ("gym.spaces.box", "Box", spaces.Box),
+        ("gym.spaces.discrete", "Discrete", spaces.Discrete),
+        ("gym.spaces.dict", "Dict", spaces.Dict),
+    ):
+        made = modules.setdefault(module, types.ModuleType(module))
+        setattr(made, name, type(name, (base,), {"__module__": module}))
+    for name in ("gym", "gym.spaces"):
+        modules[name] = types.ModuleType(name)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    class Gym:
+        box = staticmethod(modules["gym.spaces.box"].Box)
+        discrete = staticmethod(modules["gym.spaces.discrete"].Discrete)
+        dict = staticmethod(modules["gym.spaces.dict"].Dict)
+
+        @staticmethod
+        def leave():
+            for name in modules:
+                monkeypatch.delitem(sys.modules, name)
+
+    return Gym
+
+
+def changed(path, to, **data):
+    """Copy a zip with other values in its data. Objects are pickled, as SB3 does."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "data":
+                content = json.dumps({**json.loads(content), **{key: _entry(value) for key, value in data.items()}})
+            new.writestr(name, content)
+    return to
+
+
+def _entry(value):
+    if isinstance(value, (int, float, str, type(None))):
+        return value
+    return {
+        ":type:": str(type(value)),
+        ":serialized:": base64.b64encode(value if isinstance(value, bytes) else pickle.dumps(value)).decode(),
+    }
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    for kind, env in ((DQN, "CartPole-v1"), (PPO, "CartPole-v1"), (SAC, "Pendulum-v1"), (DDPG, "Pendulum-v1")):
+        more = {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))} if kind is DDPG else {}
+        kind("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, device="cpu", **more).save(folder / kind.__name__)
+    return folder
+
+
+def weights(policy):
+    return {name: value.clone() for name, value in policy.state_dict().items()}
+
+
+# Spaces and settings of other releases
+
+
+def test_spaces_of_gym_are_read_without_gym(gym, saved, tmp_path):
+    box = gym.box(-np.full(4, 3.4e38, np.float32), np.full(4, 3.4e38, np.float32))
+    path = changed(saved / "DQN.zip", tmp_path / "old.zip", observation_space=box, action_space=gym.discrete(2))
+    gym.leave()
+    assert "gym" not in sys.modules
+    opened = open_agent(path, options=CARTPOLE)
+    for name, value in DQN.load(saved / "DQN.zip").policy.state_dict().items():
+        torch.testing.assert_close(opened.model.policy.state_dict()[name], value, rtol=0, atol=0)
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (spaces.Box(-1, 1, (3,)), spaces.Box(-np.inf, np.inf, (3,), np.float64), True),
+        (spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (4,)), False),
+        (spaces.Box(0, 255, (3,), np.uint8), spaces.Box(-1, 1, (3,)), False),
+        (spaces.Discrete(3), spaces.Discrete(3, start=1), True),
+        (spaces.Discrete(3), spaces.Discrete(4), False),
+        (spaces.MultiDiscrete([2, 3]), spaces.MultiDiscrete([3, 2]), False),
+        (spaces.Dict({"a": spaces.Discrete(2)}), spaces.Dict({"a": spaces.Discrete(2)}), True),
+        (spaces.Dict({"a": spaces.Discrete(2)}), spaces.Dict({"b": spaces.Discrete(2)}), False),
+        (spaces.Box(-1, 1, (3,)), None, False),
+    ],
+)
+def test_spaces_agree_by_shape_and_kind(one, other, same):
+    assert same_shape(one, other) is same
+
+
+def test_what_acting_does_not_need_stops_nothing(saved, tmp_path):
+    gone = pickle.dumps(len).replace(b"builtins", b"nowhere0")
+    old = {
+        "replay_buffer_class": gone,
+        "replay_buffer_kwargs": {"online_sampling": True},
+        "learning_rate": gone,
+        "lr_schedule": gone,
+        "exploration_schedule": gone,
+        "_last_obs": gone,
+        "ep_info_buffer": gone,
+        "train_freq": gone,
+        "goal_selection_strategy": gone,
+        "eval_env": gone,
+    }
+    open_agent(changed(saved / "DQN.zip", tmp_path / "old.zip", **old), options=CARTPOLE).close()
+
+
+def test_noise_of_old_releases_acts_and_noise_that_is_gone_is_said(saved, tmp_path):
+    noise = NormalActionNoise(np.zeros(1), np.full(1, 0.5))
+    del noise._dtype
+    opened = open_agent(changed(saved / "DDPG.zip", tmp_path / "old.zip", action_noise=noise), "ddpg", PENDULUM)
+    assert opened.model.action_noise().dtype == np.float32
+    assert opened.notes == ()
+    gone = pickle.dumps(noise).replace(b"NormalActionNoise", b"VanishedActNoise0")
+    opened = open_agent(changed(saved / "DDPG.zip", tmp_path / "gone.zip", action_noise=gone), "ddpg", PENDULUM)
+    assert opened.model.action_noise is None
+    assert "acts without noise" in opened.notes[0]
+
+
+def test_an_optimizer_that_is_not_installed_is_not_needed(saved, tmp_path):
+    settings = pickle.dumps({"net_arch": [8], "optimizer_class": torch.optim.Adam, "optimizer_kwargs": {"eps": 1e-5}})
+    gone = settings.replace(b"torch.optim.adam", b"vanish.optim.odd")
+    open_agent(changed(saved / "DQN.zip", tmp_path / "old.zip", policy_kwargs=gone), options=CARTPOLE).close()
+    needed = pickle.dumps({"net_arch": [8], "activation_fn": nn.ReLU}).replace(b"torch.nn.modules", b"vanished.modules")
+    with pytest.raises(
+        UsageError, match=r"its policy_kwargs needs vanished\.modules\.activation\.ReLU; install .* vanished"
+    ):
+        open_agent(changed(saved / "DQN.zip", tmp_path / "gone.zip", policy_kwargs=needed), options=CARTPOLE)
+
+
+def test_sizes_in_a_list_of_releases_before_1_8(saved, tmp_path):
+    old = {"net_arch": [{"pi": [8], "vf": [8]}], "device": "cuda:7"}
+    opened = open_agent(changed(saved / "PPO.zip", tmp_path / "old.zip", policy_kwargs=old), "ppo", CARTPOLE)
+    assert weights(opened.model.policy)["mlp_extractor.policy_net.0.weight"].shape == (8, 4)
+
+
+def test_her_is_an_algorithm_of_old_releases(saved, tmp_path):
+    run = zoo_folder(tmp_path, saved / "SAC.zip", "her", "Pendulum-v1")
+    assert open_agent(run).algorithm == "sac"
+
+
+def test_random_streams_stay_where_they_were(saved):
+    torch.manual_seed(1), np.random.seed(1)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(1), np.random.seed(1)
+    open_agent(saved / "DQN.zip", options=CARTPOLE).close()
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+# Environments
+
+
+def zoo_folder(folder, model, algorithm, env, **config):
+    """The folder of a zoo run that holds an agent."""
+    run = folder / f"{env}_1"
+    (run / env).mkdir(parents=True)
+    shutil.copy(model, run / f"{env}.zip")
+    (run / env / "args.yml").write_text(yaml.dump(_ordered({"algo": algorithm, "env": env, "env_kwargs": None})))
+    (run / env / "config.yml").write_text(yaml.dump(_ordered(config)))
+    return run
+
+
+def _ordered(mapping):
+    from collections import OrderedDict
+
+    return OrderedDict(mapping)
+
+
+@pytest.fixture
+def successor():
+    """Two registered environments of one name: the first is gone, the second has taken its place."""
+
+    def gone(**kwargs):
+        raise ImportError("the simulator is gone")
+
+    gymnasium.register("SwingUp-v0", entry_point=gone)
+    gymnasium.register("SwingUp-v1", entry_point="gymnasium.envs.classic_control:PendulumEnv")
+    gymnasium.register("SwingUp-v2", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
+    yield "SwingUp-v0"
+    for version in range(3):
+        del gymnasium.registry[f"SwingUp-v{version}"]
+
+
+def test_the_environment_in_the_place_of_one_that_is_gone_is_offered_and_taken_on_demand(saved, tmp_path, successor):
+    run = zoo_folder(tmp_path, saved / "SAC.zip", "sac", successor)
+    with pytest.raises(UsageError, match="SwingUp-v1 has the same shapes: give --env SwingUp-v1, or --env auto"):
+        open_agent(run)
+    opened = open_agent(run, options=EnvironmentOptions(env="auto"))
+    assert opened.environment == "SwingUp-v1"
+    assert opened.notes == ("SwingUp-v0 is gone, SwingUp-v1 takes its place",)
+
+
+def test_a_missing_package_is_named(saved, tmp_path):
+    run = zoo_folder(tmp_path, saved / "SAC.zip", "sac", "VanishedBulletEnv-v0")
+    with pytest.raises(UsageError, match="is not registered"):
+        open_agent(run)
+
+
+def test_wrappers_and_stacks_can_be_given(saved, tmp_path):
+    DQN("MlpPolicy", make_vec_env("CartPole-v1"), policy_kwargs={"net_arch": [8]}).save(tmp_path / "plain.zip")
+    wrapper = "gymnasium.wrappers.TimeAwareObservation"
+    options = EnvironmentOptions(env="CartPole-v1", wrappers=[wrapper], n_stack=2)
+    with pytest.raises(UsageError, match=r"its observation_space is Box\(10,\) of float64, the agent's is Box\(4,\)"):
+        open_agent(tmp_path / "plain.zip", options=options)
+
+
+# Settings and statistics
+
+
+@pytest.fixture(scope="module")
+def normalised(tmp_path_factory):
+    """An agent trained on normalised observations, with its statistics beside it."""
+    folder = tmp_path_factory.mktemp("normalised")
+    env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
+    model = PPO("MlpPolicy", env, n_steps=64, batch_size=32, policy_kwargs={"net_arch": [8]}, device="cpu")
+    model.learn(64)
+    model.save(folder / "agent.zip")
+    env.save(folder / "vecnormalize.pkl")
+    return folder
+
+
+def test_statistics_beside_a_zip_are_used(normalised, tmp_path):
+    opened = open_agent(normalised / "agent.zip", "ppo", PENDULUM)
+    assert isinstance(opened.model.get_env(), VecNormalize)
+    assert not opened.model.get_env().training
+    assert opened.notes == (f"observations are normalised by {normalised / 'vecnormalize.pkl'}",)
+
+
+def test_statistics_elsewhere_are_given(normalised, tmp_path):
+    shutil.copy(normalised / "agent.zip", tmp_path / "agent.zip")
+    given = EnvironmentOptions(env="Pendulum-v1", vec_normalize=normalised / "vecnormalize.pkl")
+    assert isinstance(open_agent(tmp_path / "agent.zip", "ppo", given).model.get_env(), VecNormalize)
+
+
+def test_a_zip_that_needs_statistics_and_has_none_gets_a_warning(normalised, saved, tmp_path):
+    shutil.copy(normalised / "agent.zip", tmp_path / "agent.zip")
+    (note,) = open_agent(tmp_path / "agent.zip", "ppo", PENDULUM).notes
+    assert "its observations were normalised, and no statistics are there" in note
+    assert open_agent(saved / "SAC.zip", options=PENDULUM).notes == ()
+
+
+def test_statistics_among_several_agents_are_nobodys(normalised, saved, tmp_path):
+    for file in (normalised / "agent.zip", normalised / "vecnormalize.pkl", saved / "SAC.zip"):
+        shutil.copy(file, tmp_path)
+    assert find_model(tmp_path / "SAC.zip").statistics is None
+    shutil.copy(normalised / "vecnormalize.pkl", tmp_path / "agent_vecnormalize.pkl")
+    assert find_model(tmp_path / "agent.zip").statistics == tmp_path / "agent_vecnormalize.pkl"
+
+
+def test_statistics_of_old_releases_are_read(gym, tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
+    env.observation_space = gym.box(-np.ones(3, np.float32), np.ones(3, np.float32))
+    env.save(tmp_path / "old.pkl")
+    gym.leave()
+    for safe in (False, True):
+        assert read_statistics(tmp_path / "old.pkl", safe=safe).observation_space.shape == (3,)
+
+
+def test_statistics_that_do_not_fit_are_refused_or_left(saved, tmp_path):
+    VecNormalize(make_vec_env("CartPole-v1")).save(tmp_path / "vecnormalize.pkl")
+    shutil.copy(saved / "SAC.zip", tmp_path / "SAC.zip")
+    assert "is not used: it is for Box(4,)" in open_agent(tmp_path / "SAC.zip", options=PENDULUM).notes[0]
+    given = EnvironmentOptions(env="Pendulum-v1", vec_normalize=tmp_path / "vecnormalize.pkl")
+    with pytest.raises(UsageError, match="does not fit"):
+        open_agent(saved / "SAC.zip", options=given)
+
+
+def test_settings_of_another_agent_are_not_used(saved, tmp_path):
+    shutil.copy(saved / "PPO.zip", tmp_path / "mine.zip")
+    for name in ("downloaded", "CartPole-v1"):
+        other = zoo_folder(tmp_path / name, saved / "PPO.zip", "a2c", "CartPole-v1")
+        shutil.move(other / "CartPole-v1", tmp_path / "CartPole-v1" if name == "CartPole-v1" else tmp_path / "other")
+        assert find_model(tmp_path / "mine.zip").settings is None
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+
+
+def test_the_layout_of_the_hub(saved, tmp_path):
+    flat = tmp_path / "repository"
+    flat.mkdir()
+    shutil.copy(saved / "PPO.zip", flat / "ppo-CartPole-v1.zip")
+    shutil.copy(saved / "DQN.zip", flat / "mine.zip")
+    (flat / "args.yml").write_text(yaml.dump(_ordered({"algo": "ppo", "env": "CartPole-v1"})))
+    (flat / "config.yml").write_text(yaml.dump(_ordered({"normalize": False})))
+    (flat / "env_kwargs.yml").write_text("render_mode: null\n")
+    for path in (flat, flat / "ppo-CartPole-v1.zip", flat / "ppo-CartPole-v1"):
+        opened = open_agent(path)
+        assert (opened.algorithm, opened.environment) == ("ppo", "CartPole-v1")
+        assert opened.source.env_kwargs == {"render_mode": None}
+    assert find_model(flat / "mine.zip").settings is None
+
+
+def test_a_repository_is_read_from_a_local_snapshot(saved, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "models--somebody--ppo-CartPole-v1/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    shutil.copy(saved / "PPO.zip", snapshot / "ppo-CartPole-v1.zip")
+    (snapshot / "args.yml").write_text(yaml.dump(_ordered({"algo": "ppo", "env": "CartPole-v1"})))
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    from pathlib import Path
+
+    found = downloaded(Path("somebody/ppo-CartPole-v1"))
+    assert open_agent(found).algorithm == "ppo"
+    with pytest.raises(UsageError, match="and nothing of that name on the Hub"):
+        downloaded(Path("somebody/nothing"))
+    assert downloaded(Path("a/b/c")) == Path("a/b/c")
+
+
+def test_agents_at_any_depth(saved, tmp_path):
+    one = zoo_folder(tmp_path / "dqn", saved / "DQN.zip", "dqn", "CartPole-v1")
+    (tmp_path / "alone").mkdir()
+    shutil.copy(saved / "PPO.zip", tmp_path / "alone/PPO.zip")
+    (tmp_path / "alone/other.zip").write_bytes(b"PK")
+    assert list(agents_in(tmp_path)) == [one, tmp_path / "alone/PPO.zip"]
+
+
+# What is refused
+
+
+def archive(path, **files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in files.items():
+            target.writestr(name, content)
+    return path
+
+
+def test_dangerous_and_foreign_archives_are_refused(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_BYTES", 2**26)
+    with pytest.raises(UsageError, match="over 100 times its size"):
+        find_model(archive(tmp_path / "bomb.zip", data="{}", zeros=bytes(2**26 + 1)))
+    with pytest.raises(UsageError, match="lies outside of it"):
+        find_model(archive(tmp_path / "outside.zip", **{"data": "{}", "../policy.pth": ""}))
+    with pytest.raises(UsageError, match="no 'data' in it"):
+        find_model(archive(tmp_path / "foreign.zip", **{"model/weights.bin": "x"}))
+    with pytest.raises(UsageError, match="cannot be read"):
+        SavedAgent(archive(tmp_path / "json.zip", data="no json"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no single agent"):
+        find_model(tmp_path / "empty")
+
+
+def test_weights_that_are_junk_or_do_not_fit_are_refused(saved, tmp_path):
+    def with_weights(name, content):
+        with zipfile.ZipFile(saved / "DQN.zip") as old, zipfile.ZipFile(tmp_path / name, "w") as new:
+            for each in old.namelist():
+                if each != "policy.pth":
+                    new.writestr(each, old.read(each))
+                elif content is not None:
+                    new.writestr(each, content)
+        return tmp_path / name
+
+    buffer = io.BytesIO()
+    torch.save({"q_net.q_net.0.weight": torch.zeros(3, 3)}, buffer)
+    for name, content, match in (
+        ("junk.zip", b"junk", "the weights in .* cannot be read"),
+        ("none.zip", None, "has no policy.pth"),
+        ("other.zip", buffer.getvalue(), "do not fit its policy"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            open_agent(with_weights(name, content), options=CARTPOLE)
+
+
+class Evil:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_safe_opening_runs_no_code_of_the_file(saved, normalised, tmp_path):
+    opened = open_agent(saved / "DQN.zip", options=CARTPOLE, safe=True)
+    assert weights(opened.model.policy).keys() == weights(DQN.load(saved / "DQN.zip").policy).keys()
+    assert isinstance(open_agent(normalised / "agent.zip", "ppo", PENDULUM, safe=True).model.get_env(), VecNormalize)
+    # The same file runs its code where it is trusted, so that this test would notice.
+    path = changed(saved / "DQN.zip", tmp_path / "evil.zip", policy_kwargs=Evil(tmp_path / "made"))
+    with pytest.raises(UsageError, match=r"cannot be opened safely: its policy_kwargs needs posix\.mkdir"):
+        open_agent(path, options=CARTPOLE, safe=True)
+    assert not (tmp_path / "made").exists()
+    with contextlib.suppress(Exception):  # of what comes after the code has run
+        open_agent(path, options=CARTPOLE)
+    assert (tmp_path / "made").exists()
+
+
+def test_safe_reading_of_settings_makes_no_objects(saved, tmp_path):
+    run = zoo_folder(tmp_path, saved / "DQN.zip", "dqn", "CartPole-v1")
+    (run / "CartPole-v1/config.yml").write_text(f"callback: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    assert find_model(run, safe=True).hyperparameters == {"callback": None}
+    assert not (tmp_path / "made").exists()
+    (run / "CartPole-v1/config.yml").write_text("[: no yaml")
+    with pytest.raises(UsageError, match=r"config\.yml cannot be read"):
+        open_agent(run)
+
+
+def test_what_cannot_be_read_is_named():
+    value, unreadable = unpickled(pickle.dumps({"a": [len, 1]}).replace(b"builtins", b"nowhere0"), safe=False)
+    assert value["a"][0] is Unreadable
+    assert unreadable == ("nowhere0.len",)
+    assert unpickled(b"junk", safe=False)[1] != ()
+    assert unpickled(pickle.dumps(eval), safe=True)[1] == ("builtins.eval",)
+
+
+def test_a2c_agents_open_as_such(tmp_path):
+    A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "a2c.zip")
+    opened = open_agent(tmp_path / "a2c.zip", "a2c", CARTPOLE)
+    assert isinstance(opened.model, A2C)
