@@ -321,7 +321,7 @@ def inspect_agent(
             },
             episode_returns=tuple(returns),
             saved_return=loaded.source.saved_return,
-            notes=loaded.notes,
+            notes=(*loaded.notes, *_unfaithful(loaded, returns)),
             settings=loaded.source.hyperparameters,
             is_off_policy=not agent_of(loaded.model).at_rollout_end,
         )
@@ -379,6 +379,17 @@ def _thresholds(given: float | None, loaded: LoadedAgent) -> tuple[float, ...]:
     first = given if given is not None else _own_threshold(loaded.source.hyperparameters.get("callback"))
     first = DEFAULT_THRESHOLD if first is None else float(first)
     return (first, *(threshold for threshold in THRESHOLDS if threshold != first))
+
+
+def _unfaithful(loaded: LoadedAgent, returns: Sequence[float]) -> list[str]:
+    """Return a warning where an agent earns far from what it did, in an environment that took another one's place."""
+    saved = loaded.source.saved_return
+    if saved is None or not returns or loaded.environment == loaded.source.arguments.get("env"):
+        return []
+    mean = sum(returns) / len(returns)
+    if abs(mean - saved) <= abs(saved) / 2:
+        return []
+    return [f"its return is far from the saved one: {loaded.environment} may differ from where it was trained"]
 
 
 def _own_threshold(callbacks: Any) -> float | None:

@@ -27,6 +27,7 @@ from sb3_redo.validation import UsageError
 from sb3_redo.zoo import sources
 from sb3_redo.zoo.environments import EnvironmentOptions
 from sb3_redo.zoo.hub import downloaded
+from sb3_redo.zoo.inspection import inspect_agent
 from sb3_redo.zoo.loading import open_agent
 from sb3_redo.zoo.pickles import Unreadable, read_statistics, unpickled
 from sb3_redo.zoo.saved_agents import SavedAgent, same_shape
@@ -230,6 +231,15 @@ def test_the_environment_in_the_place_of_one_that_is_gone_is_offered_and_taken_o
     opened = open_agent(run, options=EnvironmentOptions(env="auto"))
     assert opened.environment == "SwingUp-v1"
     assert opened.notes == ("SwingUp-v0 is gone, SwingUp-v1 takes its place",)
+
+
+def test_a_return_far_from_the_saved_one_is_said(saved, tmp_path, successor):
+    run = zoo_folder(tmp_path, saved / "SAC.zip", "sac", successor)
+    for saved_return, notes in ((-1400.0, 1), (5000.0, 2)):
+        np.savez(run / "evaluations.npz", results=np.array([[0.0], [saved_return]]))
+        found = inspect_agent(run, options=EnvironmentOptions(env="auto"), n_samples=401)
+        assert found.saved_return == saved_return
+        assert len(found.notes) == notes
 
 
 def test_a_missing_package_is_named(saved, tmp_path):
