@@ -75,12 +75,10 @@ def by_position(table: pd.DataFrame) -> str:
     :param table: a row for each agent and layer
     """
     layers = table[(table["status"] == "ok") & (table["activation"] == "ReLU")].copy()
-    groups = layers.groupby(["path", "network"], sort=False)
     # A critic with several parts has the layers of one after those of another; their order within a part tells.
     part = [re.sub(r"\d+$", "", name) for name in layers["layer"]]
     within = layers.groupby(["path", "network", part], sort=False)
     first, last = within.cumcount() == 0, within.cumcount(ascending=False) == 0
-    del groups
     layers["position"] = ["first" if one else "last" if end else "inner" for one, end in zip(first, last, strict=True)]
     shares = [f"{kind}_fraction_{t}" for t in THRESHOLDS for kind in ("dormant", "fresh")]
     means = layers.groupby(["algorithm", "network", "position"])[shares].mean()
@@ -119,12 +117,10 @@ def draw(agents: pd.DataFrame, to: Path) -> None:
     figure, ax = plt.subplots(figsize=(7.5, 0.19 * len(agents) + 1.2), layout="constrained")
     colours = {"ReLU": COLOURS[0], "Tanh": COLOURS[1]}
     markers = {"ReLU": "o", "Tanh": "s"}
+    shares, fresh_shares = list(agents["dormant_fraction_0.1"]), list(agents["fresh_fraction_0.1"])
     for row, agent in enumerate(agents.itertuples()):
         kind = agent.activation if agent.activation in colours else "ReLU"
-        fresh, trained = (
-            100 * agent[agents.columns.get_loc("fresh_fraction_0.1") + 1],
-            100 * agent[agents.columns.get_loc("dormant_fraction_0.1") + 1],
-        )
+        fresh, trained = 100 * fresh_shares[row], 100 * shares[row]
         ax.plot([fresh, trained], [row, row], color=colours[kind], linewidth=1)
         ax.plot(fresh, row, markers[kind], color=colours[kind], fillstyle="none", markersize=5)
         ax.plot(trained, row, markers[kind], color=colours[kind], markersize=5)
@@ -133,14 +129,10 @@ def draw(agents: pd.DataFrame, to: Path) -> None:
     ax.set_ylim(len(agents) - 0.5, -0.5)
     ax.set_xlabel("dormant neurons at threshold 0.1 [%], all layers pooled")
     ax.grid(axis="x", color="0.9")
-    handles = [
-        plt.Line2D(
-            [], [], color=colours[kind], marker=markers[kind], linestyle="", fillstyle=style, label=f"{kind}, {what}"
-        )
-        for kind in colours
-        for style, what in (("none", "fresh network"), ("full", "trained agent"))
-    ]
-    ax.legend(handles=handles, fontsize=7, loc="lower right")
+    for kind, colour in colours.items():
+        ax.plot([], [], markers[kind], color=colour, fillstyle="none", label=f"{kind}, fresh network")
+        ax.plot([], [], markers[kind], color=colour, label=f"{kind}, trained agent")
+    ax.legend(fontsize=7, loc="lower right")
     figure.savefig(to, dpi=150)
     plt.close(figure)
 

@@ -187,28 +187,25 @@ def _guarded(arguments: argparse.Namespace, path: Path) -> "Inspection | Failure
 
 def _work(arguments: argparse.Namespace, progress: Callable[[int], Any] | None) -> Callable[[Path], "Inspection"]:
     """Return what inspects an agent as the command line says."""
-    from sb3_redo.zoo.environments import EnvironmentOptions
     from sb3_redo.zoo.inspection import inspect_agent
     from sb3_redo.zoo.saved_agents import one_line
 
     # As python -m has it: wrappers and environments of a project lie where its commands are typed.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    options = EnvironmentOptions(
-        env=arguments.env,
-        env_kwargs=_env_kwargs(arguments.env_kwargs or []),
-        gym_packages=arguments.gym_packages,
-        wrappers=arguments.wrapper,
-        n_stack=arguments.n_stack,
-        vec_normalize=arguments.vec_normalize,
-    )
+    env_kwargs = _env_kwargs(arguments.env_kwargs or [])
 
     def work(path: Path) -> "Inspection":
         try:
             return inspect_agent(
                 path,
                 algorithm=arguments.algo,
-                options=options,
+                env=arguments.env,
+                env_kwargs=env_kwargs,
+                gym_packages=arguments.gym_packages,
+                wrappers=arguments.wrapper,
+                n_stack=arguments.n_stack,
+                vec_normalize=arguments.vec_normalize,
                 n_samples=arguments.n_samples,
                 dormancy_threshold=arguments.dormancy_threshold,
                 seed=arguments.seed,

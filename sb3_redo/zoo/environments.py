@@ -4,6 +4,7 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -70,7 +71,7 @@ class EnvironmentOptions:
     gym_packages: Sequence[str] = ()
     wrappers: Sequence[str] | None = None
     n_stack: int | None = None
-    vec_normalize: Any = None
+    vec_normalize: Path | None = None
 
 
 @dataclass(frozen=True)

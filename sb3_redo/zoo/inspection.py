@@ -266,7 +266,12 @@ def inspect_agent(
     path: str | Path,
     *,
     algorithm: str | None = None,
-    options: EnvironmentOptions | None = None,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    gym_packages: Sequence[str] = (),
+    wrappers: Sequence[str] | None = None,
+    n_stack: int | None = None,
+    vec_normalize: str | Path | None = None,
     n_samples: int = 5000,
     dormancy_threshold: float | None = None,
     seed: int = 0,
@@ -282,7 +287,12 @@ def inspect_agent(
 
     :param path: a zip, the folder of a zoo run, a folder as the Hugging Face Hub has them, or ``owner/name`` there
     :param algorithm: the zoo's name, where the zip does not tell
-    :param options: what is wanted of the environment, over what was saved
+    :param env: id of the environment; ``"auto"`` for that of the run, or for the one that has taken its place
+    :param env_kwargs: keyword arguments of the environment, over those of the run
+    :param gym_packages: modules that register environments, besides those of the run
+    :param wrappers: dotted paths of wrappers, instead of those of the run
+    :param n_stack: frames to stack, instead of those of the run
+    :param vec_normalize: statistics of ``VecNormalize``, instead of those of the run
     :param n_samples: observations for each seed
     :param dormancy_threshold: shown first; that of the run's callback if not given, else 0.1
     :param seed: of all that is drawn
@@ -299,6 +309,8 @@ def inspect_agent(
     non_negative_integer("seed", seed)
     if dormancy_threshold is not None:
         non_negative_number("dormancy_threshold", dormancy_threshold)
+    statistics = None if vec_normalize is None else Path(vec_normalize)
+    options = EnvironmentOptions(env, env_kwargs, gym_packages, wrappers, n_stack, statistics)
     loaded = open_agent(downloaded(Path(path)), algorithm, options, safe=safe)
     try:
         thresholds = _thresholds(dormancy_threshold, loaded)

@@ -10,9 +10,9 @@ from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from torch import nn
 
-from sb3_redo import measure_dormancy
+from sb3_redo import inspect_agent, measure_dormancy
 from sb3_redo.zoo.environments import EnvironmentOptions
-from sb3_redo.zoo.inspection import Failure, fresh_report, inspect_agent, to_frame
+from sb3_redo.zoo.inspection import Failure, fresh_report, to_frame
 from sb3_redo.zoo.loading import open_agent
 
 COLLECTION = os.environ.get("SB3_REDO_TRAINED_AGENTS")
@@ -70,9 +70,9 @@ def gathered_by_hand(model, n, seed):
     return torch.as_tensor(np.concatenate(seen)).float()
 
 
-def compared(path, algorithm, options, n):
-    inspection = inspect_agent(path, algorithm=algorithm, options=options, n_samples=n, fresh_networks=1)
-    model = open_agent(Path(path), algorithm, options).model
+def compared(path, algorithm, env, n):
+    inspection = inspect_agent(path, algorithm=algorithm, env=env, n_samples=n, fresh_networks=1)
+    model = open_agent(Path(path), algorithm, EnvironmentOptions(env=env)).model
     with torch.no_grad():
         by_hand = scores_by_hand(model, gathered_by_hand(model, n, 99))
     assert len(by_hand) >= 2
@@ -91,7 +91,7 @@ def test_shares_agree_with_a_computation_by_hand(tmp_path, kind):
     model = kind("MlpPolicy", environment(kind), seed=0, device="cpu", policy_kwargs={"net_arch": [32, 32]}, **steps)
     model.learn(200)
     model.save(tmp_path / "agent.zip")
-    inspection = compared(tmp_path / "agent.zip", NAMES[kind], EnvironmentOptions(env=environment(kind)), 1500)
+    inspection = compared(tmp_path / "agent.zip", NAMES[kind], environment(kind), 1500)
     assert set(inspection.activations.values()) == ({"Tanh"} if kind is PPO else {"ReLU"})
 
 
@@ -141,9 +141,7 @@ def test_fresh_networks_are_those_of_a_fresh_model(kind):
 
 def test_fresh_shares_are_the_mean_over_fresh_networks(tmp_path):
     DQN("MlpPolicy", "CartPole-v1", device="cpu", policy_kwargs={"net_arch": [16]}).save(tmp_path / "agent.zip")
-    inspection = inspect_agent(
-        tmp_path / "agent.zip", options=EnvironmentOptions(env="CartPole-v1"), n_samples=100, fresh_networks=4
-    )
+    inspection = inspect_agent(tmp_path / "agent.zip", env="CartPole-v1", n_samples=100, fresh_networks=4)
     shares = [report.fraction_at(0.1) for report in inspection.fresh]
     assert len(set(shares)) > 1
     assert inspection.fresh_fraction(0.1) == pytest.approx(sum(shares) / 4)
@@ -153,7 +151,7 @@ def test_fresh_shares_are_the_mean_over_fresh_networks(tmp_path):
 @pytest.mark.parametrize(("kind", "policy"), [(RecurrentPPO, "MlpLstmPolicy"), (MaskablePPO, "MlpPolicy")])
 def test_agents_with_states_and_masks_are_inspected(tmp_path, kind, policy):
     kind(policy, "CartPole-v1", device="cpu", policy_kwargs={"net_arch": [8]}).save(tmp_path / "agent.zip")
-    inspection = inspect_agent(tmp_path / "agent.zip", options=EnvironmentOptions(env="CartPole-v1"), n_samples=50)
+    inspection = inspect_agent(tmp_path / "agent.zip", env="CartPole-v1", n_samples=50)
     assert inspection.algorithm == kind.__name__
 
 
@@ -162,9 +160,7 @@ def test_dead_neurons_are_told_in_the_closing_sentence(tmp_path):
     with torch.no_grad():
         model.q_net.q_net[2].bias[:15] = -100.0
     model.save(tmp_path / "agent.zip")
-    inspection = inspect_agent(
-        tmp_path / "agent.zip", options=EnvironmentOptions(env="CartPole-v1"), n_samples=100, seeds=2
-    )
+    inspection = inspect_agent(tmp_path / "agent.zip", env="CartPole-v1", n_samples=100, seeds=2)
     lost = inspection.fraction(0.1, "q_net.q_net.2")
     assert lost >= 0.75
     assert inspection.conclusion.startswith(

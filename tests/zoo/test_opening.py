@@ -217,7 +217,8 @@ def successor():
         raise ImportError("the simulator is gone")
 
     gymnasium.register("SwingUp-v0", entry_point=gone)
-    gymnasium.register("SwingUp-v1", entry_point="gymnasium.envs.classic_control:PendulumEnv")
+    pendulum = "gymnasium.envs.classic_control:PendulumEnv"
+    gymnasium.register("SwingUp-v1", entry_point=pendulum, max_episode_steps=200)
     gymnasium.register("SwingUp-v2", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
     yield "SwingUp-v0"
     for version in range(3):
@@ -237,7 +238,7 @@ def test_a_return_far_from_the_saved_one_is_said(saved, tmp_path, successor):
     run = zoo_folder(tmp_path, saved / "SAC.zip", "sac", successor)
     for saved_return, notes in ((-1400.0, 1), (5000.0, 2)):
         np.savez(run / "evaluations.npz", results=np.array([[0.0], [saved_return]]))
-        found = inspect_agent(run, options=EnvironmentOptions(env="auto"), n_samples=401)
+        found = inspect_agent(run, env="auto", n_samples=401)
         assert found.saved_return == saved_return
         assert len(found.notes) == notes
 
