@@ -9,16 +9,14 @@ if TYPE_CHECKING:
     from sb3_redo.by_hand import trace_wiring as trace_wiring
     from sb3_redo.callbacks.dormancy import DormancyCallback as DormancyCallback
     from sb3_redo.callbacks.redo import ReDoCallback as ReDoCallback
-    from sb3_redo.zoo.inspection import inspect_agent as inspect_agent
 
 __version__ = "0.1.0"
 
-__all__ = ["DormancyCallback", "ReDoCallback", "inspect_agent", "measure_dormancy", "recycle_dormant", "trace_wiring"]
+__all__ = ["DormancyCallback", "ReDoCallback", "measure_dormancy", "recycle_dormant", "trace_wiring"]
 
 _ROOMS = {
     "DormancyCallback": "callbacks.dormancy",
     "ReDoCallback": "callbacks.redo",
-    "inspect_agent": "zoo.inspection",
     "measure_dormancy": "by_hand",
     "recycle_dormant": "by_hand",
     "trace_wiring": "by_hand",

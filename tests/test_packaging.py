@@ -100,7 +100,7 @@ CALLS = {
     "plot": ("plots", "matplotlib"),
     "digits": ("environments", "sklearn"),
     "atari": ("atari", "ale_py"),
-    "loading": ("zoo", "rl_zoo3"),
+    "loading": ("zoo", "yaml"),
     "zoo": ("zoo", "rl_zoo3"),
     "reports": ("report", "pandas"),
     "read_sweep_file": ("sweep", "pandas"),

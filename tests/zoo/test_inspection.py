@@ -10,9 +10,9 @@ from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from torch import nn
 
-from sb3_redo import inspect_agent, measure_dormancy
+from sb3_redo import measure_dormancy
 from sb3_redo.zoo.environments import EnvironmentOptions
-from sb3_redo.zoo.inspection import Failure, fresh_report, to_frame
+from sb3_redo.zoo.inspection import Failure, fresh_report, inspect_agent, to_frame
 from sb3_redo.zoo.loading import open_agent
 
 COLLECTION = os.environ.get("SB3_REDO_TRAINED_AGENTS")
