@@ -1,7 +1,8 @@
 """Points at the step they were measured, and a TensorBoard layout to look at them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,14 +21,15 @@ from sb3_redo.dormancy.report import DormancyReport
 
 
 def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -> None:
-    """Write values to every file format of a logger now, at their own step.
+    """Write values to every writer of a logger but the console now, at their own step.
 
     ``Logger.record`` keeps only the last value until SB3 dumps its log, which it does per episodes, and stamps it
     with the dump's step. The console is left out: its table cuts keys to 36 characters and stops the run when two
     of them coincide.
 
     :param values: key to number, to a tensor for a histogram (not in CSV), or to an ``Image`` (in TensorBoard alone)
-    :param num_timesteps: SB3's own x axis. CSV and JSON rows carry it as ``time/total_timesteps``.
+    :param num_timesteps: SB3's own x axis. CSV and JSON rows carry it as ``time/total_timesteps``; a writer that is
+        not SB3's is given it as ``step``.
     """
     if logger.level == DISABLED:
         return
@@ -37,17 +39,39 @@ def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -
         row = dict(values)
         if isinstance(output, CSVOutputFormat):
             row = {key: value for key, value in row.items() if not isinstance(value, torch.Tensor)}
-        if isinstance(output, (CSVOutputFormat, JSONOutputFormat)):
-            row = {key: value for key, value in row.items() if not isinstance(value, Image)}
         if not isinstance(output, TensorBoardOutputFormat):
+            row = {key: value for key, value in row.items() if not isinstance(value, Image)}
+        if isinstance(output, (CSVOutputFormat, JSONOutputFormat)):
             row["time/total_timesteps"] = num_timesteps
-        output.write(row, dict.fromkeys(row, ("",)), num_timesteps)
+        if row:
+            output.write(row, dict.fromkeys(row, ("",)), num_timesteps)
 
 
 def write_totals(logger: Logger, values: Mapping[str, float]) -> None:
-    """Show values in the console's next table, and only there."""
-    for key, value in values.items():
-        logger.record(key, value, exclude=("tensorboard", "csv", "json"))
+    """Show values in the next table of a logger's consoles, and nowhere else.
+
+    ``Logger.record`` would hand them to every writer, and those that are not SB3's need not look at what they are to
+    exclude.
+    """
+    for output in logger.output_formats:
+        if isinstance(output, HumanOutputFormat):
+            if not hasattr(output, "totals_of_redo"):
+                totals: dict[str, float] = {}
+                vars(output).update(totals_of_redo=totals, write=partial(_write_with, totals, output.write))
+            vars(output)["totals_of_redo"].update(values)
+
+
+def _write_with(
+    totals: dict[str, float],
+    write: Callable[..., None],
+    key_values: Mapping[str, Any],
+    key_excluded: Mapping[str, tuple[str, ...]],
+    step: int = 0,
+) -> None:
+    """Write a table that shows totals, too, and forget these."""
+    shown, excluded = {**key_values, **totals}, {**key_excluded, **dict.fromkeys(totals, ("",))}
+    totals.clear()
+    write(shown, excluded, step)
 
 
 def dormancy_values(

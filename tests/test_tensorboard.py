@@ -1,15 +1,17 @@
 """What TensorBoard, CSV and JSON files show is what was measured, where it was measured."""
 
 import csv
+import io
 import json
 import re
 
 import pytest
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import HumanOutputFormat, Image, KVWriter, Logger, configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo.tensorboard import write_point, write_totals
 from tests.helpers.runs import Corridor, Tape, at_gradient_step, dqn, kill, sac
 
 EVERYTHING = {"scalars": 0, "histograms": 0, "tensors": 0}
@@ -106,6 +108,70 @@ def test_csv_and_json_get_the_same_points(tmp_path):
     theirs = [row for row in in_json if not is_ours(row)]
     assert [row["time/total_timesteps"] for row in theirs] == [7, 14, 21, 28, 35, 42, 49, 56]
     assert not any(key.startswith(("dormancy", "redo")) for row in theirs for key in row)
+
+
+class Tracker(KVWriter):
+    """Sends each number to a tracking server, as many writers for MLflow do: it looks at no ``key_excluded``."""
+
+    def __init__(self):
+        self.sent = []
+
+    def write(self, key_values, key_excluded, step=0):
+        assert key_values.keys() == key_excluded.keys()
+        assert step > 0
+        self.sent += [(key, step, value) for key, value in key_values.items()]
+
+    def close(self):
+        pass
+
+
+class RichConsole(HumanOutputFormat):
+    def write(self, key_values, key_excluded, step=0):
+        super().write({f"rich {key}": value for key, value in key_values.items()}, key_excluded, step)
+
+
+def test_writers_of_ones_own_get_every_point_once_and_consoles_alone_get_totals():
+    tracker, later, consoles = Tracker(), Tracker(), [io.StringIO() for _ in range(3)]
+    model = dqn(Corridor(7), train_freq=10, gradient_steps=10)
+    plain, rich, other = map(HumanOutputFormat, consoles[:1]), map(RichConsole, consoles[1:2]), consoles[2]
+    model.set_logger(Logger(None, [*plain, tracker, *rich]))
+    model.learn(60, callback=recycling(), log_interval=1)
+    points = [(step, value) for key, step, value in tracker.sent if key == "dormancy/gradient_step"]
+    assert points == DUE
+    for key in ("dormancy/fraction", "redo/recycled_total"):
+        steps = [step for sent, step, _ in tracker.sent if sent == key]
+        assert steps == ([step for step, _ in DUE] if key == "dormancy/fraction" else [30, 40, 50, 60])
+    ours = [(key, value) for key, _, value in tracker.sent if key.startswith(("dormancy", "redo"))]
+    assert {type(value) for _, value in ours} == {int, float}
+    theirs = [(key, step) for key, step, _ in tracker.sent if key == "time/total_timesteps"]
+    assert len(set(theirs)) == len(theirs)
+    for console in consoles[:2]:
+        assert console.getvalue().count("recycled_total") == console.getvalue().count("dormancy/") > 1
+        assert "gradient_step" not in console.getvalue()
+    # A logger that takes over has writers of its own.
+    model.set_logger(Logger(None, [later, HumanOutputFormat(other)]))
+    model.learn(30, callback=recycling(), log_interval=1, reset_num_timesteps=False)
+    assert [value for key, _, value in later.sent if key == "dormancy/gradient_step"] == [45, 50, 55, 60, 65, 70]
+    assert "recycled_total" in other.getvalue()
+
+
+def test_totals_are_shown_in_one_table_each():
+    console = io.StringIO()
+    logger = Logger(None, [HumanOutputFormat(console)])
+    for total in (1, 2):
+        write_totals(logger, {"redo/recycled_total": total})
+    for _ in range(2):
+        logger.record("time/episodes", 1)
+        logger.dump()
+    assert console.getvalue().count("episodes") == 2
+    assert re.findall(r"recycled_total +\| (\d)", console.getvalue()) == ["2"]
+    assert not logger.name_to_value
+
+
+def test_pictures_go_to_tensorboard_alone():
+    tracker = Tracker()
+    write_point(Logger(None, [tracker]), {"loss/slope": 0.5, "loss/picture": Image(None, "HWC")}, 3)
+    assert tracker.sent == [("loss/slope", 3, 0.5)]
 
 
 def is_ours(row):
