@@ -21,7 +21,7 @@ from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.buffers import sample_batch
-from sb3_redo.sb3.model import initial_state, initial_weights_of, meter_of
+from sb3_redo.sb3.model import initial_weights_of, meter_of
 from sb3_redo.sb3.seeds import torch_generator
 
 
@@ -88,7 +88,7 @@ class Rig:
         generator, report = torch_generator((0, len(self.recycled))), self.measure()
         neurons = report.dormant_neurons()
         found = (report.wiring, neurons, self.agent.optimizers, self.initial_weights, generator, Surgery())
-        self.recycled.append(recycle(self.policy, *found, initial_state=initial_state).recycled)
+        self.recycled.append(recycle(self.policy, *found).recycled)
 
     def restore(self, *, training: bool) -> None:
         """As training left it, in the mode in which a callback meets the policy or in evaluation mode."""

@@ -5,7 +5,7 @@ Modules need torch alone. Models are handed to :mod:`sb3_redo.sb3.measuring`.
 
 import copy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -115,7 +115,7 @@ def recycle_dormant(
     model_or_module: "BaseAlgorithm | nn.Module",
     report: DormancyReport,
     outgoing: str = "zero",
-    optimizer_state: str = "match",
+    optimizer_state: str | Mapping[str, str] = "match",
     compensate: bool = False,
     seed: int | None = None,
     incoming_norm: float | None = None,
@@ -133,7 +133,8 @@ def recycle_dormant(
     :param model_or_module: the model or module that was measured
     :param report: from :func:`measure_dormancy`; layers that cannot be recycled are skipped
     :param outgoing: ``zero`` or ``random``, see :class:`~sb3_redo.recycling.step.Surgery`
-    :param optimizer_state: ``clear``, ``restart`` or ``match``
+    :param optimizer_state: ``clear``, ``restart``, ``match``, or what state tensors of an unknown optimizer are, see
+        :class:`~sb3_redo.recycling.step.Surgery`
     :param compensate: keep the mean input of every consumer where it was
     :param seed: of the fresh weights. If not given: a model's own seed, and for a module torch's random stream.
     :param incoming_norm: norm of redrawn incoming weights, as a multiple of the mean norm of live neurons
@@ -145,6 +146,7 @@ def recycle_dormant(
     :return: which neurons were recycled
     :raises TypeError: when an argument is of the wrong type
     :raises ValueError: on an unknown choice, or a report of another network
+    :raises RuntimeError: when an optimizer keeps something of which it is not known what becomes of it
     """
     surgery = Surgery(outgoing, optimizer_state, compensate, incoming_norm, outgoing_norm)
     seed = optional_integer("seed", seed)

@@ -15,7 +15,7 @@ from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.optimizer_state import SecondMoment
 from sb3_redo.recycling.step import RecyclingRecord, recycle
-from sb3_redo.sb3.model import gradient_steps_of, initial_state
+from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.sb3.seeds import torch_generator
 from studies.renewed_weights import CountedSteps, FirstGradient, RenewedWeights
 
@@ -105,7 +105,6 @@ class ActiveReDo(ReDoCallback):
                 self.initial_weights,
                 torch_generator((self.measurer.seed + attempt * 2**32, self.gradient_step)),
                 self.surgery,
-                initial_state=initial_state,
             )
 
         def measure() -> DormancyReport:

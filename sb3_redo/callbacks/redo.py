@@ -10,8 +10,9 @@ from sb3_redo.callbacks.monitoring import MonitoringCallback
 from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.compensation import measured_contributions
+from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
-from sb3_redo.sb3.model import initial_state, initial_weights_of
+from sb3_redo.sb3.model import initial_weights_of
 from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
 
@@ -33,8 +34,8 @@ class ReDoCallback(MonitoringCallback):
     :param start: recycle from this gradient step on
     :param stop: recycle up to, not including, this gradient step; to the end if not given
     :param outgoing: ``"zero"`` clears outgoing weights (the paper); ``"random"`` redraws them
-    :param optimizer_state: ``"clear"``, ``"restart"`` or ``"match"``, see
-        :class:`~sb3_redo.recycling.step.Surgery`
+    :param optimizer_state: ``"clear"``, ``"restart"``, ``"match"``, or for an optimizer that is not known here what
+        its state tensors are; see :class:`~sb3_redo.recycling.step.Surgery`
     :param compensate: add what recycled neurons contributed on average to their consumers' biases
     :param measuring_period: in gradient steps; recycling measures for itself where the two do not coincide
     :param thresholds: see :class:`~sb3_redo.DormancyCallback`, as all up to ``verbose``
@@ -61,7 +62,7 @@ class ReDoCallback(MonitoringCallback):
         start: int = 0,
         stop: int | None = None,
         outgoing: str = "zero",
-        optimizer_state: str = "match",
+        optimizer_state: str | Mapping[str, str] = "match",
         compensate: bool = False,
         measuring_period: int = 1000,
         thresholds: Sequence[float] = (0.0, 0.025, 0.1),
@@ -90,6 +91,7 @@ class ReDoCallback(MonitoringCallback):
             )
         super().prepare()
         self._check_recyclable()
+        OptimizerState(self.model.policy.parameters(), self.agent.optimizers, self.surgery.told)  # or refused
         self.initial_weights = initial_weights_of(self.model)
         self.write_layout()
 
@@ -138,7 +140,6 @@ class ReDoCallback(MonitoringCallback):
             self.initial_weights,
             torch_generator((measurer.seed, self.gradient_step)),
             self.surgery,
-            initial_state=initial_state,
             contributions=measured_contributions(policy, report.wiring, measurer.forward, report.batch),
         )
         total = self.memory.add_recycled(record.recycled)

@@ -1,6 +1,7 @@
 """Continual backpropagation (Dohare et al. 2024, "Loss of plasticity in deep continual learning")."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -14,9 +15,10 @@ from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.forward.contexts import is_apart_from_training, is_compiled
 from sb3_redo.interventions.scheduled import least
 from sb3_redo.interventions.utility import Contribution, Feed
+from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.recycling.outgoing_weights import position_effects
 from sb3_redo.recycling.step import Surgery, recycle
-from sb3_redo.sb3.model import gradient_steps_of, initial_state, initial_weights_of, wiring_of
+from sb3_redo.sb3.model import gradient_steps_of, initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import fraction, non_negative_integer, optional_integer, positive_integer
@@ -57,7 +59,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         maturity: int = 10_000,
         period: int = 1,
         compensate: bool = True,
-        optimizer_state: str = "match",
+        optimizer_state: str | Mapping[str, str] = "match",
         incoming_norm: float | None = None,
         logging_period: int = 1000,
         seed: int | None = None,
@@ -93,6 +95,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         without = [name for name, module in consumers.items() if module.bias is None]
         if self.surgery.compensate and without:
             raise RuntimeError(f"compensate=True adds to the bias of {without[0]}, which has none")
+        OptimizerState(policy.parameters(), self.agent.optimizers, self.surgery.told)  # or refused
         self._initial_weights = initial_weights_of(self.model)
         self.contributions = [Contribution(layer, consumers, gradient_steps_of(self.model)) for layer in recyclable]
         self._kept = self.memory.tensors("contributions")
@@ -152,7 +155,6 @@ class ContinualBackpropCallback(GradientStepCallback):
             self._initial_weights,
             torch_generator((self._seed + crc32(b"cbp"), gradient_step)),
             self.surgery,
-            initial_state=initial_state,
             contributions=self._mean_contributions,
         )
         for contribution in self.contributions:

@@ -10,6 +10,7 @@ from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.interventions.scope import Layers, check_layers, names_in
+from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.sb3.model import initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
@@ -48,6 +49,7 @@ class PeriodicCallback(GradientStepCallback):
             self._names = names_in(self.model.policy, wiring, self.layers)
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
+        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # or refused
         self._initial_weights = initial_weights_of(self.model)
         self._check_shapes()
         if self.verbose > 0:

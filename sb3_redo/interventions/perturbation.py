@@ -9,26 +9,36 @@ from torch.optim import Optimizer
 
 from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.scope import Layers, with_twins
+from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.validation import flag, non_negative_number
 
 
 def shrink_and_perturb(
-    policy: nn.Module, fresh: dict[str, Tensor], shrink: float, perturb: float, optimizers: Iterable[Optimizer] = ()
+    policy: nn.Module,
+    fresh: dict[str, Tensor],
+    shrink: float,
+    perturb: float,
+    optimizers: Iterable[Optimizer] = (),
+    *,
+    forget: bool = True,
 ) -> None:
     """Make every parameter ``shrink`` times what it is plus ``perturb`` times a fresh one, in place.
 
     Twins in target networks get the same with the same fresh values. Buffers are left alone.
 
     :param fresh: path below the policy to fresh values
-    :param optimizers: forget what they know of the parameters
+    :param optimizers: all that hold the parameters; copies of these that they keep get the same
+    :param forget: whether the optimizers forget what else they know of the parameters
     """
+    state = OptimizerState(policy.parameters(), optimizers)
     parameters = dict(policy.named_parameters())
     with torch.no_grad():
         for name, tensors in with_twins(policy, [name for name in fresh if name in parameters]):
-            for tensor in tensors:
+            copies = [entry.value for entry in state.of(tensors[0]) if entry.kind.what == "copy"]
+            for tensor in (*tensors, *copies):
                 tensor.mul_(shrink).add_(fresh[name].to(tensor), alpha=perturb)
-            for optimizer in optimizers:
-                optimizer.state.pop(tensors[0], None)
+            if forget:
+                state.forget(tensors[0])
 
 
 class ShrinkAndPerturbCallback(PeriodicCallback):
@@ -64,9 +74,9 @@ class ShrinkAndPerturbCallback(PeriodicCallback):
         self.reset_optimizer = flag("reset_optimizer", reset_optimizer)
 
     def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
-        optimizers = self.agent.optimizers if self.reset_optimizer else ()
         parameters = dict(self.model.policy.named_parameters())
         before = {name: parameters[name].detach().clone() for name in fresh if name in parameters}
-        shrink_and_perturb(self.model.policy, fresh, self.shrink, self.perturb, optimizers)
+        amounts = self.shrink, self.perturb
+        shrink_and_perturb(self.model.policy, fresh, *amounts, self.agent.optimizers, forget=self.reset_optimizer)
         moved = sum(float((parameters[name].detach() - old).pow(2).sum()) for name, old in before.items())
         return {"perturb/distance": moved**0.5}

@@ -6,10 +6,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from sb3_redo.recycling.edits import groups
-from sb3_redo.recycling.optimizer_state import InitialState, zero_state
+from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.wiring.structure import LayerWiring
 
 
@@ -35,12 +34,12 @@ class PrunedWeights:
         with torch.no_grad():
             self.weight.mul_(self._others)
 
-    def clear_state(self, optimizers: Iterable[Optimizer], initial: InitialState = zero_state) -> None:
-        """Set what optimizers remember of them to what it began with, in place, so that no momentum moves them."""
-        for optimizer in optimizers:
-            for key, tensor in optimizer.state.get(self.weight, {}).items():
-                if isinstance(tensor, Tensor) and tensor.shape == self.weight.shape:
-                    tensor.masked_fill_(self.mask, initial(optimizer, key))
+    def clear_state(self, state: OptimizerState) -> None:
+        """Set what optimizers remember of them to what it began with, in place, so that nothing moves them."""
+        for entry in state.of(self.weight):
+            # A mean over an axis is that of other weights, too.
+            if entry.kind.what != "ignore" and getattr(entry.value, "shape", None) == self.weight.shape:
+                entry.value.masked_fill_(self.mask, entry.initial)
 
     def without_gradient(self, gradient: Tensor) -> Tensor:
         """Return a gradient of the weight, with 0 for them."""

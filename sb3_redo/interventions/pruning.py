@@ -15,8 +15,8 @@ from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.interventions.pruned_weights import PrunedWeights, weights_of_pruned
+from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.sb3.memory import Memory
-from sb3_redo.sb3.model import initial_state
 from sb3_redo.tensorboard import write_point, write_totals
 
 
@@ -66,6 +66,7 @@ class PruningCallback(MonitoringCallback):
                 f"{type(self).__name__} keeps weights at 0 after each optimizer step, and {type(self.model).__name__} "
                 "changes its policy without an optimizer: what is pruned would come back"
             )
+        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # or refused
         # Not the memory of these settings, since other ones are to go on with what these have pruned.
         self.pruned = Memory(self.model, PruningCallback.__name__).tensors("pruned")
         self._weights: dict[str, PrunedWeights] = {}
@@ -144,9 +145,10 @@ class PruningCallback(MonitoringCallback):
                 self.pruned[uncompiled_name(layer.name)] = after
         if pruned:
             self.hold()
+            state = OptimizerState(self.model.policy.parameters(), self.agent.optimizers)
             for weights in self._weights.values():
                 weights.clear()
-                weights.clear_state(self.agent.optimizers, initial_state)
+                weights.clear_state(state)
         masks = [self._mask_of(layer.name, layer.neurons) for layer in report.layers]
         total = sum(int(mask.sum()) for mask in masks)
         totals = {"pruning/pruned_total": total}

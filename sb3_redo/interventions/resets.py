@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.scope import Layers, with_twins
+from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.validation import flag
 
 
@@ -19,13 +20,12 @@ def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Opti
     :param fresh: path below the policy to new values
     :param optimizers: forget what they know of the parameters, and go on training them
     """
+    state = OptimizerState(policy.parameters(), optimizers)
     with torch.no_grad():
         for name, tensors in with_twins(policy, fresh):
             for tensor in tensors:
                 tensor.copy_(fresh[name])
-            for optimizer in optimizers:
-                # Empty, as before the parameter's first step: the next one fills it.
-                optimizer.state.pop(tensors[0], None)
+            state.forget(tensors[0])
 
 
 class ResetCallback(PeriodicCallback):
@@ -78,4 +78,4 @@ def reset_entropy_coefficient(model: Any) -> None:
     _, _, initial = str(model.ent_coef).partition("_")
     with torch.no_grad():
         model.log_ent_coef.fill_(math.log(float(initial or 1.0)))
-    model.ent_coef_optimizer.state.clear()
+    OptimizerState([model.log_ent_coef], [model.ent_coef_optimizer]).forget(model.log_ent_coef)

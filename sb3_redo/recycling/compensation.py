@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled
 from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.forward.nested import chunks
-from sb3_redo.recycling.edits import Edit, Planner, layer_parameter
+from sb3_redo.recycling.edits import Planner, layer_parameter
 from sb3_redo.wiring.structure import Wiring
 
 Contributions = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -46,8 +46,7 @@ def plan_compensation(
             raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
         if consumer not in means:
             raise ValueError(f"{consumer} did not run: compensate with the forward that was measured with")
-        every = torch.arange(len(bias), device=bias.device)
-        planner.edits.append(Edit(bias, 0, every, bias + means[consumer]))
+        planner.shift(bias, means[consumer])
 
 
 def measured_contributions(

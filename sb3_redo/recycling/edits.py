@@ -5,13 +5,11 @@ Everything is computed from the old values before the first new one is written.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from sb3_redo.recycling.optimizer_state import MATCH, SECOND_MOMENTS, InitialState, SecondMoment
+from sb3_redo.recycling.optimizer_state import MATCH, Entry, OptimizerState, SecondMoment
 
 
 @dataclass
@@ -59,26 +57,18 @@ class Planner:
     """Collects edits of weights together with those of their optimizer state.
 
     :param policy: the policy whose parameters change
-    :param optimizers: all that may hold them; state is matched by parameter identity
-    :param initial_state: what an optimizer's state starts at
+    :param state: what optimizers keep for them; matched by parameter identity
     :param optimizer_state: ``clear``, ``restart``, ``match`` or a :class:`SecondMoment`
     """
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        optimizers: list[Optimizer],
-        initial_state: InitialState,
-        optimizer_state: str | SecondMoment,
-    ):
+    def __init__(self, policy: nn.Module, state: OptimizerState, optimizer_state: str | SecondMoment):
         self.policy = policy
-        self.optimizers = optimizers
-        self.initial_state = initial_state
+        self.state = state
         self.restart = optimizer_state == "restart"
         rules = {"match": MATCH, "clear": None, "restart": None}
         self.second_moment = rules[optimizer_state] if isinstance(optimizer_state, str) else optimizer_state
         self.edits: list[Edit] = []
-        self.restarts: list[dict[str, Any]] = []
+        self.restarts: list[Entry] = []
         self.device = next(policy.parameters()).device
 
     def change(
@@ -104,35 +94,41 @@ class Planner:
         """
         # 1. The weights themselves.
         self.edits.append(Edit(part(parameter), axis, index, values))
-        # 2. Every state tensor of the parameter's shape, in every optimizer that has state for it.
-        for optimizer in self.optimizers:
-            state = optimizer.state.get(parameter)
-            if not state:
-                continue
-            for key, tensor in state.items():
-                if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
-                    self.edits.append(self._state_edit(optimizer, key, part(tensor), axis, index, live, redrawn))
-            # 3. With "restart", the step of the whole tensor begins anew.
-            if self.restart and "step" in state:
-                self.restarts.append(state)
+        for entry in self.state.of(parameter):
+            # 2. Copies and averages of weights follow them.
+            if entry.kind.what == "copy":
+                self.edits.append(Edit(part(entry.value), axis, index, values))
+            # 3. With "restart", what is counted for the whole tensor begins anew.
+            elif entry.is_whole(parameter):
+                if self.restart and entry.kind.what == "count":
+                    self.restarts.append(entry)
+            # 4. Everything else has an entry for each weight, or a mean over an axis of them.
+            elif entry.kind.what != "ignore":
+                tensor = part(entry.value)
+                if tensor.shape[axis] == part(parameter).shape[axis]:
+                    self.edits.append(self._state_edit(entry, tensor, axis, index, live, redrawn))
+
+    def shift(self, parameter: Tensor, amount: Tensor) -> None:
+        """Plan to add to a parameter, and to the copies of it that optimizers keep.
+
+        :param parameter: the parameter
+        :param amount: what is added, of its shape
+        """
+        every = torch.arange(len(parameter), device=parameter.device)
+        for tensor in (parameter, *(entry.value for entry in self.state.of(parameter) if entry.kind.what == "copy")):
+            self.edits.append(Edit(tensor, 0, every, tensor + amount))
 
     def _state_edit(
-        self,
-        optimizer: Optimizer,
-        key: str,
-        tensor: Tensor,
-        axis: int,
-        index: Tensor,
-        live: Tensor,
-        redrawn: Tensor | None,
+        self, entry: Entry, tensor: Tensor, axis: int, index: Tensor, live: Tensor, redrawn: Tensor | None
     ) -> Edit:
         """Return what becomes of one state tensor, see :meth:`change`."""
-        if self.second_moment is None or key not in SECOND_MOMENTS or not len(live):
-            return Edit(tensor, axis, index, self.initial_state(optimizer, key))
+        if self.second_moment is None or entry.kind.what != "second_moment" or not len(live):
+            return Edit(tensor, axis, index, entry.initial)
         values = self.second_moment.of(tensor, axis, index, live)
         # A column's value per row came from the live columns of that row. A redrawn row has no such past: it gets the
         # mean over the other rows.
-        if self.second_moment.shared and redrawn is not None and redrawn.any() and not redrawn.all():
+        has_rows = redrawn is not None and len(redrawn) == len(values)
+        if self.second_moment.shared and redrawn is not None and has_rows and redrawn.any() and not redrawn.all():
             values[redrawn] = values[~redrawn].mean(0)
         return Edit(tensor, axis, index, values)
 
@@ -140,11 +136,8 @@ class Planner:
         """Make all planned changes, in place."""
         for edit in self.edits:
             edit.apply()
-        for state in self.restarts:
-            if isinstance(state["step"], Tensor):
-                state["step"].zero_()
-            else:
-                state["step"] = 0
+        for entry in self.restarts:
+            entry.restart()
 
 
 def layer_parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:

@@ -1,19 +1,18 @@
 """What an optimizer keeps for each weight, and what becomes of it when the weight is recycled."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 OPTIMIZER_STATE = ("clear", "restart", "match")
 
-# What adaptive optimizers divide by. Everything else of the parameter's shape is a first moment or a momentum.
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta")
-
-InitialState = Callable[[Optimizer, str], float]
-"""Gives the value with which an optimizer first fills the state tensor of that name."""
+WHAT = ("moment", "second_moment", "copy", "ignore")
+"""What users may say that a state tensor is, see :class:`Kind`."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,216 @@ class SecondMoment:
     shared: bool = True
 
 
-def zero_state(optimizer: Optimizer, key: str) -> float:
-    """Return the initial value of a state tensor of torch's own optimizers.
+@dataclass(frozen=True)
+class Kind:
+    """What an entry of an optimizer's state is.
 
-    :param optimizer: the optimizer
-    :param key: name of the state tensor
+    :param what: ``moment`` moves weights, such as an average of gradients. ``second_moment`` divides their steps.
+        ``copy`` is a copy or an average of the weights. ``count`` is a number for the whole tensor. ``ignore`` stays.
+    :param initial: what it starts at, or the setting of the parameter's group that holds it
     """
-    setting = {"sum": "initial_accumulator_value", "step_size": "lr"}.get(key)
-    return float(optimizer.defaults.get(setting, 0.0)) if setting else 0.0
+
+    what: str
+    initial: float | str = 0.0
+
+
+_MOMENT, _SECOND, _COPY, _COUNT = map(Kind, ("moment", "second_moment", "copy", "count"))
+
+# What these names mean in every optimizer.
+_CONVENTIONS = {
+    "step": _COUNT,
+    **dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg"), _MOMENT),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg"), _SECOND),
+}
+
+# What other names mean, or start at, by package and class; a package alone stands for all its classes.
+_KINDS = {
+    "torch.ASGD": {"ax": _COPY, "mu": Kind("count", 1.0), "eta": Kind("count", "lr")},
+    "torch.Adadelta": {"acc_delta": _SECOND},
+    "torch.Adafactor": dict.fromkeys(("row_var", "col_var", "variance"), _SECOND),
+    "torch.Adagrad": {"sum": Kind("second_moment", "initial_accumulator_value")},
+    "torch.Adamax": {"exp_inf": _SECOND},
+    "torch.NAdam": {"mu_product": Kind("count", 1.0)},
+    "torch.Rprop": {"prev": _MOMENT, "step_size": Kind("moment", "lr")},
+    "stable_baselines3.RMSpropTFLike": {"square_avg": Kind("second_moment", 1.0)},
+    "schedulefree": dict.fromkeys("xyz", _COPY),
+    "pytorch_optimizer.AccSGD": {"momentum_buffer": _COPY},
+    "pytorch_optimizer.Lookahead": {"slow_params": _COPY, "slow_momentum": _MOMENT},
+    "pytorch_optimizer.MADGRAD": {"grad_sum_sq": _SECOND, "s": _MOMENT, "x0": _COPY, "k": _COUNT},
+    **{f"pytorch_optimizer.ScheduleFree{base}": {"z": _COPY} for base in ("SGD", "AdamW", "RAdam", "Wrapper")},
+}
+
+# Optimizers that move a weight by what others' gradients were.
+_JOINT = ("LBFGS", "Shampoo", "ScalableShampoo", "DistributedShampoo", "SOAP", "Kron", "PSGD", "KFAC", "AdamP")
+
+_INSTEAD = "train with an optimizer of the table in docs/recycling.md, such as torch.optim.Adam"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that an optimizer keeps for a parameter.
+
+    :param state: the optimizer's state of the parameter
+    :param key: name of the entry in it
+    :param kind: what it is
+    :param group: the parameter's settings
+    """
+
+    state: dict[str, Any]
+    key: str
+    kind: Kind
+    group: Mapping[str, Any]
+
+    @property
+    def value(self) -> Any:
+        """A tensor or a number. A second moment can be a mean over some axes, each of size 1 then."""
+        return self.state[self.key]
+
+    @property
+    def initial(self) -> float:
+        """The value with which the optimizer first fills it."""
+        initial = self.kind.initial
+        return float(self.group[initial]) if isinstance(initial, str) else initial
+
+    def is_whole(self, parameter: Tensor) -> bool:
+        """Return whether it is one number for the whole parameter."""
+        value = self.value
+        return not isinstance(value, Tensor) or (value.numel() == 1 and value.shape != parameter.shape)
+
+    def restart(self) -> None:
+        """Set all of it to what it starts at, in place."""
+        if isinstance(self.value, Tensor):
+            self.value.fill_(self.initial)
+        else:
+            self.state[self.key] = type(self.value)(self.initial)
+
+    def misfit(self, parameter: Tensor) -> str | None:
+        """Return how the value contradicts the kind, if it does."""
+        value, what = self.value, self.kind.what
+        if what == "ignore" or (what in ("count", "second_moment") and isinstance(value, (int, float))):
+            return None
+        if type(value) not in (Tensor, nn.Parameter):  # quantised, distributed, nested
+            return f"as a {type(value).__name__}"
+        fits = value.shape == parameter.shape or (what in ("count", "second_moment") and value.numel() == 1)
+        if what == "second_moment" and value.ndim == parameter.ndim:
+            fits = all(size in (1, full) for size, full in zip(value.shape, parameter.shape, strict=True))
+        if fits and (what == "count" or value.is_floating_point() or value.is_complex()):
+            return None
+        return f"as {value.dtype} of shape {tuple(value.shape)} for a weight of shape {tuple(parameter.shape)}"
+
+
+class OptimizerState:
+    """What all optimizers keep for some parameters, those that other optimizers wrap included.
+
+    :param parameters: the parameters
+    :param optimizers: all that may hold them; others are left alone
+    :param told: what entries are, by their names, beyond what is known here: see :data:`WHAT`
+    :raises RuntimeError: when an optimizer keeps something of which it is not known what it is
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], optimizers: Iterable[Optimizer], told: Mapping[str, str] | None = None
+    ):
+        self._kept: list[tuple[Any, dict[str, Kind], dict[Tensor, dict[str, Any]]]] = []
+        theirs = set(parameters)
+        for optimizer in optimizers:
+            if any(parameter in theirs for group in optimizer.param_groups for parameter in group["params"]):
+                self._add(optimizer, told or {})
+
+    def _add(self, outer: Optimizer, told: Mapping[str, str]) -> None:
+        # 1. The optimizer and those that it wraps. A wrapper often shows the state of what it wraps as its own.
+        attributes = list(_attributes(outer, {}))
+        family = [outer, *(each for _, _, each in attributes if isinstance(each, Optimizer))]
+        states = {id(each.state): (type(each).__name__, each.state) for each in family}
+        groups = {each: group for member in family for group in member.param_groups for each in group["params"]}
+        classes = [each for optimizer in family for each in type(optimizer).__mro__[::-1]]
+        joint = next((each.__name__ for each in classes if each.__name__ in _JOINT), None)
+        if joint is not None:
+            raise RuntimeError(
+                f"{joint} moves a weight by the gradients of others, so that renewed neurons would not stay renewed: "
+                f"{_INSTEAD}, or measure alone with DormancyCallback"
+            )
+        # 2. What each name means to all of them.
+        kinds = dict(_CONVENTIONS)
+        for each in classes:
+            package = each.__module__.partition(".")[0]
+            kinds |= _KINDS.get(package, {}) | _KINDS.get(f"{package}.{each.__name__}", {})
+        kinds |= {key: Kind(what) for key, what in told.items()}
+        # 3. All that they keep is known, and is what it is known to be.
+        for name, state in states.values():
+            for parameter, kept in state.items():
+                entries = kept if isinstance(parameter, Tensor) else {parameter: kept}
+                like = parameter if isinstance(parameter, Tensor) else torch.empty(0)
+                for key, value in entries.items():
+                    if value is not None:
+                        _check(name, key, Entry(entries, key, kinds[key], {}).misfit(like) if key in kinds else "")
+            if all(state is not other for other, _, _ in self._kept):
+                self._kept.append((state, kinds, groups))
+        # 4. Tensors elsewhere, such as copies of weights, cannot be told apart by weight.
+        known = {id(each) for _, state in states.values() for each in _leaves(dict(state), {})} | set(map(id, groups))
+        for owner, attribute, value in attributes:
+            is_kept = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in known
+            if is_kept and told.get(attribute) != "ignore":
+                raise RuntimeError(
+                    f"{owner} keeps tensors in {attribute!r}, which recycling cannot renew: {_INSTEAD}, or say "
+                    f"optimizer_state={{{attribute!r}: 'ignore'}} if they never move weights"
+                )
+
+    def of(self, parameter: Tensor) -> Iterator[Entry]:
+        """Yield all that is kept for a parameter, in every optimizer that has state for it."""
+        for state, kinds, groups in self._kept:
+            entries = state.get(parameter) or {}
+            group = groups.get(parameter, {})
+            yield from (Entry(entries, key, kinds[key], group) for key, value in entries.items() if value is not None)
+
+    def forget(self, parameter: Tensor) -> None:
+        """Go back to before the parameter's first step. Copies of weights become copies of the present ones."""
+        entries = list(self.of(parameter))
+        wrapped = {id(entry.state) for entry in entries if entry.kind.what == "copy"}
+        for entry in entries:
+            if entry.kind.what == "copy":
+                entry.value.copy_(parameter)
+            elif id(entry.state) in wrapped and entry.kind.what != "ignore":
+                entry.restart()
+        for state, _, _ in self._kept:
+            if id(state.get(parameter)) not in wrapped:
+                state.pop(parameter, None)  # empty: the next step fills it
+
+
+def _check(name: str, key: Any, misfit: str | None) -> None:
+    if misfit is not None:
+        raise RuntimeError(
+            f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known what becomes of it with a renewed "
+            f"neuron: say what it is with optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', 'copy' of the "
+            f"weights, 'ignore'), or {_INSTEAD}"
+        )
+
+
+def _attributes(optimizer: Optimizer, seen: dict[int, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield an optimizer's class and attribute, and each tensor and optimizer that it holds, at any depth."""
+    seen[id(optimizer)] = optimizer
+    settings = [item for group in optimizer.param_groups for item in group.items() if item[0] != "params"]
+    own = [item for item in vars(optimizer).items() if item[0] not in ("state", "param_groups")]
+    for attribute, value in (*own, *settings):
+        for leaf in _leaves(value, seen):
+            yield type(optimizer).__name__, attribute, leaf
+            if isinstance(leaf, Optimizer):
+                yield from _attributes(leaf, seen)
+
+
+def _leaves(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
+    """Yield each tensor and optimizer in containers and plain objects, once."""
+    if isinstance(value, (str, bytes, int, float, type, nn.Module)) or callable(value) or id(value) in seen:
+        return
+    seen[id(value)] = value  # kept, so that no other object gets its id
+    if isinstance(value, (Tensor, Optimizer)):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (leaf for item in (*value.keys(), *value.values()) for leaf in _leaves(item, seen))
+    elif isinstance(value, (list, tuple, set, deque)):
+        yield from (leaf for item in value for leaf in _leaves(item, seen))
+    else:
+        yield from _leaves(getattr(value, "__dict__", {}), seen)
 
 
 def _mean_of_live(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from sb3_redo.recycling.compensation import Contributions, plan_compensation
 from sb3_redo.recycling.edits import Planner, groups, layer_parameter
 from sb3_redo.recycling.initial_weights import InitialWeights
-from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE, InitialState, SecondMoment, zero_state
+from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE, WHAT, OptimizerState, SecondMoment
 from sb3_redo.validation import flag, one_of, optional_positive_number
 from sb3_redo.wiring.structure import LayerWiring, Wiring
 
@@ -42,6 +42,8 @@ class Surgery:
         optimizer's step (the paper's code). ``restart`` also zeroes the step of the whole tensor. ``match`` clears the
         first moment and gives the second one the mean over the layer's live neurons, so that renewed weights move at
         the pace of the others. A :class:`SecondMoment` clears the first moment and is a rule for the second one.
+        A mapping is ``match``, and says what an optimizer keeps that is not known here: the name of a state tensor to
+        ``moment``, ``second_moment``, ``copy`` (of the weights) or ``ignore``.
     :param compensate: whether to add the recycled neurons' mean contribution to their consumers' biases
     :param incoming_norm: norm of each recycled neuron's redrawn incoming weights, as a multiple of the mean norm of
         the layer's live neurons (the authors' ``weight_scaling`` and ``incoming_scale``); as drawn if not given
@@ -51,14 +53,16 @@ class Surgery:
     """
 
     outgoing: str = "zero"
-    optimizer_state: str | SecondMoment = "match"
+    optimizer_state: str | Mapping[str, str] | SecondMoment = "match"
     compensate: bool = False
     incoming_norm: float | None = None
     outgoing_norm: float | None = None
 
     def __post_init__(self) -> None:
         one_of("outgoing", self.outgoing, OUTGOING)
-        if not isinstance(self.optimizer_state, SecondMoment):
+        for key, what in self.told.items():
+            one_of(f"optimizer_state[{key!r}]", what, WHAT)
+        if not isinstance(self.optimizer_state, (SecondMoment, Mapping)):
             one_of("optimizer_state", self.optimizer_state, OPTIMIZER_STATE)
         flag("compensate", self.compensate)
         for name in ("incoming_norm", "outgoing_norm"):
@@ -67,6 +71,11 @@ class Surgery:
             raise ValueError("compensate=True keeps the mean only with outgoing='zero': random weights move it again")
         if self.outgoing_norm is not None and self.outgoing == "zero":
             raise ValueError("outgoing_norm scales redrawn outgoing weights, and outgoing='zero' redraws none")
+
+    @property
+    def told(self) -> Mapping[str, str]:
+        """What entries of an optimizer's state are, as far as the user says it."""
+        return self.optimizer_state if isinstance(self.optimizer_state, Mapping) else {}
 
 
 def recycle(
@@ -78,7 +87,6 @@ def recycle(
     generator: torch.Generator,
     surgery: Surgery,
     *,
-    initial_state: InitialState = zero_state,
     contributions: Contributions | None = None,
 ) -> RecyclingRecord:
     """Recycle neurons of a policy, in place (Sokar et al. 2023, algorithm 1).
@@ -94,12 +102,13 @@ def recycle(
     :param initial_weights: where fresh weights come from
     :param generator: source of all randomness, on the CPU
     :param surgery: how to recycle
-    :param initial_state: what an optimizer's state starts at
     :param contributions: what to compensate for; needed where ``surgery.compensate`` is true
     :return: which neurons were recycled
     :raises ValueError: when a layer cannot be recycled, or ``compensate`` meets a consumer without a bias
+    :raises RuntimeError: when an optimizer keeps something of which it is not known what becomes of it
     """
-    planner = Planner(policy, list(optimizers), initial_state, surgery.optimizer_state)
+    rule = "match" if isinstance(surgery.optimizer_state, Mapping) else surgery.optimizer_state
+    planner = Planner(policy, OptimizerState(policy.parameters(), optimizers, surgery.told), rule)
     chosen = _chosen(policy, wiring, neurons, planner.device)
     with torch.no_grad():
         # 1. What the neurons contribute now is known only before their outgoing weights are cleared.

@@ -13,7 +13,7 @@ from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import sample_batch, stored_observations
 from sb3_redo.sb3.gathering import gather_batch
-from sb3_redo.sb3.model import gradient_steps_of, initial_state, initial_weights_of, meter_of, whole_batch
+from sb3_redo.sb3.model import gradient_steps_of, initial_weights_of, meter_of, whole_batch
 from sb3_redo.sb3.seeds import integer_seed, seed_of, torch_generator
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
@@ -102,7 +102,6 @@ def recycle_model(
         initial_weights_of(model),
         torch_generator((seed_of(model, seed), gradient_steps_of(model))),
         surgery,
-        initial_state=initial_state,
         contributions=measured_contributions(
             policy, report.wiring, lambda batch: agent.forward(policy, batch), report.batch
         ),

@@ -11,13 +11,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
-from torch.optim import Optimizer
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.forward.contexts import evaluating, seeded
 from sb3_redo.forward.nested import tensors_in
 from sb3_redo.recycling.initial_weights import InitialWeights
-from sb3_redo.recycling.optimizer_state import zero_state
 from sb3_redo.sb3.agents import (
     agent_of,
 )
@@ -139,11 +137,3 @@ def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
     initial_weights = InitialWeights(build, untrained=model.policy)
     model.__dict__["initial_weight_samples"] = initial_weights.samples
     return initial_weights
-
-
-_INITIAL_STATE = {("RMSpropTFLike", "square_avg"): 1.0}
-
-
-def initial_state(optimizer: Optimizer, key: str) -> float:
-    """Return what an optimizer first fills its state with. SB3's ``RMSpropTFLike`` starts at ones."""
-    return _INITIAL_STATE.get((type(optimizer).__name__, key), zero_state(optimizer, key))

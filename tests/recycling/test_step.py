@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import nn
 
 from sb3_redo.dormancy.meter import Meter
@@ -307,10 +308,9 @@ def test_every_optimizer_goes_back_to_its_initial_value(optimizer_class, setting
 
 
 def test_state_that_starts_at_ones_goes_back_to_ones():
-    network, optimizer, _, report = prepared("Mlp", optimizer_class=torch.optim.RMSprop)
+    network, optimizer, _, report = prepared("Mlp", optimizer_class=RMSpropTFLike)
     initial = InitialWeights(lambda: networks.build("Mlp"))
     generator = torch.Generator()
-    ones = lambda optimizer, key: 1.0  # noqa: E731
     recycle(
         network,
         report.wiring,
@@ -319,7 +319,6 @@ def test_state_that_starts_at_ones_goes_back_to_ones():
         initial,
         generator,
         Surgery(optimizer_state="clear"),
-        initial_state=ones,
     )
     assert (optimizer.state[network.first.weight]["square_avg"][:2] == 1.0).all()
 
