@@ -10,7 +10,6 @@ from sb3_redo.callbacks.monitoring import MonitoringCallback
 from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.compensation import measured_contributions
-from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
 from sb3_redo.sb3.model import initial_weights_of
 from sb3_redo.sb3.seeds import torch_generator
@@ -91,7 +90,6 @@ class ReDoCallback(MonitoringCallback):
             )
         super().prepare()
         self._check_recyclable()
-        OptimizerState(self.model.policy.parameters(), self.agent.optimizers, self.surgery.told)  # or refused
         self.initial_weights = initial_weights_of(self.model)
         self.write_layout()
 
@@ -105,14 +103,7 @@ class ReDoCallback(MonitoringCallback):
         self._check_recyclable()
 
     def _check_recyclable(self) -> None:
-        layers = self.measurer.meter.layers
-        recyclable = [layer for layer in layers if layer.recyclable]
-        if not recyclable:
-            raise RuntimeError("no layer can be recycled:\n" + "\n".join(map(str, layers)))
-        if self.surgery.compensate:
-            for consumer in {name for layer in recyclable for name in layer.consumers}:
-                if self.model.policy.get_submodule(consumer).bias is None:
-                    raise RuntimeError(f"compensate=True adds to the bias of {consumer}, which has none")
+        self.surgery.recyclable(self.model.policy, self.measurer.meter.layers, self.agent.optimizers)
 
     def after_gradient_steps(self, before: int, gradient_step: int) -> None:
         if self.schedule.is_due(before, gradient_step):

@@ -15,7 +15,6 @@ from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.forward.contexts import is_apart_from_training, is_compiled
 from sb3_redo.interventions.scheduled import least
 from sb3_redo.interventions.utility import Contribution, Feed
-from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.recycling.outgoing_weights import position_effects
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.sb3.model import gradient_steps_of, initial_weights_of, wiring_of
@@ -88,14 +87,8 @@ class ContinualBackpropCallback(GradientStepCallback):
             raise RuntimeError("compiled networks do not show what they compute while they train: do not compile them")
         self._seed = seed_of(self.model, self.seed)
         self._wiring = wiring_of(self.model)
-        recyclable = [layer for layer in self._wiring if layer.recyclable]
-        if not recyclable:
-            raise RuntimeError("no layer can be recycled:\n" + "\n".join(map(str, self._wiring)))
+        recyclable = self.surgery.recyclable(policy, self._wiring, self.agent.optimizers)
         consumers = {name: policy.get_submodule(name) for layer in recyclable for name in layer.consumers}
-        without = [name for name, module in consumers.items() if module.bias is None]
-        if self.surgery.compensate and without:
-            raise RuntimeError(f"compensate=True adds to the bias of {without[0]}, which has none")
-        OptimizerState(policy.parameters(), self.agent.optimizers, self.surgery.told)  # or refused
         self._initial_weights = initial_weights_of(self.model)
         self.contributions = [Contribution(layer, consumers, gradient_steps_of(self.model)) for layer in recyclable]
         self._kept = self.memory.tensors("contributions")

@@ -49,7 +49,7 @@ class PeriodicCallback(GradientStepCallback):
             self._names = names_in(self.model.policy, wiring, self.layers)
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
-        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # or refused
+        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # refuses what is not known
         self._initial_weights = initial_weights_of(self.model)
         self._check_shapes()
         if self.verbose > 0:

@@ -66,7 +66,7 @@ class PruningCallback(MonitoringCallback):
                 f"{type(self).__name__} keeps weights at 0 after each optimizer step, and {type(self.model).__name__} "
                 "changes its policy without an optimizer: what is pruned would come back"
             )
-        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # or refused
+        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # refuses what is not known
         # Not the memory of these settings, since other ones are to go on with what these have pruned.
         self.pruned = Memory(self.model, PruningCallback.__name__).tensors("pruned")
         self._weights: dict[str, PrunedWeights] = {}

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ class Entry:
     :param group: the parameter's settings
     """
 
-    state: dict[str, Any]
+    state: Any
     key: str
     kind: Kind
     group: Mapping[str, Any]
@@ -166,15 +167,10 @@ class OptimizerState:
         kinds |= {key: Kind(what) for key, what in told.items()}
         # 3. All that they keep is known, and is what it is known to be.
         for name, state in states.values():
-            for parameter, kept in state.items():
-                entries = kept if isinstance(parameter, Tensor) else {parameter: kept}
-                like = parameter if isinstance(parameter, Tensor) else torch.empty(0)
-                for key, value in entries.items():
-                    if value is not None:
-                        _check(name, key, Entry(entries, key, kinds[key], {}).misfit(like) if key in kinds else "")
+            _refuse_unknown(name, state, kinds)
             if all(state is not other for other, _, _ in self._kept):
                 self._kept.append((state, kinds, groups))
-        # 4. Tensors elsewhere, such as copies of weights, cannot be told apart by weight.
+        # 4. Nothing is kept elsewhere, such as copies of weights, of which it is not known whose they are.
         known = {id(each) for _, state in states.values() for each in _leaves(dict(state), {})} | set(map(id, groups))
         for owner, attribute, value in attributes:
             is_kept = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in known
@@ -187,31 +183,41 @@ class OptimizerState:
     def of(self, parameter: Tensor) -> Iterator[Entry]:
         """Yield all that is kept for a parameter, in every optimizer that has state for it."""
         for state, kinds, groups in self._kept:
-            entries = state.get(parameter) or {}
+            kept = state.get(parameter)
+            entries = kept if isinstance(kept, Mapping) else {}
             group = groups.get(parameter, {})
             yield from (Entry(entries, key, kinds[key], group) for key, value in entries.items() if value is not None)
 
     def forget(self, parameter: Tensor) -> None:
         """Go back to before the parameter's first step. Copies of weights become copies of the present ones."""
         entries = list(self.of(parameter))
-        wrapped = {id(entry.state) for entry in entries if entry.kind.what == "copy"}
+        with_copies = {id(entry.state) for entry in entries if entry.kind.what == "copy"}
         for entry in entries:
             if entry.kind.what == "copy":
                 entry.value.copy_(parameter)
-            elif id(entry.state) in wrapped and entry.kind.what != "ignore":
-                entry.restart()
+            elif id(entry.state) in with_copies and entry.kind.what != "ignore":
+                entry.restart()  # not removed: wrappers copy weights once, when they are made
         for state, _, _ in self._kept:
-            if id(state.get(parameter)) not in wrapped:
+            if id(state.get(parameter)) not in with_copies:
                 state.pop(parameter, None)  # empty: the next step fills it
 
 
-def _check(name: str, key: Any, misfit: str | None) -> None:
-    if misfit is not None:
-        raise RuntimeError(
-            f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known what becomes of it with a renewed "
-            f"neuron: say what it is with optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', 'copy' of the "
-            f"weights, 'ignore'), or {_INSTEAD}"
-        )
+def _refuse_unknown(name: str, state: Mapping[Any, Any], kinds: Mapping[str, Kind]) -> None:
+    """Refuse an optimizer's state if it is not known of each entry what it is, or one is something else."""
+    for parameter, kept in state.items():
+        like = parameter if isinstance(parameter, Tensor) else torch.empty(0)
+        if parameter is not like:  # something that is kept once for all parameters
+            kept = {parameter: kept}
+        elif not isinstance(kept, Mapping):
+            kept = {"state": kept}
+        for key, value in kept.items():
+            misfit = Entry(kept, key, kinds[key], {}).misfit(like) if key in kinds else ""
+            if value is not None and misfit is not None:
+                raise RuntimeError(
+                    f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known what becomes of it with a "
+                    f"renewed neuron: say what it is with optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', "
+                    f"'copy' of the weights, 'ignore'), or {_INSTEAD}"
+                )
 
 
 def _attributes(optimizer: Optimizer, seen: dict[int, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -226,19 +232,20 @@ def _attributes(optimizer: Optimizer, seen: dict[int, Any]) -> Iterator[tuple[st
                 yield from _attributes(leaf, seen)
 
 
-def _leaves(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
-    """Yield each tensor and optimizer in containers and plain objects, once."""
-    if isinstance(value, (str, bytes, int, float, type, nn.Module)) or callable(value) or id(value) in seen:
+def _leaves(value: Any, seen: dict[int, Any], depth: int = 6) -> Iterator[Any]:
+    """Yield each tensor and optimizer in nested containers and plain objects, once."""
+    plain = (str, bytes, int, float, type, ModuleType, nn.Module)
+    if not depth or isinstance(value, plain) or id(value) in seen:
         return
     seen[id(value)] = value  # kept, so that no other object gets its id
     if isinstance(value, (Tensor, Optimizer)):
         yield value
     elif isinstance(value, Mapping):
-        yield from (leaf for item in (*value.keys(), *value.values()) for leaf in _leaves(item, seen))
+        yield from (leaf for item in (*value.keys(), *value.values()) for leaf in _leaves(item, seen, depth - 1))
     elif isinstance(value, (list, tuple, set, deque)):
-        yield from (leaf for item in value for leaf in _leaves(item, seen))
+        yield from (leaf for item in value for leaf in _leaves(item, seen, depth - 1))
     else:
-        yield from _leaves(getattr(value, "__dict__", {}), seen)
+        yield from _leaves(getattr(value, "__dict__", {}), seen, depth - 1)
 
 
 def _mean_of_live(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:

@@ -77,6 +77,26 @@ class Surgery:
         """What entries of an optimizer's state are, as far as the user says it."""
         return self.optimizer_state if isinstance(self.optimizer_state, Mapping) else {}
 
+    def recyclable(
+        self, policy: nn.Module, layers: Iterable[LayerWiring], optimizers: Iterable[Optimizer]
+    ) -> list[LayerWiring]:
+        """Return the layers that can be recycled in this way.
+
+        :param policy: the policy
+        :param layers: those of its layers that may be recycled
+        :param optimizers: all that may hold its parameters
+        :raises RuntimeError: when there are none, ``compensate`` meets a consumer without a bias, or an optimizer keeps
+            something of which it is not known what becomes of it
+        """
+        found = [layer for layer in layers if layer.recyclable]
+        if not found:
+            raise RuntimeError("no layer can be recycled:\n" + "\n".join(map(str, layers)))
+        for consumer in dict.fromkeys(name for layer in found for name in layer.consumers):
+            if self.compensate and policy.get_submodule(consumer).bias is None:
+                raise RuntimeError(f"compensate=True adds to the bias of {consumer}, which has none")
+        OptimizerState(policy.parameters(), optimizers, self.told)
+        return found
+
 
 def recycle(
     policy: nn.Module,
