@@ -70,7 +70,10 @@ _KINDS = {
 }
 
 # Optimizers that move a weight by what others' gradients were.
-_JOINT = ("LBFGS", "Shampoo", "ScalableShampoo", "DistributedShampoo", "SOAP", "Kron", "PSGD", "KFAC", "AdamP")
+_JOINT = (
+    *("LBFGS", "Shampoo", "ScalableShampoo", "DistributedShampoo", "SOAP", "Kron", "PSGD", "KFAC"),
+    *("AdamP", "OrthoGrad"),
+)
 
 _INSTEAD = "train with an optimizer of the table in docs/recycling.md, such as torch.optim.Adam"
 

@@ -58,7 +58,7 @@ def around(wrapper, **settings):
     return lambda parameters: wrapper(torch.optim.SGD(parameters, lr=1e-2, momentum=0.9), **settings)
 
 
-JOINT = ("LBFGS", "Shampoo", "SOAP", "Kron", "PSGD", "KFAC", "AdamP")
+JOINT = ("LBFGS", "Shampoo", "SOAP", "Kron", "PSGD", "KFAC", "AdamP", "OrthoGrad")
 KNOWN = {
     **{f"torch {name}": plain(each) for name, each in classes_of(torch.optim).items() if name not in JOINT},
     **{f"schedulefree {name}": plain(each) for name, each in classes_of(schedulefree).items() if "Wrap" not in name},
