@@ -27,6 +27,9 @@ class PeriodicCallback(GradientStepCallback):
     prefix: str
     """Of the keys that are logged."""
 
+    reset_optimizer = True
+    """Whether optimizers forget what they know of the parameters that change."""
+
     settings_in_key: ClassVar[tuple[str, ...]] = ("layers", "schedule", "seed")
 
     def __init__(
@@ -49,7 +52,8 @@ class PeriodicCallback(GradientStepCallback):
             self._names = names_in(self.model.policy, wiring, self.layers)
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
-        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # refuses what is not known
+        parameters = self.model.policy.parameters()
+        OptimizerState(parameters, self.agent.optimizers, forgotten=self.reset_optimizer)  # refuses what is not known
         self._initial_weights = initial_weights_of(self.model)
         self._check_shapes()
         if self.verbose > 0:

@@ -30,7 +30,7 @@ def shrink_and_perturb(
     :param optimizers: all that hold the parameters; copies of these that they keep get the same
     :param forget: whether the optimizers forget what else they know of the parameters
     """
-    state = OptimizerState(policy.parameters(), optimizers)
+    state = OptimizerState(policy.parameters(), optimizers, forgotten=forget)
     parameters = dict(policy.named_parameters())
     with torch.no_grad():
         for name, tensors in with_twins(policy, [name for name in fresh if name in parameters]):

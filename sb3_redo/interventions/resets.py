@@ -20,7 +20,7 @@ def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Opti
     :param fresh: path below the policy to new values
     :param optimizers: forget what they know of the parameters, and go on training them
     """
-    state = OptimizerState(policy.parameters(), optimizers)
+    state = OptimizerState(policy.parameters(), optimizers, forgotten=True)
     with torch.no_grad():
         for name, tensors in with_twins(policy, fresh):
             for tensor in tensors:
@@ -78,4 +78,5 @@ def reset_entropy_coefficient(model: Any) -> None:
     _, _, initial = str(model.ent_coef).partition("_")
     with torch.no_grad():
         model.log_ent_coef.fill_(math.log(float(initial or 1.0)))
-    OptimizerState([model.log_ent_coef], [model.ent_coef_optimizer]).forget(model.log_ent_coef)
+    state = OptimizerState([model.log_ent_coef], [model.ent_coef_optimizer], forgotten=True)
+    state.forget(model.log_ent_coef)

@@ -43,7 +43,7 @@ class Kind:
     initial: float | str = 0.0
 
 
-_MOMENT, _SECOND, _COPY, _COUNT = map(Kind, ("moment", "second_moment", "copy", "count"))
+_MOMENT, _SECOND, _COPY, _COUNT, _UNKNOWN = map(Kind, ("moment", "second_moment", "copy", "count", "unknown"))
 
 # What these names mean in every optimizer.
 _CONVENTIONS = {
@@ -136,20 +136,28 @@ class OptimizerState:
 
     :param parameters: the parameters
     :param optimizers: all that may hold them; others are left alone
-    :param told: what entries are, by their names, beyond what is known here: see :data:`WHAT`
+    :param told: what entries are, by their names, beyond what is known here: see :data:`WHAT`; ``None`` where users
+        cannot say it
+    :param forgotten: whether all of it is to be forgotten, so that nobody has to know what it is
     :raises RuntimeError: when an optimizer keeps something of which it is not known what it is
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], optimizers: Iterable[Optimizer], told: Mapping[str, str] | None = None
+        self,
+        parameters: Iterable[Tensor],
+        optimizers: Iterable[Optimizer],
+        told: Mapping[str, str] | None = None,
+        *,
+        forgotten: bool = False,
     ):
+        self._told, self._forgotten = told, forgotten
         self._kept: list[tuple[Any, dict[str, Kind], dict[Tensor, dict[str, Any]]]] = []
         theirs = set(parameters)
         for optimizer in optimizers:
             if any(parameter in theirs for group in optimizer.param_groups for parameter in group["params"]):
-                self._add(optimizer, told or {})
+                self._add(optimizer)
 
-    def _add(self, outer: Optimizer, told: Mapping[str, str]) -> None:
+    def _add(self, outer: Optimizer) -> None:
         # 1. The optimizer and those that it wraps. A wrapper often shows the state of what it wraps as its own.
         attributes = list(_attributes(outer, {}))
         family = [outer, *(each for _, _, each in attributes if isinstance(each, Optimizer))]
@@ -167,10 +175,12 @@ class OptimizerState:
         for each in classes:
             package = each.__module__.partition(".")[0]
             kinds |= _KINDS.get(package, {}) | _KINDS.get(f"{package}.{each.__name__}", {})
+        told = self._told or {}
         kinds |= {key: Kind(what) for key, what in told.items()}
         # 3. All that they keep is known, and is what it is known to be.
         for name, state in states.values():
-            _refuse_unknown(name, state, kinds)
+            if not self._forgotten:
+                self._refuse_unknown(name, state, kinds)
             if all(state is not other for other, _, _ in self._kept):
                 self._kept.append((state, kinds, groups))
         # 4. Nothing is kept elsewhere, such as copies of weights, of which it is not known whose they are.
@@ -178,10 +188,31 @@ class OptimizerState:
         for owner, attribute, value in attributes:
             is_kept = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in known
             if is_kept and told.get(attribute) != "ignore":
+                say = f", or say optimizer_state={{{attribute!r}: 'ignore'}} if they never move weights"
                 raise RuntimeError(
-                    f"{owner} keeps tensors in {attribute!r}, which recycling cannot renew: {_INSTEAD}, or say "
-                    f"optimizer_state={{{attribute!r}: 'ignore'}} if they never move weights"
+                    f"{owner} keeps tensors in {attribute!r}, which recycling cannot renew: {_INSTEAD}"
+                    f"{'' if self._told is None else say}"
                 )
+
+    def _refuse_unknown(self, name: str, state: Mapping[Any, Any], kinds: Mapping[str, Kind]) -> None:
+        """Refuse an optimizer's state if it is not known of each entry what it is, or one is something else."""
+        for parameter, kept in state.items():
+            like = parameter if isinstance(parameter, Tensor) else torch.empty(0)
+            if parameter is not like:  # something that is kept once for all parameters
+                kept = {parameter: kept}
+            elif not isinstance(kept, Mapping):
+                kept = {"state": kept}
+            for key, value in kept.items():
+                misfit = Entry(kept, key, kinds[key], {}).misfit(like) if key in kinds else ""
+                if value is not None and misfit is not None:
+                    say = (
+                        f"say what it is with optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', 'copy' of the "
+                        "weights, 'ignore'), or "
+                    )
+                    raise RuntimeError(
+                        f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known what becomes of it with a "
+                        f"renewed neuron: {'' if self._told is None else say}{_INSTEAD}"
+                    )
 
     def of(self, parameter: Tensor) -> Iterator[Entry]:
         """Yield all that is kept for a parameter, in every optimizer that has state for it."""
@@ -189,7 +220,9 @@ class OptimizerState:
             kept = state.get(parameter)
             entries = kept if isinstance(kept, Mapping) else {}
             group = groups.get(parameter, {})
-            yield from (Entry(entries, key, kinds[key], group) for key, value in entries.items() if value is not None)
+            for key, value in entries.items():
+                if value is not None:
+                    yield Entry(entries, key, kinds.get(key, _UNKNOWN), group)
 
     def forget(self, parameter: Tensor) -> None:
         """Go back to before the parameter's first step. Copies of weights become copies of the present ones."""
@@ -198,29 +231,13 @@ class OptimizerState:
         for entry in entries:
             if entry.kind.what == "copy":
                 entry.value.copy_(parameter)
+            elif id(entry.state) in with_copies and entry.kind is _UNKNOWN:
+                del entry.state[entry.key]
             elif id(entry.state) in with_copies and entry.kind.what != "ignore":
                 entry.restart()  # not removed: wrappers copy weights once, when they are made
         for state, _, _ in self._kept:
             if id(state.get(parameter)) not in with_copies:
                 state.pop(parameter, None)  # empty: the next step fills it
-
-
-def _refuse_unknown(name: str, state: Mapping[Any, Any], kinds: Mapping[str, Kind]) -> None:
-    """Refuse an optimizer's state if it is not known of each entry what it is, or one is something else."""
-    for parameter, kept in state.items():
-        like = parameter if isinstance(parameter, Tensor) else torch.empty(0)
-        if parameter is not like:  # something that is kept once for all parameters
-            kept = {parameter: kept}
-        elif not isinstance(kept, Mapping):
-            kept = {"state": kept}
-        for key, value in kept.items():
-            misfit = Entry(kept, key, kinds[key], {}).misfit(like) if key in kinds else ""
-            if value is not None and misfit is not None:
-                raise RuntimeError(
-                    f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known what becomes of it with a "
-                    f"renewed neuron: say what it is with optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', "
-                    f"'copy' of the weights, 'ignore'), or {_INSTEAD}"
-                )
 
 
 def _attributes(optimizer: Optimizer, seen: dict[int, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -11,7 +11,7 @@ import schedulefree
 import torch
 
 from sb3_redo import ReDoCallback, recycle_dormant
-from sb3_redo.interventions import PruningCallback, ResetCallback, ShrinkAndPerturbCallback
+from sb3_redo.interventions import ContinualBackpropCallback, PruningCallback, ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.pruned_weights import PrunedWeights
 from sb3_redo.interventions.resets import reset
@@ -419,6 +419,9 @@ def test_an_optimizer_that_keeps_something_unknown_is_refused_by_name_and_nothin
         step(network, [optimizer])
     report = report_on(network, network.observations(16, seed=5), threshold=0.8)
     before = copy.deepcopy((network.state_dict(), str(optimizer.state)))
+    if optimizer_class is Own:
+        with pytest.raises(RuntimeError, match=r"Own keeps 'exp_foo', and .* with a renewed neuron: train with"):
+            OptimizerState(network.parameters(), [optimizer])
     with pytest.raises(RuntimeError, match=f"^{re.escape(UNKNOWN[optimizer_class])}"):
         recycle_dormant(network, report, optimizers=[optimizer], seed=0)
     assert str(before) == str((network.state_dict(), str(optimizer.state)))
@@ -468,6 +471,38 @@ def test_optimizers_that_mix_weights_are_refused_before_their_first_step_and_wha
         OptimizerState(parameters, [Around(parameters, 0.1, lambda *_: optimizer)], {"exp_foo": "moment"})
 
 
+class OwnLookahead(Own):
+    """Keeps slow weights, and by a name of its own something else, from the first step on."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter.copy_(self.state[parameter].setdefault("slow", parameter.clone()))
+
+
+@pytest.mark.parametrize("optimizer_class", [Own, ExtraAdam, Nested, Quantised, Around, OwnLookahead])
+def test_what_is_forgotten_need_not_be_known(optimizer_class):
+    network = networks.build("Mlp")
+    optimizer = optimizer_class(network.parameters(), lr=0.1)
+    step(network, [optimizer])
+    fresh = {key: value.clone() for key, value in networks.build("Mlp", seed=9).named_parameters()}
+    reset(network, fresh, [optimizer])
+    inner = getattr(optimizer, "base_optimizer", optimizer)
+    assert not any(inner.state.values())
+    nothing = {parameter: torch.ones_like(parameter, dtype=torch.bool) for parameter in network.parameters()}
+    step(network, [optimizer], without=nothing)
+    for key, value in fresh.items():
+        assert torch.equal(network.get_parameter(key), value)
+
+
+@pytest.mark.parametrize("optimizer_class", [Slow, torch.optim.LBFGS])
+def test_what_cannot_be_forgotten_is_refused_by_resets(optimizer_class):
+    network = networks.build("Mlp")
+    with pytest.raises(RuntimeError, match=rf"{optimizer_class.__name__} (keeps|moves).*, such as torch.optim.Adam"):
+        reset(network, {}, [optimizer_class(network.parameters(), lr=0.1)])
+
+
 def test_only_that_can_be_said_of_tensors_outside_the_state_which_recycling_can_do():
     network = networks.build("Mlp")
     kept = [Slow(network.parameters(), 0.1)]
@@ -515,12 +550,15 @@ def test_callbacks_refuse_an_optimizer_when_training_starts_or_when_it_is_known_
         model.learn(60, callback=ReDoCallback(100.0, **SMALL))
     for callback in (
         ReDoCallback(**SMALL),
+        ContinualBackpropCallback(),
         PruningCallback(batch_size=16),
-        ResetCallback(),
         ShrinkAndPerturbCallback(),
     ):
-        with pytest.raises(RuntimeError, match="Own keeps 'exp_foo'"):
+        can_say = isinstance(callback, (ReDoCallback, ContinualBackpropCallback))
+        with pytest.raises(RuntimeError, match="Own keeps 'exp_foo'.*neuron: " + ("say" if can_say else "train with")):
             model.learn(1, callback=callback, reset_num_timesteps=False)
+    for callback in (ResetCallback("all", 10), ShrinkAndPerturbCallback(period=10, reset_optimizer=True)):
+        model.learn(10, callback=callback, reset_num_timesteps=False)
     callback = ReDoCallback(100.0, **SMALL, optimizer_state={"exp_foo": "moment"})
     model.learn(60, callback=callback, reset_num_timesteps=False)
     assert not model.policy.optimizer.state[model.q_net.q_net[0].weight]["exp_foo"].all()
