@@ -18,12 +18,13 @@ from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled, uncompiled_name
 from sb3_redo.forward.nested import map_tensors, tensors_in
 from sb3_redo.recycling.compensation import measured_contributions
-from sb3_redo.recycling.initial_weights import InitialWeights
+from sb3_redo.recycling.initial_weights import INITIAL_WEIGHTS, InitialWeights
 from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
 from sb3_redo.validation import (
     explains_arguments,
     listed,
     non_negative_number,
+    one_of,
     optional_integer,
     positive_integer,
 )
@@ -123,6 +124,7 @@ def recycle_dormant(
     optimizers: "Iterable[Optimizer] | Optimizer | None" = None,
     fresh: Callable[[], nn.Module] | None = None,
     forward: Forward | None = None,
+    initial_weights: str = "auto",
 ) -> RecyclingRecord:
     """Recycle the dormant neurons of a report, in place (Sokar et al. 2023, algorithm 1).
 
@@ -143,6 +145,8 @@ def recycle_dormant(
     :param fresh: builds an untrained twin of a module, from which weights are drawn. By default they are drawn as the
         layers' own ``reset_parameters`` would.
     :param forward: the function that a module was measured with, needed with ``compensate``
+    :param initial_weights: of a model, ``auto`` or ``fresh``, see :class:`~sb3_redo.ReDoCallback`; a module's are
+        always fresh
     :return: which neurons were recycled
     :raises TypeError: when an argument is of the wrong type
     :raises ValueError: on an unknown choice, or a report of another network
@@ -150,13 +154,14 @@ def recycle_dormant(
     """
     surgery = Surgery(outgoing, optimizer_state, compensate, incoming_norm, outgoing_norm)
     seed = optional_integer("seed", seed)
+    one_of("initial_weights", initial_weights, INITIAL_WEIGHTS)
     if not isinstance(report, DormancyReport):
         raise TypeError(f"report must be what measure_dormancy() returned, got {report!r}")
     if _is_model(model_or_module, "recycle_dormant"):
         from sb3_redo.sb3.measuring import recycle_model
 
         _refuse_for_models(optimizers=optimizers, fresh=fresh, forward=forward)
-        return recycle_model(model_or_module, report, surgery, seed)
+        return recycle_model(model_or_module, report, surgery, seed, initial_weights)
     module: Any = model_or_module
     contributions = None
     if compensate:
@@ -169,7 +174,9 @@ def recycle_dormant(
         report.wiring,
         neurons,
         _optimizers(optimizers, module),
-        InitialWeights(_building(partial(_reset_copy, module) if fresh is None else fresh, module, neurons)),
+        InitialWeights(
+            _building(partial(_reset_copy, module) if fresh is None else fresh, module, neurons), live=module
+        ),
         torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed),
         surgery,
         contributions=contributions,

@@ -102,7 +102,7 @@ class ActiveReDo(ReDoCallback):
                 report.wiring,
                 report.dormant_neurons(),
                 self.agent.optimizers,
-                self.initial_weights,
+                self.fresh_weights,
                 torch_generator((self.measurer.seed + attempt * 2**32, self.gradient_step)),
                 self.surgery,
             )

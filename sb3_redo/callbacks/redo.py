@@ -10,10 +10,12 @@ from sb3_redo.callbacks.monitoring import MonitoringCallback
 from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.compensation import measured_contributions
+from sb3_redo.recycling.initial_weights import INITIAL_WEIGHTS
 from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
 from sb3_redo.sb3.model import initial_weights_of
 from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
+from sb3_redo.validation import one_of
 
 Selection = Callable[[DormancyReport, "ReDoCallback"], Mapping[str, Tensor]]
 """Chooses the neurons to recycle from a fresh report and the callback: layer name to long tensor of neurons."""
@@ -47,6 +49,8 @@ class ReDoCallback(MonitoringCallback):
         (``weight_scaling`` in the authors' code); as drawn if not given
     :param outgoing_norm: the same for outgoing weights, for each consumer's columns, with ``outgoing="random"``
     :param select: chooses the neurons to recycle, see :data:`Selection`; those that are dormant if not given
+    :param initial_weights: ``"fresh"`` draws new weights as a freshly built policy has them. ``"auto"`` does so too,
+        unless the model was initialised by hand before its first training: then as those weights are distributed
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """
@@ -73,6 +77,7 @@ class ReDoCallback(MonitoringCallback):
         incoming_norm: float | None = None,
         outgoing_norm: float | None = None,
         select: Selection | None = None,
+        initial_weights: str = "auto",
     ):
         monitoring = (thresholds, networks, log_layers, log_histograms, seed, verbose)
         super().__init__(dormancy_threshold, measuring_period, batch_size, *monitoring)
@@ -81,6 +86,7 @@ class ReDoCallback(MonitoringCallback):
         if select is not None and not callable(select):
             raise TypeError(f"select must be a function of a report and the callback, got {select!r}")
         self.select = select
+        self.initial_weights = one_of("initial_weights", initial_weights, INITIAL_WEIGHTS)
 
     def prepare(self) -> None:
         if sum(isinstance(callback, ReDoCallback) for callback in callbacks_in(self.locals["callback"])) > 1:
@@ -90,7 +96,7 @@ class ReDoCallback(MonitoringCallback):
             )
         super().prepare()
         self._check_recyclable()
-        self.initial_weights = initial_weights_of(self.model)
+        self.fresh_weights = initial_weights_of(self.model, self.initial_weights)
         self.write_layout()
 
     @property
@@ -128,7 +134,7 @@ class ReDoCallback(MonitoringCallback):
             report.wiring,
             neurons,
             self.agent.optimizers,
-            self.initial_weights,
+            self.fresh_weights,
             torch_generator((measurer.seed, self.gradient_step)),
             self.surgery,
             contributions=measured_contributions(policy, report.wiring, measurer.forward, report.batch),

@@ -15,12 +15,13 @@ from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.forward.contexts import is_apart_from_training, is_compiled
 from sb3_redo.interventions.scheduled import least
 from sb3_redo.interventions.utility import Contribution, Feed
+from sb3_redo.recycling.initial_weights import INITIAL_WEIGHTS
 from sb3_redo.recycling.outgoing_weights import position_effects
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.sb3.model import gradient_steps_of, initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import fraction, non_negative_integer, optional_integer, positive_integer
+from sb3_redo.validation import fraction, non_negative_integer, one_of, optional_integer, positive_integer
 
 
 class ContinualBackpropCallback(GradientStepCallback):
@@ -42,6 +43,7 @@ class ContinualBackpropCallback(GradientStepCallback):
     :param optimizer_state: of renewed weights, see :class:`~sb3_redo.ReDoCallback`, as ``incoming_norm``
     :param logging_period: in gradient steps
     :param seed: of the weights drawn; the model's own seed if not given
+    :param initial_weights: ``"auto"`` or ``"fresh"``, see :class:`~sb3_redo.ReDoCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
@@ -63,6 +65,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         logging_period: int = 1000,
         seed: int | None = None,
         verbose: int = 0,
+        initial_weights: str = "auto",
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.replacement_rate = fraction("replacement_rate", replacement_rate)
@@ -74,6 +77,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         self.surgery = Surgery("zero", optimizer_state, compensate, incoming_norm)
         self.logging_period = positive_integer("logging_period", logging_period)
         self.seed = optional_integer("seed", seed)
+        self.initial_weights = one_of("initial_weights", initial_weights, INITIAL_WEIGHTS)
 
     def prepare(self) -> None:
         policy: nn.Module = self.model.policy
@@ -89,7 +93,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         self._wiring = wiring_of(self.model)
         recyclable = self.surgery.recyclable(policy, self._wiring, self.agent.optimizers)
         consumers = {name: policy.get_submodule(name) for layer in recyclable for name in layer.consumers}
-        self._initial_weights = initial_weights_of(self.model)
+        self._fresh_weights = initial_weights_of(self.model, self.initial_weights)
         self.contributions = [Contribution(layer, consumers, gradient_steps_of(self.model)) for layer in recyclable]
         self._kept = self.memory.tensors("contributions")
         now = gradient_steps_of(self.model)
@@ -145,7 +149,7 @@ class ContinualBackpropCallback(GradientStepCallback):
             self._wiring,
             neurons,
             self.agent.optimizers,
-            self._initial_weights,
+            self._fresh_weights,
             torch_generator((self._seed + crc32(b"cbp"), gradient_step)),
             self.surgery,
             contributions=self._mean_contributions,

@@ -10,11 +10,12 @@ from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.interventions.scope import Layers, check_layers, names_in
+from sb3_redo.recycling.initial_weights import INITIAL_WEIGHTS
 from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.sb3.model import initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import non_negative_integer, optional_integer
+from sb3_redo.validation import non_negative_integer, one_of, optional_integer
 
 
 class PeriodicCallback(GradientStepCallback):
@@ -40,11 +41,13 @@ class PeriodicCallback(GradientStepCallback):
         stop: int | None = None,
         seed: int | None = None,
         verbose: int = 0,
+        initial_weights: str = "auto",
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.layers = check_layers(layers)
         self.schedule = Schedule("period", period, start, stop)
         self.seed = optional_integer("seed", seed)
+        self.initial_weights = one_of("initial_weights", initial_weights, INITIAL_WEIGHTS)
 
     def prepare(self) -> None:
         wiring = wiring_of(self.model)
@@ -54,13 +57,13 @@ class PeriodicCallback(GradientStepCallback):
             raise RuntimeError(str(error)) from None
         parameters = self.model.policy.parameters()
         OptimizerState(parameters, self.agent.optimizers, forgotten=self.reset_optimizer)  # refuses what is not known
-        self._initial_weights = initial_weights_of(self.model)
+        self._fresh_weights = initial_weights_of(self.model, self.initial_weights)
         self._check_shapes()
         if self.verbose > 0:
             self.logger.info(f"{type(self).__name__} changes {', '.join(self._names)}")
 
     def _check_shapes(self) -> None:
-        fresh = self._initial_weights.state(0)
+        fresh = self._fresh_weights.state(0)
         state = dict((*self.model.policy.named_parameters(), *self.model.policy.named_buffers()))
         for name in self._names:
             built = fresh.get(uncompiled_name(name))
@@ -77,7 +80,7 @@ class PeriodicCallback(GradientStepCallback):
         # A stream of its own, which is neither the training's nor that of another intervention at the same time.
         seed = seed_of(self.model, self.seed) + crc32(self.prefix.encode())
         generator = torch_generator((seed, gradient_step))
-        state = self._initial_weights.state(int(torch.randint(2**62, (), generator=generator)))
+        state = self._fresh_weights.state(int(torch.randint(2**62, (), generator=generator)))
         values = self.intervene({name: state[uncompiled_name(name)] for name in self._names})
         total = self.memory.count(self.prefix)
         write_point(self.logger, {**values, f"{self.prefix}/total": total}, self.model.num_timesteps)

@@ -1,8 +1,9 @@
 """Fresh weights from the distribution that a layer was first initialised from."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_redo.forward.contexts import everything_seeded, uncompiled_name
 from sb3_redo.forward.layers import LAYER_TYPES
+from sb3_redo.recycling.live_network import LiveNetwork
+
+INITIAL_WEIGHTS = ("auto", "fresh")
+"""Whether an initialisation by hand counts, or new weights are always a freshly built policy's."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,33 @@ def _is_whole(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
+@dataclass(frozen=True)
+class _FirstBuild:
+    """What is known of weights from building a network once."""
+
+    fills: dict[str, Fill | None]
+    shapes: dict[str, torch.Size]
+    state: dict[str, Tensor]
+    entries: dict[str, Tensor]
+    """The first entries of each parameter."""
+
+
 class InitialWeights:
     """Draws weights as a freshly built policy has them.
 
     If building fills a weight with independent uniform or normal numbers or an orthogonal matrix, rows are drawn from
     that distribution. If it does anything else (scaled, copied), the policy is built again and its rows are taken. A
     policy whose untrained weights do not look like a freshly built one's was initialised by hand. Its rows are drawn,
-    entry by entry, from the weights it began with.
+    entry by entry, from the weights it began with. Only if some layer has a structure that comes of training, as when
+    a trained policy's weights were loaded, rows are drawn as those of a freshly built one.
+
+    The policy is built when that is first needed. It may be built from modules of the policy that is trained: that one
+    is put back, and layers that building leaves as they are count as initialised by their ``reset_parameters``.
 
     :param build: builds a fresh policy on the CPU
     :param untrained: the policy itself, if it has not been trained yet
     :param samples: of the weights that a policy initialised by hand began with, if it has: what ``samples`` was then
+    :param live: the policy itself, which building must leave as it is
     """
 
     samples: dict[str, Tensor]
@@ -122,22 +143,54 @@ class InitialWeights:
         build: Callable[[], nn.Module],
         untrained: nn.Module | None = None,
         samples: Mapping[str, Tensor] | None = None,
+        *,
+        live: nn.Module | None = None,
     ):
         self._build = build
-        watcher = _FillWatcher()
-        with everything_seeded(0), watcher, watcher.watching_orthogonal():
-            fresh = build()
-        parameters = {uncompiled_name(name): parameter for name, parameter in fresh.named_parameters()}
-        self._fills = {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()}
-        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        self._state = _small_state(fresh)
+        self._live = untrained if live is None else live
         self.samples = dict(samples or {})
         for path, parameter in untrained.named_parameters() if untrained is not None else ():
             name = uncompiled_name(path)
-            fresh_one = parameters.get(name)
-            is_like_fresh = fresh_one is not None and fresh_one.shape == parameter.shape
-            if parameter.ndim > 1 and not (is_like_fresh and _look_alike(parameter, parameters[name])):
+            if parameter.ndim > 1 and not self._is_like_fresh(name, parameter):
                 self.samples[name] = _some_entries(parameter)
+        if untrained is not None and self.samples and self._looks_trained(untrained):
+            self.samples = {}
+
+    def _looks_trained(self, network: nn.Module) -> bool:
+        """Return whether a weight has a structure that building does not give it."""
+        weights = {name: parameter for name, parameter in network.named_parameters() if parameter.ndim > 1}
+        structured = {uncompiled_name(name) for name, weight in weights.items() if _is_structured(weight)}
+        if not structured:
+            return False
+        with self._built(0) as fresh:
+            state = _state_of(fresh)
+            return any(name in state and not _is_structured(state[name]) for name in structured)
+
+    @contextmanager
+    def _built(self, seed: int) -> Iterator[nn.Module]:
+        """Build a policy, to be looked at before the policy that is trained, whose modules it may have, is put back."""
+        live = None if self._live is None else LiveNetwork(self._live)
+        with everything_seeded(seed), nullcontext() if live is None else live.kept():
+            built = self._build()
+            if live is not None:
+                _initialise_unchanged(built, live)
+            yield built
+
+    @cached_property
+    def _first(self) -> _FirstBuild:
+        watcher = _FillWatcher()
+        with watcher, watcher.watching_orthogonal(), self._built(0) as fresh:
+            parameters = {uncompiled_name(name): parameter for name, parameter in fresh.named_parameters()}
+            return _FirstBuild(
+                {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()},
+                {name: parameter.shape for name, parameter in parameters.items()},
+                _small_state(fresh),
+                {name: parameter.detach().flatten()[:20_000].cpu().clone() for name, parameter in parameters.items()},
+            )
+
+    def _is_like_fresh(self, name: str, parameter: Tensor) -> bool:
+        first = self._first
+        return first.shapes.get(name) == parameter.shape and _look_alike(parameter, first.entries[name])
 
     def draw(self, name: str, like: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Draw fresh values for some rows of a weight.
@@ -149,22 +202,23 @@ class InitialWeights:
         :return: [rows, ...], of the parameter's dtype and device
         """
         name = uncompiled_name(name)
-        if name not in self.samples and self._shapes.get(name) != like.shape:
+        known = None if name in self.samples else self._first.shapes.get(name)
+        if name not in self.samples and known != like.shape:
             raise RuntimeError(
-                f"{name} is {tuple(like.shape)}, but {self._shapes.get(name) or 'absent'} in a freshly built network: "
-                "what it began with is not known. Give its shape where it is built (a model's policy_kwargs or fresh=)."
+                f"{name} is {tuple(like.shape)}, but {'absent' if known is None else tuple(known)} in a freshly built "
+                "network: what it began with is not known. Give its shape where it is built (a model's policy_kwargs "
+                "or fresh=)."
             )
         shape = (len(rows), *like.shape[1:])
-        fill = self._fills.get(name)
         if name in self.samples:
             sample = self.samples[name]
             drawn = sample[torch.randint(len(sample), shape, generator=generator)]
-        elif fill is not None:
+        elif (fill := self._first.fills[name]) is not None:
             drawn = fill.draw(shape, int(torch.randint(2**62, (), generator=generator)), len(like))
         else:
             seed = int(torch.randint(2**62, (), generator=generator))
-            with everything_seeded(seed):
-                drawn = _state_of(self._build())[name][rows.cpu()]
+            with self._built(seed) as built:
+                drawn = _state_of(built)[name].cpu()[rows.cpu()]
         return drawn.to(like)
 
     def state(self, seed: int) -> dict[str, Tensor]:
@@ -173,10 +227,9 @@ class InitialWeights:
         :param seed: of the policy
         :return: path below the policy to its values
         """
-        with everything_seeded(seed):
-            built = self._build()
+        with self._built(seed) as built:
+            state = {name: tensor.cpu().clone() for name, tensor in _state_of(built).items()}
         generator = torch.Generator().manual_seed(seed)
-        state = _state_of(built)
         for name in self.samples:
             if name in state:
                 state[name] = self.draw(name, state[name], torch.arange(len(state[name])), generator)
@@ -188,11 +241,22 @@ class InitialWeights:
         :param name: its path below the policy
         """
         name = uncompiled_name(name)
-        if name not in self._state:
-            with everything_seeded(0):
-                built = self._build()
-            self._state[name] = _state_of(built)[name].cpu()
-        return self._state[name]
+        state = self._first.state
+        if name not in state:
+            with self._built(0) as built:
+                state[name] = _state_of(built)[name].cpu().clone()
+        return state[name]
+
+
+def _initialise_unchanged(built: nn.Module, live: LiveNetwork) -> None:
+    """Initialise the modules that a policy was given ready-made, and that building has not initialised itself."""
+    for module in reversed(list(built.modules())):
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        reset = getattr(module, "reset_parameters", None)
+        # Building may have filled a bias with the zeros that it had; of weights that is out of the question.
+        telling = [tensor for tensor in own if tensor.ndim > 1] or own
+        if telling and callable(reset) and all(map(live.is_unchanged, telling)):
+            reset()
 
 
 def _state_of(built: nn.Module) -> dict[str, Tensor]:
@@ -231,3 +295,22 @@ def _look_alike(one: Tensor, other: Tensor) -> bool:
         .max()
     )
     return bool(distance < 2.9 * ((len(x) + len(y)) / (len(x) * len(y))) ** 0.5)
+
+
+def _is_structured(weight: Tensor, size: int = 128, shuffles: int = 16) -> bool:
+    """Return whether a weight's largest singular value is far above that of its entries in random order.
+
+    Training adds a few directions of many entries each. Initialisers draw entries one by one, or rows that are
+    orthogonal, and leave the largest singular value where chance puts it, or lower. 10 deviations are out of reach for
+    chance. A short training reaches 50.
+
+    :param weight: [rows, ...], of which at most ``size`` rows and columns are looked at
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = weight.detach().cpu().float().flatten(1)
+    rows = rows[torch.randperm(len(rows), generator=generator)[:size]]
+    rows = rows[:, torch.randperm(rows.shape[1], generator=generator)[:size]]
+    orders = (torch.randperm(rows.numel(), generator=generator) for _ in range(shuffles))
+    by_chance = torch.linalg.matrix_norm(torch.stack([rows.flatten()[order].view_as(rows) for order in orders]), 2)
+    excess = torch.linalg.matrix_norm(rows, 2) - by_chance.mean()
+    return bool(excess > 10 * by_chance.std() + 1e-4 * by_chance.mean())

@@ -84,7 +84,11 @@ def _observed(model: BaseAlgorithm, batch_size: int) -> Batch:
 
 
 def recycle_model(
-    model: BaseAlgorithm, report: DormancyReport, surgery: Surgery, seed: int | None = None
+    model: BaseAlgorithm,
+    report: DormancyReport,
+    surgery: Surgery,
+    seed: int | None = None,
+    initial_weights: str = "auto",
 ) -> RecyclingRecord:
     """Recycle the dormant neurons of a report, in place.
 
@@ -92,6 +96,7 @@ def recycle_model(
     :param report: the measurement
     :param surgery: how to recycle
     :param seed: of the fresh weights; the model's own seed if not given
+    :param initial_weights: ``auto`` or ``fresh``, see :func:`~sb3_redo.sb3.model.initial_weights_of`
     """
     agent, policy = agent_of(model), model.policy
     return recycle(
@@ -99,7 +104,7 @@ def recycle_model(
         report.wiring,
         report.dormant_neurons(),
         agent.optimizers,
-        initial_weights_of(model),
+        initial_weights_of(model, initial_weights),
         torch_generator((seed_of(model, seed), gradient_steps_of(model))),
         surgery,
         contributions=measured_contributions(

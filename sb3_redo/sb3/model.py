@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,23 +118,67 @@ def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None 
     return Meter(model.policy, wiring, measured)
 
 
-def initial_weights_of(model: BaseAlgorithm) -> InitialWeights:
-    """Draw weights as a freshly built policy of this model has them.
+def initial_weights_of(model: BaseAlgorithm, initial_weights: str = "auto") -> InitialWeights:
+    """Draw weights as a freshly built policy of this model has them, or as its own were initialised by hand.
 
     Gives a model that has not been trained yet an attribute ``initial_weight_samples``, which is saved with it: once
     weights have changed, nothing else tells whether and how they were initialised by hand.
+
+    :param initial_weights: ``fresh`` draws as a freshly built policy has them, whatever weights the model had before;
+        ``auto`` draws as an untrained model's weights are distributed where it was initialised by hand
     """
-
-    def build() -> BasePolicy:
-        # Off-policy algorithms have use_sde among the keywords already, and some policies do not know the word.
-        settings = {**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs}
-        # Copies, because extractors draw samples from the observation space to learn its shape.
-        spaces = copy.deepcopy((model.observation_space, model.action_space))
-        return model.policy_class(*spaces, model.lr_schedule, **settings)
-
+    build = partial(_fresh_policy, model)
+    if initial_weights == "fresh":
+        return InitialWeights(build, live=model.policy)
     known = model.__dict__.get("initial_weight_samples")
-    if known is not None or is_trained(model):
-        return InitialWeights(build, samples=known)
-    initial_weights = InitialWeights(build, untrained=model.policy)
-    model.__dict__["initial_weight_samples"] = initial_weights.samples
-    return initial_weights
+    if known is not None or is_trained(model) or _took_over_weights(model):
+        return InitialWeights(build, samples=known, live=model.policy)
+    begun = InitialWeights(build, untrained=model.policy)
+    model.__dict__["initial_weight_samples"] = begun.samples
+    return begun
+
+
+def _fresh_policy(model: BaseAlgorithm) -> BasePolicy:
+    """Build a policy as this model's was built, from copies of its settings.
+
+    Of modules and tensors of the model's own policy among the settings there are no copies: who builds puts them back.
+
+    :raises RuntimeError: when it cannot be built
+    """
+    policy: Any = model.policy
+    # Off-policy algorithms have use_sde among the keywords already, and some policies do not know the word.
+    settings = {**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs}
+    memo = {id(each): each for each in (*policy.modules(), *policy.parameters(), *policy.buffers())}
+    # Copies, because extractors draw samples from the observation space to learn its shape.
+    spaces = copy.deepcopy((model.observation_space, model.action_space))
+    try:
+        return model.policy_class(
+            *spaces, model.lr_schedule, **{name: _copied(value, memo) for name, value in settings.items()}
+        )
+    except Exception as error:
+        raise RuntimeError(
+            f"new weights are drawn as a fresh {model.policy_class.__name__} has them, and none can be built from the "
+            f"model's policy_kwargs ({type(error).__name__}: {error}): give settings from which it can be built again"
+        ) from error
+
+
+def _copied(setting: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(setting, memo)
+    except Exception:  # locks, iterators and handles have no copies
+        return setting
+
+
+def _took_over_weights(model: BaseAlgorithm) -> bool:
+    """Return whether the weights of a model that has made no gradient step come from a training all the same.
+
+    ``set_parameters()`` loads the optimizers, too: what they keep, and their groups, where a state dictionary has the
+    parameters last and a new optimizer has them first. A loop of the user's own leaves gradients.
+    """
+    optimizers = agent_of(model).optimizers
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return (
+        any(state and state.get("step", 1) > 0 for state in states)  # Adagrad has some before its first step
+        or any(next(reversed(group)) == "params" for optimizer in optimizers for group in optimizer.param_groups)
+        or any(parameter.grad is not None for parameter in model.policy.parameters())
+    )

@@ -297,11 +297,12 @@ def test_recycled_weights_come_from_the_initialiser(initializer, kind):
     model = DQN(cls, Corridor(observation_space=OBSERVATIONS[kind]), buffer_size=10, policy_kwargs=settings)
     initial_weights = initial_weights_of(model)
     assert initial_weights.samples == {}
-    kinds = {fill and fill.kind for name, fill in initial_weights._fills.items() if name.startswith("q_net.")}
+    fills = initial_weights._first.fills
+    kinds = {fill and fill.kind for name, fill in fills.items() if name.startswith("q_net.")}
     # Biases are zeroed, which is no random fill.
     assert kinds == {"orthogonal" if initializer == "orthogonal" else "uniform", None}
-    weights = [name for name in initial_weights._fills if name.startswith("q_net.") and name.endswith("weight")]
-    assert all(initial_weights._fills[name] is not None for name in weights)
+    weights = [name for name in fills if name.startswith("q_net.") and name.endswith("weight")]
+    assert all(fills[name] is not None for name in weights)
 
 
 # The residual network

@@ -1,0 +1,234 @@
+"""A fresh policy is built from settings that hold parts of the live one, which stays as it is."""
+
+import threading
+from functools import partial
+
+import pytest
+import torch
+from stable_baselines3 import A2C, DQN, PPO, SAC
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
+from sb3_redo.sb3.model import initial_weights_of
+
+
+def made():
+    return nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU())
+
+
+class Extractor(BaseFeaturesExtractor):
+    """Takes its module ready-made: itself, in a list or a dictionary, or from a function."""
+
+    def __init__(self, space, encoder, changes=None):
+        super().__init__(space, 8)
+        encoder = encoder["of"] if isinstance(encoder, dict) else encoder
+        encoder = encoder[0] if isinstance(encoder, list) else encoder
+        self.encoder = encoder if isinstance(encoder, nn.Module) else encoder()
+        if changes is not None:
+            changes(self.encoder)
+
+    def forward(self, observations):
+        return self.encoder(observations)
+
+
+GLOBAL = made()
+
+
+class FromClassAttribute(Extractor):
+    part = None
+
+    def __init__(self, space):
+        super().__init__(space, type(self).part)
+
+
+class FromGlobal(Extractor):
+    def __init__(self, space):
+        super().__init__(space, GLOBAL)
+
+
+class OwnParameterExtractor(BaseFeaturesExtractor):
+    """Shares a parameter, and no module, with whatever is built from the same settings."""
+
+    def __init__(self, space, weight):
+        super().__init__(space, 8)
+        self.linear = nn.Linear(4, 8)
+        self.linear.weight = weight
+
+    def forward(self, observations):
+        return self.linear(observations)
+
+
+def ready(encoder):
+    return encoder
+
+
+def of(encoder, **settings):
+    return {"features_extractor_class": Extractor, "features_extractor_kwargs": {"encoder": encoder, **settings}}
+
+
+def from_closure():
+    encoder = made()
+    return {"features_extractor_class": lambda space: Extractor(space, encoder)}
+
+
+def from_class_attribute():
+    FromClassAttribute.part = made()
+    return {"features_extractor_class": FromClassAttribute}
+
+
+def frozen(encoder):
+    encoder.requires_grad_(False)
+
+
+def normed(encoder):
+    if not hasattr(encoder[3], "parametrizations"):
+        spectral_norm(encoder[3])
+
+
+def wrapped(encoder):
+    """Changes its structure more with every policy that is built from it."""
+    encoder.append(nn.Dropout(0.0))
+    encoder.calls = [*getattr(encoder, "calls", []), len(encoder)]
+    encoder.eval()
+
+
+SETTINGS = {
+    "a module": lambda: of(made()),
+    "a list of modules": lambda: of([made()]),
+    "a dictionary of lists": lambda: of({"of": [made()]}),
+    "a partial": lambda: of(partial(ready, made())),
+    "a closure": from_closure,
+    "a class attribute": from_class_attribute,
+    "a global": lambda: {"features_extractor_class": FromGlobal},
+    "a module that is frozen": lambda: of(made(), changes=frozen),
+    "a module that changes": lambda: of(made(), changes=wrapped),
+    "a parameter": lambda: {
+        "features_extractor_class": OwnParameterExtractor,
+        "features_extractor_kwargs": {"weight": nn.Parameter(torch.full((8, 4), 3.0))},
+    },
+    "what has no copy": lambda: of(made(), changes=partial(lambda lock, encoder: None, threading.Lock())),
+}
+
+
+def model_with(algorithm, settings):
+    """A model whose weights were all trained elsewhere: they lie in [2, 3), where no initialiser puts any."""
+    env = "Pendulum-v1" if algorithm is SAC else "CartPole-v1"
+    size = {"n_steps": 32} if algorithm is A2C else {"n_steps": 32, "batch_size": 32}
+    if algorithm in (DQN, SAC):
+        size = {"learning_starts": 8, "buffer_size": 100, "batch_size": 8}
+    model = algorithm("MlpPolicy", env, seed=0, policy_kwargs={"net_arch": [8], **settings}, **size)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.copy_(torch.rand_like(parameter) + 2)
+    return model
+
+
+def all_of(policy):
+    """Everything of a policy that building another one may touch."""
+    tensors = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    modules = dict(policy.named_modules())
+    return (
+        {name: (id(each), each.data_ptr(), each.requires_grad, each.grad) for name, each in tensors.items()},
+        {name: tensor.detach().tolist() for name, tensor in tensors.items()},
+        {name: (id(each), type(each), each.training, list(each.__dict__)) for name, each in modules.items()},
+        {name: getattr(each, "calls", None) for name, each in modules.items()},
+        [[id(each) for each in group["params"]] for group in policy.optimizer.param_groups],
+    )
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("algorithm", [PPO, DQN], ids=lambda algorithm: algorithm.__name__)
+def test_building_a_fresh_policy_leaves_the_live_one_as_it_is_and_takes_no_weight_of_it(algorithm, kind):
+    model = model_with(algorithm, SETTINGS[kind]())
+    before = all_of(model.policy)
+    initial = initial_weights_of(model, "fresh")
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        name: initial.draw(name, parameter, torch.arange(len(parameter)), generator)
+        for name, parameter in model.policy.named_parameters()
+        if name.endswith("weight") and parameter.ndim > 1
+    }
+    state = initial.state(3)
+    assert all_of(model.policy) == before
+    # Orthogonal with a gain of the root of 2, or what reset_parameters() gives: below 2 either way.
+    assert all(weights.abs().max() < 2 and weights.std() > 0 for weights in drawn.values())
+    assert not any(tensor.min() >= 2 for tensor in state.values() if tensor.is_floating_point())
+    norms = [name for name, _ in model.policy.named_parameters() if name.endswith("encoder.1.weight")]
+    assert all(initial.fresh(name).eq(1).all() for name in norms)
+
+
+def test_a_layer_that_was_handed_in_is_drawn_as_its_own_reset_parameters_does():
+    initial = initial_weights_of(model_with(DQN, of(made())), "fresh")
+    drawn = initial.draw(
+        "q_net.features_extractor.encoder.0.weight", torch.empty(16, 4), torch.arange(16), torch.Generator()
+    )
+    assert 0.4 < drawn.abs().max() <= 0.5
+
+
+def test_a_spectral_norm_that_building_adds_to_a_live_module_is_taken_off_again():
+    model = model_with(PPO, of(made(), changes=normed))
+    before = all_of(model.policy)
+    initial_weights_of(model).state(0)
+    assert all_of(model.policy) == before
+
+
+def test_an_optimizer_that_is_handed_in_keeps_its_groups_and_parameters():
+    optimizers = []
+
+    def the_same(parameters, lr, **settings):
+        if not optimizers:
+            optimizers.append(torch.optim.SGD(parameters, lr=lr))
+        else:
+            optimizers[0].add_param_group({"params": list(parameters)})
+        return optimizers[0]
+
+    model = model_with(DQN, {"optimizer_class": the_same})
+    before = all_of(model.policy)
+    initial_weights_of(model).state(0)
+    assert all_of(model.policy) == before
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: ReDoCallback(recycling_period=10**6, batch_size=8),
+        lambda: ResetCallback("last", 10**6),
+        lambda: ShrinkAndPerturbCallback(period=10**6),
+    ],
+    ids=["redo", "reset", "perturb"],
+)
+def test_training_with_a_callback_that_changes_nothing_yet_is_training_without_it(algorithm, callback):
+    def trained(callback=None):
+        torch.manual_seed(0)
+        encoder = made() if algorithm is not SAC else nn.Sequential(nn.Linear(3, 8), nn.ReLU())
+        return model_with(algorithm, of(encoder)).learn(64, callback=callback).policy.state_dict()
+
+    plain, watched = trained(), trained(callback())
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+
+
+def test_a_policy_that_cannot_be_built_twice_is_refused_in_one_sentence():
+    left = [made(), made()]
+    model = model_with(DQN, of(partial(left.pop)))
+    with pytest.raises(RuntimeError, match=r"none can be built from the model's policy_kwargs \(IndexError: .*: give"):
+        model.learn(20, callback=ReDoCallback(batch_size=8))
+
+
+def test_measuring_builds_no_policy(monkeypatch):
+    built = []
+    model = model_with(PPO, {})
+    monkeypatch.setattr(model, "policy_class", lambda *args, **settings: built.append(args))
+    model.learn(64, callback=DormancyCallback(measuring_period=1, batch_size=8))
+    assert built == []
+
+
+def test_going_on_with_training_builds_no_policy_before_a_neuron_is_recycled(monkeypatch):
+    built = []
+    model = model_with(DQN, {}).learn(20, callback=ReDoCallback(0.0, 10**6, batch_size=8))
+    monkeypatch.setattr(model, "policy_class", lambda *args, **settings: built.append(args))
+    model.learn(20, callback=ReDoCallback(0.0, 10**6, batch_size=8), reset_num_timesteps=False)
+    assert built == []
