@@ -5,7 +5,8 @@ Modules need torch alone. Models are handed to :mod:`sb3_redo.sb3.measuring`.
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -26,10 +27,12 @@ from sb3_redo.validation import (
     non_negative_number,
     one_of,
     optional_integer,
+    patterns_of_names,
     positive_integer,
 )
 from sb3_redo.wiring import tracing
 from sb3_redo.wiring.default_forward import Forward, default_forward
+from sb3_redo.wiring.exclusion import excluding
 from sb3_redo.wiring.input_variants import first_two_rows
 from sb3_redo.wiring.structure import Wiring
 
@@ -39,7 +42,11 @@ if TYPE_CHECKING:
 
 @explains_arguments
 def trace_wiring(
-    model_or_module: "BaseAlgorithm | nn.Module", observations: Any = None, *, forward: Forward | None = None
+    model_or_module: "BaseAlgorithm | nn.Module",
+    observations: Any = None,
+    *,
+    forward: Forward | None = None,
+    exclude: Sequence[str] = (),
 ) -> Wiring:
     """Find the hidden layers of a network and what each of their neurons feeds. Changes nothing in it.
 
@@ -49,18 +56,21 @@ def trace_wiring(
         used. A model's last observations if not given.
     :param forward: runs all networks of a module in one pass, given the module and the observations. By default the
         module is called, or its ``actor`` and ``critic`` if it is made of these two.
+    :param exclude: patterns of layers that are neither measured nor recycled, for instance
+        ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :return: the wiring
     :raises RuntimeError: when nothing can be measured
-    :raises ValueError: when a module comes without observations, or cannot be called
+    :raises ValueError: when a module comes without observations or cannot be called, or a pattern matches no layer
     """
+    exclude = patterns_of_names("exclude", exclude)
     if _is_model(model_or_module, "trace_wiring"):
         from sb3_redo.sb3.measuring import trace_model
 
         _refuse_for_models(forward=forward)
-        return trace_model(model_or_module, observations)
+        return excluding(trace_model(model_or_module, observations), model_or_module.policy, exclude)
     module: Any = model_or_module
     run, inputs = _running(module, observations, forward)
-    return tracing.trace_wiring(module, inputs, forward=run)
+    return excluding(tracing.trace_wiring(module, inputs, forward=run), module, exclude)
 
 
 @explains_arguments
@@ -70,6 +80,7 @@ def measure_dormancy(
     batch_size: int = 256,
     observations: Any = None,
     forward: Forward | None = None,
+    exclude: Sequence[str] = (),
 ) -> DormancyReport:
     """Measure which neurons of a network are dormant. Changes nothing in it and draws from no random stream.
 
@@ -86,8 +97,11 @@ def measure_dormancy(
         lie in the buffer, [n, n_envs, ...]; critics then see the policy's own actions.
     :param forward: runs all networks of a module in one pass, given the module and the observations. By default the
         module is called, or its ``actor`` and ``critic`` if it is made of these two.
+    :param exclude: patterns of layers that are neither measured nor recycled, for instance
+        ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :return: the report
-    :raises ValueError: when there is nothing to measure on, or a replay buffer holds fewer than ``batch_size``
+    :raises ValueError: when there is nothing to measure on, a replay buffer holds fewer than ``batch_size``, or a
+        pattern matches no layer
     :raises RuntimeError: when the algorithm is not supported or nothing can be measured
     """
     given: Any = dormancy_threshold
@@ -95,18 +109,19 @@ def measure_dormancy(
         raise TypeError("measure_dormancy() takes dormancy_threshold second: pass observations= by its name")
     dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
     batch_size = positive_integer("batch_size", batch_size)
+    exclude = patterns_of_names("exclude", exclude)
     if _is_model(model_or_module, "measure_dormancy"):
         from sb3_redo.sb3.measuring import measure_model
 
         _refuse_for_models(forward=forward)
-        return measure_model(model_or_module, dormancy_threshold, batch_size, observations)
+        return measure_model(model_or_module, dormancy_threshold, batch_size, observations, exclude)
     # 1. The module's inputs, and how it is run on them.
     module: Any = model_or_module
     run, inputs = _running(module, observations, forward)
     # 2. Its layers, and the network that each is counted with: the child that holds it.
-    wiring = tracing.trace_wiring(module, inputs, forward=run)
-    kind = type(module).__name__
-    networks = {layer.name: layer.name.split(".")[0] if "." in layer.name else kind for layer in wiring}
+    wiring = excluding(tracing.trace_wiring(module, inputs, forward=run), module, exclude)
+    kind, measured = type(module).__name__, [layer.name for layer in wiring if not layer.excluded]
+    networks = {name: name.split(".")[0] if "." in name else kind for name in measured}
     # 3. One pass over all observations.
     return Meter(module, wiring, networks).measure(partial(run, module), inputs, dormancy_threshold)
 
@@ -125,6 +140,7 @@ def recycle_dormant(
     fresh: Callable[[], nn.Module] | None = None,
     forward: Forward | None = None,
     initial_weights: str = "auto",
+    exclude: Sequence[str] = (),
 ) -> RecyclingRecord:
     """Recycle the dormant neurons of a report, in place (Sokar et al. 2023, algorithm 1).
 
@@ -147,6 +163,7 @@ def recycle_dormant(
     :param forward: the function that a module was measured with, needed with ``compensate``
     :param initial_weights: of a model, ``auto`` or ``fresh``, see :class:`~sb3_redo.ReDoCallback`; a module's are
         always fresh
+    :param exclude: patterns of layers that are not to change, though they were measured
     :return: which neurons were recycled
     :raises TypeError: when an argument is of the wrong type
     :raises ValueError: on an unknown choice, or a report of another network
@@ -157,12 +174,15 @@ def recycle_dormant(
     one_of("initial_weights", initial_weights, INITIAL_WEIGHTS)
     if not isinstance(report, DormancyReport):
         raise TypeError(f"report must be what measure_dormancy() returned, got {report!r}")
+    exclude = patterns_of_names("exclude", exclude)
     if _is_model(model_or_module, "recycle_dormant"):
         from sb3_redo.sb3.measuring import recycle_model
 
         _refuse_for_models(optimizers=optimizers, fresh=fresh, forward=forward)
+        report = _without(report, model_or_module.policy, exclude)
         return recycle_model(model_or_module, report, surgery, seed, initial_weights)
     module: Any = model_or_module
+    report = _without(report, module, exclude)
     contributions = None
     if compensate:
         batch = _inputs(module, report.batch)
@@ -181,6 +201,15 @@ def recycle_dormant(
         surgery,
         contributions=contributions,
     )
+
+
+def _without(report: DormancyReport, network: nn.Module, exclude: Sequence[str]) -> DormancyReport:
+    """Return a report in which excluded layers, and those that feed them, cannot be recycled."""
+    if not exclude:
+        return report
+    wiring = excluding(report.wiring, network, exclude)
+    layers = tuple(replace(layer, recyclable=wiring[layer.name].recyclable) for layer in report.layers)
+    return replace(report, layers=layers, wiring=wiring)
 
 
 def _is_model(model_or_module: Any, function: str) -> "TypeGuard[BaseAlgorithm]":

@@ -162,6 +162,15 @@ def some_of(name: str, values: Any, choices: Sequence[str]) -> tuple[str, ...] |
     return chosen
 
 
+def patterns_of_names(name: str, values: Any) -> tuple[str, ...]:
+    """Return patterns of the names of layers."""
+    patterns = tuple(listed(name, values))
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise TypeError(f"{name} must be a list of patterns such as 'features_extractor.*', got {pattern!r}")
+    return patterns
+
+
 def listed(name: str, value: Any) -> list[Any]:
     """Return a list of what is listed. A lone text is refused, since it would be read letter by letter."""
     if isinstance(value, (str, dict)) or not isinstance(value, Iterable):

@@ -23,6 +23,8 @@ class DormancyCallback(MonitoringCallback):
     :param log_histograms: whether to log a histogram of every layer's scores
     :param seed: of the observations drawn; the model's own seed if not given
     :param verbose: 1 writes the policy's wiring to the model's log when training starts
+    :param exclude: patterns of layers that are neither measured nor changed, for instance
+        ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """

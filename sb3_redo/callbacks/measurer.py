@@ -52,18 +52,26 @@ class Measurer:
     :param sampler: draws what is measured on
     :param dormancy_threshold: a neuron is dormant when its score is at most this
     :param networks: names of the networks to measure; all of them if not given
-    :raises RuntimeError: when nothing in them can be measured, or the algorithm has no network of such a name
+    :param exclude: patterns of layers to leave out, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :raises RuntimeError: when nothing in them can be measured, or the algorithm has no network or layer of such a name
     """
 
     meter: Meter
     """What measures the network as it is connected now."""
 
-    def __init__(self, sampler: Sampler, dormancy_threshold: float, networks: Sequence[str] | None = None):
+    def __init__(
+        self,
+        sampler: Sampler,
+        dormancy_threshold: float,
+        networks: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ):
         self.sampler = sampler
         self.model = sampler.model
         self.seed = sampler.seed
         self.dormancy_threshold = dormancy_threshold
         self.networks = networks
+        self.exclude = exclude
         self._agent = agent_of(self.model)
         unknown = [name for name in networks or () if name not in self._agent.networks]
         if unknown:
@@ -73,7 +81,11 @@ class Measurer:
 
     def rewire(self) -> None:
         """Read the network anew."""
-        self.meter = meter_of(self.model, last_observations(self.model), self.networks)
+        batch = last_observations(self.model)
+        try:
+            self.meter = meter_of(self.model, batch, self.networks, self.exclude)
+        except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+            raise RuntimeError(str(error)) from None
 
     def measure(self, gradient_step: int) -> DormancyReport | None:
         """Measure on a fresh batch. Returns ``None`` while there are too few observations, or on NaN activations.

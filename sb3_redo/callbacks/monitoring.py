@@ -18,6 +18,7 @@ from sb3_redo.validation import (
     non_negative_integer,
     non_negative_number,
     optional_integer,
+    patterns_of_names,
     positive_integer,
     some_of,
 )
@@ -29,7 +30,7 @@ class MonitoringCallback(GradientStepCallback):
     The settings are those of :class:`~sb3_redo.DormancyCallback`.
     """
 
-    settings_in_key = ("dormancy_threshold", "measuring_period", "batch_size", "networks", "seed")
+    settings_in_key = ("dormancy_threshold", "measuring_period", "batch_size", "networks", "seed", "exclude")
 
     measurer: Measurer
     """What measures; there from :meth:`prepare` on."""
@@ -45,6 +46,7 @@ class MonitoringCallback(GradientStepCallback):
         log_histograms: bool = False,
         seed: int | None = None,
         verbose: int = 0,
+        exclude: Sequence[str] = (),
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
@@ -55,6 +57,7 @@ class MonitoringCallback(GradientStepCallback):
         self.log_layers = flag("log_layers", log_layers)
         self.log_histograms = flag("log_histograms", log_histograms)
         self.seed = optional_integer("seed", seed)
+        self.exclude = patterns_of_names("exclude", exclude)
         self.report: DormancyReport | None = None
         """The latest measurement."""
 
@@ -66,7 +69,7 @@ class MonitoringCallback(GradientStepCallback):
             "dormancy is measured on {}, on which more neurons look dormant",
             is_waiting=self.memory.is_empty,
         )
-        self.measurer = Measurer(sampler, self.dormancy_threshold, self.networks)
+        self.measurer = Measurer(sampler, self.dormancy_threshold, self.networks, self.exclude)
         self._tell_wiring()
         self._number = self._number_among(self.locals.get("callback"))
 

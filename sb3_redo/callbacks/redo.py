@@ -51,6 +51,8 @@ class ReDoCallback(MonitoringCallback):
     :param select: chooses the neurons to recycle, see :data:`Selection`; those that are dormant if not given
     :param initial_weights: ``"fresh"`` draws new weights as a freshly built policy has them. ``"auto"`` does so too,
         unless the model was initialised by hand before its first training: then as those weights are distributed
+    :param exclude: patterns of layers that are neither measured nor changed, for instance
+        ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """
@@ -78,9 +80,10 @@ class ReDoCallback(MonitoringCallback):
         outgoing_norm: float | None = None,
         select: Selection | None = None,
         initial_weights: str = "auto",
+        exclude: Sequence[str] = (),
     ):
         monitoring = (thresholds, networks, log_layers, log_histograms, seed, verbose)
-        super().__init__(dormancy_threshold, measuring_period, batch_size, *monitoring)
+        super().__init__(dormancy_threshold, measuring_period, batch_size, *monitoring, exclude)
         self.schedule = Schedule("recycling_period", recycling_period, start, stop)
         self.surgery = Surgery(outgoing, optimizer_state, compensate, incoming_norm, outgoing_norm)
         if select is not None and not callable(select):

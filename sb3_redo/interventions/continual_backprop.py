@@ -1,7 +1,7 @@
 """Continual backpropagation (Dohare et al. 2024, "Loss of plasticity in deep continual learning")."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -21,7 +21,14 @@ from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.sb3.model import gradient_steps_of, initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import fraction, non_negative_integer, one_of, optional_integer, positive_integer
+from sb3_redo.validation import (
+    fraction,
+    non_negative_integer,
+    one_of,
+    optional_integer,
+    patterns_of_names,
+    positive_integer,
+)
 
 
 class ContinualBackpropCallback(GradientStepCallback):
@@ -43,13 +50,13 @@ class ContinualBackpropCallback(GradientStepCallback):
     :param optimizer_state: of renewed weights, see :class:`~sb3_redo.ReDoCallback`, as ``incoming_norm``
     :param logging_period: in gradient steps
     :param seed: of the weights drawn; the model's own seed if not given
-    :param initial_weights: ``"auto"`` or ``"fresh"``, see :class:`~sb3_redo.ReDoCallback`
+    :param initial_weights: ``"auto"`` or ``"fresh"``, see :class:`~sb3_redo.ReDoCallback`, as ``exclude``
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
     renews = True
 
-    settings_in_key = ("replacement_rate", "decay", "maturity", "period", "seed")
+    settings_in_key = ("replacement_rate", "decay", "maturity", "period", "seed", "exclude")
 
     on_policy_moment = "gradient_step"
 
@@ -66,6 +73,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         seed: int | None = None,
         verbose: int = 0,
         initial_weights: str = "auto",
+        exclude: Sequence[str] = (),
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.replacement_rate = fraction("replacement_rate", replacement_rate)
@@ -78,6 +86,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         self.logging_period = positive_integer("logging_period", logging_period)
         self.seed = optional_integer("seed", seed)
         self.initial_weights = one_of("initial_weights", initial_weights, INITIAL_WEIGHTS)
+        self.exclude = patterns_of_names("exclude", exclude)
 
     def prepare(self) -> None:
         policy: nn.Module = self.model.policy
@@ -90,7 +99,10 @@ class ContinualBackpropCallback(GradientStepCallback):
         if is_compiled(policy.modules()):
             raise RuntimeError("compiled networks do not show what they compute while they train: do not compile them")
         self._seed = seed_of(self.model, self.seed)
-        self._wiring = wiring_of(self.model)
+        try:
+            self._wiring = wiring_of(self.model, self.exclude)
+        except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+            raise RuntimeError(str(error)) from None
         recyclable = self.surgery.recyclable(policy, self._wiring, self.agent.optimizers)
         consumers = {name: policy.get_submodule(name) for layer in recyclable for name in layer.consumers}
         self._fresh_weights = initial_weights_of(self.model, self.initial_weights)

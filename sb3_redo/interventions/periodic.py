@@ -1,5 +1,6 @@
 """Callbacks that change whole layers every so many gradient steps."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -15,7 +16,8 @@ from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.sb3.model import initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import non_negative_integer, one_of, optional_integer
+from sb3_redo.validation import non_negative_integer, one_of, optional_integer, patterns_of_names
+from sb3_redo.wiring.exclusion import Exclusion
 
 
 class PeriodicCallback(GradientStepCallback):
@@ -31,7 +33,7 @@ class PeriodicCallback(GradientStepCallback):
     reset_optimizer = True
     """Whether optimizers forget what they know of the parameters that change."""
 
-    settings_in_key: ClassVar[tuple[str, ...]] = ("layers", "schedule", "seed")
+    settings_in_key: ClassVar[tuple[str, ...]] = ("layers", "schedule", "seed", "exclude")
 
     def __init__(
         self,
@@ -42,20 +44,26 @@ class PeriodicCallback(GradientStepCallback):
         seed: int | None = None,
         verbose: int = 0,
         initial_weights: str = "auto",
+        exclude: Sequence[str] = (),
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.layers = check_layers(layers)
         self.schedule = Schedule("period", period, start, stop)
         self.seed = optional_integer("seed", seed)
         self.initial_weights = one_of("initial_weights", initial_weights, INITIAL_WEIGHTS)
+        self.exclude = patterns_of_names("exclude", exclude)
 
     def prepare(self) -> None:
-        wiring = wiring_of(self.model)
+        policy = self.model.policy
         try:
-            self._names = names_in(self.model.policy, wiring, self.layers)
+            names = names_in(policy, wiring_of(self.model, self.exclude), self.layers)
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
-        parameters = self.model.policy.parameters()
+        exclusion = Exclusion(policy, self.exclude)
+        self._names = [name for name in names if exclusion.pattern_of(name.rpartition(".")[0]) is None]
+        if not self._names:
+            raise RuntimeError(f"exclude={list(self.exclude)} leaves nothing of layers={self.layers!r} to change")
+        parameters = policy.parameters()
         OptimizerState(parameters, self.agent.optimizers, forgotten=self.reset_optimizer)  # refuses what is not known
         self._fresh_weights = initial_weights_of(self.model, self.initial_weights)
         self._check_shapes()

@@ -49,8 +49,8 @@ class ShrinkAndPerturbCallback(PeriodicCallback):
     :param layers: ``"all"``, ``"last"``, a number of last layers, or a list of module paths
     :param period: in gradient steps
     :param reset_optimizer: forget the optimizer's state of the parameters
-    :param settings: ``start``, ``stop``, ``seed``, ``initial_weights`` and ``verbose`` as of
-        :class:`~sb3_redo.interventions.ResetCallback`
+    :param settings: ``start``, ``stop``, ``seed``, ``initial_weights``, ``exclude`` and ``verbose`` as
+        of :class:`~sb3_redo.interventions.ResetCallback`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 

@@ -39,8 +39,8 @@ class ResetCallback(PeriodicCallback):
     :param stop: reset up to, not including, this gradient step; to the end if not given. The authors leave the time
         before the end of training alone, and so should a run whose last return is to be compared.
     :param entropy_coefficient: reset a learned entropy coefficient and its optimizer too
-    :param settings: ``seed`` of the weights drawn, the model's own if not given, ``initial_weights`` as of
-        :class:`~sb3_redo.ReDoCallback`, and ``verbose``
+    :param settings: ``seed`` of the weights drawn, the model's own if not given, ``initial_weights`` and
+        ``exclude`` as of :class:`~sb3_redo.ReDoCallback`, and ``verbose``
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 

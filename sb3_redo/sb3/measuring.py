@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -35,7 +36,11 @@ def trace_model(model: BaseAlgorithm, observations: Any = None) -> Wiring:
 
 
 def measure_model(
-    model: BaseAlgorithm, dormancy_threshold: float, batch_size: int, observations: Any = None
+    model: BaseAlgorithm,
+    dormancy_threshold: float,
+    batch_size: int,
+    observations: Any = None,
+    exclude: Sequence[str] = (),
 ) -> DormancyReport:
     """Measure a model on its stored observations, on those that it gathers, or on given ones.
 
@@ -43,14 +48,17 @@ def measure_model(
     :param dormancy_threshold: a neuron is dormant when its score is at most this
     :param batch_size: how many of its own observations to measure on
     :param observations: to measure on instead
+    :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`
     """
     batch = _observed(model, batch_size) if observations is None else whole_batch(model, observations)
-    return measure_on(model, batch, dormancy_threshold)
+    return measure_on(model, batch, dormancy_threshold, exclude)
 
 
-def measure_on(model: BaseAlgorithm, batch: Batch, dormancy_threshold: float) -> DormancyReport:
+def measure_on(
+    model: BaseAlgorithm, batch: Batch, dormancy_threshold: float, exclude: Sequence[str] = ()
+) -> DormancyReport:
     """Measure a model on a batch, and warn where activations are not finite."""
-    agent, meter = agent_of(model), meter_of(model, batch)
+    agent, meter = agent_of(model), meter_of(model, batch, exclude=exclude)
     report = meter.measure(lambda part: agent.forward(model.policy, part), batch, dormancy_threshold)
     if report.not_finite:
         warnings.warn(

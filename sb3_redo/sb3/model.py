@@ -22,6 +22,7 @@ from sb3_redo.sb3.agents import (
 )
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.memory import Memory
+from sb3_redo.wiring.exclusion import excluding
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
 
@@ -96,22 +97,30 @@ def last_observations(model: BaseAlgorithm) -> Batch:
     return whole_batch(model, model._last_obs)
 
 
-def wiring_of(model: BaseAlgorithm) -> Wiring:
-    """Read the wiring of a model that trains."""
-    return trace_wiring(model.policy, last_observations(model), forward=agent_of(model).forward)
+def wiring_of(model: BaseAlgorithm, exclude: Sequence[str] = ()) -> Wiring:
+    """Read the wiring of a model that trains.
+
+    :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`, as the errors
+    """
+    wiring = trace_wiring(model.policy, last_observations(model), forward=agent_of(model).forward)
+    return excluding(wiring, model.policy, exclude)
 
 
-def meter_of(model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None) -> Meter:
+def meter_of(
+    model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> Meter:
     """Read a model's wiring, and return what measures it.
 
     :param batch: what to read it on
     :param networks: those to be measured, all if not given
+    :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`
+    :raises ValueError: when a pattern matches no layer
     :raises RuntimeError: when nothing in them can be measured
     """
     agent = agent_of(model)
-    wiring = trace_wiring(model.policy, batch, forward=agent.forward)
+    wiring = excluding(trace_wiring(model.policy, batch, forward=agent.forward), model.policy, exclude)
     wanted = networks or agent.networks
-    network_of = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring}
+    network_of = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring if not layer.excluded}
     measured = {layer: network for layer, network in network_of.items() if network in wanted}
     if not measured:
         raise RuntimeError(f"nothing to measure in {', '.join(wanted)}; the policy's wiring is\n{wiring}")

@@ -42,6 +42,7 @@ class LayerWiring:
     :param sites: where the activations are measured
     :param normalisations: path of a parameter or buffer to long tensor of its shape: the neuron that each entry
         belongs to, -1 for none. Covers the normalisations between the layer and its consumers.
+    :param excluded: whether it was excluded by name, and is not measured either
     """
 
     name: str
@@ -52,6 +53,7 @@ class LayerWiring:
     exact: bool
     sites: tuple[Site, ...] = field(repr=False)
     normalisations: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    excluded: bool = False
 
     def row(self) -> tuple[str, str, str, str]:
         """Return name, number of neurons, consumers, and whether and how the layer can be recycled."""

@@ -22,6 +22,7 @@ MEASURING = {
     "log_histograms": True,
     "seed": 7,
     "verbose": 1,
+    "exclude": ["features_extractor.*"],
 }
 RECYCLING = {
     **MEASURING,
@@ -33,6 +34,7 @@ RECYCLING = {
     "compensate": False,
     "incoming_norm": 0.5,
     "outgoing_norm": 2.0,
+    "initial_weights": "fresh",
 }
 
 
@@ -52,9 +54,9 @@ def test_every_setting_survives_yaml_and_arrives_under_its_own_name(make, settin
 
 def test_settings_and_defaults_are_those_of_the_contract():
     measuring = "measuring_period=1000, thresholds=(0.0, 0.025, 0.1), networks=None, log_layers=True, "
-    measuring += "log_histograms=False, seed=None, verbose=0"
+    measuring += "log_histograms=False, seed=None, verbose=0, exclude=()"
     recycling = "recycling_period=1000, start=0, stop=None, outgoing='zero', optimizer_state='match', compensate=False"
-    recycling += ", incoming_norm=None, outgoing_norm=None, select=None"
+    recycling += ", incoming_norm=None, outgoing_norm=None, select=None, initial_weights='auto'"
     common = "dormancy_threshold=0.1, batch_size=64"
     assert defaults_of(DormancyCallback) == as_set(common, measuring)
     assert defaults_of(ReDoCallback) == as_set(common, measuring, recycling)
@@ -85,6 +87,7 @@ WRONG_TYPES = {
     "log_histograms": [0, "no", None],
     "seed": ["7", 0.5, True],
     "verbose": ["loud", None],
+    "exclude": ["features_extractor.*", [3], [""], None, {"q_net": 1}],
 }
 OUT_OF_RANGE = {
     "dormancy_threshold": [-0.1, math.nan, math.inf],
@@ -123,7 +126,7 @@ def cases(of_both, of_redo):
 
 @pytest.mark.parametrize(("make", "name", "value"), cases(WRONG_TYPES, WRONG_TYPES_OF_REDO))
 def test_a_setting_of_the_wrong_type_is_refused_by_name_and_value(make, name, value):
-    culprit = value[0] if name in ("thresholds", "networks") and isinstance(value, list) else value
+    culprit = value[0] if name in ("thresholds", "networks", "exclude") and isinstance(value, list) else value
     with pytest.raises(TypeError, match=rf"^{name} must be .*, got {re.escape(repr(culprit))}"):
         make(**{name: value})
 

@@ -164,7 +164,7 @@ def test_resets_and_a_recycling_by_hand_draw_fresh_weights_when_told_to():
         for settings, is_fresh in (({"initial_weights": "fresh"}, True), ({}, False)):
             model = fill(dqn()).learn(30, callback=callback(layers=["q_net.q_net.2"], period=6, **settings))
             # No more than steps of 0.01 from what was drawn.
-            assert (model.q_net.q_net[2].weight.abs().max() < 0.4) is is_fresh
+            assert (model.q_net.q_net[2].weight.abs().max().item() < 0.4) is is_fresh
     model = fill(dqn()).learn(25)
     model._n_updates = 0
     model.policy.zero_grad()
