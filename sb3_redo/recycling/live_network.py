@@ -18,7 +18,7 @@ class LiveNetwork:
     globals and class attributes, which cannot be copied. A network that is built again then consists of the same
     objects, and building initialises, moves or freezes them.
 
-    :param network: the network; copies of its tensors are kept
+    :param network: the network; copies of its tensors are kept on the CPU
     """
 
     def __init__(self, network: nn.Module):
@@ -26,11 +26,17 @@ class LiveNetwork:
         self._containers: list[tuple[Any, Any]] = []
         tensors = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
         self._remember(network, tensors, set())
-        # Each tensor with the memory that it has now, and what lies there.
+        # Each tensor with the memory that it has now, and a copy of what lies there.
         self._tensors = [
-            (tensor, tensor.data, tensor.data.clone(), tensor.requires_grad, tensor.grad if tensor.is_leaf else None)
+            (
+                tensor,
+                tensor.data,
+                tensor.data.to("cpu", copy=True),
+                tensor.requires_grad,
+                tensor.grad if tensor.is_leaf else None,
+            )
             for tensor in tensors.values()
-            if not is_lazy(tensor)
+            if not is_lazy(tensor) and not tensor.is_meta and tensor.layout is torch.strided
         ]
         self._values = {key: values for tensor, _, values, *_ in self._tensors for key in _keys(tensor)}
 
@@ -59,13 +65,16 @@ class LiveNetwork:
         for key in _keys(tensor):
             values = self._values.get(key)
             if values is not None and values.shape == tensor.shape:
-                return torch.equal(values, tensor.detach().to(values.device))
+                return torch.equal(values, tensor.detach().cpu())
         return False
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Put everything back that was changed meanwhile."""
+        """Put everything back that was changed meanwhile. While it lasts, all tensors are on the CPU."""
         try:
+            for tensor, data, values, *_ in self._tensors:
+                if data.device.type != "cpu":
+                    tensor.data = values.clone()
             yield
         finally:
             for container, before in self._containers:
@@ -79,7 +88,7 @@ class LiveNetwork:
                 for tensor, data, values, requires_grad, grad in self._tensors:
                     if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:  # moved, or given other data
                         tensor.data = data
-                    if not torch.equal(data, values):
+                    if not torch.equal(data.cpu(), values):
                         data.copy_(values)
                     if tensor.is_leaf and tensor.requires_grad != requires_grad:
                         tensor.requires_grad_(requires_grad)

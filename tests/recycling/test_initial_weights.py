@@ -139,6 +139,21 @@ def test_a_policy_initialised_by_hand_keeps_its_own_distribution():
     assert behind.abs().max() <= 1 / 8
 
 
+def test_a_structure_that_building_gives_a_layer_does_not_pass_for_a_training():
+    def build():
+        network = nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 64))
+        with torch.no_grad():
+            network[2].weight += 0.1 * torch.outer(torch.randn(64), torch.randn(64))
+        return network
+
+    untrained = build()
+    nn.init.normal_(untrained[0].weight, 0.0, 2.0)
+    assert InitialWeights(build, untrained).samples.keys() == {"0.weight"}
+    with torch.no_grad():
+        untrained[0].weight += torch.outer(torch.randn(64), torch.randn(40))
+    assert InitialWeights(build, untrained).samples == {}
+
+
 def test_a_draw_is_decided_by_its_generator_alone():
     for name in ("uniform", "orthogonal"):
         initial = InitialWeights(builder(INITIALISERS[name]))

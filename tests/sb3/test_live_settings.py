@@ -3,10 +3,11 @@
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import A2C, DQN, PPO, SAC
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -81,11 +82,6 @@ def from_class_attribute():
 
 def frozen(encoder):
     encoder.requires_grad_(False)
-
-
-def normed(encoder):
-    if not hasattr(encoder[3], "parametrizations"):
-        spectral_norm(encoder[3])
 
 
 def wrapped(encoder):
@@ -168,11 +164,34 @@ def test_a_layer_that_was_handed_in_is_drawn_as_its_own_reset_parameters_does():
     assert 0.4 < drawn.abs().max() <= 0.5
 
 
-def test_a_spectral_norm_that_building_adds_to_a_live_module_is_taken_off_again():
-    model = model_with(PPO, of(made(), changes=normed))
+def test_what_building_would_do_to_a_live_module_for_the_first_time_is_undone():
+    """Freezes it, and gives its layer another class and other parameters."""
+    building = []
+
+    def change(encoder):
+        if building:
+            encoder.requires_grad_(False)
+            spectral_norm(encoder[3])
+
+    model = model_with(PPO, of(made(), changes=change))
     before = all_of(model.policy)
+    building.append(True)
     initial_weights_of(model).state(0)
     assert all_of(model.policy) == before
+
+
+def test_settings_with_a_state_of_their_own_are_copied():
+    class Drawing(FlattenExtractor):
+        def __init__(self, space, generator, sizes):
+            super().__init__(space)
+            self.scale, self.size = generator.normal(), sizes.pop()
+
+    generator, sizes = np.random.default_rng(0), [1, 2, 3, 4]
+    settings = {"features_extractor_class": Drawing}
+    model = model_with(DQN, {**settings, "features_extractor_kwargs": {"generator": generator, "sizes": sizes}})
+    before = generator.bit_generator.state, list(sizes)
+    initial_weights_of(model).state(0)
+    assert (generator.bit_generator.state, sizes) == before
 
 
 def test_an_optimizer_that_is_handed_in_keeps_its_groups_and_parameters():
