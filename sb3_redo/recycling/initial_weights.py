@@ -162,13 +162,16 @@ class InitialWeights:
         structured = {uncompiled_name(name) for name, weight in weights.items() if _is_structured(weight)}
         if not structured:
             return False
-        with self._built(0) as fresh:
+        with self.built(0) as fresh:
             state = _state_of(fresh)
             return any(name in state and not _is_structured(state[name]) for name in structured)
 
     @contextmanager
-    def _built(self, seed: int) -> Iterator[nn.Module]:
-        """Build a policy, to be looked at before the policy that is trained, whose modules it may have, is put back."""
+    def built(self, seed: int) -> Iterator[nn.Module]:
+        """Build a policy, to be used before the one that is trained, whose modules it may have, is put back.
+
+        :param seed: of the policy
+        """
         live = None if self._live is None else LiveNetwork(self._live)
         with everything_seeded(seed), nullcontext() if live is None else live.kept():
             built = self._build()
@@ -179,7 +182,7 @@ class InitialWeights:
     @cached_property
     def _first(self) -> _FirstBuild:
         watcher = _FillWatcher()
-        with watcher, watcher.watching_orthogonal(), self._built(0) as fresh:
+        with watcher, watcher.watching_orthogonal(), self.built(0) as fresh:
             parameters = {uncompiled_name(name): parameter for name, parameter in fresh.named_parameters()}
             return _FirstBuild(
                 {name: watcher.fills.get(_storage(parameter)) for name, parameter in parameters.items()},
@@ -217,7 +220,7 @@ class InitialWeights:
             drawn = fill.draw(shape, int(torch.randint(2**62, (), generator=generator)), len(like))
         else:
             seed = int(torch.randint(2**62, (), generator=generator))
-            with self._built(seed) as built:
+            with self.built(seed) as built:
                 drawn = _state_of(built)[name].cpu()[rows.cpu()]
         return drawn.to(like)
 
@@ -227,7 +230,7 @@ class InitialWeights:
         :param seed: of the policy
         :return: path below the policy to its values
         """
-        with self._built(seed) as built:
+        with self.built(seed) as built:
             state = {name: tensor.cpu().clone() for name, tensor in _state_of(built).items()}
         generator = torch.Generator().manual_seed(seed)
         for name in self.samples:
@@ -243,7 +246,7 @@ class InitialWeights:
         name = uncompiled_name(name)
         state = self._first.state
         if name not in state:
-            with self._built(0) as built:
+            with self.built(0) as built:
                 state[name] = _state_of(built)[name].cpu().clone()
         return state[name]
 

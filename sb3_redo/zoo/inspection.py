@@ -1,6 +1,5 @@
 """Measures trained agents beside fresh networks of the same policy, and says what the numbers mean."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,10 +12,10 @@ from torch import nn
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.forward.contexts import everything_seeded
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.gathering import gather_batch
 from sb3_redo.sb3.measuring import measure_on
+from sb3_redo.sb3.model import initial_weights_of
 from sb3_redo.validation import needs, non_negative_integer, non_negative_number, positive_integer
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.zoo.environments import EnvironmentOptions
@@ -348,15 +347,13 @@ def fresh_report(model: BaseAlgorithm, report: DormancyReport, seed: int) -> Dor
     :param report: its measurement
     :param seed: of the fresh network
     """
-    with everything_seeded(seed):
-        settings = copy.deepcopy({**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs})
-        spaces = copy.deepcopy((model.observation_space, model.action_space))
-        policy = model.policy_class(*spaces, model.lr_schedule, **settings).to(model.device)
     networks = {layer.name: layer.network for layer in report.layers}
     agent = agent_of(model)
-    return Meter(policy, report.wiring, networks).measure(
-        lambda part: agent.forward(policy, part), report.batch, report.dormancy_threshold
-    )
+    with initial_weights_of(model, "fresh").built(seed) as policy:
+        policy.to(model.device)
+        return Meter(policy, report.wiring, networks).measure(
+            lambda part: agent.forward(policy, part), report.batch, report.dormancy_threshold
+        )
 
 
 def to_frame(inspections: Iterable[Inspection | Failure]) -> "pandas.DataFrame":

@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy
 from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.sb3.model import initial_weights_of
 
@@ -251,3 +251,19 @@ def test_going_on_with_training_builds_no_policy_before_a_neuron_is_recycled(mon
     monkeypatch.setattr(model, "policy_class", lambda *args, **settings: built.append(args))
     model.learn(20, callback=ReDoCallback(0.0, 10**6, batch_size=8), reset_num_timesteps=False)
     assert built == []
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN], ids=lambda algorithm: algorithm.__name__)
+def test_a_fresh_network_to_compare_with_has_no_trained_weight(algorithm):
+    pytest.importorskip("rl_zoo3")
+    from sb3_redo.zoo.inspection import fresh_report
+
+    model = model_with(algorithm, of(made()))
+    report = measure_dormancy(model, 0.0, observations=np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32))
+    before = all_of(model.policy)
+    fresh = [fresh_report(model, report, seed) for seed in (0, 1)]
+    assert all_of(model.policy) == before
+    # The layer behind the observations, in which trained weights would give the trained network's scores every time.
+    scores = [each.layers[0].scores for each in (report, *fresh)]
+    assert fresh[0].layers[0].name.endswith("encoder.0")
+    assert not any(torch.allclose(scores[one], scores[two]) for one, two in ((0, 1), (0, 2), (1, 2)))
