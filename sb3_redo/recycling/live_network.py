@@ -62,7 +62,7 @@ class LiveNetwork:
 
     def is_unchanged(self, tensor: Tensor) -> bool:
         """Return whether a tensor is one of the network's, or lies in its memory, and has its values still."""
-        for key in _keys(tensor):
+        for key in _keys(tensor) if tensor.numel() else ():
             values = self._values.get(key)
             if values is not None and values.shape == tensor.shape:
                 return torch.equal(values, tensor.detach().cpu())

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy
 from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.sb3.model import initial_weights_of
+from tests.helpers.marks import alternating
 
 
 def made():
@@ -210,16 +211,15 @@ def test_an_optimizer_that_is_handed_in_keeps_its_groups_and_parameters():
     assert all_of(model.policy) == before
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC], ids=lambda algorithm: algorithm.__name__)
-@pytest.mark.parametrize(
-    "callback",
-    [
-        lambda: ReDoCallback(recycling_period=10**6, batch_size=8),
-        lambda: ResetCallback("last", 10**6),
-        lambda: ShrinkAndPerturbCallback(period=10**6),
-    ],
-    ids=["redo", "reset", "perturb"],
-)
+RARE = {
+    "redo": lambda: ReDoCallback(recycling_period=10**6, batch_size=8),
+    "reset": lambda: ResetCallback("last", 10**6),
+    "perturb": lambda: ShrinkAndPerturbCallback(period=10**6),
+}
+ALGORITHMS = {algorithm.__name__: algorithm for algorithm in (PPO, A2C, DQN, SAC)}
+
+
+@pytest.mark.parametrize(("callback", "algorithm"), alternating(RARE, ALGORITHMS))
 def test_training_with_a_callback_that_changes_nothing_yet_is_training_without_it(algorithm, callback):
     def trained(callback=None):
         torch.manual_seed(0)
