@@ -25,6 +25,9 @@ class DormancyCallback(MonitoringCallback):
     :param verbose: 1 writes the policy's wiring to the model's log when training starts
     :param exclude: patterns of layers that are neither measured nor changed, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :param observations: a fixed set to measure on, all of it each time, instead of ``batch_size`` from the buffer: an
+        array or tensor [batch, ...] as the environment gives them (already normalised, if ``VecNormalize`` is used),
+        a dictionary of them, or the ``batch`` of a report. Copied here.
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """

@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from sb3_redo.callbacks.callback_tree import callbacks_in, listen, refuse_parallel_training
 from sb3_redo.callbacks.clock import GradientClock
 from sb3_redo.callbacks.step_hooks import StepHooks
+from sb3_redo.forward.nested import map_tensors
 from sb3_redo.sb3.agents import Agent, agent_of
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.model import gradient_steps_of
@@ -42,7 +44,9 @@ class _Meta(ABCMeta):
             if unknown is None or unknown[1] in names or unknown[1] not in settings:
                 raise
             raise unknown_argument(cls.__name__, unknown[1], list(names)) from None
-        callback._given = {**names, **dict(zip(names, args, strict=False)), **settings}
+        given = {**names, **dict(zip(names, args, strict=False)), **settings}
+        # As the callback keeps them, if it does: it may have copied a large one.
+        callback._given = {name: vars(callback).get(name, value) for name, value in given.items()}
         return callback
 
 
@@ -258,10 +262,21 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     def __repr__(self) -> str:
         settings = ((name, self.__dict__.get(name, given)) for name, given in self._given.items())
-        known = (f"{name}={value!r}" for name, value in settings if value is not inspect.Parameter.empty)
-        return f"{type(self).__name__}({', '.join(known)})"
+        known = [(name, value) for name, value in settings if value is not inspect.Parameter.empty]
+        shown = (f"{name}={map_tensors(_Shape, value) if name == 'observations' else value!r}" for name, value in known)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
         kept = self.__dict__ if self._settled is None else self._settled
         state = {name: self.__dict__[name] for name in kept if name in self.__dict__ and name not in _OF_TRAINING}
         return {**state, "locals": {}, "globals": {}, "parent": None}
+
+
+class _Shape:
+    """Shows a tensor among the settings by its shape and type."""
+
+    def __init__(self, tensor: Tensor):
+        self.shown = f"<{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}>"
+
+    def __repr__(self) -> str:
+        return self.shown

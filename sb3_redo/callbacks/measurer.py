@@ -12,37 +12,55 @@ from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import available_batch_size, sample_batch, stored_observations
-from sb3_redo.sb3.model import last_observations, meter_of
+from sb3_redo.sb3.model import last_observations, meter_of, whole_batch
 from sb3_redo.sb3.seeds import seed_of
 
 
 class Sampler:
-    """Draws batches of stored observations, each from a seed of its own.
+    """Draws batches of stored observations, each from a seed of its own. Or gives the same observations each time.
 
     :param model: the model that trains
     :param batch_size: observations in a batch; all of a rollout that has fewer
     :param seed: of the draws, together with the gradient step; the model's own seed if not given
     :param consequence: of a rollout with fewer observations, for a warning, with {} for their number
     :param is_waiting: whether nothing has been drawn from this model yet, which is what the first batch is for
-    :raises RuntimeError: when the model has no buffer, or a replay buffer that never holds as many observations
+    :param observations: to give each time instead, see :func:`~sb3_redo.sb3.model.whole_batch`; all of them
+    :raises RuntimeError: when the model has no buffer, or a replay buffer that never holds as many observations, or
+        when ``observations`` do not fit its observation space
     """
 
     def __init__(
-        self, model: BaseAlgorithm, batch_size: int, seed: int | None, consequence: str, *, is_waiting: bool = False
+        self,
+        model: BaseAlgorithm,
+        batch_size: int,
+        seed: int | None,
+        consequence: str,
+        *,
+        is_waiting: bool = False,
+        observations: Any = None,
     ):
         self.model = model
-        self.batch_size = available_batch_size(model, batch_size, consequence)
         self.seed = seed_of(model, seed)
         self.is_waiting = is_waiting
+        self.observations = observations
+        if observations is None:
+            self.batch_size = available_batch_size(model, batch_size, consequence)
+            return
+        try:
+            whole_batch(model, observations)
+        except ValueError as error:  # which the zoo would take for a pruned trial
+            raise RuntimeError(str(error)) from error
 
     def draw(self, gradient_step: int) -> Batch | None:
         """Return a fresh batch, or ``None`` while the buffer holds too few observations.
 
         :param gradient_step: gradient steps made so far
         """
-        if stored_observations(self.model) < self.batch_size:
+        if self.observations is None and stored_observations(self.model) < self.batch_size:
             return None
         self.is_waiting = False
+        if self.observations is not None:
+            return whole_batch(self.model, self.observations)
         return sample_batch(self.model, self.batch_size, (self.seed, gradient_step))
 
 

@@ -1,6 +1,7 @@
 """What the measuring and the recycling callback have in common: their monitoring settings, and what they log."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -11,6 +12,7 @@ from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.dormancy.scores import overlap
 from sb3_redo.sb3.agents import NETWORK_NAMES
+from sb3_redo.sb3.batch import fixed_observations
 from sb3_redo.tensorboard import dormancy_values, numbered, write_layout, write_point, write_totals
 from sb3_redo.validation import (
     flag,
@@ -47,6 +49,7 @@ class MonitoringCallback(GradientStepCallback):
         seed: int | None = None,
         verbose: int = 0,
         exclude: Sequence[str] = (),
+        observations: Any = None,
     ):
         super().__init__(non_negative_integer("verbose", verbose))
         self.dormancy_threshold = non_negative_number("dormancy_threshold", dormancy_threshold)
@@ -58,6 +61,7 @@ class MonitoringCallback(GradientStepCallback):
         self.log_histograms = flag("log_histograms", log_histograms)
         self.seed = optional_integer("seed", seed)
         self.exclude = patterns_of_names("exclude", exclude)
+        self.observations = fixed_observations(observations)
         self.report: DormancyReport | None = None
         """The latest measurement."""
 
@@ -68,6 +72,7 @@ class MonitoringCallback(GradientStepCallback):
             self.seed,
             "dormancy is measured on {}, on which more neurons look dormant",
             is_waiting=self.memory.is_empty,
+            observations=self.observations,
         )
         self.measurer = Measurer(sampler, self.dormancy_threshold, self.networks, self.exclude)
         self._tell_wiring()

@@ -53,6 +53,7 @@ class ReDoCallback(MonitoringCallback):
         unless the model was initialised by hand before its first training: then as those weights are distributed
     :param exclude: patterns of layers that are neither measured nor changed, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :param observations: a fixed set to measure on, see :class:`~sb3_redo.DormancyCallback`
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """
@@ -81,9 +82,10 @@ class ReDoCallback(MonitoringCallback):
         select: Selection | None = None,
         initial_weights: str = "auto",
         exclude: Sequence[str] = (),
+        observations: Any = None,
     ):
-        monitoring = (thresholds, networks, log_layers, log_histograms, seed, verbose)
-        super().__init__(dormancy_threshold, measuring_period, batch_size, *monitoring, exclude)
+        monitoring = (thresholds, networks, log_layers, log_histograms, seed, verbose, exclude, observations)
+        super().__init__(dormancy_threshold, measuring_period, batch_size, *monitoring)
         self.schedule = Schedule("recycling_period", recycling_period, start, stop)
         self.surgery = Surgery(outgoing, optimizer_state, compensate, incoming_norm, outgoing_norm)
         if select is not None and not callable(select):

@@ -21,10 +21,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """Apply a function to every tensor in nested dictionaries, tuples and lists. Arrays become tensors first.
 
-    :param function: takes and returns a tensor
+    :param function: takes a tensor, and most often returns one
     :param value: the nested value; other values in it stay as they are
     :return: a nested value of the same structure
     """

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
+from sb3_redo.forward.nested import map_tensors
 from sb3_redo.networks.categorical import two_hot
 from sb3_redo.plasticity.network import Network
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import stored_observations
+from sb3_redo.sb3.own_buffers import is_read_directly, unchanged
 from sb3_redo.sb3.seeds import torch_generator
 
 
@@ -106,7 +108,10 @@ def _transitions(model: Any, batch_size: int) -> Any:
         # Its sample() asks the environment for rewards of goals that it makes up.
         rows, environments = np.divmod(np.random.choice(stored_observations(model), batch_size), buffer.n_envs)
         return buffer._get_real_samples(rows, environments, env)
-    return buffer.sample(batch_size, env=env)
+    if is_read_directly(buffer):
+        return buffer.sample(batch_size, env=env)
+    with unchanged(buffer, int(np.random.randint(2**31))):
+        return map_tensors(Tensor.clone, buffer.sample(batch_size, env=env))
 
 
 def _bootstrapped(model: Any, sample: Any, values: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
+
+from sb3_redo.forward.nested import map_tensors, tensors_in
 
 
 class Batch(NamedTuple):
@@ -17,3 +20,28 @@ class Batch(NamedTuple):
     observations: Any
     actions: Tensor | None = None
     states: tuple[Tensor, ...] = ()
+
+
+def fixed_observations(observations: Any) -> Any:
+    """Return a copy of observations to measure on, as tensors; ``None`` where ``None`` was given.
+
+    :param observations: arrays, tensors or nested lists [batch, ...], a dictionary of them, or a :class:`Batch`
+    :raises TypeError: when they are none of these
+    :raises ValueError: when there is not a single one
+    """
+    if observations is None:
+        return None
+    try:
+        arrays = np.asarray(observations) if isinstance(observations, list) else observations
+        copied = map_tensors(lambda tensor: tensor.detach().clone(), arrays)
+        sizes = [len(tensor) for tensor in tensors_in(copied)]
+        if not sizes:
+            raise TypeError("no tensor")
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "observations must be an array or tensor [batch, ...], a dictionary of them or a batch of a report, got "
+            f"{observations!r:.200}"
+        ) from error
+    if 0 in sizes:
+        raise ValueError("observations must hold at least one row, got none")
+    return copied

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.forward.contexts import evaluating, seeded
-from sb3_redo.forward.nested import tensors_in
+from sb3_redo.forward.nested import map_tensors, tensors_in
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.sb3.agents import (
     agent_of,
 )
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.memory import Memory
+from sb3_redo.sb3.own_buffers import check_observations
 from sb3_redo.wiring.exclusion import excluding
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
@@ -54,25 +55,36 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
     :param model: any supported model
     :param observations: arrays or tensors [batch, ...] as the environment gives them (already normalised, if
         ``VecNormalize`` is used), as a replay buffer's ``sample(n, env=...)`` gives them, or as they lie in it,
-        [n, n_envs, ...], which are normalised here; or a dictionary of them
+        [n, n_envs, ...], which are normalised here; or a dictionary of them; or a batch as a report has it
     :raises ValueError: when they do not fit the model's observation space
     """
-    space = model.observation_space
     try:
-        if isinstance(space, spaces.Dict):
-            arrays: Any = {key: _rows(observations[key], space[key]) for key in space}
+        if isinstance(observations, Batch):
+            given: Batch = map_tensors(lambda tensor: tensor.to(model.device), observations)
+            check_observations(given.observations, model.observation_space, len(next(tensors_in(given))))
         else:
-            arrays = _rows(observations, space)
-        env = model.get_vec_normalize_env()
-        if env is not None and isinstance(model, OffPolicyAlgorithm) and _lies_in_buffer(observations, space):
-            arrays = env.normalize_obs(arrays)
-        tensors, _ = model.policy.obs_to_tensor(arrays)
+            given = Batch(_normalised_tensors(model, observations))
     except (ValueError, TypeError, LookupError) as error:
+        space = model.observation_space
         raise ValueError(f"observations do not fit the model's observation space {space}: {error}") from error
-    agent = agent_of(model)
+    agent, policy, tensors = agent_of(model), model.policy, given.observations
     size = len(next(tensors_in(tensors)))
-    with seeded(0), evaluating(model.policy.modules()):
-        return Batch(tensors, agent.act(model.policy, tensors), agent.states(model.policy, size))
+    with seeded(0), evaluating(policy.modules()):
+        actions = agent.act(policy, tensors) if given.actions is None else given.actions
+        return Batch(tensors, actions, given.states or agent.states(policy, size))
+
+
+def _normalised_tensors(model: BaseAlgorithm, observations: Any) -> Any:
+    """Return observations as the policy takes them."""
+    space = model.observation_space
+    if isinstance(space, spaces.Dict):
+        arrays: Any = {key: _rows(observations[key], space[key]) for key in space}
+    else:
+        arrays = _rows(observations, space)
+    env = model.get_vec_normalize_env()
+    if env is not None and isinstance(model, OffPolicyAlgorithm) and _lies_in_buffer(observations, space):
+        arrays = env.normalize_obs(arrays)
+    return model.policy.obs_to_tensor(arrays)[0]
 
 
 def _lies_in_buffer(observations: Any, space: spaces.Space[Any]) -> bool:

@@ -1,0 +1,205 @@
+"""Observations from buffers of people's own classes, through their own methods, which leave them as they were."""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from operator import is_
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from torch import Tensor, nn
+
+from sb3_redo.forward.contexts import everything_seeded
+from sb3_redo.sb3.batch import Batch
+from sb3_redo.sb3.seeds import integer_seed
+
+# Our own DrQ puts a buffer before SB3's whose samples are augmented. Dormancy is measured on what is stored.
+_KNOWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "sb3_redo")
+_LARGEST_COPY = 2**26
+"""In bytes. Larger arrays are those that hold observations, to which drawing a sample writes nothing."""
+
+
+def is_read_directly(buffer: Any) -> bool:
+    """Return whether a buffer gives observations as SB3's do: as they lie in arrays [rows, environments, ...]."""
+    arrays = getattr(buffer, "observations", None)
+    arrays = arrays.values() if isinstance(arrays, Mapping) else (arrays,)
+    return all(isinstance(array, np.ndarray) for array in arrays) and _is_known(buffer, *_methods_of(buffer))
+
+
+def _methods_of(buffer: Any) -> tuple[str, ...]:
+    """Return the names of the methods through which training reads a buffer."""
+    if isinstance(buffer, HerReplayBuffer):
+        return ("_get_real_samples",)  # what it makes up beside them takes rewards from the environment
+    return ("get" if is_rollout(buffer) else "sample", "_get_samples")
+
+
+def is_rollout(buffer: Any) -> bool:
+    """Return whether a buffer holds rollouts, which ``get`` gives in batches."""
+    return isinstance(buffer, RolloutBuffer) or (hasattr(buffer, "get") and not hasattr(buffer, "sample"))
+
+
+def _is_known(buffer: Any, *methods: str) -> bool:
+    modules = (getattr(getattr(buffer, name, None), "__module__", None) or "" for name in methods)
+    return all(module.partition(".")[0] in _KNOWN_PACKAGES for module in modules)
+
+
+def sample_own(
+    model: BaseAlgorithm, buffer: Any, rows: np.ndarray, environments: np.ndarray, seed: tuple[int, int]
+) -> Batch:
+    """Draw observations as training gets them from a buffer. No random stream moves, and the buffer stays as it was.
+
+    :param rows: to draw, where the buffer does not choose for itself
+    :param environments: of each row; SB3's replay buffers draw them anew
+    :param seed: of whatever the buffer draws
+    :raises RuntimeError: when they cannot be drawn, or do not fit the observation space
+    """
+    try:
+        with unchanged(buffer, integer_seed(seed)):
+            return _batch(model, _samples(model, buffer, rows, environments), len(rows))
+    except Exception as error:
+        raise RuntimeError(
+            f"observations cannot be drawn from a {type(buffer).__name__} ({type(error).__name__}: {error}): pass "
+            "observations=, a fixed set to measure on, to DormancyCallback, ReDoCallback or measure_dormancy"
+        ) from error
+
+
+def _samples(model: BaseAlgorithm, buffer: Any, rows: np.ndarray, environments: np.ndarray) -> Any:
+    env = model.get_vec_normalize_env()
+    if isinstance(buffer, HerReplayBuffer):
+        return buffer._get_real_samples(rows, environments, env)
+    if hasattr(buffer, "hidden_states_pi"):
+        # The first batch flattens all arrays. Each row is drawn as a sequence of its own, with its own states.
+        next(iter(buffer.get(1)))
+        every = buffer.buffer_size * buffer.n_envs
+        return buffer._get_samples(environments * buffer.buffer_size + rows, np.ones((every, 1)))
+    if is_rollout(buffer):
+        return next(iter(buffer.get(len(rows))))
+    # Some buffers have rows that must not be drawn, and methods of their own that know them.
+    chooses = getattr(buffer, "optimize_memory_usage", False) or not _is_known(buffer, "sample")
+    return buffer.sample(len(rows), env=env) if chooses else buffer._get_samples(rows, env=env)
+
+
+def _batch(model: BaseAlgorithm, samples: Any, size: int) -> Batch:
+    """Return copies, since buffers may give memory that they use again."""
+
+    def copied(value: Any) -> Tensor:
+        return torch.as_tensor(value).detach().clone().to(model.device)
+
+    observations, actions = samples.observations, getattr(samples, "actions", None)
+    if isinstance(observations, Mapping):
+        observations = {key: copied(value) for key, value in observations.items()}
+    else:
+        observations = copied(observations)
+    check_observations(observations, model.observation_space, size)
+    states: tuple[Tensor, ...] = ()
+    memories: RNNStates | None = getattr(samples, "lstm_states", None)
+    if memories is not None:
+        inner = (copied(state).transpose(0, 1).contiguous() for memory in memories for state in memory)
+        states = (*inner, copied(samples.episode_starts).reshape(-1))
+    return Batch(observations, None if actions is None else copied(actions), states)
+
+
+def check_observations(observations: Any, space: spaces.Space[Any], size: int) -> None:
+    """Refuse observations that are not those of a space.
+
+    :param observations: a tensor [size, ...] or a dictionary of such
+    :raises ValueError, LookupError: when they are others
+    """
+    if isinstance(space, spaces.Dict):
+        for key, part in space.items():
+            check_observations(observations[key], part, size)
+        return
+    shape = tuple(observations.shape)
+    if shape[1:] not in (space.shape, get_obs_shape(space)) or shape[0] != size:
+        raise ValueError(f"observations are {list(shape)} and not {[size, *get_obs_shape(space)]}")
+    if np.issubdtype(space.dtype, np.floating) and not observations.is_floating_point():
+        raise ValueError(f"observations are {observations.dtype} where the observation space is of {space.dtype}")
+
+
+@contextmanager
+def unchanged(owner: Any, seed: int) -> Iterator[None]:
+    """Put back afterwards what an object holds: attributes, lists, dictionaries, arrays and random generators.
+
+    :param seed: of all random streams inside, those of generators that the object holds included
+    """
+    undo: list[Callable[[], Any]] = []
+    try:
+        _remember(owner, seed, undo, set())
+        with everything_seeded(seed):
+            yield
+    finally:
+        for step in undo:
+            step()
+
+
+def _remember(value: Any, seed: int, undo: list[Callable[[], Any]], known: set[int]) -> None:
+    """Add to ``undo`` what puts a value, and all that it holds, back to what they are now. Seed random generators.
+
+    :param known: identities of what was met before
+    """
+    if id(value) in known or isinstance(value, _LEFT_ALONE):
+        return
+    known.add(id(value))
+    inner: Any = ()
+    if isinstance(value, np.random.Generator):
+        undo.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+        value.bit_generator.state = type(value.bit_generator)(seed).state
+    elif isinstance(value, np.random.RandomState):
+        undo.append(partial(value.set_state, value.get_state()))
+        value.seed(seed)
+    elif isinstance(value, random.Random):
+        undo.append(partial(value.setstate, value.getstate()))
+        value.seed(seed)
+    elif isinstance(value, torch.Generator):
+        undo.append(partial(value.set_state, value.get_state()))
+        value.manual_seed(seed)
+    elif isinstance(value, np.ndarray):
+        if value.nbytes <= _LARGEST_COPY and value.flags.writeable and not isinstance(value, np.memmap):
+            undo.append(partial(np.copyto, value, value.copy()))
+    elif isinstance(value, Tensor):
+        if value.nbytes <= _LARGEST_COPY:
+            undo.append(partial(_write, value, value.detach().clone()))
+    elif isinstance(value, (list, deque)):
+        undo.append(partial(_refill, value, value.extend, inner := list(value)))
+    elif isinstance(value, set):
+        undo.append(partial(_refill, value, value.update, set(value)))
+    elif isinstance(value, dict):
+        undo.append(partial(_refill, value, value.update, dict(value)))
+        inner = list(value.values())
+    elif isinstance(value, tuple):
+        inner = value
+    elif hasattr(value, "__dict__"):
+        inner = (vars(value),)
+    # Long lists hold plain values, such as stored transitions.
+    for item in inner if len(inner) <= 1000 else ():
+        _remember(item, seed, undo, known)
+
+
+_LEFT_ALONE = (type, FunctionType, MethodType, ModuleType, nn.Module, gym.Env, VecEnv, torch.device, BaseAlgorithm)
+
+
+def _write(tensor: Tensor, before: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(before)
+
+
+def _refill(container: Any, fill: Callable[[Any], Any], before: Any) -> None:
+    """Put the former entries into a container, unless they are there: another thread may be reading it."""
+    entries = [container, before]
+    if isinstance(container, dict):
+        entries += [container.values(), before.values()]
+    if len(container) != len(before) or not all(map(is_, *entries[:2])) or not all(map(is_, *entries[-2:])):
+        container.clear()
+        fill(before)
