@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from sb3_redo.forward.contexts import evaluating, everything_seeded
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
-from sb3_redo.sb3.players import Move
+from sb3_redo.sb3.players import Move, NoiseMatrices, noise_holder
 from sb3_redo.sb3.seeds import integer_seed
 
 
@@ -27,8 +27,8 @@ def gather_batch(
     """Run an agent as it explored until ``n`` observations are there. Its weights and counters stay as they are.
 
     The environment is seeded, reset and stepped, and its monitor records the episodes; in the model's own one a
-    following ``learn()`` begins with a new episode, from a new seed. Random streams, the policy's modes and the
-    statistics of ``VecNormalize`` are left as they were.
+    following ``learn()`` begins with a new episode, from a new seed. Random streams, the policy's modes, the noise
+    matrices of gSDE and the statistics of ``VecNormalize`` are left as they were.
 
     :param model: any supported model
     :param n: observations in all; with several environments the surplus of the last step is dropped
@@ -46,7 +46,7 @@ def gather_batch(
         raise ValueError(
             f"this {type(model).__name__} has no environment to run in: load it with env=, or call set_env()"
         )
-    with everything_seeded(seed), _seeded_actions(model, seed), _frozen_statistics(env):
+    with everything_seeded(seed), _seeded_actions(model, seed), _frozen_statistics(env), _kept_noise(model):
         env.seed(seed)
         with evaluating(model.policy.modules()):
             batch = _run(model, env, n, progress, on_episode)
@@ -64,11 +64,12 @@ def _run(
     progress: Callable[[int], Any] | None,
     on_episode: Callable[[float], Any] | None,
 ) -> Batch:
-    player = agent_of(model).player(model, env)
+    player, noise = agent_of(model).player(model, env), NoiseMatrices(model, env.num_envs)
     seen: list[Any] = []
     moves: list[Move] = []
     observations, starts = env.reset(), np.ones(env.num_envs, dtype=bool)
     for gathered in range(0, n, env.num_envs):
+        noise.before_step(starts)
         move = player.move(observations, starts)
         seen.append(observations)
         moves.append(move)
@@ -119,6 +120,18 @@ def _seeded_actions(model: BaseAlgorithm, seed: int) -> Iterator[None]:
         yield
     finally:
         stream.state = before
+
+
+@contextmanager
+def _kept_noise(model: BaseAlgorithm) -> Iterator[None]:
+    """Put the noise matrices of state-dependent exploration back afterwards."""
+    held = vars(noise_holder(model).action_dist) if model.use_sde else {}
+    before = dict(held)
+    try:
+        yield
+    finally:
+        held.clear()
+        held.update(before)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -44,6 +46,46 @@ class Player:
         :param episode_starts: whether an episode began with the observation, [environments]
         """
         return Move(self.model.predict(observations, deterministic=False)[0])
+
+
+class NoiseMatrices:
+    """Draws the matrices of state-dependent exploration (gSDE, Raffin et al. 2022) anew when a training does.
+
+    That is at the start of every rollout, and within it every ``sde_sample_freq`` steps.
+
+    :param model: any; does nothing where it does not explore in this way
+    :param environments: in which it will act
+    """
+
+    def __init__(self, model: Any, environments: int):
+        self.model = model
+        self.environments = environments
+        self.steps = self.episodes = 0  # of this rollout
+
+    def before_step(self, episode_starts: np.ndarray) -> None:
+        """Draw matrices if it is time.
+
+        :param episode_starts: whether an episode begins with this step, [environments]
+        """
+        if not self.model.use_sde:
+            return
+        self.episodes += int(np.sum(episode_starts)) if self.steps else 0
+        if self._is_rollout_over():
+            self.steps = self.episodes = 0
+        period = self.model.sde_sample_freq
+        if self.steps == 0 or (period > 0 and self.steps % period == 0):
+            noise_holder(self.model).reset_noise(self.environments)
+        self.steps += 1
+
+    def _is_rollout_over(self) -> bool:
+        if isinstance(self.model, OnPolicyAlgorithm):
+            return self.steps >= self.model.n_steps
+        return not should_collect_more_steps(self.model.train_freq, self.steps, self.episodes)
+
+
+def noise_holder(model: Any) -> Any:
+    """Return the network whose action distribution holds the noise matrices of state-dependent exploration."""
+    return model.policy if isinstance(model, OnPolicyAlgorithm) else model.actor
 
 
 class MaskedPlayer(Player):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib import TQC, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3, HerReplayBuffer
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
@@ -20,6 +21,7 @@ from sb3_redo.sb3.gathering import gather_batch
 from sb3_redo.sb3.measuring import measure_on
 from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.sb3.seeds import integer_seed
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import Corridor, plain, random_streams
 
 
@@ -28,7 +30,7 @@ def small(**more):
 
 
 def replay(**more):
-    return small(buffer_size=500, learning_starts=10, **more)
+    return small(**{"buffer_size": 500, "learning_starts": 10, **more})
 
 
 def rollout(**more):
@@ -316,3 +318,79 @@ def test_runs_that_are_seeded_stay_the_same():
         return model.env.reset().tolist()
 
     assert next_start() == next_start()
+
+
+OFF_POLICY = {"use_sde": True, "train_freq": 8}
+ON_POLICY = {"use_sde": True, "n_steps": 8, "batch_size": 8}
+NOISY_AGENTS = {
+    "SAC": lambda **more: SAC("MlpPolicy", "Pendulum-v1", **replay(**OFF_POLICY, **more)),
+    "SAC, per episode": lambda **more: SAC(
+        "MlpPolicy",
+        Corridor(8, action_space=spaces.Box(-1.0, 1.0, (1,))),
+        **replay(use_sde=True, train_freq=(1, "episode"), **more),
+    ),
+    "TQC": lambda **more: TQC("MlpPolicy", "Pendulum-v1", **replay(**OFF_POLICY, **more)),
+    "CrossQ": lambda **more: CrossQ("MlpPolicy", "Pendulum-v1", **replay(**OFF_POLICY, **more)),
+    "A2C": lambda **more: A2C("MlpPolicy", "Pendulum-v1", **small(use_sde=True, n_steps=8, **more)),
+    "PPO": lambda **more: PPO("MlpPolicy", "Pendulum-v1", **{**rollout(), **ON_POLICY, **more}),
+    "RecurrentPPO": lambda **more: RecurrentPPO("MlpLstmPolicy", "Pendulum-v1", **{**recurrent(), **ON_POLICY, **more}),
+}
+
+
+def matrices_in_use(model, monkeypatch, run):
+    """Number of the noise matrix that each action is drawn with, while something runs."""
+    seen, steps = [], []
+
+    def get_noise(self, latent_sde):
+        seen.append(self.exploration_mat)
+        steps.append(next(number for number, matrix in enumerate(seen) if matrix is seen[-1]))
+        return real(self, latent_sde)
+
+    real = StateDependentNoiseDistribution.get_noise
+    monkeypatch.setattr(StateDependentNoiseDistribution, "get_noise", get_noise)
+    run()
+    monkeypatch.undo()
+    return steps
+
+
+@pytest.mark.parametrize("period", [-1, 3])
+@pytest.mark.parametrize("name", mostly_slow(list(NOISY_AGENTS), {"SAC", "PPO", "RecurrentPPO"}))
+def test_noise_matrices_are_drawn_anew_when_training_does(name, period, monkeypatch):
+    # Nothing is trained, so that all noise is that of collecting.
+    never = (
+        {"learning_starts": 100, "use_sde_at_warmup": True} if "use_sde_at_warmup" in vars(NOISY_AGENTS[name]()) else {}
+    )
+    model = NOISY_AGENTS[name](sde_sample_freq=period, **never)
+    monkeypatch.setattr(type(model), "train", lambda self, *_, **__: None)
+    collected = matrices_in_use(model, monkeypatch, lambda: model.learn(24))
+    gathered = matrices_in_use(model, monkeypatch, lambda: gather_batch(model, 24, seed=0))
+    assert gathered == collected
+    assert len(set(gathered)) == (9 if period == 3 else 3)
+
+
+@pytest.mark.parametrize("name", mostly_slow(list(NOISY_AGENTS), {"SAC", "RecurrentPPO"}))
+def test_noise_differs_between_seeds_and_is_put_back(name):
+    model = NOISY_AGENTS[name]()
+    holder = getattr(model, "actor", None) or model.policy
+    before = dict(vars(holder.action_dist))
+    one, same, other = (gather_batch(model, 10, seed=seed).observations for seed in (1, 1, 2))
+    after = vars(holder.action_dist)
+    assert after.keys() == before.keys()
+    assert all(after[key] is before[key] for key in before)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    with torch.no_grad():
+        holder.reset_noise()  # the matrix that a loaded model happens to have decides nothing
+    assert torch.equal(gather_batch(model, 10, seed=1).observations, one)
+
+
+def test_with_several_environments_each_has_a_matrix_of_its_own(monkeypatch):
+    model, used = SAC("MlpPolicy", make_vec_env("Pendulum-v1", 3), **replay(use_sde=True)), []
+    real = StateDependentNoiseDistribution.get_noise
+    monkeypatch.setattr(
+        StateDependentNoiseDistribution,
+        "get_noise",
+        lambda self, latent: used.append(len(self.exploration_matrices)) or real(self, latent),
+    )
+    gather_batch(model, 9, seed=0)
+    assert used == [3] * 3
