@@ -1,6 +1,7 @@
 """The table of algorithms: the networks, optimizers, clock and player of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sb3_redo.forward.contexts import uncompiled_name
@@ -123,7 +124,8 @@ def _recurrent(model: Any) -> Agent:
         *states, episode_starts = batch.states
         actor_hidden, actor_cell, critic_hidden, critic_cell = (state.transpose(0, 1).contiguous() for state in states)
         memories = RNNStates((actor_hidden, actor_cell), (critic_hidden, critic_cell))
-        return policy(batch.observations, memories, episode_starts, deterministic=True)[:3]
+        with _sequences_of_one_step(policy):
+            return policy(batch.observations, memories, episode_starts, deterministic=True)[:3]
 
     def states(policy: Any, batch_size: int) -> tuple[Tensor, ...]:
         layers, _, size = policy.lstm_hidden_state_shape
@@ -131,6 +133,35 @@ def _recurrent(model: Any) -> Agent:
         return zeros, zeros, zeros, zeros, torch.ones(batch_size, device=policy.device)
 
     return replace(_on_policy(model, RecurrentPlayer), forward=forward, states=states)
+
+
+@contextmanager
+def _sequences_of_one_step(policy: Any) -> Iterator[None]:
+    """Have a recurrent policy read every row that it computes as a sequence of its own.
+
+    A probe drives a layer with many rows where there is one observation. The policy would read them as time steps of
+    one sequence, because it counts the states. So the states are repeated for each row.
+    """
+    real = getattr(policy, "_process_sequence", None)
+    if real is None:
+        yield
+        return
+
+    def process(features: Tensor, states: tuple[Tensor, Tensor], episode_starts: Tensor, lstm: nn.LSTM) -> Any:
+        rows = len(features)
+        if states[0].shape[1] == 1 < rows:
+            states = (states[0].repeat(1, rows, 1), states[1].repeat(1, rows, 1))
+            episode_starts = episode_starts.repeat(rows)
+        return real(features, states, episode_starts, lstm)
+
+    replaced = vars(policy).get("_process_sequence")
+    vars(policy)["_process_sequence"] = process
+    try:
+        yield
+    finally:
+        del vars(policy)["_process_sequence"]
+        if replaced is not None:
+            vars(policy)["_process_sequence"] = replaced
 
 
 def _by_head(wiring: Wiring, layer: str) -> str:

@@ -1,10 +1,15 @@
 """Finds parameters and buffers outside of layers that act on single neurons, and modules that are left alone."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sb3_redo.forward.contexts import replaced_forward
+from sb3_redo.forward.nested import tensors_in
+from sb3_redo.wiring.frozen_network import PassSettings
 from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Place, Reading
 from sb3_redo.wiring.prober import Prober
 from sb3_redo.wiring.sites import ActivationCall, reached_by_others
@@ -60,6 +65,27 @@ def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[st
         for name, module in prober.other_modules.items()
         if module._parameters and name not in known and not is_elementwise(prober, name)
     }
+
+
+def mixing_modules(prober: Prober, name: str) -> list[str]:
+    """Return the modules with parameters that a layer reaches and that are not elementwise, such as an LSTM."""
+    inputs: dict[str, list[Tensor]] = defaultdict(list)
+
+    def watched(path: str, module: nn.Module) -> Any:
+        real = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            inputs[path] += [tensor.clone() for tensor in tensors_in((args, kwargs))]
+            return real(*args, **kwargs)
+
+        return forward
+
+    modules = {path: module for path, module in prober.other_modules.items() if not is_elementwise(prober, path)}
+    with replaced_forward(modules, watched):
+        for value in (-3.0, 3.0):  # the same modules run twice
+            prober.run(PassSettings(name, torch.full((1, prober.neurons(name)), value)))
+    halves = {path: (seen[: len(seen) // 2], seen[len(seen) // 2 :]) for path, seen in inputs.items()}
+    return [path for path, (low, high) in halves.items() if not all(map(torch.equal, low, high))]
 
 
 def is_elementwise(prober: Prober, name: str) -> bool:

@@ -18,7 +18,7 @@ from sb3_redo.forward.nested import map_tensors
 from sb3_redo.wiring.default_forward import default_forward
 from sb3_redo.wiring.input_variants import first_row, first_two_rows, input_variants, read_observation
 from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Reading, merged
-from sb3_redo.wiring.normalisations import left_alone, normalisations
+from sb3_redo.wiring.normalisations import left_alone, mixing_modules, normalisations
 from sb3_redo.wiring.ownership import weights_used_outside_their_layer, why_not_writable
 from sb3_redo.wiring.prober import Prober
 from sb3_redo.wiring.sites import activation_calls, as_module_results, find_sites, is_exact
@@ -77,7 +77,7 @@ def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], A
         consumers = _consumers(prober, reading)
         sites = find_sites(prober, name, reading, consumers, others)
         normalised = normalisations(prober, reading, others)
-        reason = _why_not_its_positions(name, reading, consumers, feeders)
+        reason = _why_mixed(prober, name, consumers) or _why_not_its_positions(name, reading, consumers, feeders)
         reason = reason or why_not_writable(prober, name, consumers, used_elsewhere)
         layer = LayerWiring(
             name=name,
@@ -137,6 +137,16 @@ def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
         known = consumers.get(place.name)
         consumers[place.name] = positions if known is None else merged(known, positions)
     return consumers
+
+
+def _why_mixed(prober: Prober, name: str, consumers: dict[str, Tensor]) -> str | None:
+    """Return which module with parameters mixes a layer's neurons on their way to a consumer, or ``None``."""
+    mixed = [consumer for consumer, positions in consumers.items() if (positions == SEVERAL_NEURONS).any()]
+    mixing = mixing_modules(prober, name) if mixed else []
+    if not mixing:
+        return None
+    modules = " and ".join(f"{path} ({type(prober.other_modules[path]).__name__})" for path in mixing)
+    return f"input positions of {mixed[0]} depend on several of its neurons, since it feeds {modules}"
 
 
 def _why_not_its_positions(name: str, reading: Reading, consumers: dict[str, Tensor], feeders: Feeders) -> str | None:

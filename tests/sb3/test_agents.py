@@ -13,6 +13,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.sb3.buffers import sample_batch
+from sb3_redo.sb3.measuring import trace_model
 from tests.helpers.algorithms import (
     ALGORITHMS,
     CASES,
@@ -125,6 +126,29 @@ def test_observations_are_met_with_the_states_that_the_policy_was_in():
         for observation, state in zip(batch.observations, states, strict=True):
             row = (torch.as_tensor(buffer.observations) == observation).all(1).nonzero().item()
             assert torch.equal(torch.as_tensor(getattr(buffer, name)[row]).squeeze(), state.squeeze()), name
+
+
+LSTMS = {
+    "one for each": {},
+    "shared": {"shared_lstm": True, "enable_critic_lstm": False},
+    "none of the critic": {"enable_critic_lstm": False},
+}
+
+
+@pytest.mark.parametrize("settings", LSTMS.values(), ids=LSTMS)
+def test_what_feeds_an_lstm_is_said_and_rows_are_no_time_steps(settings, monkeypatch):
+    model = build("RecurrentPPO", IMAGES, policy_kwargs={"net_arch": [8], **settings}).learn(16)
+    passes = []
+    real = type(model.policy).forward
+    monkeypatch.setattr(type(model.policy), "forward", lambda *args, **kw: passes.append(None) or real(*args, **kw))
+    wiring = trace_model(model)
+    # Row by row it takes a pass for each bit of each layer's binary code at three levels and two signs.
+    assert len(passes) < 120
+    (mixed,) = [layer for layer in wiring if not layer.recyclable]
+    assert mixed.name == "features_extractor.linear.0"
+    assert "depend on several of its neurons, since it feeds lstm_actor (LSTM)" in mixed.reason
+    assert (" and lstm_critic (LSTM)" in mixed.reason) == (settings == {})
+    assert "_process_sequence" not in vars(model.policy)
 
 
 # Recycling
