@@ -100,7 +100,7 @@ class ContinualBackpropCallback(GradientStepCallback):
             raise RuntimeError("compiled networks do not show what they compute while they train: do not compile them")
         self._seed = seed_of(self.model, self.seed)
         try:
-            self._wiring = wiring_of(self.model, self.exclude)
+            self._wiring = wiring_of(self.model, exclude=self.exclude)
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
         recyclable = self.surgery.recyclable(policy, self._wiring, self.agent.optimizers)

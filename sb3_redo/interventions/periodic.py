@@ -56,7 +56,7 @@ class PeriodicCallback(GradientStepCallback):
     def prepare(self) -> None:
         policy = self.model.policy
         try:
-            names = names_in(policy, wiring_of(self.model, self.exclude), self.layers)
+            names = names_in(policy, wiring_of(self.model, exclude=self.exclude), self.layers)
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
         exclusion = Exclusion(policy, self.exclude)

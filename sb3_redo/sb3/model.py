@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from gymnasium import spaces
@@ -11,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from torch import Tensor
+from torch import Tensor, nn
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.forward.contexts import evaluating, seeded
@@ -24,6 +25,7 @@ from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.own_buffers import check_observations
 from sb3_redo.wiring.exclusion import excluding
+from sb3_redo.wiring.signature import network_signature
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
 
@@ -109,13 +111,27 @@ def last_observations(model: BaseAlgorithm) -> Batch:
     return whole_batch(model, model._last_obs)
 
 
-def wiring_of(model: BaseAlgorithm, exclude: Sequence[str] = ()) -> Wiring:
-    """Read the wiring of a model that trains.
+_READ: WeakKeyDictionary[nn.Module, list[tuple[Any, Wiring]]] = WeakKeyDictionary()
+"""Policy to its wirings that were read last, each after the signature that the policy had then."""
 
+
+def wiring_of(model: BaseAlgorithm, batch: Batch | None = None, exclude: Sequence[str] = ()) -> Wiring:
+    """Read the wiring of a model, or return what was read before if the network is still the same.
+
+    :param batch: what to read it on; if not given, what a model that trains has met last
     :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`, as the errors
     """
-    wiring = trace_wiring(model.policy, last_observations(model), forward=agent_of(model).forward)
-    return excluding(wiring, model.policy, exclude)
+    agent, batch = agent_of(model), last_observations(model) if batch is None else batch
+    try:
+        signature = network_signature(model.policy, agent.forward, batch, agent.optimizers)
+    except Exception:  # reading the network will tell why it does not run
+        signature = object()
+    read = _READ.setdefault(model.policy, [])
+    known = next((wiring for before, wiring in read if before == signature), None)
+    if known is None:
+        known = trace_wiring(model.policy, batch, forward=agent.forward)
+        read[:] = [(signature, known), *read[:3]]
+    return excluding(known, model.policy, exclude)
 
 
 def meter_of(
@@ -130,7 +146,7 @@ def meter_of(
     :raises RuntimeError: when nothing in them can be measured
     """
     agent = agent_of(model)
-    wiring = excluding(trace_wiring(model.policy, batch, forward=agent.forward), model.policy, exclude)
+    wiring = wiring_of(model, batch, exclude)
     wanted = networks or agent.networks
     network_of = {layer.name: agent.network_of(wiring, layer.name) for layer in wiring if not layer.excluded}
     measured = {layer: network for layer, network in network_of.items() if network in wanted}

@@ -8,8 +8,12 @@ import torch
 from stable_baselines3.common.callbacks import EveryNTimesteps
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_redo import ReDoCallback, measure_dormancy, recycle_dormant
+from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
+from sb3_redo.sb3 import model as model_module
+from sb3_redo.sb3.measuring import trace_model
 from sb3_redo.sb3.model import initial_weights_of
+from tests.helpers.algorithms import build
+from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import dqn, hooks_of
 
 
@@ -77,3 +81,27 @@ def test_no_hook_is_left_behind_inside_an_event_callback():
     model.learn(60, callback=callback)
     assert hooks_of(model) == []
     assert "on_training_end" not in callback.__dict__
+
+
+TRACED = ["DQN", "SAC", "CrossQ", "PPO", "RecurrentPPO"]
+
+
+@pytest.mark.parametrize("name", mostly_slow(TRACED, {"CrossQ", "RecurrentPPO"}))
+def test_an_unchanged_network_is_traced_once(name, monkeypatch):
+    traced = []
+    real = model_module.trace_wiring
+    monkeypatch.setattr(model_module, "trace_wiring", lambda *args, **kw: traced.append(1) or real(*args, **kw))
+    model, reports = build(name), []
+    for _ in range(3):
+        callback = DormancyCallback(measuring_period=4, batch_size=8)
+        model.learn(64, callback=callback, reset_num_timesteps=False)
+        reports.append(callback.report)
+    measure_dormancy(model, batch_size=8)
+    calls = 2 if name == "RecurrentPPO" else 1  # where no episode starts, it runs its LSTM by another way
+    assert len(traced) == calls
+    assert all(repr(report.wiring) == repr(trace_model(model)) for report in reports)
+    part = model.policy if name in ("PPO", "RecurrentPPO") else getattr(model, "critic", model.policy)
+    next(part.parameters()).requires_grad_(False)
+    model.learn(64, callback=DormancyCallback(measuring_period=4, batch_size=8), reset_num_timesteps=False)
+    assert len(traced) == calls + 1
+    assert "wiring" not in str(vars(model).keys())
