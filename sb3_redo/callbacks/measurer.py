@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.forward.nested import tensors_in
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import available_batch_size, sample_batch, stored_observations
@@ -47,7 +48,7 @@ class Sampler:
             self.batch_size = available_batch_size(model, batch_size, consequence)
             return
         try:
-            whole_batch(model, observations)
+            self.batch_size = len(next(tensors_in(whole_batch(model, observations))))
         except ValueError as error:  # which the zoo would take for a pruned trial
             raise RuntimeError(str(error)) from error
 

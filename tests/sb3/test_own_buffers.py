@@ -24,8 +24,9 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_redo import DormancyCallback, measure_dormancy
+from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy
 from sb3_redo.sb3.buffers import available_batch_size, buffer_capacity, sample_batch, stored_observations
+from sb3_redo.sb3.memory import Memory
 from tests.helpers.algorithms import build
 from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import Corridor, differences, dqn, fingerprint, plain, random_streams, sac
@@ -445,6 +446,11 @@ class Nameless(Untouched):
         return tuple(super()._get_samples(batch_inds, env))
 
 
+class Short(Untouched):
+    def _get_samples(self, batch_inds, env=None):
+        return super()._get_samples(batch_inds[::2], env)
+
+
 class Failing(Untouched):
     def _get_samples(self, batch_inds, env=None):
         raise KeyError("episode 7")
@@ -455,6 +461,7 @@ class Failing(Untouched):
     [
         (Undecoded, IMAGE, "observations are [8, 1, 6, 6] and not [8, 4, 6, 6]"),
         (Bytes, VECTOR, "observations are torch.uint8 where the observation space is of float32"),
+        (Short, VECTOR, "observations are [4, 3] and not [8, 3]"),
         (Nameless, VECTOR, "'tuple' object has no attribute 'observations'"),
         (Failing, VECTOR, "KeyError: 'episode 7'"),
     ],
@@ -553,4 +560,16 @@ def test_an_empty_set_is_refused():
 @pytest.mark.parametrize("wrong", [np.ones((8, 5)), {"one": np.ones((8, 3))}, np.ones(4)])
 def test_a_set_of_another_space_is_refused_when_training_starts(wrong):
     with pytest.raises(RuntimeError, match="observations do not fit the model's observation space Box"):
-        vectors(ReplayBuffer).learn(8, callback=DormancyCallback(observations=wrong))
+        vectors(ReplayBuffer).learn(8, callback=ReDoCallback(observations=wrong))
+
+
+def test_a_fixed_set_as_it_lies_in_a_buffer_is_normalised_as_training_sees_it_now():
+    observations = np.random.default_rng(0).uniform(-1, 1, (20, 2, 3)).astype(np.float32)
+    callback = ReDoCallback(0.5, recycling_period=10, observations=observations)
+    model = vectors(ReplayBuffer, 2, VecNormalize)
+    model.learn(60, callback=callback)
+    statistics = model.get_vec_normalize_env().obs_rms
+    expected = (observations.reshape(-1, 3) - statistics.mean) / np.sqrt(statistics.var)
+    assert callback.measurer.sampler.batch_size == 40
+    assert np.allclose(callback.measurer.sampler.draw(0).observations, expected, atol=1e-3)
+    assert Memory.recycled_total_of(model) > 0
