@@ -149,7 +149,7 @@ def _remember(value: Any, seed: int, undo: list[Callable[[], Any]], known: set[i
 
     :param known: identities of what was met before
     """
-    if id(value) in known or isinstance(value, _LEFT_ALONE):
+    if id(value) in known or isinstance(value, _LEFT_ALONE) or type(value).__module__.startswith(_OF_THREADS):
         return
     known.add(id(value))
     inner: Any = ()
@@ -187,6 +187,7 @@ def _remember(value: Any, seed: int, undo: list[Callable[[], Any]], known: set[i
         _remember(item, seed, undo, known)
 
 
+_OF_THREADS = ("threading", "concurrent.", "multiprocessing", "logging")
 _LEFT_ALONE = (type, FunctionType, MethodType, ModuleType, nn.Module, gym.Env, VecEnv, torch.device, BaseAlgorithm)
 
 

@@ -4,6 +4,7 @@ import pickle
 import random
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -333,6 +334,22 @@ def test_no_random_stream_and_nothing_in_the_buffer_moves():
     assert plain(random_streams(model)) == before
     assert str(model.replay_buffer.state()) == state
     assert set(vars(model.replay_buffer)) == names
+
+
+def test_a_pool_of_threads_that_decodes_is_left_alone():
+    class Parallel(Untouched):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.pool = ThreadPoolExecutor(2)
+
+        def _get_samples(self, batch_inds, env=None):
+            return self.pool.submit(super()._get_samples, batch_inds, env).result()
+
+    model, *_ = trained(lambda: vectors(Parallel, learning_starts=100))
+    for step in range(5):
+        sample_batch(model, 8, (0, step))
+    assert 1 <= len(model.replay_buffer.pool._threads) <= 2
+    model.replay_buffer.pool.shutdown()
 
 
 def test_an_own_hindsight_buffer_does_not_ask_the_environment(monkeypatch):
