@@ -18,7 +18,7 @@ from sb3_redo.networks.categorical import two_hot
 from sb3_redo.plasticity.network import Network
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import stored_observations
-from sb3_redo.sb3.own_buffers import is_read_directly, unchanged
+from sb3_redo.sb3.own_buffers import is_read_directly, restored
 from sb3_redo.sb3.seeds import torch_generator
 
 
@@ -110,7 +110,7 @@ def _transitions(model: Any, batch_size: int) -> Any:
         return buffer._get_real_samples(rows, environments, env)
     if is_read_directly(buffer):
         return buffer.sample(batch_size, env=env)
-    with unchanged(buffer, int(np.random.randint(2**31))):
+    with restored(buffer, int(np.random.randint(2**31))):
         return map_tensors(Tensor.clone, buffer.sample(batch_size, env=env))
 
 

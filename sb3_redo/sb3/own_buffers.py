@@ -66,7 +66,7 @@ def sample_own(
     :raises RuntimeError: when they cannot be drawn, or do not fit the observation space
     """
     try:
-        with unchanged(buffer, integer_seed(seed)):
+        with restored(buffer, integer_seed(seed)):
             return _batch(model, _samples(model, buffer, rows, environments), len(rows))
     except Exception as error:
         raise RuntimeError(
@@ -129,7 +129,7 @@ def check_observations(observations: Any, space: spaces.Space[Any], size: int) -
 
 
 @contextmanager
-def unchanged(owner: Any, seed: int) -> Iterator[None]:
+def restored(owner: Any, seed: int) -> Iterator[None]:
     """Put back afterwards what an object holds: attributes, lists, dictionaries, arrays and random generators.
 
     :param seed: of all random streams inside, those of generators that the object holds included
