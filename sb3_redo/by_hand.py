@@ -18,6 +18,7 @@ from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled, uncompiled_name
 from sb3_redo.forward.nested import map_tensors, tensors_in
+from sb3_redo.forward.state import unchanged
 from sb3_redo.recycling.compensation import measured_contributions
 from sb3_redo.recycling.initial_weights import INITIAL_WEIGHTS, InitialWeights
 from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
@@ -242,7 +243,8 @@ def _running(module: nn.Module, observations: Any, forward: Forward | None) -> t
     inputs = _inputs(module, observations)
     if forward is not None and (isinstance(forward, nn.Module) or not callable(forward)):
         raise TypeError(f"forward must be a function of the module and the observations, got {forward!r}")
-    with evaluating(module.modules()), uncompiled(is_compiled(module.modules())), seeded(0):
+    as_written = uncompiled(is_compiled(module.modules()))
+    with evaluating(module.modules()), as_written, seeded(0), unchanged(module):
         if forward is None:
             forward, inputs = default_forward(module, inputs)
         try:

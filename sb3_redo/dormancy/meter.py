@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -11,9 +11,17 @@ from torch import Tensor, nn
 
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.dormancy.scores import LayerDormancy, dormancy_scores
-from sb3_redo.forward.contexts import evaluating, is_compiled, replaced_forward, seeded, uncompiled
+from sb3_redo.forward.contexts import (
+    evaluating,
+    everything_seeded,
+    is_compiled,
+    replaced_forward,
+    seeded,
+    uncompiled,
+)
 from sb3_redo.forward.functions import FunctionWatcher
 from sb3_redo.forward.nested import chunks, tensors_in
+from sb3_redo.forward.state import State, unchanged
 from sb3_redo.wiring.structure import LayerWiring, Site, Wiring
 
 
@@ -42,6 +50,8 @@ class Meter:
         # Watching every function takes time: set it where another number of activation calls must be noticed, too.
         self.watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
         self._number_of_sites = sum(map(len, self._sites.values()))
+        self._stateful = dict.fromkeys(wiring.stateful)  # names of the parts that a pass was seen to change
+        self._runs = 0
 
     def measure(self, forward: Callable[[Any], Any], batch: Any, dormancy_threshold: float) -> DormancyReport:
         """Run the networks over a batch, in evaluation mode, and report their dormancy.
@@ -93,8 +103,20 @@ class Meter:
 
     def _run(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> list["_Totals"]:
         """Run the networks over a batch, in parts if memory demands it, and sum up every site in each part."""
-        with seeded(0), evaluating(self._modules), uncompiled(self._is_compiled):
-            return [self._run_pass(forward, part, statistic) for part in chunks(batch, self.wiring.rows_at_once)]
+        # 1. All that a pass might change is looked at in runs 1, 2, 4, 8 ..., since that takes as long as some passes.
+        #    In every run, what was seen to change is put back.
+        self._runs += 1
+        is_looked_at = self._runs & (self._runs - 1) == 0
+        seeds = seeded(0)
+        same_state: AbstractContextManager[State | None] = nullcontext()
+        if is_looked_at or self._stateful:
+            seeds = everything_seeded(0)
+            same_state = unchanged(self.policy, None if is_looked_at else self._stateful)
+        # 2. One pass for each part of the batch.
+        with seeds, evaluating(self._modules), uncompiled(self._is_compiled), same_state as state:
+            parts = [self._run_pass(forward, part, statistic) for part in chunks(batch, self.wiring.rows_at_once)]
+        self._stateful |= state.moved if state else {}
+        return parts
 
     def _run_pass(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> "_Totals":
         # 1. Sites at modules are seen by replacing ``forward``. Functions are watched only if some site needs it.

@@ -15,13 +15,19 @@ from torch import nn
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Switch modules to evaluation mode and gradients off. Restores each module's own mode afterwards.
 
+    This is when ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` would take a fused path, in which their layers
+    and activations are not called. It is switched off inside.
+
     :param modules: all modules that run, for instance ``policy.modules()``
     """
+    fused = torch.backends.mha.get_fastpath_enabled()
     changed = _set_mode(modules, training=False)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         _set_mode(changed, training=True)
 
 
@@ -40,9 +46,12 @@ def training(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _set_mode(modules: Iterable[nn.Module], *, training: bool) -> list[nn.Module]:
     """Set the mode of modules. Returns those whose mode was another."""
-    changed = [module for module in modules if module.training != training]
+    changed = [module for module in modules if getattr(module, "training", training) != training]
     for module in changed:
-        module.__dict__["training"] = training  # Module.__setattr__ takes ten times as long
+        if isinstance(module, torch.jit.ScriptModule):
+            module.training = training  # TorchScript keeps it elsewhere
+        else:
+            module.__dict__["training"] = training  # Module.__setattr__ takes ten times as long
     return changed
 
 

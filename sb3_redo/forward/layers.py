@@ -1,6 +1,9 @@
 """Defines which modules are layers, and on which axis of their inputs and outputs the neurons lie."""
 
-from torch import nn
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -11,3 +14,10 @@ def neuron_axis(layer: nn.Module) -> int:
     # Reading the weight's shape instead would compute a parametrised weight.
     kernel_size = getattr(layer, "kernel_size", ())
     return -1 - len(kernel_size)
+
+
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield a module's own parameters and buffers by name; those of its children too where torch runs them unseen."""
+    is_whole = isinstance(module, torch.jit.ScriptModule)
+    yield from module.named_parameters(recurse=is_whole)
+    yield from module.named_buffers(recurse=is_whole)

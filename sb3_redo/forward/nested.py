@@ -1,16 +1,33 @@
-"""Handles nested inputs and outputs: dictionaries, tuples and lists of tensors."""
+"""Handles nested inputs and outputs: dictionaries, tuples, lists and objects that hold tensors."""
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+import dataclasses
+import enum
+import functools
+import types
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+_WITHOUT_NUMBERS = (
+    *(str, bytes, type(None), type, enum.Enum, torch.dtype, torch.device, torch.Size, torch.Generator, nn.Module),
+    weakref.ref,
+)
+"""What an output may be without showing numbers of the pass."""
+_NUMBERS = frozenset(map(np.dtype, "?bhilBfdeFD"))
+"""Types of arrays and of numbers in NumPy that torch has, too."""
+_UNSEEN = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, Iterator, Awaitable)
+"""What may hold tensors where nobody sees them."""
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield all tensors in nested dictionaries, tuples and lists."""
+    """Yield all tensors in nested dictionaries, tuples, lists and dataclasses."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -19,10 +36,64 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from tensors_in(item)
+    elif _is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name, None))
+
+
+def outputs_in(value: Any) -> list[Tensor]:
+    """Return all tensors that a pass returned, in whatever objects they lie. Numbers and arrays become tensors.
+
+    :param value: what the pass returned
+    :raises RuntimeError: when it is or holds something that cannot be looked into, or when it holds no tensor
+    """
+    found: list[Tensor] = []
+    met: dict[int, Any] = {}
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (bool, int, float, complex)) or getattr(item, "dtype", None) in _NUMBERS:
+            found.append(torch.as_tensor(item))
+        elif not isinstance(item, _WITHOUT_NUMBERS) and id(item) not in met:
+            met[id(item)] = item  # held, so that no other object gets its id
+            waiting += reversed(_parts(item))
+    if not found:
+        raise RuntimeError(
+            f"the forward pass must return its outputs, and returned {type(value).__name__} without a tensor: pass "
+            "forward=, a function that runs the network and returns them"
+        )
+    return found
+
+
+def _parts(item: Any) -> list[Any]:
+    """Return what lies in an object: the items of a container, or its attributes."""
+    if isinstance(item, Mapping):
+        return list(item.values())
+    if isinstance(item, (tuple, list, np.ndarray)):
+        return list(item.flat if isinstance(item, np.ndarray) else item)
+    if type(item) in _pytree.SUPPORTED_NODES:
+        return list(_pytree.SUPPORTED_NODES[type(item)].flatten_fn(item)[0])
+    slots = [getattr(kind, "__slots__", ()) for kind in type(item).__mro__]
+    names = {name for each in slots for name in ((each,) if isinstance(each, str) else each)} - {"__dict__"}
+    attributes = getattr(item, "__dict__", None)
+    if isinstance(item, _UNSEEN) or (attributes is None and not any(slots)):
+        raise RuntimeError(
+            f"the forward pass must return tensors, and returned a {type(item).__name__}, in which they cannot be "
+            "seen: pass forward=, a function that runs the network and returns its outputs as tensors"
+        )
+    return [*(attributes or {}).values(), *(getattr(item, name, None) for name in sorted(names))]
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """Apply a function to every tensor in nested dictionaries, tuples and lists. Arrays become tensors first.
+    """Apply a function to every tensor in nested dictionaries, tuples, lists and dataclasses.
+
+    Arrays become tensors first.
 
     :param function: takes a tensor, and most often returns one
     :param value: the nested value; other values in it stay as they are
@@ -38,6 +109,11 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
         return type(value)(*(map_tensors(function, item) for item in value))
     if isinstance(value, (tuple, list)):
         return type(value)(map_tensors(function, item) for item in value)
+    if _is_dataclass(value):
+        made = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(made, field.name, map_tensors(function, getattr(value, field.name, None)))
+        return made
     return value
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.contexts import apart_from_training, evaluating, is_compiled, seeded, uncompiled
-from sb3_redo.forward.nested import chunks, tensors_in
+from sb3_redo.forward.contexts import apart_from_training, evaluating, everything_seeded, is_compiled, uncompiled
+from sb3_redo.forward.nested import chunks, outputs_in
+from sb3_redo.forward.state import unchanged
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
 
@@ -39,7 +40,7 @@ class Network:
         """
         with _holding(self.module, state or {}):
             outputs = self.forward(self.module, batch)
-        return torch.cat([tensor.flatten(1) for tensor in tensors_in(outputs)], 1)
+        return torch.cat([tensor.flatten(1) for tensor in outputs_in(outputs) if tensor.ndim], 1)
 
     def of_all(self, batch: Any, state: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the same, computed in parts where the activations of a batch would take too much memory."""
@@ -49,8 +50,9 @@ class Network:
     def examined(self) -> Iterator[None]:
         """Switch to evaluation mode, with gradients. Restores modes and random streams afterwards."""
         modules = list(self.module.modules())
-        as_written = uncompiled(is_compiled(modules))
-        with apart_from_training(), seeded(0), evaluating(modules), as_written, torch.enable_grad():
+        as_written, same_state = uncompiled(is_compiled(modules)), unchanged(self.module, self.wiring.stateful)
+        apart = apart_from_training()
+        with apart, everything_seeded(0), evaluating(modules), as_written, same_state, torch.enable_grad():
             yield
 
     @property

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
 from sb3_redo.forward.nested import map_tensors
+from sb3_redo.forward.state import unchanged
 from sb3_redo.networks.categorical import two_hot
 from sb3_redo.plasticity.network import Network
 from sb3_redo.sb3.batch import Batch
@@ -89,7 +90,7 @@ def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, i
     policy = model.policy if policy is None else policy
     modules = list(policy.modules())
     number = int(torch.randint(2**62, (), generator=torch_generator(seed)))
-    with everything_seeded(number), evaluating(modules), uncompiled(is_compiled(modules)):
+    with everything_seeded(number), evaluating(modules), uncompiled(is_compiled(modules)), unchanged(policy):
         sample = _transitions(model, batch_size)
         made = how(model, policy, sample)
     return Objective(Batch(sample.observations, sample.actions), *made)

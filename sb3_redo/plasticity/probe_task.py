@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.forward.contexts import seeded, training
 from sb3_redo.forward.nested import map_tensors
+from sb3_redo.forward.state import all_names, unchanged
 from sb3_redo.plasticity.network import Network
 
 FREQUENCY = 1e5
@@ -75,7 +76,9 @@ def probe(
         task = _Fit(network, batch, targets, optimizer)
         first = task.loss()
         generator = torch.Generator().manual_seed(seed + number)
-        with network.examined(), seeded(seed + number), training(list(network.module.modules())):
+        # Steps in training mode may change more than the passes that the wiring was read from.
+        same_state = unchanged(network.module, all_names(network.module))
+        with network.examined(), same_state, seeded(seed + number), training(list(network.module.modules())):
             for rows in _minibatches(len(targets), minibatch_size, steps, generator):
                 task.step(rows)
         results.append((task.loss(), first, float(targets.double().var(0, correction=0).mean())))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.contexts import evaluating, is_compiled, seeded, uncompiled
+from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
 from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.forward.nested import chunks
+from sb3_redo.forward.state import unchanged
 from sb3_redo.recycling.edits import Planner, layer_parameter
 from sb3_redo.wiring.structure import Wiring
 
@@ -59,19 +60,19 @@ def measured_contributions(
     :param forward: runs the policy's networks on a batch
     :param batch: the observations that were measured
     """
-    return lambda columns: mean_contributions(policy, columns, forward, batch, wiring.rows_at_once)
+    return lambda columns: mean_contributions(policy, wiring, columns, forward, batch)
 
 
 def mean_contributions(
-    policy: nn.Module, columns: dict[str, Tensor], forward: Callable[[Any], Any], batch: Any, rows_at_once: int
+    policy: nn.Module, wiring: Wiring, columns: dict[str, Tensor], forward: Callable[[Any], Any], batch: Any
 ) -> dict[str, Tensor]:
     """Compute the part of each consumer's mean output that comes from some of its input positions.
 
     :param policy: runs over the batch, in evaluation mode; nothing in it changes
+    :param wiring: its wiring
     :param columns: consumer name to bool mask over its input positions
     :param forward: runs the policy's networks on a batch
     :param batch: its argument
-    :param rows_at_once: observations in one pass
     :return: consumer name to the mean over batch, space and calls, [consumer's neurons]
     """
     totals: dict[str, Tensor] = {}
@@ -83,8 +84,9 @@ def mean_contributions(
         rows[name] += len(value)
 
     modules = list(policy.modules())
-    with seeded(0), evaluating(modules), uncompiled(is_compiled(modules)), _watched(policy, columns, see):
-        for part in chunks(batch, rows_at_once):
+    as_written, same_state = uncompiled(is_compiled(modules)), unchanged(policy, wiring.stateful)
+    with everything_seeded(0), evaluating(modules), as_written, same_state, _watched(policy, columns, see):
+        for part in chunks(batch, wiring.rows_at_once):
             forward(part)
     return {name: total / rows[name] for name, total in totals.items()}
 

@@ -15,8 +15,9 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from sb3_redo.dormancy.meter import Meter
-from sb3_redo.forward.contexts import evaluating, seeded
+from sb3_redo.forward.contexts import evaluating, everything_seeded
 from sb3_redo.forward.nested import map_tensors, tensors_in
+from sb3_redo.forward.state import unchanged
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.sb3.agents import (
     agent_of,
@@ -71,7 +72,7 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
         raise ValueError(f"observations do not fit the model's observation space {space}: {error}") from error
     agent, policy, tensors = agent_of(model), model.policy, given.observations
     size = len(next(tensors_in(tensors)))
-    with seeded(0), evaluating(policy.modules()):
+    with everything_seeded(0), evaluating(policy.modules()), unchanged(policy):
         actions = agent.act(policy, tensors) if given.actions is None else given.actions
         return Batch(tensors, actions, given.states or agent.states(policy, size))
 

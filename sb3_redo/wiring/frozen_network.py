@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from sb3_redo.forward.contexts import replaced_forward, seeded
 from sb3_redo.forward.functions import MAX_POOLS_OF_IMAGES, POOLS, FunctionWatcher
-from sb3_redo.forward.layers import LAYER_TYPES, neuron_axis
-from sb3_redo.forward.nested import tensors_in
+from sb3_redo.forward.layers import LAYER_TYPES, neuron_axis, own_tensors
+from sb3_redo.forward.nested import outputs_in, tensors_in
 from sb3_redo.wiring.neuron_codes import Place, Recorder
 
 # Each call of a layer reads the random numbers from so much further on: no two calls return the same values.
 _OFFSET_BETWEEN_CALLS = 61
+
+_NO_SCRIPT = "; layers in TorchScript cannot be seen: use the modules that were scripted"
 
 
 def ignore(place: Place, value: Tensor) -> None:
@@ -121,12 +123,14 @@ class FrozenNetwork:
 
     :param module: the network
     :param forward: called without arguments, runs everything that is to be probed in one pass
+    :param put_back: called after every pass, puts back what it changed, so that all start from the same state
     :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass, or when one runs on no observation
     """
 
-    def __init__(self, module: nn.Module, forward: Callable[[], Any]):
+    def __init__(self, module: nn.Module, forward: Callable[[], Any], put_back: Callable[[], None] = lambda: None):
         self.module = module
         self.forward = forward
+        self.put_back = put_back
         self.calls: dict[str, list[LayerCall]] = {}  # by layer name, in the order in which the layers first run
         self.size = 0  # how many values all layers and activations give in the pass
         self._pool_cache: dict[int, tuple[Tensor, Any]] = {}
@@ -136,9 +140,10 @@ class FrozenNetwork:
         self.layers = {name: modules[name] for name in self.calls}
         if not self.layers:
             held = [name for name, child in modules.items() if isinstance(child, LAYER_TYPES)]
+            is_scripted = any(isinstance(child, torch.jit.ScriptModule) for child in modules.values())
             raise RuntimeError(
                 f"no Linear or Conv layer of {type(module).__name__} runs in its forward pass; "
-                f"it holds {', '.join(held) or 'none at all'}"
+                f"it holds {', '.join(held) or 'none at all'}{_NO_SCRIPT if is_scripted else ''}"
             )
         idle = [name for name in self.layers if not any(call.shape.numel() for call in self.calls[name])]
         if idle:
@@ -153,7 +158,7 @@ class FrozenNetwork:
             if name not in self.layers
             and not any(other.startswith(f"{name}." if name else "") for other in running if other != name)
             and not any(name.startswith(f"{layer}.") for layer in self.layers)
-            and (modules[name]._parameters or modules[name]._buffers)
+            and any(True for _ in own_tensors(modules[name]))
         }
         # 3. Frozen outputs are random numbers. Recorded outputs may be 0, and would hide what they multiply. All calls
         #    share one tensor: an output for each would take as much memory as all layers together.
@@ -188,9 +193,29 @@ class FrozenNetwork:
 
         modules = dict(self.module.named_modules())
         watcher = _PassWatcher(PassSettings(zeroed={}), count_activation)  # zeroes nothing, and normalisations act
-        with seeded(0), replaced_forward(modules, recording), watcher:
-            self.forward()
+        self.run_with(modules, recording, watcher)
         return list(running)
+
+    def run_with(
+        self,
+        modules: Mapping[str, nn.Module],
+        make: Callable[[str, nn.Module], Any],
+        watcher: FunctionWatcher,
+        forward: Callable[[], Any] | None = None,
+    ) -> list[Tensor]:
+        """Run a pass in which modules are replaced, from the same state and random numbers as every other.
+
+        :param modules: name to module
+        :param make: called with a name and its module, returns the new ``forward``
+        :param watcher: sees the functions of the pass
+        :param forward: the pass to run, if not the usual one
+        :return: its outputs
+        """
+        try:
+            with seeded(0), replaced_forward(modules, make), watcher:
+                return outputs_in((forward or self.forward)())
+        finally:
+            self.put_back()
 
     def neurons(self, name: str) -> int:
         """Return how many outputs a linear layer has, or output channels a convolution."""
@@ -226,10 +251,9 @@ class FrozenNetwork:
 
         # 1. Layers return chosen numbers. Other modules with parameters run as they are. Functions go to the watcher.
         watcher = _PassWatcher(settings, record, self._pool_cache)
-        with seeded(0), replaced_forward({**self.layers, **self.other_modules}, make), watcher:
-            outputs = (forward or self.forward)()
+        outputs = self.run_with({**self.layers, **self.other_modules}, make, watcher, forward)
         # 2. The pass is over. Its outputs are places like all others.
-        for index, output in enumerate(tensors_in(outputs)):
+        for index, output in enumerate(outputs):
             record(Place("output", str(index), index), output)
 
     def _output(self, settings: PassSettings, name: str, call: LayerCall) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward.contexts import replaced_forward
+from sb3_redo.forward.layers import own_tensors
 from sb3_redo.forward.nested import tensors_in
 from sb3_redo.wiring.frozen_network import PassSettings
 from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Place, Reading
@@ -63,7 +64,9 @@ def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[st
     return {
         name: _why_left_alone(module)
         for name, module in prober.other_modules.items()
-        if module._parameters and name not in known and not is_elementwise(prober, name)
+        if any(isinstance(tensor, nn.Parameter) for _, tensor in own_tensors(module))
+        and name not in known
+        and not is_elementwise(prober, name)
     }
 
 
@@ -102,6 +105,8 @@ def is_elementwise(prober: Prober, name: str) -> bool:
 
 def _why_left_alone(module: nn.Module) -> str:
     kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        return "layers in TorchScript cannot be seen, they are left alone"
     if isinstance(module, _GATED):
         return f"the gates of {'an' if kind.startswith('L') else 'a'} {kind} are not neurons, they are left alone"
     return f"{kind} is no linear or convolutional layer, it is left alone"
@@ -113,8 +118,8 @@ def _places(prober: Prober, name: str) -> list[Place]:
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield a module's own parameters and buffers, but no counters or other single numbers."""
-    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and tensor.is_floating_point() and tensor.ndim > 0:
+    for key, tensor in own_tensors(module):
+        if tensor.is_floating_point() and tensor.ndim > 0:
             yield key, tensor
 
 

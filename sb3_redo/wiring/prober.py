@@ -47,10 +47,11 @@ class Prober(FrozenNetwork):
 
     :param module: the network
     :param forward: called without arguments, runs everything that is to be probed in one pass
+    :param put_back: called after every pass, puts back what it changed
     """
 
-    def __init__(self, module: nn.Module, forward: Callable[[], Any]):
-        super().__init__(module, forward)
+    def __init__(self, module: nn.Module, forward: Callable[[], Any], put_back: Callable[[], None] = lambda: None):
+        super().__init__(module, forward, put_back)
         self.opposite_forward = forward  # the pass for frozen outputs of opposite sign
         self.shapes: dict[Place, torch.Size] = {}  # of the value at each place for one observation
         self._one_by_one: set[str] = set()  # layers whose assignments get a pass each

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.contexts import replaced_forward, seeded
 from sb3_redo.forward.functions import NON_NEGATIVE, FunctionWatcher
 from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.wiring.frozen_network import PassSettings
@@ -155,8 +154,7 @@ def activation_calls(prober: Prober) -> list[ActivationCall]:
 
         return forward
 
-    with seeded(0), replaced_forward(leaves, watching), lister:
-        prober.forward()
+    prober.run_with(leaves, watching, lister)
     return lister.calls
 
 

@@ -76,6 +76,7 @@ class Wiring:
     :param activation_calls: activation calls in one forward pass, to notice a network that changed
     :param left_alone: name of any other module with parameters to why it is neither measured nor recycled
     :param values_per_observation: how many values all layers and activations give for one observation
+    :param stateful: names of the parts that a pass changes, as ``forward.state.all_names`` has them
     """
 
     layers: tuple[LayerWiring, ...]
@@ -83,6 +84,7 @@ class Wiring:
     activation_calls: int
     left_alone: dict[str, str] = field(default_factory=dict)
     values_per_observation: int = 0
+    stateful: tuple[str, ...] = ()
 
     @property
     def rows_at_once(self) -> int:

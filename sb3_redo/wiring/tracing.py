@@ -6,21 +6,24 @@ are frozen, so that only parameter-free operations lie between it and what it re
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.contexts import evaluating, is_compiled, uncompiled
+from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
 from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.forward.nested import map_tensors
+from sb3_redo.forward.state import unchanged
 from sb3_redo.wiring.default_forward import default_forward
 from sb3_redo.wiring.input_variants import first_row, first_two_rows, input_variants, read_observation
 from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Reading, merged
 from sb3_redo.wiring.normalisations import left_alone, mixing_modules, normalisations
 from sb3_redo.wiring.ownership import weights_used_outside_their_layer, why_not_writable
-from sb3_redo.wiring.prober import Prober
+from sb3_redo.wiring.prober import PASS_ERRORS, Prober
 from sb3_redo.wiring.sites import activation_calls, as_module_results, find_sites, is_exact
 from sb3_redo.wiring.structure import LayerWiring, Wiring
 
@@ -47,15 +50,27 @@ def trace_wiring(
     >>> wiring.layers[0].consumers["2"].tolist()
     [0, 1, 2, 3]
     """
-    with evaluating(policy.modules()), uncompiled(is_compiled(policy.modules())):
-        return _trace(policy, map_tensors(first_two_rows, observations), forward)
+    inputs = map_tensors(first_two_rows, observations)
+    with everything_seeded(0), evaluating(policy.modules()), uncompiled(is_compiled(policy.modules())):
+        # A pass as training makes it shows which modules it changes. Every later pass starts from their state before.
+        with unchanged(policy) as state, suppress(*PASS_ERRORS):
+            if forward is None:
+                forward, inputs = default_forward(policy, inputs)
+            forward(policy, inputs)
+        try:
+            wiring = _trace(policy, inputs, forward, partial(state.put_back, moved_only=True))
+        finally:
+            state.put_back()
+    return replace(wiring, stateful=tuple(state.moved))
 
 
-def _trace(policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Wiring:
+def _trace(
+    policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None, put_back: Callable[[], None]
+) -> Wiring:
     # 1. Find the layers that run on one observation.
-    if forward is None:
+    if forward is None:  # an error came before: here it is the caller's
         forward, inputs = default_forward(policy, inputs)
-    prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)))
+    prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)), put_back)
     # 2. Probe on inputs of our own: the observation itself may shut a gate.
     variants = [
         partial(forward, policy, variant) for variant in input_variants(prober, partial(forward, policy), inputs)

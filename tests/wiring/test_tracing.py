@@ -115,12 +115,15 @@ def test_a_network_that_refuses_many_rows_is_read_one_assignment_at_a_time():
 
 
 def test_an_error_while_tracing_leaves_no_trace():
+    calls = []
+
     class Failing(networks.Mlp):
         calls = 0
 
         def forward(self, x):
             self.calls += 1
-            if self.calls == 7:
+            calls.append(self.calls)
+            if len(calls) == 7:
                 raise ArithmeticError("seventh call")
             return super().forward(x)
 
@@ -129,6 +132,7 @@ def test_an_error_while_tracing_leaves_no_trace():
         trace_wiring(network, network.observations(2))
     assert all("forward" not in module.__dict__ for module in network.modules())
     assert all(module.training for module in network.modules())
+    assert (network.calls, set(calls)) == (0, {1})
 
 
 def test_one_observation_is_enough_and_arrays_do():

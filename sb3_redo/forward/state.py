@@ -1,0 +1,328 @@
+"""Remembers what a forward pass may change in a network, and puts it back: buffers, attributes, random streams."""
+
+import random
+import threading
+import types
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sb3_redo.forward.nested import tensors_in
+
+_GLOBAL_STREAMS: dict[str, Any] = {
+    "<numpy.random>": np.random.get_state.__self__,  # type: ignore[attr-defined]
+    "<random>": random.getstate.__self__,  # type: ignore[attr-defined]
+}
+"""NumPy's and Python's own generators. No module has such a path."""
+
+_ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+_LEFT_ALONE = (
+    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.GeneratorType),
+    *(Optimizer, threading.Thread, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet),
+)
+_LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Thread)
+_LARGE = 2**26  # bytes
+_STANDARD = frozenset(nn.Module().__dict__) - {"_parameters", "_buffers"} | {"forward"}
+"""Attributes of every module that no pass changes, or that we change, and its children, which have their own turn."""
+
+
+def all_names(module: nn.Module) -> list[str]:
+    """Return the names of everything that a pass may change: the paths of all modules, and the global streams."""
+    return [*dict(module.named_modules()), *_GLOBAL_STREAMS]
+
+
+class State:
+    """The state of a network's parts at the time when this is made.
+
+    Covers parameters, buffers, and whatever the modules' attributes lead to: numbers, containers, tensors, arrays,
+    random generators and plain objects. Left alone are optimizers, functions, what several threads share, and arrays
+    above 64 MiB.
+
+    :param module: the network
+    :param names: of the parts, from :func:`all_names`
+    :param on_write: copy parameters and large tensors only when :meth:`copying_on_write` sees that they are written
+    """
+
+    def __init__(self, module: nn.Module, names: Collection[str], *, on_write: bool = False):
+        self.moved: dict[str, None] = {}  # names of the parts that were found changed
+        self._on_write = on_write
+        self._cells: list[tuple[str, _Cell]] = []
+        self._met: dict[int, Any] = {}  # what was looked at, held so that no id is given twice
+        parts = {**dict(module.named_modules()), **_GLOBAL_STREAMS} if names else {}
+        for name in names:
+            self._remember(name, parts[name])
+
+    def put_back(self, *, moved_only: bool = False) -> None:
+        """Put back what has changed since.
+
+        :param moved_only: look only at parts that were found changed before
+        """
+        for name, cell in self._cells if self.moved or not moved_only else ():
+            if (not moved_only or name in self.moved) and cell.put_back():
+                self.moved[name] = None
+
+    @contextmanager
+    def copying_on_write(self) -> Iterator[None]:
+        """Copy parameters and large tensors before they are written inside."""
+        by_storage: dict[int, list[_TensorCell]] = defaultdict(list)
+        for _, cell in self._cells:
+            if isinstance(cell, _TensorCell) and cell.values is None:
+                by_storage[_storage(cell.alias)].append(cell)
+        with _CopyOnWrite(by_storage):
+            yield
+
+    def _remember(self, name: str, root: Any) -> None:
+        waiting = [root]
+        while waiting:
+            value = waiting.pop()
+            if id(value) in self._met or isinstance(value, _LEFT_ALONE):
+                continue
+            self._met[id(value)] = value
+            cells, inner = self._open(value)
+            self._cells += [(name, cell) for cell in cells]
+            waiting += [each for each in reversed(inner) if type(each) not in _ATOMS]
+
+    def _open(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
+        """Return what puts a value back, and the values inside."""
+        if isinstance(value, Tensor):
+            if is_lazy(value) or value.is_meta or value.layout != torch.strided:
+                return [], []
+            large = isinstance(value, nn.Parameter) or value.numel() * value.element_size() > _LARGE
+            return [_TensorCell(value, is_copied=not (large and self._on_write))], []
+        if isinstance(value, np.ndarray):
+            is_kept = value.flags.writeable and value.nbytes <= _LARGE
+            return [_ArrayCell(value)] if is_kept else [], list(value.flat) if value.dtype == object else []
+        if isinstance(value, (torch.Generator, random.Random, np.random.RandomState, np.random.BitGenerator)):
+            return [_StreamCell(value)], []
+        if isinstance(value, np.random.Generator):
+            return [], [value.bit_generator]
+        if isinstance(value, (list, deque, set, dict)):
+            return [_ContainerCell(value)], list(value.values()) if isinstance(value, dict) else list(value)
+        if isinstance(value, (tuple, frozenset)):
+            return [], list(value)
+        if isinstance(value, torch.jit.ScriptModule):
+            script = _ScriptCell(value)
+            return [script] if script.values else [], [*value.parameters(), *value.buffers(), *script.values.values()]
+        return self._open_object(value)
+
+    def _open_object(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
+        attributes = getattr(value, "__dict__", None)
+        attributes = attributes if isinstance(attributes, dict) else {}
+        if any(isinstance(each, _LOCKS) for each in attributes.values()):
+            return [], []
+        if isinstance(value, nn.Module):
+            inner = [each for key, each in attributes.items() if key not in _STANDARD]
+            return [_ModuleCell(value), _ContainerCell(value._modules)], inner
+        cells: list[_Cell] = [_ContainerCell(attributes)] if attributes else []
+        slots = _SlotsCell(value)
+        return [*cells, *([slots] if slots.values else [])], [*attributes.values(), *slots.values.values()]
+
+
+@contextmanager
+def unchanged(module: nn.Module, names: Collection[str] | None = None) -> Iterator[State]:
+    """Put a network's state back afterwards, after an error too.
+
+    :param module: the network
+    :param names: of the parts that may change, as ``Wiring.stateful`` has them. All if not given: this looks at every
+        attribute and function call, which takes longer than a small network's pass.
+    """
+    state = State(module, all_names(module) if names is None else names, on_write=names is None)
+    try:
+        with state.copying_on_write() if names is None else nullcontext():
+            yield state
+    finally:
+        state.put_back()
+
+
+class _Cell:
+    """Something that a pass may change."""
+
+    def put_back(self) -> bool:
+        """Put it back. Returns whether it had changed."""
+        raise NotImplementedError
+
+
+class _TensorCell(_Cell):
+    def __init__(self, tensor: Tensor, *, is_copied: bool):
+        self.tensor = tensor
+        self.alias = tensor.data  # the same memory, and a version of its own: autograd does not notice what we do
+        self.values = self.alias.clone() if is_copied else None
+
+    def copy(self) -> None:
+        self.values = self.alias.clone() if self.values is None else self.values
+
+    def put_back(self) -> bool:
+        replaced = self.tensor.data_ptr() != self.alias.data_ptr() or self.tensor.shape != self.alias.shape
+        if replaced:
+            self.tensor.data = self.alias
+        if self.values is None or _same_values(self.alias, self.values):
+            return replaced
+        with torch.no_grad():
+            self.alias.copy_(self.values)
+        return True
+
+
+class _ArrayCell(_Cell):
+    def __init__(self, array: np.ndarray):
+        self.array, self.values = array, array.copy()
+
+    def put_back(self) -> bool:
+        if self.array.shape == self.values.shape and self.array.tobytes() == self.values.tobytes():
+            return False
+        self.array.resize(self.values.shape, refcheck=False)
+        self.array[...] = self.values
+        return True
+
+
+class _StreamCell(_Cell):
+    """A random generator of torch, NumPy or Python."""
+
+    def __init__(self, stream: Any):
+        self.read, self.write = _access(stream)
+        self.state = self.read()
+
+    def put_back(self) -> bool:
+        moved = not _same_state(self.read(), self.state)
+        if moved:
+            self.write(self.state)
+        return moved
+
+
+class _ContainerCell(_Cell):
+    """The items of a list, a deque, a set or a dictionary, as objects."""
+
+    def __init__(self, container: Any):
+        self.container = container
+        self.items = self._items()
+
+    def _items(self) -> list[Any]:
+        if isinstance(self.container, dict):
+            return [part for item in self.container.items() for part in item]
+        return list(self.container)
+
+    def put_back(self) -> bool:
+        items = self._items()
+        if len(items) == len(self.items) and all(map(_is, items, self.items)):
+            return False
+        self.container.clear()
+        if isinstance(self.container, dict):
+            self.container.update(dict(zip(self.items[::2], self.items[1::2], strict=True)))
+        elif isinstance(self.container, set):
+            self.container.update(self.items)
+        else:
+            self.container.extend(self.items)
+        return True
+
+
+class _ModuleCell(_Cell):
+    """The attributes of a module, as objects, but for those that every module has."""
+
+    def __init__(self, module: nn.Module):
+        self.attributes = module.__dict__
+        self.values = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        return {key: value for key, value in self.attributes.items() if key not in _STANDARD}
+
+    def put_back(self) -> bool:
+        now = self._read()
+        if len(now) == len(self.values) and all(map(_is, now.values(), self.values.values())):
+            return False
+        for key in now.keys() - self.values.keys():
+            del self.attributes[key]
+        self.attributes.update(self.values)
+        return True
+
+
+class _SlotsCell(_Cell):
+    """The attributes of an object that has ``__slots__``."""
+
+    def __init__(self, owner: Any):
+        self.owner = owner
+        self.values = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        slots = (getattr(kind, "__slots__", ()) for kind in type(self.owner).__mro__)
+        names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+        return {name: getattr(self.owner, name) for name in names if hasattr(self.owner, name) and name[:2] != "__"}
+
+    def put_back(self) -> bool:
+        now = self._read()
+        changed = [name for name, value in self.values.items() if now.get(name, self) is not value]
+        for name in changed:
+            object.__setattr__(self.owner, name, self.values[name])
+        return bool(changed)
+
+
+class _ScriptCell(_Cell):
+    """The attributes of a TorchScript module, which are converted whenever they are read."""
+
+    def __init__(self, module: Any):
+        kind, self.module = module.__dict__.get("_concrete_type"), module
+        names = set(kind.get_attributes() if kind else ()) - {"training", "_is_full_backward_hook"}
+        names -= {*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))}
+        self.values = {name: getattr(module, name) for name in sorted(names)}
+
+    def put_back(self) -> bool:
+        for name, value in self.values.items():
+            setattr(self.module, name, value)
+        return True
+
+
+class _CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Copies tensors before an operation writes to their memory."""
+
+    def __init__(self, by_storage: dict[int, list[_TensorCell]]):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.by_storage = by_storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            for tensor in tensors_in((args, kwargs or {})):
+                for cell in self.by_storage.get(_storage(tensor), ()) if tensor.layout == torch.strided else ():
+                    cell.copy()
+        return func(*args, **(kwargs or {}))
+
+
+def _is(one: Any, other: Any) -> bool:
+    return one is other
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal, NaN at the same places included."""
+    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    """Return whether two states of a generator are equal: tensors, arrays, or nests of numbers."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, dict):
+        return all(_same_state(value, other[key]) for key, value in one.items())
+    if isinstance(one, tuple) and any(isinstance(each, (np.ndarray, tuple)) for each in one):
+        return all(map(_same_state, one, other))
+    return bool(one == other)
+
+
+def _access(stream: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """Return how a generator's state is read and written."""
+    if isinstance(stream, random.Random):
+        return stream.getstate, stream.setstate
+    if isinstance(stream, np.random.BitGenerator):
+        return (lambda: stream.state), (lambda state: setattr(stream, "state", state))
+    return stream.get_state, stream.set_state

@@ -1,0 +1,177 @@
+"""Networks whose forward pass changes something, in evaluation mode too."""
+
+import io
+import pickle
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _Pickler(pickle.Pickler):
+    """Writes tensors and generators as their values, since torch writes them differently each time."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Generator):
+            return bytes, (value.get_state().numpy().tobytes(),)
+        if isinstance(value, Tensor):
+            values = value.detach().cpu().contiguous().numpy().tobytes()
+            return tuple, ((type(value).__name__, *value.shape, str(value.dtype), value.requires_grad, values),)
+        return NotImplemented
+
+
+def everything_of(network: nn.Module) -> bytes:
+    """All of a network, and the global random streams."""
+    written = io.BytesIO()
+    _Pickler(written).dump((network, random.getstate(), np.random.get_state(), torch.get_rng_state()))
+    return written.getvalue()
+
+
+class Stateful(nn.Module):
+    """Two layers on what :meth:`normalise` makes of the observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.normalise(x)
+        return self.out(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+class RunningMean(Stateful):
+    """A buffer that is replaced, and a plain tensor that is changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(5))
+        self.square = torch.ones(5)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        self.square.mul_(0.9).add_(0.1 * x.detach().square().mean(0))
+        return (x - self.mean) / (self.square + 1).sqrt()
+
+
+class OfBatches(Stateful):
+    """A Welford normalisation, whose statistics only batches of several rows change, in NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = Statistics()
+
+    def normalise(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            self.statistics.update(x.detach().numpy())
+        return x - torch.as_tensor(self.statistics.mean)
+
+
+class Statistics:
+    __slots__ = ("count", "history", "mean")
+
+    def __init__(self) -> None:
+        self.mean, self.count, self.history = np.zeros(5, np.float32), 1e-4, {"seen": [0]}
+
+    def update(self, x: np.ndarray) -> None:
+        self.mean += (x.mean(0) - self.mean) * len(x) / (self.count + len(x))
+        self.count += len(x)
+        self.history["seen"].append(len(x))
+
+
+class Counting(Stateful):
+    """Counters and caches: a number, a list, a deque, a set and tensors by batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.seen, self.recent, self.sizes = 0, [], deque(maxlen=3), {1}
+        self.cache: dict[int, Tensor] = {}
+
+    def normalise(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(len(x))
+        self.recent.append(x.detach().mean())
+        self.sizes.add(len(x))
+        if len(x) not in self.cache:
+            self.cache[len(x)] = torch.zeros(len(x), 1)
+        self.cache[len(x)] += 1
+        self.last = x.detach()
+        return x * (1 + 1 / self.calls)
+
+
+class OwnGenerators(Stateful):
+    """Noise from generators of torch, NumPy and Python that belong to the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.torch, self.numpy = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        self.legacy, self.python = np.random.RandomState(1), random.Random(1)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        noise = torch.randn(5, generator=self.torch) + torch.as_tensor(self.numpy.normal(size=5), dtype=x.dtype)
+        return x + 0.1 * noise + 0.1 * float(self.legacy.normal()) + 0.1 * self.python.random()
+
+
+class GlobalStreams(Stateful):
+    """Noise from the global generators of NumPy and Python."""
+
+    def normalise(self, x: Tensor) -> Tensor:
+        noise = torch.as_tensor(np.random.normal(size=x.shape), dtype=x.dtype)
+        return x + 0.1 * noise + 0.1 * random.random()
+
+
+class Renormalised(Stateful):
+    """Weights that the forward pass itself bounds, through three doors, and an embedding that bounds its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(2, 5, max_norm=0.5)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        self.first.weight.data.clamp_(-0.2, 0.2)
+        with torch.no_grad():
+            self.second.weight[0] *= 0.999
+        self.out.weight.data = functional.normalize(self.out.weight.data)
+        return x + self.embedding(torch.zeros(len(x), dtype=torch.long))
+
+
+class Growing(Stateful):
+    """A module that is made in the first pass."""
+
+    def normalise(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "scale"):
+            self.scale = nn.PReLU()
+        return self.scale(x)
+
+
+class OldSpectral(Stateful):
+    """The hook of ``torch.nn.utils.spectral_norm``, which sets the weight at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = torch.nn.utils.spectral_norm(self.second)
+
+
+@dataclass
+class Answer:
+    values: Tensor
+    note: str = "values"
+
+
+class Answering(RunningMean):
+    """Returns a dataclass."""
+
+    def forward(self, x: Tensor) -> Any:
+        return Answer(super().forward(x))
+
+
+STATEFUL = (
+    *(RunningMean, OfBatches, Counting, OwnGenerators, GlobalStreams, Renormalised, Growing, OldSpectral, Answering),
+)
