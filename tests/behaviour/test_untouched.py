@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import DQN, PPO, SAC, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -13,6 +13,7 @@ from torch import nn
 from sb3_redo import DormancyCallback, ReDoCallback
 from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import NOISY, Corridor, differences, dqn, fingerprint, sac
+from tests.helpers.stateful_networks import StatefulExtractor, everything_of
 
 IMAGE = spaces.Box(0, 255, (1, 36, 36), "uint8")
 DICTIONARY = spaces.Dict({"position": spaces.Box(-1, 1, (2,)), "room": spaces.Discrete(4)})
@@ -85,3 +86,20 @@ def test_a_run_in_which_no_neuron_is_dormant_equals_the_run_without_callback(bui
     (plain, _), (recycled, _) = learned(with_tanh), learned(with_tanh, callback)
     assert callback.report is not None
     assert differences(plain, recycled) == []
+
+
+@pytest.mark.parametrize("algorithm", [DQN, pytest.param(SAC, marks=pytest.mark.slow), PPO])
+def test_a_measured_run_leaves_what_its_forward_pass_changes_as_it_was(algorithm):
+    def learned(is_measured):
+        policy_kwargs = {"features_extractor_class": StatefulExtractor, "net_arch": [8]}
+        sizes = {"n_steps": 20, "batch_size": 10} if algorithm is PPO else {"learning_starts": 10, "batch_size": 8}
+        env = Corridor(action_space=spaces.Box(-1, 1, (1,)) if algorithm is SAC else None)
+        model = algorithm("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, **sizes)
+        callback = DormancyCallback(measuring_period=5, batch_size=8)
+        model.learn(40, callback=callback if is_measured else None)
+        assert callback.report is not None or not is_measured
+        policy = model.policy
+        policy.optimizer = policy.lr_schedule = None
+        return everything_of(policy.q_net if algorithm is DQN else policy)
+
+    assert learned(True) == learned(False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,9 +36,10 @@ def everything_of(network: nn.Module) -> bytes:
 class Stateful(nn.Module):
     """Two layers on what :meth:`normalise` makes of the observations."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 5) -> None:
         super().__init__()
-        self.first, self.second, self.out = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+        self.size = size
+        self.first, self.second, self.out = nn.Linear(size, 6), nn.Linear(6, 4), nn.Linear(4, 2)
 
     def normalise(self, x: Tensor) -> Tensor:
         return x
@@ -50,10 +52,10 @@ class Stateful(nn.Module):
 class RunningMean(Stateful):
     """A buffer that is replaced, and a plain tensor that is changed in place."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(5))
-        self.square = torch.ones(5)
+    def __init__(self, size: int = 5) -> None:
+        super().__init__(size)
+        self.register_buffer("mean", torch.zeros(size))
+        self.square = torch.ones(size)
 
     def normalise(self, x: Tensor) -> Tensor:
         self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
@@ -64,9 +66,9 @@ class RunningMean(Stateful):
 class OfBatches(Stateful):
     """A Welford normalisation, whose statistics only batches of several rows change, in NumPy."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.statistics = Statistics()
+    def __init__(self, size: int = 5) -> None:
+        super().__init__(size)
+        self.statistics = Statistics(size)
 
     def normalise(self, x: Tensor) -> Tensor:
         if len(x) > 2:
@@ -77,8 +79,8 @@ class OfBatches(Stateful):
 class Statistics:
     __slots__ = ("count", "history", "mean")
 
-    def __init__(self) -> None:
-        self.mean, self.count, self.history = np.zeros(5, np.float32), 1e-4, {"seen": [0]}
+    def __init__(self, size: int) -> None:
+        self.mean, self.count, self.history = np.zeros(size, np.float32), 1e-4, {"seen": [0]}
 
     def update(self, x: np.ndarray) -> None:
         self.mean += (x.mean(0) - self.mean) * len(x) / (self.count + len(x))
@@ -89,8 +91,8 @@ class Statistics:
 class Counting(Stateful):
     """Counters and caches: a number, a list, a deque, a set and tensors by batch size."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, size: int = 5) -> None:
+        super().__init__(size)
         self.calls, self.seen, self.recent, self.sizes = 0, [], deque(maxlen=3), {1}
         self.cache: dict[int, Tensor] = {}
 
@@ -109,13 +111,15 @@ class Counting(Stateful):
 class OwnGenerators(Stateful):
     """Noise from generators of torch, NumPy and Python that belong to the network."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, size: int = 5) -> None:
+        super().__init__(size)
         self.torch, self.numpy = torch.Generator().manual_seed(1), np.random.default_rng(1)
         self.legacy, self.python = np.random.RandomState(1), random.Random(1)
 
     def normalise(self, x: Tensor) -> Tensor:
-        noise = torch.randn(5, generator=self.torch) + torch.as_tensor(self.numpy.normal(size=5), dtype=x.dtype)
+        noise = torch.randn(self.size, generator=self.torch) + torch.as_tensor(
+            self.numpy.normal(size=self.size), dtype=x.dtype
+        )
         return x + 0.1 * noise + 0.1 * float(self.legacy.normal()) + 0.1 * self.python.random()
 
 
@@ -130,9 +134,9 @@ class GlobalStreams(Stateful):
 class Renormalised(Stateful):
     """Weights that the forward pass itself bounds, through three doors, and an embedding that bounds its own."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(2, 5, max_norm=0.5)
+    def __init__(self, size: int = 5) -> None:
+        super().__init__(size)
+        self.embedding = nn.Embedding(2, size, max_norm=0.5)
 
     def normalise(self, x: Tensor) -> Tensor:
         self.first.weight.data.clamp_(-0.2, 0.2)
@@ -154,8 +158,8 @@ class Growing(Stateful):
 class OldSpectral(Stateful):
     """The hook of ``torch.nn.utils.spectral_norm``, which sets the weight at each call."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, size: int = 5) -> None:
+        super().__init__(size)
         self.second = torch.nn.utils.spectral_norm(self.second)
 
 
@@ -175,3 +179,20 @@ class Answering(RunningMean):
 STATEFUL = (
     *(RunningMean, OfBatches, Counting, OwnGenerators, GlobalStreams, Renormalised, Growing, OldSpectral, Answering),
 )
+
+
+class StatefulExtractor(BaseFeaturesExtractor):
+    """Everything that a pass may change, one after the other, and a Transformer."""
+
+    def __init__(self, observation_space: Any):
+        size = observation_space.shape[0]
+        super().__init__(observation_space, features_dim=8)
+        kinds = (RunningMean, OfBatches, Counting, OwnGenerators, GlobalStreams, Renormalised)
+        self.parts = nn.ModuleList(kind(size) for kind in kinds)
+        self.embedding = nn.Linear(1, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        for part in self.parts:
+            observations = part.normalise(observations)
+        return self.block(self.embedding(observations.unsqueeze(-1))).mean(1)
