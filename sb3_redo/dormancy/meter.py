@@ -21,7 +21,7 @@ from sb3_redo.forward.contexts import (
 )
 from sb3_redo.forward.functions import FunctionWatcher
 from sb3_redo.forward.nested import chunks, tensors_in
-from sb3_redo.forward.state import State, unchanged
+from sb3_redo.forward.state import State, draws_from_global_streams, unchanged
 from sb3_redo.wiring.structure import LayerWiring, Site, Wiring
 
 
@@ -50,7 +50,8 @@ class Meter:
         # Watching every function takes time: set it where another number of activation calls must be noticed, too.
         self.watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
         self._number_of_sites = sum(map(len, self._sites.values()))
-        self._stateful = dict.fromkeys(wiring.stateful)  # names of the parts that a pass was seen to change
+        self._stateful = dict.fromkeys(wiring.stateful)  # the parts that a pass was seen to change
+        self._draws_elsewhere = draws_from_global_streams(wiring.stateful)
         self._runs = 0
 
     def measure(self, forward: Callable[[Any], Any], batch: Any, dormancy_threshold: float) -> DormancyReport:
@@ -107,15 +108,16 @@ class Meter:
         #    In every run, what was seen to change is put back.
         self._runs += 1
         is_looked_at = self._runs & (self._runs - 1) == 0
-        seeds = seeded(0)
+        seeds = (everything_seeded if is_looked_at or self._draws_elsewhere else seeded)(0)
         same_state: AbstractContextManager[State | None] = nullcontext()
         if is_looked_at or self._stateful:
-            seeds = everything_seeded(0)
             same_state = unchanged(self.policy, None if is_looked_at else self._stateful)
         # 2. One pass for each part of the batch.
         with seeds, evaluating(self._modules), uncompiled(self._is_compiled), same_state as state:
             parts = [self._run_pass(forward, part, statistic) for part in chunks(batch, self.wiring.rows_at_once)]
-        self._stateful |= state.moved if state else {}
+        if state is not None:
+            self._stateful |= state.moved
+            self._draws_elsewhere |= draws_from_global_streams(state.moved)
         return parts
 
     def _run_pass(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> "_Totals":

@@ -5,8 +5,9 @@ import threading
 import types
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,57 +19,69 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_redo.forward.nested import tensors_in
 
-_GLOBAL_STREAMS: dict[str, Any] = {
-    "<numpy.random>": np.random.get_state.__self__,  # type: ignore[attr-defined]
-    "<random>": random.getstate.__self__,  # type: ignore[attr-defined]
+Part = tuple[str, str]
+"""A module's path and the name of an attribute of it; an empty name for which attributes the module has."""
+
+_STREAMS: dict[Part, Any] = {
+    ("", "<numpy.random>"): np.random.get_state.__self__,  # type: ignore[attr-defined]
+    ("", "<random>"): random.getstate.__self__,  # type: ignore[attr-defined]
 }
-"""NumPy's and Python's own generators. No module has such a path."""
+"""NumPy's and Python's own generators, which no attribute is called like."""
 
 _ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _LEFT_ALONE = (
     *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.GeneratorType),
+    *(property, classmethod, staticmethod, types.MemberDescriptorType, types.GetSetDescriptorType),
     *(Optimizer, threading.Thread, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet),
 )
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Thread)
 _LARGE = 2**26  # bytes
-_STANDARD = frozenset(nn.Module().__dict__) - {"_parameters", "_buffers"} | {"forward"}
+_STANDARD = frozenset((*nn.Module().__dict__, "forward")) - {"_parameters", "_buffers"}
 """Attributes of every module that no pass changes, or that we change, and its children, which have their own turn."""
 
 
-def all_names(module: nn.Module) -> list[str]:
-    """Return the names of everything that a pass may change: the paths of all modules, and the global streams."""
-    return [*dict(module.named_modules()), *_GLOBAL_STREAMS]
+def all_parts(module: nn.Module) -> list[Part]:
+    """Return everything that a pass through a network may change."""
+    modules = module.named_modules()
+    return [*((path, name) for path, each in modules for name in ("", *_own_attributes(each))), *_STREAMS]
 
 
 class State:
-    """The state of a network's parts at the time when this is made.
+    """The state of a network at the time when this is made.
 
-    Covers parameters, buffers, and whatever the modules' attributes lead to: numbers, containers, tensors, arrays,
-    random generators and plain objects. Left alone are optimizers, functions, what several threads share, and arrays
-    above 64 MiB.
+    Covers parameters, buffers, and whatever the modules' attributes, classes and hooks lead to: numbers, containers,
+    tensors, arrays, random generators and plain objects. Left alone are optimizers, what several threads share, and
+    arrays above 64 MiB.
 
     :param module: the network
-    :param names: of the parts, from :func:`all_names`
-    :param on_write: copy parameters and large tensors only when :meth:`copying_on_write` sees that they are written
+    :param parts: those that may change, as another state found them; all of them if not given, and then parameters and
+        large tensors are only copied when :meth:`copying_on_write` sees that they are written
     """
 
-    def __init__(self, module: nn.Module, names: Collection[str], *, on_write: bool = False):
-        self.moved: dict[str, None] = {}  # names of the parts that were found changed
-        self._on_write = on_write
-        self._cells: list[tuple[str, _Cell]] = []
+    def __init__(self, module: nn.Module, parts: Collection[Part] | None = None):
+        self.moved: dict[Part, None] = {}  # parts that were found changed
+        self._on_write = parts is None
+        self._cells: list[tuple[Part, _Cell]] = []
         self._met: dict[int, Any] = {}  # what was looked at, held so that no id is given twice
-        parts = {**dict(module.named_modules()), **_GLOBAL_STREAMS} if names else {}
-        for name in names:
-            self._remember(name, parts[name])
+        if parts is None:  # every module has its own turn, even where another has it in a list, too
+            self._met.update((id(each), each) for each in module.modules())
+        for part in all_parts(module) if parts is None else parts:
+            path, name = part
+            if part in _STREAMS:
+                self._remember(part, [], [_STREAMS[part]])
+            elif name:
+                self._remember(part, [], [_at(module, path).__dict__.get(name)])
+            else:
+                self._remember(part, *self._open_module(_at(module, path)))
 
     def put_back(self, *, moved_only: bool = False) -> None:
         """Put back what has changed since.
 
         :param moved_only: look only at parts that were found changed before
         """
-        for name, cell in self._cells if self.moved or not moved_only else ():
-            if (not moved_only or name in self.moved) and cell.put_back():
-                self.moved[name] = None
+        for part, cell in self._cells if self.moved or not moved_only else ():
+            if (not moved_only or part in self.moved) and cell.put_back():
+                self.moved[part] = None
 
     @contextmanager
     def copying_on_write(self) -> Iterator[None]:
@@ -80,16 +93,37 @@ class State:
         with _CopyOnWrite(by_storage):
             yield
 
-    def _remember(self, name: str, root: Any) -> None:
-        waiting = [root]
-        while waiting:
+    def _remember(self, part: Part, cells: "list[_Cell]", inner: list[Any]) -> None:
+        waiting: list[Any] = []
+        while True:
+            self._cells += [(part, cell) for cell in cells]
+            waiting += [each for each in reversed(inner) if type(each) not in _ATOMS]
+            while waiting and (id(waiting[-1]) in self._met or isinstance(waiting[-1], _LEFT_ALONE)):
+                waiting.pop()
+            if not waiting:
+                return
             value = waiting.pop()
-            if id(value) in self._met or isinstance(value, _LEFT_ALONE):
-                continue
             self._met[id(value)] = value
             cells, inner = self._open(value)
-            self._cells += [(name, cell) for cell in cells]
-            waiting += [each for each in reversed(inner) if type(each) not in _ATOMS]
+
+    def _open_module(self, module: nn.Module) -> "tuple[list[_Cell], list[Any]]":
+        """Return what puts back which attributes a module has, and the values around it: those of hooks and classes."""
+        if isinstance(module, torch.jit.ScriptModule):
+            script = _ScriptCell(module)
+            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            return [script] if script.values else [], [*tensors, *script.values.values()]
+        cells: list[_Cell] = [_AttributesCell(module, module.__dict__), _ContainerCell(module._modules)]
+        inner: list[Any] = []
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            closure = getattr(hook, "__closure__", None) or ()
+            inner += [getattr(hook, "__self__", hook), *(getattr(cell, "cell_contents", None) for cell in closure)]
+        for kind in type(module).__mro__:
+            if id(kind) not in self._met and not kind.__module__.startswith("torch."):
+                self._met[id(kind)] = kind
+                shared = _AttributesCell(kind, vars(kind))
+                cells.append(shared)
+                inner += shared.values.values()
+        return cells, inner
 
     def _open(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
         """Return what puts a value back, and the values inside."""
@@ -109,9 +143,9 @@ class State:
             return [_ContainerCell(value)], list(value.values()) if isinstance(value, dict) else list(value)
         if isinstance(value, (tuple, frozenset)):
             return [], list(value)
-        if isinstance(value, torch.jit.ScriptModule):
-            script = _ScriptCell(value)
-            return [script] if script.values else [], [*value.parameters(), *value.buffers(), *script.values.values()]
+        if isinstance(value, nn.Module):  # one that is no child of another, such as in a list
+            cells, inner = self._open_module(value)
+            return cells, [*inner, *value._modules.values(), *_own_attributes(value).values()]
         return self._open_object(value)
 
     def _open_object(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
@@ -119,25 +153,37 @@ class State:
         attributes = attributes if isinstance(attributes, dict) else {}
         if any(isinstance(each, _LOCKS) for each in attributes.values()):
             return [], []
-        if isinstance(value, nn.Module):
-            inner = [each for key, each in attributes.items() if key not in _STANDARD]
-            return [_ModuleCell(value), _ContainerCell(value._modules)], inner
         cells: list[_Cell] = [_ContainerCell(attributes)] if attributes else []
         slots = _SlotsCell(value)
         return [*cells, *([slots] if slots.values else [])], [*attributes.values(), *slots.values.values()]
 
 
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module but for those that every module has, and those kept by TorchScript."""
+    attributes = {} if isinstance(module, torch.jit.ScriptModule) else module.__dict__
+    return {key: value for key, value in attributes.items() if key not in _STANDARD}
+
+
+def _at(module: nn.Module, path: str) -> Any:
+    return reduce(lambda parent, name: parent._modules[name], path.split(".") if path else (), module)
+
+
+def draws_from_global_streams(parts: Collection[Part]) -> bool:
+    """Return whether NumPy's or Python's own generator is among the parts of a network that change."""
+    return any(part in _STREAMS for part in parts)
+
+
 @contextmanager
-def unchanged(module: nn.Module, names: Collection[str] | None = None) -> Iterator[State]:
+def unchanged(module: nn.Module, parts: Collection[Part] | None = None) -> Iterator[State]:
     """Put a network's state back afterwards, after an error too.
 
     :param module: the network
-    :param names: of the parts that may change, as ``Wiring.stateful`` has them. All if not given: this looks at every
+    :param parts: those that may change, as ``Wiring.stateful`` has them. All if not given: this looks at every
         attribute and function call, which takes longer than a small network's pass.
     """
-    state = State(module, all_names(module) if names is None else names, on_write=names is None)
+    state = State(module, parts)
     try:
-        with state.copying_on_write() if names is None else nullcontext():
+        with state.copying_on_write() if parts is None else nullcontext():
             yield state
     finally:
         state.put_back()
@@ -223,23 +269,25 @@ class _ContainerCell(_Cell):
         return True
 
 
-class _ModuleCell(_Cell):
-    """The attributes of a module, as objects, but for those that every module has."""
+class _AttributesCell(_Cell):
+    """The attributes of a module or of a class, as objects, but for those that every module has."""
 
-    def __init__(self, module: nn.Module):
-        self.attributes = module.__dict__
+    def __init__(self, owner: Any, attributes: Mapping[str, Any]):
+        self.owner, self.attributes = owner, attributes
         self.values = self._read()
 
     def _read(self) -> dict[str, Any]:
-        return {key: value for key, value in self.attributes.items() if key not in _STANDARD}
+        return {key: value for key, value in self.attributes.items() if key not in _STANDARD and key[:2] != "__"}
 
     def put_back(self) -> bool:
         now = self._read()
         if len(now) == len(self.values) and all(map(_is, now.values(), self.values.values())):
             return False
+        change: Any = type if isinstance(self.owner, type) else object  # not Module.__setattr__, which sorts by type
         for key in now.keys() - self.values.keys():
-            del self.attributes[key]
-        self.attributes.update(self.values)
+            change.__delattr__(self.owner, key)
+        for key in (key for key, value in self.values.items() if now.get(key, self) is not value):
+            change.__setattr__(self.owner, key, self.values[key])
         return True
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from sb3_redo.forward.contexts import seeded, training
 from sb3_redo.forward.nested import map_tensors
-from sb3_redo.forward.state import all_names, unchanged
+from sb3_redo.forward.state import all_parts, unchanged
 from sb3_redo.plasticity.network import Network
 
 FREQUENCY = 1e5
@@ -77,7 +77,7 @@ def probe(
         first = task.loss()
         generator = torch.Generator().manual_seed(seed + number)
         # Steps in training mode may change more than the passes that the wiring was read from.
-        same_state = unchanged(network.module, all_names(network.module))
+        same_state = unchanged(network.module, all_parts(network.module))
         with network.examined(), same_state, seeded(seed + number), training(list(network.module.modules())):
             for rows in _minibatches(len(targets), minibatch_size, steps, generator):
                 task.step(rows)

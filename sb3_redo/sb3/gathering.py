@@ -10,7 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_redo.forward.contexts import evaluating, everything_seeded
-from sb3_redo.forward.state import unchanged
+from sb3_redo.forward.state import all_parts, unchanged
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.players import Move, NoiseMatrices, noise_holder
@@ -49,7 +49,7 @@ def gather_batch(
         )
     with everything_seeded(seed), _seeded_actions(model, seed), _frozen_statistics(env), _kept_noise(model):
         env.seed(seed)
-        with evaluating(model.policy.modules()), unchanged(model.policy):
+        with evaluating(model.policy.modules()), unchanged(model.policy, all_parts(model.policy)):
             batch = _run(model, env, n, progress, on_episode)
         # Not to go on with the random numbers that we chose, which would be the same in every run.
         env.seed(integer_seed(None if model.seed is None else (model.seed, seed)))

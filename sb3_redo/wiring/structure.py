@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sb3_redo.forward.state import Part
 from sb3_redo.wiring.html_table import html_table
 
 
@@ -76,7 +77,7 @@ class Wiring:
     :param activation_calls: activation calls in one forward pass, to notice a network that changed
     :param left_alone: name of any other module with parameters to why it is neither measured nor recycled
     :param values_per_observation: how many values all layers and activations give for one observation
-    :param stateful: names of the parts that a pass changes, as ``forward.state.all_names`` has them
+    :param stateful: the parts of the network that a pass changes: a module's path and the name of an attribute
     """
 
     layers: tuple[LayerWiring, ...]
@@ -84,7 +85,7 @@ class Wiring:
     activation_calls: int
     left_alone: dict[str, str] = field(default_factory=dict)
     values_per_observation: int = 0
-    stateful: tuple[str, ...] = ()
+    stateful: tuple[Part, ...] = ()
 
     @property
     def rows_at_once(self) -> int:

@@ -14,7 +14,7 @@ from sb3_redo import measure_dormancy, recycle_dormant, trace_wiring
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.forward.contexts import evaluating
 from sb3_redo.forward.state import unchanged
-from tests.helpers.stateful_networks import STATEFUL, Answer, Counting, OfBatches, Stateful, everything_of
+from tests.helpers.stateful_networks import STATEFUL, Answer, Counting, Hooked, OfBatches, Stateful, everything_of
 
 every_kind = pytest.mark.parametrize("kind", STATEFUL)
 OBSERVATIONS = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
@@ -43,6 +43,8 @@ def test_training_is_the_same_with_measurements(kind):
         np.random.seed(0)
         random.seed(0)
         torch.utils.hooks.RemovableHandle.next_id = 0
+        Hooked.passes = 0
+        Hooked.by_class.clear()
         network = kind()
         if kind.__name__ == "Growing":
             network.scale = nn.PReLU()
@@ -96,7 +98,7 @@ def test_only_the_parts_that_change_are_put_back_from_the_third_measurement_on()
     assert wiring.stateful == ()  # two observations change nothing
     meter = Meter(network, wiring, {layer.name: "net" for layer in wiring})
     meter.measure(network, OBSERVATIONS, 0.1)
-    assert list(meter._stateful) == [""]
+    assert list(meter._stateful) == [("", "statistics")]
 
 
 def test_an_error_puts_everything_back():

@@ -29,7 +29,8 @@ class _Pickler(pickle.Pickler):
 def everything_of(network: nn.Module) -> bytes:
     """All of a network, and the global random streams."""
     written = io.BytesIO()
-    _Pickler(written).dump((network, random.getstate(), np.random.get_state(), torch.get_rng_state()))
+    streams = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _Pickler(written).dump((network, dict(Hooked.by_class), Hooked.passes, streams))
     return written.getvalue()
 
 
@@ -176,11 +177,6 @@ class Answering(RunningMean):
         return Answer(super().forward(x))
 
 
-STATEFUL = (
-    *(RunningMean, OfBatches, Counting, OwnGenerators, GlobalStreams, Renormalised, Growing, OldSpectral, Answering),
-)
-
-
 class StatefulExtractor(BaseFeaturesExtractor):
     """Everything that a pass may change, one after the other, and a Transformer."""
 
@@ -196,3 +192,48 @@ class StatefulExtractor(BaseFeaturesExtractor):
         for part in self.parts:
             observations = part.normalise(observations)
         return self.block(self.embedding(observations.unsqueeze(-1))).mean(1)
+
+
+class Hooked(Stateful):
+    """A hook that notes what a layer returns in a list outside, and a counter of the class."""
+
+    passes = 0
+
+    def __init__(self, size: int = 5) -> None:
+        super().__init__(size)
+        self.second.register_forward_hook(Recorder())
+
+    def normalise(self, x: Tensor) -> Tensor:
+        type(self).passes += 1
+        self.by_class["rows"] = self.by_class.get("rows", 0) + len(x)
+        return x
+
+    by_class: dict[str, int] = {}
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.noted: list[Tensor] = []
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.noted.append(output.detach())
+
+
+class Hidden(Stateful):
+    """A module with state in a plain list, and an attribute that is a view of a buffer."""
+
+    def __init__(self, size: int = 5) -> None:
+        super().__init__(size)
+        self.hidden = [Counting(size), {"deeper": (RunningMean(size),)}]
+        self.register_buffer("table", torch.zeros(2, size))
+        self.row = self.table[0]
+
+    def normalise(self, x: Tensor) -> Tensor:
+        self.row += 1
+        return self.hidden[1]["deeper"][0].normalise(self.hidden[0].normalise(x)) + self.table.sum(0) / 100
+
+
+STATEFUL = (
+    *(RunningMean, OfBatches, Counting, OwnGenerators, GlobalStreams, Renormalised, Growing, OldSpectral, Answering),
+    *(Hooked, Hidden),
+)
