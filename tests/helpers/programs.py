@@ -2,7 +2,8 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -35,6 +36,17 @@ class Plan(NamedTuple):
     form: str = "vector"
     head: str = "plain"
     seed: int = 0
+
+
+@dataclass
+class Returned:
+    """What half of the networks return."""
+
+    first: Tensor
+    others: list[Tensor]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from (self.first, *self.others)
 
 
 class Register(NamedTuple):
@@ -93,13 +105,14 @@ class Program(nn.Module):
         parts = [torch.rand(batch, *shape, generator=generator) * 2 - 1 for shape in SHAPES[self.plan.form]]
         return {f"part {i}": part for i, part in enumerate(parts)} if len(parts) > 1 else parts[0]
 
-    def forward(self, x: Any) -> list[Tensor]:
+    def forward(self, x: Any) -> "list[Tensor] | Returned":
         values = list(x.values()) if isinstance(x, dict) else [x]
         for run in self.program:
             values.append(run(self, values))
             for name, owners in self.notes[len(values) - 1]:
                 self.seen.setdefault(name, []).append((owners, values[-1].detach().clone()))
-        return [values[number] for number in self.returned]
+        returned = [values[number] for number in self.returned]
+        return Returned(*returned[:1], returned[1:]) if self.plan.seed % 2 else returned
 
     # Building: every operation returns the register it adds, or None where it does not apply.
 

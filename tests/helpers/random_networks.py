@@ -4,9 +4,11 @@ A plan is a list of small numbers. ``RandomNetwork`` makes a program of it and f
 neurons feed what (``Flow``), so that the wiring is known without asking anything of the network.
 """
 
+import random
 from collections.abc import Callable
 from math import gcd
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,6 +27,23 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "hardswish": (functional.hardswish, lambda x: functional.hardswish(x, inplace=True), nn.Hardswish),
     "hardsigmoid": (functional.hardsigmoid, lambda x: functional.hardsigmoid(x, inplace=True), nn.Hardsigmoid),
 }
+
+
+class Wavering(nn.Module):
+    """A factor that changes from pass to pass: by a counter, a buffer, a list and generators of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.calls, self.rows = 0, []
+        self.generators = torch.Generator().manual_seed(0), np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        self.calls += 1
+        self.rows.append(len(x))
+        noise = torch.rand((), generator=self.generators[0]) + self.generators[1].random()
+        return x * (1 + 0.1 * noise + 0.1 / (self.calls + float(self.passes) + len(self.rows)))
 
 
 class RandomNetwork(Program):
@@ -81,6 +100,15 @@ class RandomNetwork(Program):
         name = self._add_module("dropout", nn.Dropout(0.3))
         run = lambda net, r: net.get_submodule(name)(r[source.number])  # noqa: E731
         return self._emit("dropout", run, source.flow, (source,))
+
+    def _stateful(self, source: Register, choice: int, size: int) -> Register | None:
+        name = self._add_module("stateful", Wavering())
+        run = lambda net, r: net.get_submodule(name)(r[source.number])  # noqa: E731
+        return self._emit("stateful", run, source.flow, (source,))
+
+    def _noise(self, source: Register, choice: int, size: int) -> Register | None:
+        draw = np.random.random if choice % 2 else random.random
+        return self._moved_by_value(f"noise of {draw}", source, lambda x: x * (0.9 + 0.2 * draw()))
 
     def _moved_by_value(self, text: str, source: Register, function: Callable[[Tensor], Tensor]) -> Register:
         return self._emit(text, lambda _, r: function(r[source.number]), source.flow, (source,))
@@ -277,7 +305,7 @@ class RandomNetwork(Program):
 COMMON = ("block", "layer", "activation", "norm", "cat", "sum", "residual", "reshape")
 RARE = (
     *("again", "tied", "freeze", "crelu", "swish", "square", "dropout", "offset", "pool", "slice", "permute", "pad"),
-    *("gate", "masked", "glu", "maxout", "difference", "softmax", "return"),
+    *("gate", "masked", "glu", "maxout", "difference", "softmax", "return", "stateful", "noise"),
 )
 operations = st.sampled_from(["block", *COMMON * 3, *RARE])
 steps = st.builds(Step, operations, st.integers(0, 3), st.integers(0, 15), st.sampled_from((4, 1, 8, 6, 4, 2, 3, 5, 7)))

@@ -5,6 +5,7 @@ import pickle
 import random
 from collections import deque
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ class _Pickler(pickle.Pickler):
     """Writes tensors and generators as their values, since torch writes them differently each time."""
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, FunctionType):
+            return str, (value.__qualname__,)
+        if isinstance(value, nn.Module):
+            return tuple, ((type(value).__name__, value.__dict__),)
         if isinstance(value, torch.Generator):
             return bytes, (value.get_state().numpy().tobytes(),)
         if isinstance(value, Tensor):

@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, assume, given, note, seed, settings
 from torch import nn
 
 from sb3_redo.dormancy.meter import Meter
+from sb3_redo.forward.contexts import everything_seeded
 from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE
 from sb3_redo.recycling.step import Surgery, recycle
 from sb3_redo.wiring.tracing import trace_wiring
 from tests.helpers.flows import WIDTH
 from tests.helpers.random_networks import COMMON, RARE, RandomNetwork, plans
+from tests.helpers.stateful_networks import everything_of
 
 # The same networks every time: a rare one that fails is to be found by whoever looks for it, with other seeds.
 few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -100,9 +102,11 @@ def recycled(network, report, optimizer, mode="match"):
 
 
 def outputs_of(network):
-    network.eval()
-    with torch.no_grad():
-        return network(network.observations(6, seed=5))
+    """The outputs of a pass with the random numbers of a measurement, and the copy that has made it."""
+    twin = copy.deepcopy(network).eval()
+    twin.seen.clear()
+    with torch.no_grad(), everything_seeded(0):
+        return list(twin(network.observations(6, seed=5))), twin
 
 
 def check_wiring(network, wiring):
@@ -130,15 +134,14 @@ def check_wiring(network, wiring):
 def check_scores(network, wiring):
     """They are what a slow loop over the noted activations gives. Returns for how many layers that was checked."""
     report = report_on(network, wiring, 0.1)
-    network.seen.clear()
-    outputs_of(network)
+    _, twin = outputs_of(network)
     checked = 0
     for layer in report.layers:
         if layer.name in open_doubts(network):
             continue
         means = []
         for neuron in range(layer.neurons):
-            parts = [value[:, owners == neuron].flatten().tolist() for owners, value in network.seen[layer.name]]
+            parts = [value[:, owners == neuron].flatten().tolist() for owners, value in twin.seen[layer.name]]
             values = [abs(x) for part in parts for x in part]
             means.append(sum(values) / len(values) if values else 0.0)
         mean = sum(means) / len(means)
@@ -153,11 +156,19 @@ def check_outputs(network, wiring, optimizer):
     network = copy.deepcopy(network)
     report = report_on(network, wiring, 0.0)
     layers = [replace(layer, recyclable=layer.recyclable and wiring[layer.name].exact) for layer in report.layers]
-    before = outputs_of(network)
+    before, _ = outputs_of(network)
     record = recycled(network, replace(report, layers=tuple(layers)), optimizer)
-    for old, new in zip(before, outputs_of(network), strict=True):
+    for old, new in zip(before, outputs_of(network)[0], strict=True):
         torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
     return record.recycled
+
+
+def check_untouched(network):
+    """Reading and measuring leave weights, buffers, attributes, modes and random streams bit for bit."""
+    network.train(network.plan.seed > 1)
+    before = everything_of(network)
+    report_on(network, wiring_of(network), 0.1)
+    assert everything_of(network) == before
 
 
 def attached_entries(network, report):
@@ -246,6 +257,13 @@ def test_entries_of_other_neurons_stay_bit_for_bit(plan):
     check_entries(network, known_wiring(plan), trained(network))
 
 
+@few
+@same
+@given(plans)
+def test_reading_and_measuring_leave_no_trace(plan):
+    check_untouched(built(plan))
+
+
 @pytest.mark.slow
 def test_all_of_it_holds_of_thousands_of_networks():
     census, tried = Counter(), set()
@@ -258,6 +276,7 @@ def test_all_of_it_holds_of_thousands_of_networks():
             return
         wiring = wiring_of(network)
         check_wiring(network, wiring)
+        check_untouched(network)
         checked = check_scores(network, wiring)
         optimizer = trained(network)
         kept = check_outputs(network, wiring, optimizer)
