@@ -65,7 +65,8 @@ class State:
         self._met: dict[int, Any] = {}  # what was looked at, held so that no id is given twice
         if parts is None:  # every module has its own turn, even where another has it in a list, too
             self._met.update((id(each), each) for each in module.modules())
-        for part in all_parts(module) if parts is None else parts:
+        self._parts = all_parts(module) if parts is None else parts
+        for part in self._parts:
             path, name = part
             if part in _STREAMS:
                 self._remember(part, [], [_STREAMS[part]])
@@ -81,7 +82,9 @@ class State:
         """
         for part, cell in self._cells if self.moved or not moved_only else ():
             if (not moved_only or part in self.moved) and cell.put_back():
-                self.moved[part] = None
+                # What a module does at every hundredth pass, say, it does by a number or a buffer that always changes.
+                alike = [each for each in self._parts if each[0] == part[0] and each not in _STREAMS]
+                self.moved |= dict.fromkeys(alike if part[1] in ("", "_buffers") else [part])
 
     @contextmanager
     def copying_on_write(self) -> Iterator[None]:

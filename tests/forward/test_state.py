@@ -103,6 +103,29 @@ def test_only_the_parts_that_change_are_put_back_from_the_third_measurement_on()
     assert list(meter._stateful) == [("", "statistics")]
 
 
+def test_what_changes_at_some_passes_only_is_put_back_at_all_of_them():
+    class Rarely(Stateful):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.seen = 0, []
+            self.register_buffer("mean", torch.zeros(5))
+
+        def normalise(self, x):
+            self.calls += 1
+            if self.calls % 7 == 0:
+                self.mean += x.detach().mean(0)
+                self.seen.append(self.calls)
+            return x - self.mean
+
+    network = Rarely()
+    wiring = trace_wiring(network, OBSERVATIONS)
+    meter = Meter(network, wiring, {layer.name: "net" for layer in wiring})
+    for _ in range(12):
+        meter.measure(network, OBSERVATIONS, 0.1)
+        assert (network.seen, network.mean.any()) == (list(range(7, network.calls + 1, 7)), network.calls >= 7)
+        network(OBSERVATIONS)
+
+
 def test_an_error_puts_everything_back():
     network = Counting()
     before = everything_of(network)
