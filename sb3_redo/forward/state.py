@@ -50,8 +50,8 @@ class State:
     """The state of a network at the time when this is made.
 
     Covers parameters, buffers, and whatever the modules' attributes, classes and hooks lead to: numbers, containers,
-    tensors, arrays, random generators and plain objects. Left alone are optimizers, what several threads share, and
-    arrays above 64 MiB.
+    tensors, arrays, random generators and plain objects. Left alone are optimizers, environments, iterators, what
+    several threads share, and arrays above 64 MiB.
 
     :param module: the network
     :param parts: those that may change, as another state found them; all of them if not given, and then parameters and
@@ -154,7 +154,8 @@ class State:
     def _open_object(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
         attributes = getattr(value, "__dict__", None)
         attributes = attributes if isinstance(attributes, dict) else {}
-        if any(isinstance(each, _LOCKS) for each in attributes.values()):
+        is_environment = hasattr(type(value), "step") and hasattr(type(value), "reset")  # it moves on while we gather
+        if is_environment or any(isinstance(each, _LOCKS) for each in attributes.values()):
             return [], []
         cells: list[_Cell] = [_ContainerCell(attributes)] if attributes else []
         slots = _SlotsCell(value)

@@ -5,6 +5,7 @@ import pickle
 import random
 import threading
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -171,18 +172,24 @@ def test_parameters_are_not_copied_where_none_is_written():
     assert all(cell.values is None for _, cell in state._cells if hasattr(cell, "alias"))
 
 
-def test_what_threads_share_is_left_alone():
+@pytest.mark.parametrize("name", ["Shared", "Room"])
+def test_what_threads_share_and_environments_are_left_alone(name):
     network = Counting()
-    network.shared = Shared()
+    network.other = globals()[name]()
     with unchanged(network):
-        network.shared.items.append(1)
+        network.other.items.append(1)
         network.seen.append(1)
-    assert (network.shared.items, network.seen) == ([1], [])
+    assert (network.other.items, network.seen) == ([1], [])
 
 
 class Shared:
     def __init__(self):
         self.lock, self.items = threading.Lock(), []
+
+
+class Room(gym.Env):
+    def __init__(self):
+        self.items = []
 
 
 def test_objects_that_hold_each_other_are_looked_at_once():
