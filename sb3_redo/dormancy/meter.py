@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.dormancy.scores import LayerDormancy, dormancy_scores
+from sb3_redo.forward.calls import Call, CallSequence, parametrisations
 from sb3_redo.forward.contexts import (
     evaluating,
     everything_seeded,
@@ -20,6 +21,7 @@ from sb3_redo.forward.contexts import (
     uncompiled,
 )
 from sb3_redo.forward.functions import FunctionWatcher
+from sb3_redo.forward.layers import LAYER_TYPES, is_plain
 from sb3_redo.forward.nested import chunks, tensors_in
 from sb3_redo.forward.state import State, draws_from_global_streams, unchanged
 from sb3_redo.wiring.structure import LayerWiring, Site, Wiring
@@ -45,11 +47,14 @@ class Meter:
         for number, layer in enumerate(self.layers):
             for site in layer.sites:
                 self._sites[site.kind, site.name, site.call].append(LayerSite(number, layer, site))
-        names = {name for kind, name, _ in self._sites if kind != "activation"}
-        self._modules_with_sites = {name: policy.get_submodule(name) for name in names}
-        # Watching every function takes time: set it where another number of activation calls must be noticed, too.
+        # Every layer is followed, of other modules those with sites.
+        modules = dict(policy.named_modules())
+        self._layers = {name: module for name, module in modules.items() if isinstance(module, LAYER_TYPES)}
+        names = {name for kind, name, _ in self._sites if kind != "activation"} - self._layers.keys()
+        self._modules_with_sites = {name: modules[name] for name in names}
+        self._parametrisations = parametrisations(modules.items())
+        # Watching every function takes time: set it where other activation calls must be noticed, too.
         self.watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
-        self._number_of_sites = sum(map(len, self._sites.values()))
         self._stateful = dict.fromkeys(wiring.stateful)  # the parts that a pass was seen to change
         self._draws_elsewhere = draws_from_global_streams(wiring.stateful)
         self._runs = 0
@@ -123,32 +128,45 @@ class Meter:
     def _run_pass(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> "_Totals":
         # 1. Sites at modules are seen by replacing ``forward``. Functions are watched only if some site needs it.
         totals = _Totals(len(self.layers), len(next(tensors_in(batch))), statistic)
-        watcher = _SiteWatcher(self._sites, totals) if self.watches_functions else None
-        with replaced_forward(self._modules_with_sites, self._summing(totals)), watcher or nullcontext():
+        calls = CallSequence(self._expected_calls(), "measured")
+        watcher = _SiteWatcher(calls, self._sites, totals) if self.watches_functions else None
+        modules = {**self._layers, **self._modules_with_sites, **self._parametrisations}
+        with replaced_forward(modules, self._following(calls, totals)), watcher or nullcontext():
             forward(batch)
-        # 2. The pass is over. It must have reached every site once, or the wiring does not hold for it.
-        calls = watcher.activation_calls if watcher else self.wiring.activation_calls
-        if totals.sites_seen != self._number_of_sites or calls != self.wiring.activation_calls:
-            raise RuntimeError(
-                f"the forward pass made {calls} activation calls and reached {totals.sites_seen} places to measure, "
-                f"but {self.wiring.activation_calls} and {self._number_of_sites} when it was traced: a network that "
-                "changes from pass to pass cannot be measured"
-            )
+        # 2. The pass is over. It must have made all calls, or the wiring does not hold for it.
+        calls.end()
         return totals
 
-    def _summing(self, totals: "_Totals") -> Callable[[str, nn.Module], Callable[..., Any]]:
+    def _expected_calls(self) -> list[Call]:
+        """Return the calls of a pass that are followed, as they were made when the policy was traced."""
+        followed = {"layer": self._layers, "module": self._modules_with_sites}
+        functions = self.watches_functions
+        return [call for call in self.wiring.calls if call.name in followed.get(call.kind, [call.name] * functions)]
+
+    def _following(self, calls: CallSequence, totals: "_Totals") -> Callable[[str, nn.Module], Callable[..., Any]]:
         """Return what makes a module's new ``forward``. Hooks take longer to register and remove."""
 
         def make(name: str, module: nn.Module) -> Callable[..., Any]:
-            calls = count()
-            real = module.forward
+            if name in self._parametrisations:
+                return calls.inside(module.forward)
+            kind = "layer" if name in self._layers else "module"
+            numbers, real = count(), module.forward
+            run = real if kind == "module" or is_plain(module) else calls.inside(real)
 
             def forward(*args: Any, **kwargs: Any) -> Any:
-                call = next(calls)
-                for site in self._sites.get(("input", name, call), ()):
+                # 1. What runs inside a layer is a part of it.
+                if calls.is_inside:
+                    return real(*args, **kwargs)
+                number = next(numbers)
+                # 2. A layer counts when it begins and another module when it returns, as when the policy was traced.
+                if kind == "layer":
+                    calls.add(kind, name)
+                for site in self._sites.get(("input", name, number), ()):
                     totals.add(site, args[0] if args else kwargs["input"])
-                result = real(*args, **kwargs)
-                for site in self._sites.get(("result", name, call), ()):
+                result = run(*args, **kwargs)
+                if kind == "module":
+                    calls.add(kind, name)
+                for site in self._sites.get(("result", name, number), ()):
                     totals.add(site, result)
                 return result
 
@@ -167,6 +185,7 @@ class LayerSite:
 
     def __init__(self, number: int, layer: LayerWiring, site: Site):
         self.number = number
+        self.layer = layer.name
         self.kind = site.kind
         self.neurons = layer.neurons
         self.is_non_negative = site.is_non_negative
@@ -201,6 +220,11 @@ class LayerSite:
         # 2. Space is summed first, then the batch. Both at once would take up to four times as long.
         sums = (value.sum(self.summed_axes) if self.summed_axes else value).sum(0)
         sums = sums if sums.ndim == 1 else sums.flatten()
+        if len(sums) != len(self.owners):
+            raise RuntimeError(
+                f"the activations of {self.layer} are of shape {tuple(value.shape)}, which is not as it was traced: a "
+                "network that changes from pass to pass cannot be measured"
+            )
         values_per_sum = value.numel() / len(sums)
         # 3. One sum per element remains. Most often that is one per neuron, in order.
         if self.is_one_each:
@@ -223,14 +247,12 @@ class _Totals:
         self.statistic = statistic
         self.sums: list[Tensor | None] = [None] * layers
         self.counts: list[Tensor | float] = [0.0] * layers
-        self.sites_seen = 0
 
     def add(self, site: LayerSite, value: Tensor) -> None:
         total, number = self.statistic(site, value)
         before = self.sums[site.number]
         self.sums[site.number] = total if before is None else before + total
         self.counts[site.number] = self.counts[site.number] + number
-        self.sites_seen += 1
 
     def of_layers(self) -> list[tuple[Tensor, Tensor | float]]:
         """Return for each layer the neurons' sums and the number of values in them, at least 1."""
@@ -261,12 +283,12 @@ Sites = dict[tuple[str, str, int], list[LayerSite]]
 class _SiteWatcher(FunctionWatcher):
     """Adds up the sites that are the output of an activation call."""
 
-    def __init__(self, sites: Sites, totals: _Totals):
-        super().__init__()
+    def __init__(self, calls: CallSequence, sites: Sites, totals: _Totals):
+        super().__init__(calls)
         self.sites = sites
         self.totals = totals
 
-    def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
+    def on_activation(self, call: int, output: Tensor) -> Tensor:
         for site in self.sites.get(("activation", str(call), call), ()):
             self.totals.add(site, output)
         return output

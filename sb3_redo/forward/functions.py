@@ -7,10 +7,13 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_NON_NEGATIVE_NAMES = ("relu", "relu6", "sigmoid", "softplus", "hardsigmoid")
+from sb3_redo.forward.calls import CallSequence
+
+NON_NEGATIVE = ("relu", "relu6", "sigmoid", "hardsigmoid")
+"""Names of activations whose output needs no absolute value. That of softplus may be negative: its beta may be."""
 _ACTIVATION_NAMES = (
-    *_NON_NEGATIVE_NAMES,
-    *("leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "threshold"),
+    *NON_NEGATIVE,
+    *("softplus", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "threshold"),
     *("tanh", "hardtanh", "softsign", "logsigmoid", "hardswish", "hardshrink", "softshrink", "tanhshrink"),
 )
 _NORMALISATION_NAMES = (
@@ -19,16 +22,14 @@ _NORMALISATION_NAMES = (
 _JOINING_NAMES = ("cat", "concat", "concatenate", "stack", "hstack", "dstack", "column_stack")
 
 
-def _callables_named(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
-    """Return every function and method that torch has under these names, in-place forms included."""
+def _callables_named(names: Iterable[str]) -> dict[Callable[..., Any], str]:
+    """Return every function and method that torch has under these names, in-place forms included, and its name."""
     owners = (functional, torch, torch.Tensor)
-    wanted = [name + suffix for name in names for suffix in ("", "_")]
-    return frozenset(getattr(owner, name) for owner in owners for name in wanted if hasattr(owner, name))
+    forms = [(name, name + suffix) for name in names for suffix in ("", "_")]
+    return {getattr(owner, form): name for owner in owners for name, form in forms if hasattr(owner, form)}
 
 
 ACTIVATIONS = _callables_named(_ACTIVATION_NAMES)
-NON_NEGATIVE = _callables_named(_NON_NEGATIVE_NAMES)
-"""Activations whose output needs no absolute value."""
 NORMALISATIONS = _callables_named(_NORMALISATION_NAMES)
 JOINS = frozenset(getattr(torch, name) for name in _JOINING_NAMES)
 POOLS = _callables_named(
@@ -41,30 +42,37 @@ MAX_POOLS_OF_IMAGES = _callables_named(["max_pool2d"])
 class FunctionWatcher(TorchFunctionMode):
     """Numbers the activation and normalisation calls of a forward pass, and lets a subclass act on each.
 
-    A call keeps its number from pass to pass while the network makes the same calls. Code that relies on this
-    must compare the totals ``activation_calls`` and ``normalisation_calls``.
+    Calls inside a layer, or in the computation of a parametrised weight, have no number: a frozen layer does not make
+    them. A call keeps its number from pass to pass while the network makes the same calls, which ``calls`` checks.
+
+    :param calls: notes the calls of the pass
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: CallSequence | None = None) -> None:
         super().__init__()
+        self.calls = calls or CallSequence()
         self.activation_calls = 0
         self.normalisation_calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.calls.is_inside:
+            return func(*args, **kwargs)
         if func in ACTIVATIONS:
             call = self.activation_calls
             self.activation_calls += 1
-            return self.on_activation(call, func, func(*args, **kwargs))
+            self.calls.add("activation", ACTIVATIONS[func])
+            return self.on_activation(call, func(*args, **kwargs))
         if func in NORMALISATIONS:
             call = self.normalisation_calls
             self.normalisation_calls += 1
+            self.calls.add("normalisation", NORMALISATIONS[func])
             return self.on_normalisation(call, func, args, kwargs)
         if func in JOINS:
             return self.on_join(func, args, kwargs)
         return self.on_other(func, args, kwargs)
 
-    def on_activation(self, call: int, func: Any, output: torch.Tensor) -> torch.Tensor:
+    def on_activation(self, call: int, output: torch.Tensor) -> torch.Tensor:
         """Receive the output of activation number ``call``. Returns the output for the network to use."""
         return output
 

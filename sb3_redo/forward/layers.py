@@ -21,3 +21,8 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     is_whole = isinstance(module, torch.jit.ScriptModule)
     yield from module.named_parameters(recurse=is_whole)
     yield from module.named_buffers(recurse=is_whole)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer's forward pass is that of torch's own class, whatever computes its weights."""
+    return "forward" not in layer.__dict__ and any(type(layer).forward is kind.forward for kind in LAYER_TYPES)

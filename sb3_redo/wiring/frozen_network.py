@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sb3_redo.forward.calls import Call, CallSequence, ChangedCallsError, parametrisations
 from sb3_redo.forward.contexts import replaced_forward, seeded
 from sb3_redo.forward.functions import MAX_POOLS_OF_IMAGES, POOLS, FunctionWatcher
 from sb3_redo.forward.layers import LAYER_TYPES, neuron_axis, own_tensors
@@ -18,6 +19,10 @@ from sb3_redo.wiring.neuron_codes import Place, Recorder
 _OFFSET_BETWEEN_CALLS = 61
 
 _NO_SCRIPT = "; layers in TorchScript cannot be seen: use the modules that were scripted"
+
+
+PASS_ERRORS = (RuntimeError, ValueError, LookupError, AssertionError, TypeError)
+"""Errors that a network may raise on values that it cannot take."""
 
 
 def ignore(place: Place, value: Tensor) -> None:
@@ -60,19 +65,24 @@ class _PassWatcher(FunctionWatcher):
     """
 
     def __init__(
-        self, settings: PassSettings, record: Recorder, pool_cache: dict[int, tuple[Tensor, Any]] | None = None
+        self,
+        calls: CallSequence,
+        settings: PassSettings,
+        record: Recorder,
+        pool_cache: dict[int, tuple[Tensor, Any]] | None = None,
     ):
-        super().__init__()
+        super().__init__(calls)
         self.settings = settings
         self.record = record
         self.pool_cache = pool_cache
         self.pool_calls = 0
 
-    def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
+    def on_activation(self, call: int, output: Tensor) -> Tensor:
+        # In place: the network may have called the function in place, and ignore what it returns.
         if call in self.settings.constant_activations:
-            return torch.full_like(output, 0.5)
+            return output.fill_(0.5)
         if self.settings.zeroed is not None and call in self.settings.zeroed:
-            output = output.masked_fill((self.settings.zeroed[call] >= 0).to(output.device), 0.0)
+            output.masked_fill_((self.settings.zeroed[call] >= 0).to(output.device), 0.0)
         self.record(Place("activation", str(call), call), output)
         return output
 
@@ -116,6 +126,15 @@ def _pool(func: Any, args: Any, kwargs: Any) -> Any:
     return maxima.contiguous() if isinstance(maxima, Tensor) else maxima
 
 
+def _other_shape(place: Place, calls: CallSequence, known: torch.Size | None, shape: torch.Size) -> str:
+    """Return what is wrong with a pass in which a place has another shape, or is new."""
+    what = f"what {place.name} receives" if place.kind in ("input", "module") else f"what is computed {calls.after()}"
+    return (
+        f"{what} is {tuple(shape)} in some passes and {tuple(known) if known is not None else 'missing'} in others: a "
+        "network that chooses by values what runs on which rows cannot be read"
+    )
+
+
 class FrozenNetwork:
     """Runs a network with chosen numbers in place of what its layers compute, and records what passes between them.
 
@@ -132,18 +151,21 @@ class FrozenNetwork:
         self.forward = forward
         self.put_back = put_back
         self.calls: dict[str, list[LayerCall]] = {}  # by layer name, in the order in which the layers first run
+        self.inner: dict[str, str] = {}  # layers that run inside another one to the other's name
+        self.shapes: dict[Place, torch.Size] = {}  # of the value at each place for one observation, once it is known
         self.size = 0  # how many values all layers and activations give in the pass
         self._pool_cache: dict[int, tuple[Tensor, Any]] = {}
         # 1. One pass without changes tells which modules run, and what the layers among them return.
-        running = self._record_calls()
         modules = dict(module.named_modules())
+        self._parametrisations = parametrisations(modules.items())
+        running, self.sequence = self._record_calls()
         self.layers = {name: modules[name] for name in self.calls}
+        self._all_layers = {name: child for name, child in modules.items() if isinstance(child, LAYER_TYPES)}
         if not self.layers:
-            held = [name for name, child in modules.items() if isinstance(child, LAYER_TYPES)]
             is_scripted = any(isinstance(child, torch.jit.ScriptModule) for child in modules.values())
             raise RuntimeError(
                 f"no Linear or Conv layer of {type(module).__name__} runs in its forward pass; "
-                f"it holds {', '.join(held) or 'none at all'}{_NO_SCRIPT if is_scripted else ''}"
+                f"it holds {', '.join(self._all_layers) or 'none at all'}{_NO_SCRIPT if is_scripted else ''}"
             )
         idle = [name for name in self.layers if not any(call.shape.numel() for call in self.calls[name])]
         if idle:
@@ -169,21 +191,32 @@ class FrozenNetwork:
             signs = torch.randint(0, 2, (size,), device=calls[0].device) * 2 - 1
             self._random_outputs = (torch.rand(size, device=calls[0].device) + 0.5) * signs
 
-    def _record_calls(self) -> list[str]:
-        """Run a pass without changes, and record the layers' calls. Returns the names of the modules that run."""
+    def _record_calls(self) -> tuple[list[str], list[Call]]:
+        """Run a pass without changes, and record the layers' calls.
+
+        :return: the names of the modules that run outside of layers, and the calls of the pass
+        """
         running: dict[str, None] = {}
+        calls = CallSequence()
 
         def recording(name: str, module: nn.Module) -> Callable[..., Any]:
             real = module.forward
+            inside = calls.inside(real)
 
             def forward(*args: Any, **kwargs: Any) -> Any:
+                if calls.is_inside and isinstance(module, LAYER_TYPES):
+                    self.inner[name] = calls.made[-1].name
+                if calls.is_inside or name in self._parametrisations:
+                    return inside(*args, **kwargs)
                 running[name] = None
-                output = real(*args, **kwargs)
-                if isinstance(module, LAYER_TYPES):
-                    offset = _OFFSET_BETWEEN_CALLS * sum(map(len, self.calls.values()))
-                    call = LayerCall(output.shape, output.dtype, output.device, offset)
-                    self.calls.setdefault(name, []).append(call)
-                    self.size += output.numel()
+                if not isinstance(module, LAYER_TYPES):
+                    return real(*args, **kwargs)
+                calls.add("layer", name)
+                output = inside(*args, **kwargs)
+                offset = _OFFSET_BETWEEN_CALLS * sum(map(len, self.calls.values()))
+                call = LayerCall(output.shape, output.dtype, output.device, offset)
+                self.calls.setdefault(name, []).append(call)
+                self.size += output.numel()
                 return output
 
             return forward
@@ -192,9 +225,22 @@ class FrozenNetwork:
             self.size += value.numel() if place.kind == "activation" else 0
 
         modules = dict(self.module.named_modules())
-        watcher = _PassWatcher(PassSettings(zeroed={}), count_activation)  # zeroes nothing, and normalisations act
-        self.run_with(modules, recording, watcher)
-        return list(running)
+        watcher = _PassWatcher(calls, PassSettings(zeroed={}), count_activation)  # zeroes nothing; normalisations act
+        try:
+            outputs = self.run_with(modules, recording, watcher)
+        except PASS_ERRORS as error:
+            raise RuntimeError(
+                f"{type(self.module).__name__} cannot be read: it fails {calls.after()} when it runs on one "
+                f"observation ({type(error).__name__}: {error})"
+            ) from error
+        outputs_in(outputs)  # or say why they cannot be seen
+        return list(running), calls.made
+
+    @property
+    def without_rows(self) -> list[str]:
+        """Names of the layers that run on inputs without a batch axis, such as a learned vector."""
+        axes = {name: neuron_axis(layer) for name, layer in self.layers.items()}
+        return [name for name, calls in self.calls.items() if any(axes[name] + len(call.shape) < 1 for call in calls)]
 
     def run_with(
         self,
@@ -202,18 +248,19 @@ class FrozenNetwork:
         make: Callable[[str, nn.Module], Any],
         watcher: FunctionWatcher,
         forward: Callable[[], Any] | None = None,
-    ) -> list[Tensor]:
-        """Run a pass in which modules are replaced, from the same state and random numbers as every other.
+        seed: int = 0,
+    ) -> Any:
+        """Run a pass in which modules are replaced, from the same state as every other. Returns what it returns.
 
         :param modules: name to module
         :param make: called with a name and its module, returns the new ``forward``
         :param watcher: sees the functions of the pass
         :param forward: the pass to run, if not the usual one
-        :return: its outputs
+        :param seed: of what the network draws
         """
         try:
-            with seeded(0), replaced_forward(modules, make), watcher:
-                return outputs_in((forward or self.forward)())
+            with seeded(seed), replaced_forward(modules, make), watcher:
+                return (forward or self.forward)()
         finally:
             with torch._C.DisableTorchFunction():  # whoever watches the pass must not see this
                 self.put_back()
@@ -222,40 +269,70 @@ class FrozenNetwork:
         """Return how many outputs a linear layer has, or output channels a convolution."""
         return self.calls[name][0].shape[neuron_axis(self.layers[name])]
 
-    def run(self, settings: PassSettings, record: Recorder = ignore, forward: Callable[[], Any] | None = None) -> None:
+    def run(
+        self,
+        settings: PassSettings,
+        record: Recorder = ignore,
+        forward: Callable[[], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
         """Run one pass.
 
         :param settings: what is changed in it
         :param record: receives the value at every place
         :param forward: the pass to run, if not the usual one
+        :param seed: of what the network draws
+        :raises ChangedCallsError: when the network makes other calls than without changes, or on other shapes
+        :raises RuntimeError: when the network fails on the chosen numbers
         """
+        calls = CallSequence(self.sequence)
+        rows = max(len(settings.frozen_factors), 1 if settings.values is None else len(settings.values))
+
+        def check(place: Place, value: Tensor) -> None:
+            known = self.shapes.get(place)
+            if self.shapes and (known is None or (rows == 1 and value.shape != known)):
+                raise ChangedCallsError(_other_shape(place, calls, known, value.shape))
+            record(place, value)
 
         def make(name: str, module: nn.Module) -> Callable[..., Any]:
-            calls = count()
+            numbers = count()
             real = module.forward
+            if name in self._parametrisations:
+                return calls.inside(real)
 
             def frozen(*args: Any, **kwargs: Any) -> Tensor:
                 with torch._C.DisableTorchFunction():
-                    call = next(calls)
-                    record(Place("input", name, call), args[0] if args else kwargs["input"])
+                    calls.add("layer", name)
+                    call = next(numbers)
+                    check(Place("input", name, call), args[0] if args else kwargs["input"])
                     return self._output(settings, name, self.calls[name][call])
 
             def recorded(*args: Any, **kwargs: Any) -> Any:
                 inputs = list(tensors_in((args, kwargs)))
-                call = next(calls)
+                call = next(numbers)
                 if len(inputs) == 1:
                     with torch._C.DisableTorchFunction():
-                        record(Place("module", name, call), inputs[0])
+                        check(Place("module", name, call), inputs[0])
                 return real(*args, **kwargs)
 
-            return frozen if name in self.layers else recorded
+            return recorded if name in self.other_modules else frozen
 
         # 1. Layers return chosen numbers. Other modules with parameters run as they are. Functions go to the watcher.
-        watcher = _PassWatcher(settings, record, self._pool_cache)
-        outputs = self.run_with({**self.layers, **self.other_modules}, make, watcher, forward)
+        watcher = _PassWatcher(calls, settings, check, self._pool_cache)
+        modules = {**self._all_layers, **self.other_modules, **self._parametrisations}
+        try:
+            outputs = self.run_with(modules, make, watcher, forward, seed)
+        except ChangedCallsError:
+            raise
+        except PASS_ERRORS as error:
+            raise RuntimeError(
+                f"{type(self.module).__name__} cannot be read: it fails {calls.after()} when layers return numbers of "
+                f"our own ({type(error).__name__}: {error})"
+            ) from error
+        calls.end()
         # 2. The pass is over. Its outputs are places like all others.
-        for index, output in enumerate(outputs):
-            record(Place("output", str(index), index), output)
+        for index, output in enumerate(outputs_in(outputs)):
+            check(Place("output", str(index), index), output)
 
     def _output(self, settings: PassSettings, name: str, call: LayerCall) -> Tensor:
         """Return what a layer gives in place of its real output."""

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sb3_redo.forward.calls import ChangedCallsError
 from sb3_redo.forward.nested import map_tensors
-from sb3_redo.wiring.frozen_network import PassSettings
+from sb3_redo.wiring.frozen_network import PASS_ERRORS, PassSettings
 from sb3_redo.wiring.neuron_codes import Place, Reading, any_true, merge_reading
-from sb3_redo.wiring.prober import PASS_ERRORS, Prober, finite
+from sb3_redo.wiring.prober import Prober, finite
 
 
 def first_two_rows(tensor: Tensor) -> Tensor:
@@ -30,17 +31,50 @@ def input_variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
 
     :param forward: runs the network on an input
     :param inputs: two observations, nested tensors [2, ...]
+    :raises ChangedCallsError: when the network makes other calls on a variant
     """
     for change in (_with_noise, _rearranged):
         changed = [inputs, *(map_tensors(partial(change, attempt=attempt), inputs) for attempt in range(4))]
         variants = [map_tensors(first_row, variant) for variant in changed]
         try:
-            for variant in variants:
-                prober.run(PassSettings(), forward=partial(forward, variant))
+            # Other seeds show whether what runs depends on what the network draws.
+            for seed, variant in enumerate(variants):
+                prober.run(PassSettings(), forward=partial(forward, variant), seed=seed)
+        except ChangedCallsError:
+            raise
         except PASS_ERRORS:
             continue  # noise may be no valid input, such as the number of an embedding that does not exist
         return variants
     return [map_tensors(first_row, inputs)]
+
+
+def extreme_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> list[Any]:
+    """Return the other observation, and observations that are all low and all high, as far as the network accepts them.
+
+    A network such as ``a(x) if x.mean() > 1 else b(x)`` runs other layers on some of them.
+
+    :param forward: runs the network on an input
+    :param inputs: two observations, nested tensors [2, ...]
+    :raises ChangedCallsError: when the network makes other calls on one of them
+    """
+    changes = (lambda tensor: tensor[1:], partial(_constant, sign=-1), partial(_constant, sign=1))
+    accepted = []
+    for extreme in [map_tensors(change, inputs) for change in changes]:
+        try:
+            prober.run(PassSettings(), forward=partial(forward, extreme))
+            accepted.append(extreme)
+        except ChangedCallsError:
+            raise
+        except PASS_ERRORS:
+            continue
+    return accepted
+
+
+def _constant(tensor: Tensor, sign: int) -> Tensor:
+    """Return one observation that is all low or all high: beyond its numbers, or their least or largest integer."""
+    if tensor.is_floating_point():
+        return torch.full_like(tensor[:1], sign * (float(tensor.abs().max()) + 1.0))
+    return (tensor.amax() if sign > 0 else tensor.amin()).expand_as(tensor[:1]).clone()
 
 
 def _with_noise(tensor: Tensor, attempt: int) -> Tensor:
@@ -66,10 +100,13 @@ def _rearranged(tensor: Tensor, attempt: int) -> Tensor:
     return tensor.flip(0) if attempt % 2 == 0 or tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
 
 
-def read_observation(prober: Prober, variants: Sequence[Callable[[], Any]]) -> Reading:
+def read_observation(
+    prober: Prober, variants: Sequence[Callable[[], Any]], extremes: Sequence[Callable[[], Any]]
+) -> Reading:
     """Return the elements that change with the network's input while every layer is frozen.
 
     :param variants: passes on the observation and on its variants, in the order of :func:`input_variants`
+    :param extremes: passes on :func:`extreme_inputs`
     :return: 0 at each of these elements, else NO_NEURON
     """
     reading: Reading = {}
@@ -84,6 +121,6 @@ def read_observation(prober: Prober, variants: Sequence[Callable[[], Any]]) -> R
             if any_true(changed):
                 merge_reading(reading, {place: changed.cpu().to(torch.int32) - 1})
 
-        for variant in (variants[0], *pair):
+        for variant in (variants[0], *pair, *extremes):
             prober.run(PassSettings(frozen_factors=(sign,)), record, variant)
     return reading

@@ -137,9 +137,10 @@ class ReceivedCode:
 
     def merge(self, other: "ReceivedCode") -> None:
         """Add the bits that another pass carried to the same place. Merging a code twice changes nothing."""
-        self.bits |= other.bits
-        self.is_reached |= other.is_reached
-        self.is_mixed |= other.is_mixed
+        # Not in place, which torch forbids for what was made in inference mode.
+        self.bits = self.bits | other.bits
+        self.is_reached = self.is_reached | other.is_reached
+        self.is_mixed = self.is_mixed | other.is_mixed
 
 
 ReceivedCodes = dict[Place, ReceivedCode]

@@ -61,7 +61,10 @@ def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[st
     :param activations: the activation calls of a pass; the modules that make them are not listed
     """
     known = {call.module for call in activations}
-    return {
+    apart = {name: f"it runs inside {layer}, as a part of it" for name, layer in prober.inner.items()}
+    apart = {name: why for name, why in apart.items() if name not in prober.layers}
+    apart |= dict.fromkeys(prober.without_rows, "it runs on vectors without a batch axis, it is left alone")
+    return apart | {
         name: _why_left_alone(module)
         for name, module in prober.other_modules.items()
         if any(isinstance(tensor, nn.Parameter) for _, tensor in own_tensors(module))

@@ -1,6 +1,6 @@
 """Finds which neurons reach which elements of a network: drives one layer at a time, with all others frozen."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.wiring.frozen_network import FrozenNetwork, PassSettings
+from sb3_redo.wiring.frozen_network import PASS_ERRORS, FrozenNetwork, PassSettings
 from sb3_redo.wiring.neuron_codes import (
     CHECK_BITS,
     REFERENCE_ROWS,
@@ -34,9 +34,6 @@ _WIDEST_LEVEL: Level = (-64.0, 64.0)
 # at every level. An element that mixes the two at some values only would then pass for one of them.
 _FEW_NEURONS = 16
 
-PASS_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)
-"""Errors that a network may raise on an input that it cannot take."""
-
 
 class Prober(FrozenNetwork):
     """Finds what each layer of a network reaches, from passes on a single observation.
@@ -53,8 +50,8 @@ class Prober(FrozenNetwork):
     def __init__(self, module: nn.Module, forward: Callable[[], Any], put_back: Callable[[], None] = lambda: None):
         super().__init__(module, forward, put_back)
         self.opposite_forward = forward  # the pass for frozen outputs of opposite sign
-        self.shapes: dict[Place, torch.Size] = {}  # of the value at each place for one observation
         self._one_by_one: set[str] = set()  # layers whose assignments get a pass each
+        self._checked: set[tuple[str, float]] = set()  # layers and signs whose rows were compared with a row alone
 
     def prepare(self, forwards: Sequence[Callable[[], Any]]) -> None:
         """Set the passes to probe with, and find out whether rows can carry assignments.
@@ -64,9 +61,12 @@ class Prober(FrozenNetwork):
         # 1. The network runs on these inputs from here on. Poolings of earlier inputs are forgotten.
         self.forward, self.opposite_forward = forwards[0], forwards[-1]
         self._pool_cache.clear()
+        self._checked.clear()
         # 2. One pass tells the shape of every value for one observation.
+        shapes: dict[Place, torch.Size] = {}
         self.shapes = {}
-        self.run(PassSettings(), lambda place, value: self.shapes.setdefault(place, value.shape))
+        self.run(PassSettings(), lambda place, value: shapes.setdefault(place, value.shape))
+        self.shapes = shapes
         # 3. Rows can carry assignments if every layer's output is [1, ...] for one observation, and if no row of a
         #    batch influences another.
         calls = [call for calls in self.calls.values() for call in calls]
@@ -110,10 +110,13 @@ class Prober(FrozenNetwork):
         settings = PassSettings(name, None, (sign,), constant_activations)
         # 1. If rows are independent, all assignments of all batches lie in the rows of one pass.
         if name not in self._one_by_one:
-            reader = _RowReader(self.shapes, batches)
+            is_checked = (name, sign) in self._checked or bool(constant_activations)
             values = torch.cat([batch.values() for batch in batches])
             try:
+                alone = {} if is_checked else self._second_row_alone(replace(settings, values=values[1:2]))
+                reader = _RowReader(self.shapes, batches, alone)
                 self.run(replace(settings, values=values), reader.record, self._forward_of(sign))
+                self._checked.add((name, sign))
                 return reader.received
             except PASS_ERRORS:
                 self._one_by_one.add(name)
@@ -195,6 +198,13 @@ class Prober(FrozenNetwork):
                     reached[place] = reached[place] | code.is_reached if place in reached else code.is_reached
         return {place: mask.cpu() for place, mask in reached.items()}
 
+    def _second_row_alone(self, settings: PassSettings) -> dict[Place, Tensor]:
+        """Return the values at all places when a layer is driven by one row."""
+        alone: dict[Place, Tensor] = {}
+        forward = self._forward_of(settings.frozen_factors[0])
+        self.run(settings, lambda place, value: alone.setdefault(place, value.detach().clone()), forward)
+        return alone
+
     def _forward_of(self, sign: float) -> Callable[[], Any]:
         return self.forward if sign > 0 else self.opposite_forward
 
@@ -216,21 +226,33 @@ class Prober(FrozenNetwork):
 
 
 class _RowReader:
-    """Reads the codes from one pass whose rows hold batches of assignments."""
+    """Reads the codes from one pass whose rows hold batches of assignments.
 
-    def __init__(self, shapes: dict[Place, torch.Size], batches: Sequence[Assignments]):
+    :param shapes: of the value at each place for one observation
+    :param batches: the assignments
+    :param alone: the value at each place that the second row gives alone, to compare; empty to compare nothing
+    """
+
+    def __init__(self, shapes: dict[Place, torch.Size], batches: Sequence[Assignments], alone: Mapping[Place, Tensor]):
         self.shapes = shapes
         self.batches = batches
+        self.alone = alone
         self.rows = [batch.rows for batch in batches]
         self.received: list[ReceivedCodes] = [{} for _ in batches]
         self.last: tuple[Place, Tensor, int] | None = None  # place, value, and the value's version
 
     def record(self, place: Place, value: Tensor) -> None:
-        # 1. A value of one row does not depend on the driven layer.
         shape = self.shapes[place]
+        # 1. A network may pick as many of many rows as others have: ``h[torch.arange(len(x))]`` is the first row
+        #    alone, which then stands for all. So the second row must give what it gives alone.
+        if self.alone and place.kind != "output":
+            seen, expected = value if value.shape == shape else value[1:2], self.alone[place]
+            if not torch.equal(seen, expected) and not _nearly_equal(seen, expected):
+                raise RuntimeError(f"{place} depends on other rows")
+        # 2. A value of one row does not depend on the driven layer. Every other value has a row for each assignment,
+        #    in place of the one row of an observation.
         if value.shape == shape:
             return
-        # 2. Every other value has a row for each assignment, in place of the one row of an observation.
         if len(shape) == 0 or shape[0] != 1 or value.shape != (sum(self.rows), *shape[1:]):
             raise RuntimeError(f"{place} is {tuple(value.shape)} where it is {tuple(shape)} for one row")
         # 3. An activation's output is often the next layer's input. A tensor that did not change since is read once.

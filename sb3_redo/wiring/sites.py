@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.forward.functions import NON_NEGATIVE, FunctionWatcher
+from sb3_redo.forward.calls import Call
+from sb3_redo.forward.contexts import replaced_forward
+from sb3_redo.forward.functions import NON_NEGATIVE
 from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.wiring.frozen_network import PassSettings
 from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Place, Reading, without_repeats
-from sb3_redo.wiring.prober import Prober
+from sb3_redo.wiring.prober import Prober, finite
 from sb3_redo.wiring.structure import Site
 
 
@@ -117,30 +119,49 @@ class ActivationCall:
     module_call: int = 0
 
 
-class _CallLister(FunctionWatcher):
-    """Lists activation calls, and finds the modules that return their outputs."""
+class _CallLister:
+    """Lists the calls of a pass, and finds the modules that return the outputs of activations."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[ActivationCall] = []
-        self.outputs: list[Tensor] = []  # referenced until the end, so that no two have the same identity
+    def __init__(self, sequence: Iterable[Call]) -> None:
+        self.sequence = iter(sequence)
+        self.calls: list[Call] = []
+        self.activations: list[ActivationCall] = []
+        # Outputs are referenced until the end, so that no two have the same identity.
+        self.outputs: list[tuple[Any, ...]] = []  # and their states, to notice changes in place
         self.module_calls: dict[str, int] = defaultdict(int)
 
-    def on_activation(self, call: int, func: Any, output: Tensor) -> Tensor:
-        self.calls.append(ActivationCall(func in NON_NEGATIVE))
-        self.outputs.append(output)
-        return output
+    def record(self, place: Place, value: Tensor) -> None:
+        if place.kind not in ("input", "activation", "normalisation"):
+            return
+        call = next(self.sequence)
+        self.calls.append(call)
+        if call.kind == "activation":
+            self.activations.append(ActivationCall(call.name in NON_NEGATIVE))
+            self.outputs.append((value, *_state(value)))
 
     def module_returned(self, name: str, output: Any) -> None:
-        for call, seen in enumerate(self.outputs):
-            if seen is output and self.calls[call].module is None:
-                self.calls[call] = replace(self.calls[call], module=name, module_call=self.module_calls[name])
+        for number, (seen, *state) in enumerate(self.outputs):
+            # A module may change the output of an activation before it returns it.
+            is_result = seen is output and state == _state(output) and not output.is_inference()
+            if is_result and self.activations[number].module is None:
+                known = self.activations[number]
+                self.activations[number] = replace(known, module=name, module_call=self.module_calls[name])
+        self.calls.append(Call("module", name))
         self.module_calls[name] += 1
 
 
-def activation_calls(prober: Prober) -> list[ActivationCall]:
-    """Run a pass, and return its activation calls in order."""
-    lister = _CallLister()
+def _state(tensor: Tensor) -> list[float]:
+    """Return what tells whether a tensor was changed in place: its version, and its sum."""
+    # Changes through ``data`` count no version, and a tensor of inference mode has none.
+    return [0 if tensor.is_inference() else tensor._version, float(finite(tensor).sum())]
+
+
+def list_calls(prober: Prober) -> tuple[list[ActivationCall], tuple[Call, ...]]:
+    """Run a pass with frozen layers, and return its activation calls and all of its calls, both in order.
+
+    The calls of a module count if it returns the output of an activation.
+    """
+    lister = _CallLister(prober.sequence)
     modules = prober.module.named_modules()
     leaves = {name: leaf for name, leaf in modules if name not in prober.layers and not list(leaf.children())}
 
@@ -154,8 +175,11 @@ def activation_calls(prober: Prober) -> list[ActivationCall]:
 
         return forward
 
-    prober.run_with(leaves, watching, lister)
-    return lister.calls
+    # Normalisations act: one that is stepped over would seem to return the output of an activation.
+    with replaced_forward(leaves, watching):
+        prober.run(PassSettings(zeroed={}), lister.record)
+    known = {call.module for call in lister.activations}
+    return lister.activations, tuple(call for call in lister.calls if call.kind != "module" or call.name in known)
 
 
 def as_module_results(calls: list[ActivationCall], sites: tuple[Site, ...]) -> tuple[Site, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sb3_redo.forward.calls import Call
 from sb3_redo.forward.state import Part
 from sb3_redo.wiring.html_table import html_table
 
@@ -74,7 +75,8 @@ class Wiring:
 
     :param layers: the hidden layers, in the order in which they run
     :param outputs: names of the layers that feed no other layer: neither measured nor recycled
-    :param activation_calls: activation calls in one forward pass, to notice a network that changed
+    :param calls: the calls of one forward pass: of layers, of activations, and of modules that return the output of an
+        activation. A network that makes other calls is not measured.
     :param left_alone: name of any other module with parameters to why it is neither measured nor recycled
     :param values_per_observation: how many values all layers and activations give for one observation
     :param stateful: the parts of the network that a pass changes: a module's path and the name of an attribute
@@ -82,7 +84,7 @@ class Wiring:
 
     layers: tuple[LayerWiring, ...]
     outputs: tuple[str, ...]
-    activation_calls: int
+    calls: tuple[Call, ...] = field(repr=False)
     left_alone: dict[str, str] = field(default_factory=dict)
     values_per_observation: int = 0
     stateful: tuple[Part, ...] = ()

@@ -19,12 +19,13 @@ from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.forward.nested import map_tensors
 from sb3_redo.forward.state import unchanged
 from sb3_redo.wiring.default_forward import default_forward
-from sb3_redo.wiring.input_variants import first_row, first_two_rows, input_variants, read_observation
+from sb3_redo.wiring.frozen_network import PASS_ERRORS
+from sb3_redo.wiring.input_variants import extreme_inputs, first_row, first_two_rows, input_variants, read_observation
 from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Reading, merged
 from sb3_redo.wiring.normalisations import left_alone, mixing_modules, normalisations
 from sb3_redo.wiring.ownership import weights_used_outside_their_layer, why_not_writable
-from sb3_redo.wiring.prober import PASS_ERRORS, Prober
-from sb3_redo.wiring.sites import activation_calls, as_module_results, find_sites, is_exact
+from sb3_redo.wiring.prober import Prober
+from sb3_redo.wiring.sites import as_module_results, find_sites, is_exact, list_calls
 from sb3_redo.wiring.structure import LayerWiring, Wiring
 
 OBSERVATION = "the observation"
@@ -72,20 +73,26 @@ def _trace(
         forward, inputs = default_forward(policy, inputs)
     prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)), put_back)
     # 2. Probe on inputs of our own: the observation itself may shut a gate.
-    variants = [
-        partial(forward, policy, variant) for variant in input_variants(prober, partial(forward, policy), inputs)
-    ]
+    run = partial(forward, policy)
+    variants = [partial(run, variant) for variant in input_variants(prober, run, inputs)]
+    extremes = [partial(run, extreme) for extreme in extreme_inputs(prober, run, inputs)]
     prober.prepare(variants[1:3] or variants)
     # 3. Every layer is driven once while all others are frozen; then all are frozen while the observation changes.
-    activations, used_elsewhere = activation_calls(prober), weights_used_outside_their_layer(prober)
+    activations, calls = list_calls(prober)
+    used_elsewhere = weights_used_outside_their_layer(prober) | prober.inner.keys()
     readings = {name: prober.read(name) for name in prober.layers}
-    sources = {**readings, OBSERVATION: read_observation(prober, variants)}
+    sources = {**readings, OBSERVATION: read_observation(prober, variants, extremes)}
     # 4. It is known what reaches what. A layer that reaches no other layer is an output.
     feeders = _feeders(prober, sources)
-    outputs = [name for name, reading in readings.items() if not any(place.kind == "input" for place in reading)]
+    apart = prober.without_rows
+    outputs = [
+        name
+        for name, reading in readings.items()
+        if name not in apart and not any(place.kind == "input" for place in reading)
+    ]
     layers = []
     for name, reading in readings.items():
-        if name in outputs:
+        if name in outputs or name in apart:
             continue
         # 5. Of every hidden layer, find what its neurons feed, where they are seen, and why it may not be recycled.
         others = [other for source, other in sources.items() if source != name]
@@ -109,9 +116,9 @@ def _trace(
     if not layers:
         raise RuntimeError(
             f"nothing to measure in {type(policy).__name__}: it has only output layers, which feed no other "
-            f"layer ({', '.join(outputs)})"
+            f"layer ({', '.join(outputs)})" + (f"; {', '.join(apart)} runs without a batch axis" if apart else "")
         )
-    return Wiring(tuple(layers), tuple(outputs), len(activations), left_alone(prober, activations), prober.size)
+    return Wiring(tuple(layers), tuple(outputs), calls, left_alone(prober, activations), prober.size)
 
 
 Feeders = dict[str, dict[str, Tensor]]
@@ -132,7 +139,8 @@ def _feeders(prober: Prober, sources: dict[str, Reading]) -> Feeders:
 
 def _by_position(layer: nn.Module, neurons: Tensor) -> Tensor:
     """Rearrange what is read at a layer's input to [input positions, elements of each]."""
-    return neurons.movedim(neuron_axis(layer), 0).flatten(1)
+    positions = neurons.movedim(neuron_axis(layer), 0)
+    return positions.reshape(len(positions), -1)
 
 
 def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sb3_redo.forward.layers import is_plain
+
 WIDTH, LAYERS = 8, 16
 OBSERVATION = "the observation"
 
@@ -234,6 +236,8 @@ class Ledger:
 
 def _not_writable(network: nn.Module, name: str) -> list[str]:
     layer = network.get_submodule(name)
+    if not is_plain(layer):
+        return ["forward pass is not that of a plain layer"]
     if parametrize.is_parametrized(layer):
         return ["weights are computed from other parameters"]
     if not layer.weight.requires_grad:

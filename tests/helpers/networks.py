@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from tests.helpers import odd_networks, sly_networks
+from tests.helpers import odd_networks, own_calls, sly_networks
 from tests.helpers.awkward import RANGE, Awkward, Known
 
 
@@ -736,7 +736,7 @@ NETWORKS: dict[str, Callable[[], Awkward]] = {
     f"SharedActivation with {activation.__name__}": _with_activation(activation)
     for activation in (nn.Tanh, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardtanh, nn.Softsign)
 }
-NETWORKS |= {network.__name__: network for network in (*odd_networks.ODD, *sly_networks.SLY)}
+NETWORKS |= {network.__name__: network for network in (*odd_networks.ODD, *sly_networks.SLY, *own_calls.OWN_CALLS)}
 
 
 def build(name: str, seed: int = 0) -> Awkward:

@@ -9,9 +9,30 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn import functional
+from torch.nn.utils import parametrizations, parametrize
 
 from tests.helpers.flows import Flow, Ledger
+
+
+class Rectified(nn.Module):
+    """A layer with an activation in its own forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(super().forward(x))
+
+
+RECTIFIED = {
+    kind: type(f"Rectified{kind.__name__}", (Rectified, kind), {}) for kind in (nn.Linear, nn.Conv1d, nn.Conv2d)
+}
+
+
+class Softened(nn.Module):
+    """Computes weights of either sign with an activation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return functional.softplus(weight) - 0.7
+
 
 MAX_LAYERS, MAX_ELEMENTS = 14, 300
 SHAPES = {"vector": [(5,)], "sequence": [(2, 6)], "image": [(2, 6, 6)], "both": [(1, 5, 5), (3,)]}
@@ -161,8 +182,11 @@ class Program(nn.Module):
         layer.train()
         flow = Flow.of_layer(self.ledger.names.index(name), shape, axis)
         self.ledger.results[name].append((self.inputs + len(self.program), flow))
-        text = f"{name}:{layer.extra_repr()}"
-        return self._emit(text, lambda net, r: net.get_submodule(name)(r[source.number]), flow, (source,), True, True)
+        text = f"{name}:{type(layer).__name__} {layer.extra_repr()}"
+        # The gradient of a rectified layer needs its output: nothing may overwrite it.
+        fresh = not isinstance(layer, Rectified)
+        run = lambda net, r: net.get_submodule(name)(r[source.number])  # noqa: E731
+        return self._emit(text, run, flow, (source,), True, fresh)
 
     def _layer(self, source: Register, choice: int, size: int) -> Register | None:
         if len(self.ledger.names) == MAX_LAYERS:
@@ -178,6 +202,10 @@ class Program(nn.Module):
             layer = convolution(channels, size, kernel, stride, padding, groups=groups, bias=bias)
         if choice == 13:
             layer = parametrizations.weight_norm(layer)
+        elif choice == 14:
+            parametrize.register_parametrization(layer, "weight", Softened())
+        elif choice == 12:
+            layer.__class__ = RECTIFIED[type(layer)]
         name = self._add_module("layer", layer)
         self.ledger.names.append(name)
         return self._call(name, source)

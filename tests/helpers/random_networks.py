@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.helpers.flows import WIDTH, Flow
-from tests.helpers.programs import MAX_ELEMENTS, SHAPES, Plan, Program, Register, Step
+from tests.helpers.programs import MAX_ELEMENTS, MAX_LAYERS, SHAPES, Plan, Program, Register, Step
 
 # Without SiLU, ELU, Sigmoid, Softplus and Mish, which torch rounds differently at the end of a tensor: behind several
 # operations such a position may read as one of several neurons, and its layer is then measured only.
@@ -70,6 +70,15 @@ class RandomNetwork(Program):
         if style == "inplace":
             self.pool.remove(source)
         return made
+
+    def _dent(self, source: Register, choice: int, size: int) -> Register | None:
+        """An activation, and a change in place of what it returned. Of those whose gradient does not need it."""
+        made = self._activation(source, 0 if self._may_stay_shut(source) else 2 + choice % 4, 2 * (size % 2))
+        self.pool.remove(made)
+        if choice % 3:
+            flow = made.flow._replace(loud=made.flow.feeds)
+            return self._emit("dent", lambda _, r: r[made.number].sub_(0.4), flow, (made,))
+        return self._emit("turn", lambda _, r: r[made.number].mul_(-1.5), made.flow, (made,), False)
 
     def _crelu(self, source: Register, choice: int, size: int) -> Register | None:
         # Of a layer of its own, since relu(-x) is nothing at all behind an activation that is never negative.
@@ -226,6 +235,39 @@ class RandomNetwork(Program):
         other = self._partner(source, choice)
         return self._product(source, other) if other and not self._cancel(source, other) else None
 
+    def _pick(self, source: Register, choice: int, size: int) -> Register | None:
+        """The position of each row that its observation names."""
+        observation = next((register for register in self.pool if register.number < self.inputs), None)
+        if observation is None or len(source.shape) == 1:
+            return None
+        feeds, bare, loud = (part.flatten(2) for part in source.flow)
+        if feeds.shape[2] < 2 or not feeds.any() or not torch.equal(feeds, feeds[:, :, :1].expand_as(feeds)):
+            return None
+
+        def run(_: Program, r: list[Tensor]) -> Tensor:
+            x, named = r[source.number].flatten(2), r[observation.number].flatten(1).argmax(1)
+            return x[torch.arange(len(named)), :, named % x.shape[2]]
+
+        observed = torch.zeros_like(feeds[:, :, 0])
+        observed[0] = True
+        flow = Flow(*(part.any(2) | observed for part in (feeds, bare, loud)))
+        return self._emit("pick", run, flow, (source, observation), False)
+
+    def _route(self, source: Register, choice: int, size: int) -> Register | None:
+        """One of two experts for each row, by the larger of two gates."""
+        if len(source.shape) > 1 or len(self.ledger.names) + 3 > MAX_LAYERS:
+            return None
+        gates = self._layer(source, 0, 2)
+        one, other = (self._activation(self._layer(source, 0, size), choice, 0) for _ in range(2))
+
+        def run(_: Program, r: list[Tensor]) -> Tensor:
+            chosen = r[gates.number].argmax(1)
+            return torch.stack([r[one.number], r[other.number]], 1)[torch.arange(len(chosen)), chosen]
+
+        spread = Flow(*(part[:, :1].expand(-1, size) for part in gates.flow.mixed()))
+        flow = one.flow.joined(other.flow).joined(spread)
+        return self._emit("route", run, flow, (gates, one, other), False)
+
     def _masked(self, source: Register, choice: int, size: int) -> Register | None:
         """A layer times what it takes, which is an observation."""
         observation = next((register for register in self.pool if register.number < self.inputs), None)
@@ -305,7 +347,8 @@ class RandomNetwork(Program):
 COMMON = ("block", "layer", "activation", "norm", "cat", "sum", "residual", "reshape")
 RARE = (
     *("again", "tied", "freeze", "crelu", "swish", "square", "dropout", "offset", "pool", "slice", "permute", "pad"),
-    *("gate", "masked", "glu", "maxout", "difference", "softmax", "return", "stateful", "noise"),
+    *("dent", "dent", "pick", "pick", "route", "route", "gate", "masked", "glu", "maxout", "difference", "softmax"),
+    *("return", "stateful", "noise"),
 )
 operations = st.sampled_from(["block", *COMMON * 3, *RARE])
 steps = st.builds(Step, operations, st.integers(0, 3), st.integers(0, 15), st.sampled_from((4, 1, 8, 6, 4, 2, 3, 5, 7)))

@@ -28,6 +28,7 @@ same = seed(0)
 OPEN = {"joined activations"}
 
 REASONS = ("also fed by", "several of its neurons", "an output of", "computed from", "are frozen", "are shared with")
+REASONS += ("forward pass is not that",)
 
 
 class Fresh:

@@ -1,0 +1,212 @@
+"""A network whose values decide what runs is refused in one sentence that names the layer, or read right."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from sb3_redo.dormancy.meter import Meter
+from sb3_redo.wiring.tracing import trace_wiring
+from tests.helpers import networks
+
+OBSERVATIONS = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+
+
+class Changing(nn.Module):
+    """Layers for networks that do not run them all in each pass."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.gate = nn.Linear(6, 4)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.calls, self.body = 0, forward
+
+    def forward(self, x):
+        self.calls += 1
+        return self.out(self.body(self, x, torch.relu(self.first(x))))
+
+
+def build(forward):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Changing(forward)
+
+
+def top_two(net, x, h):
+    weights, chosen = net.gate(h).softmax(1).topk(2, 1)
+    mixed = torch.zeros_like(h)
+    for number, expert in enumerate(net.experts):
+        rows, place = (chosen == number).nonzero(as_tuple=True)
+        if len(rows):
+            mixed.index_add_(0, rows, weights[rows, place, None] * expert(h[rows]))
+    return mixed
+
+
+def every_expert(net, x, h):
+    chosen, mixed = net.gate(h).argmax(1), torch.zeros_like(h)
+    for number, expert in enumerate(net.experts):
+        mixed[chosen == number] = expert(h[chosen == number])
+    return mixed
+
+
+def dispatched(net, x, h):
+    return net.experts[int(net.gate(h).sum(0).argmax())](h)
+
+
+def until_small(net, x, h):
+    while h.norm() > 1:
+        h = torch.tanh(net.experts[0](h)) * 0.3
+    return h
+
+
+def left_early(net, x, h):
+    for expert in net.experts:
+        h = torch.relu(expert(h))
+        if h.mean() < 0.3:
+            break
+    return h
+
+
+def positive_rows(net, x, h):
+    chosen = h[:, 0] > 0.5
+    return torch.zeros_like(h).masked_scatter(chosen[:, None], torch.relu(net.experts[0](h[chosen])))
+
+
+def each_row(net, x, h):
+    return torch.stack([torch.relu(net.experts[0](row)) for row in h])
+
+
+def at_random(draw):
+    def forward(net, x, h):
+        for expert in net.experts:
+            h = h + torch.relu(expert(h)) if draw() < 0.5 else h
+        return h
+
+    return forward
+
+
+ALIKE = (
+    "runs in some passes and not in others, or in another order: a network that changes from pass to pass cannot be "
+)
+SENTENCES = {
+    "top two experts": (top_two, rf"^experts\.\d {ALIKE}read$"),
+    "every expert on its rows": (every_expert, r"^experts\.\d runs on none of the observations: .* cannot be read$"),
+    "an expert by its number": (dispatched, rf"^experts\.\d {ALIKE}read$"),
+    "a loop until values are small": (until_small, rf"^experts\.0 {ALIKE}read$"),
+    "an early exit": (left_early, rf"^experts\.\d {ALIKE}read$"),
+    "rows by their values": (
+        positive_rows,
+        r"^experts\.0 runs on none of the observations: .* cannot be read$",
+    ),
+    "random depth": (at_random(lambda: torch.rand(())), rf"^experts\.\d {ALIKE}read$"),
+    "random depth by Python": (at_random(random.random), rf"^experts\.\d {ALIKE}read$"),
+    "a layer by a feature": (
+        lambda net, x, h: net.experts[0](h) if h.mean() > 0.5 else h,
+        rf"^experts\.0 {ALIKE}read$",
+    ),
+    "a layer by the observation": (
+        lambda net, x, h: net.experts[0](h) if x.mean() > 2 else h,
+        rf"^experts\.0 {ALIKE}read$",
+    ),
+    "a layer every third pass": (
+        lambda net, x, h: h if net.calls % 3 else net.experts[0](h),
+        rf"^experts\.0 {ALIKE}read$",
+    ),
+    "an activation by a feature": (
+        lambda net, x, h: torch.tanh(h) if h[:, 0].mean() > 0.5 else torch.sigmoid(h),
+        rf"^(tanh|sigmoid)\(\) after first {ALIKE}read$",
+    ),
+    "an order by the observation": (
+        lambda net, x, h: sum(net.experts[i](h) for i in ((0, 1) if x.mean() > 0 else (1, 0))),
+        rf"^experts\.[01] {ALIKE}read$",
+    ),
+    "steps by the observation": (
+        lambda net, x, h: net.experts[0](h[:, None].expand(-1, 3, -1)[:, : 1 + int(x[0, 0] > 0)]).mean(1),
+        r"^what experts\.0 receives is \(1, \d, 6\) in some passes and \(1, \d, 6\) in others: .* cannot be read$",
+    ),
+    "a key that is missing": (
+        lambda net, x, h: h * {0: 1.0, 1: 2.0}[int(net.gate(h).abs().mean() > 0.5) * net.calls // 2],
+        r"^Changing cannot be read: it fails after gate when layers return numbers of our own \(KeyError: \d+\)$",
+    ),
+    "the two best rows": (
+        lambda net, x, h: h[h.sum(1).topk(2).indices],
+        r"^Changing cannot be read: it fails after first when it runs on one observation \(RuntimeError: selected",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SENTENCES)
+def test_it_is_refused_in_a_sentence_that_names_the_layer(kind):
+    forward, sentence = SENTENCES[kind]
+    with pytest.raises(RuntimeError, match=sentence):
+        trace_wiring(build(forward), OBSERVATIONS)
+
+
+def measured(net, batch, forward=None):
+    wiring = trace_wiring(net, OBSERVATIONS)
+    return Meter(net, wiring, {layer.name: "net" for layer in wiring}).measure(forward or net, batch, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "name"),
+    [
+        (each_row, r"experts\.0"),
+        (lambda net, x, h: net.experts[0](torch.relu(net.experts[1](h)) if len(h) < 4 else h), r"experts\.1"),
+        (lambda net, x, h: torch.relu(net.experts[0](h)) if len(h) < 4 else net.experts[1](h), r"experts\.1"),
+        (lambda net, x, h: torch.sigmoid(h) if len(h) < 4 else torch.tanh(h), r"tanh\(\) after first"),
+    ],
+)
+def test_a_batch_that_takes_another_way_is_refused_when_it_is_measured(forward, name):
+    net = build(forward)
+    with pytest.raises(RuntimeError, match=f"^{name} {ALIKE}measured$"):
+        measured(net, OBSERVATIONS)
+    assert not any("forward" in module.__dict__ for module in net.modules())
+
+
+def test_layers_in_another_order_are_not_measured_for_each_other():
+    """One activation module runs for both: its first call belongs to the layer that runs first."""
+    net = build(lambda net, x, h: net.act(net.experts[0](h)) + net.act(net.experts[1](h)))
+    net.act = nn.ReLU()
+    wiring = trace_wiring(net, OBSERVATIONS)
+    net.body = lambda net, x, h: net.act(net.experts[1](h)) + net.act(net.experts[0](h))
+    meter = Meter(net, wiring, {layer.name: "net" for layer in wiring})
+    with pytest.raises(RuntimeError, match=rf"^experts\.0 {ALIKE}measured$"):
+        meter.measure(net, OBSERVATIONS, 0.1)
+
+
+def test_an_error_that_the_network_catches_is_raised_all_the_same():
+    def forward(net, x, h):
+        try:
+            return net.experts[0](h) if net.calls == 1 else net.experts[1](h)
+        except RuntimeError:
+            return h
+
+    with pytest.raises(RuntimeError, match=ALIKE):
+        trace_wiring(build(forward), OBSERVATIONS)
+
+
+def test_which_half_is_mirrored_depends_on_the_observation():
+    wiring = trace_wiring(build(lambda net, x, h: h.flip(1) if x.mean() > 1 else h), OBSERVATIONS)
+    assert "what it feeds into out is also fed by the observation" in wiring["first"].reason
+
+
+def test_a_layer_on_a_learned_vector_is_left_alone():
+    net = build(lambda net, x, h: h * torch.sigmoid(net.experts[0](torch.relu(net.experts[1](net.vector)))))
+    net.vector = nn.Parameter(torch.randn(6))
+    wiring = trace_wiring(net, OBSERVATIONS)
+    assert [layer.name for layer in wiring] == ["first"]
+    assert "what it feeds into out is also fed by experts.0" in wiring["first"].reason
+    why = "it runs on vectors without a batch axis, it is left alone"
+    assert wiring.left_alone == {"experts.0": why, "experts.1": why}
+
+
+@pytest.mark.parametrize("name", ["DentedInside", "DentedThroughData", "NegativeSoftplus", "DentedOutside"])
+def test_scores_are_never_negative(name):
+    network = networks.build(name)
+    wiring = trace_wiring(network, network.observations(2))
+    report = Meter(network, wiring, {layer.name: "net" for layer in wiring}).measure(
+        network, network.observations(9), 0.1
+    )
+    assert all((layer.scores >= 0).all() for layer in report.layers)
