@@ -12,7 +12,7 @@ from torch import nn
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.scores import dormancy_scores, overlap
 from sb3_redo.wiring.tracing import trace_wiring
-from tests.helpers import networks
+from tests.helpers import networks, own_calls
 
 every_network = pytest.mark.parametrize("name", networks.NETWORKS)
 
@@ -88,7 +88,7 @@ def test_worked_overlaps(one, other, expected):
     assert overlap([one[:1], one[1:]], [other[:1], other[1:]]) == expected
 
 
-@every_network
+@pytest.mark.parametrize("name", [*networks.NETWORKS, *own_calls.MEASURED_ONLY])
 def test_scores_equal_the_slow_reference(name):
     check_scores(name)
 

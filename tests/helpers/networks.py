@@ -743,4 +743,4 @@ def build(name: str, seed: int = 0) -> Awkward:
     """One of the networks with weights of its own."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return (NETWORKS | sly_networks.CAUTIOUS)[name]()
+        return (NETWORKS | sly_networks.CAUTIOUS | own_calls.MEASURED_ONLY)[name]()

@@ -103,12 +103,12 @@ class Parametrised(Own):
 class Dented(nn.Module):
     """Changes what its activation returns before it returns that."""
 
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, activation: Callable[[Tensor], Tensor], change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.change = change
+        self.activation, self.change = activation, change
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.change(functional.hardsigmoid(x))
+        return self.change(self.activation(x))
 
 
 def through_data(x: Tensor) -> Tensor:
@@ -120,6 +120,8 @@ class DentedInside(Own):
     """A module that changes the output of its activation in place: the activation is what it was before."""
 
     own = nn.Linear
+    # Of functions whose gradient does not need their output: autograd refuses to change that of others.
+    activation: Callable[[Tensor], Tensor] = staticmethod(functional.hardsigmoid)
     change: Callable[[Tensor], Tensor] = staticmethod(lambda x: x.sub_(0.4))
     known = {
         "first": Known({"second": RANGE[6]}, exact=False),
@@ -129,14 +131,19 @@ class DentedInside(Own):
 
     def __init__(self) -> None:
         super().__init__()
-        self.act = Dented(self.change)
+        self.act = Dented(self.activation, self.change)
 
     def forward(self, x: Tensor) -> Tensor:
         for name in ("first", "second", "third"):
             x = self.get_submodule(name)(x)
-            self.note(name, (x / 6 + 0.5).clamp(0, 1))
+            self.note(name, self.same(x))
             x = self.act(x)
         return self.out(x)
+
+    @staticmethod
+    def same(x: Tensor) -> Tensor:
+        """The activation, without the function that is looked for."""
+        return (x / 6 + 0.5).clamp(0, 1)
 
 
 class DentedThroughData(DentedInside):
@@ -146,8 +153,12 @@ class DentedThroughData(DentedInside):
 class ActivatedTwiceInside(DentedInside):
     """The first activation counts, although the second overwrites it."""
 
-    change = staticmethod(torch.tanh_)
+    activation, change = staticmethod(functional.leaky_relu), staticmethod(torch.tanh_)
     known = {name: Known(known.consumers) for name, known in DentedInside.known.items()}
+
+    @staticmethod
+    def same(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.01 * x)
 
 
 class DentedOutside(Own):
@@ -158,14 +169,14 @@ class DentedOutside(Own):
 
     def __init__(self) -> None:
         super().__init__()
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.note("first", torch.relu(self.first(x)))
+        x = self.note("first", functional.gelu(self.first(x)))
         x -= 0.4
         x = self.note("second", self.act(self.second(x)))
-        x[x > 0.1] *= -2
-        x = self.note("third", self.act(self.third(x)))
+        x[x > 0.5] *= -2
+        x = self.note("third", functional.leaky_relu(self.third(x)))
         functional.dropout(x, 0.5, False, inplace=True)
         return self.out(x.clamp_(max=0.5).mul_(-1))
 
@@ -183,6 +194,7 @@ class StatementsInPlace(Own):
     def __init__(self) -> None:
         super().__init__()
         self.act, self.third, self.out = nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Linear(4, 2)
+        nn.init.ones_(self.third.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -288,5 +300,7 @@ class DenseExperts(Awkward):
 
 OWN_CALLS = (
     *(Own, OwnWeights, WithAdapter, Parametrised, DentedInside, DentedThroughData, ActivatedTwiceInside),
-    *(DentedOutside, StatementsInPlace, NegativeSoftplus, Hooked, Inferring, LastStep, DenseExperts),
+    *(DentedOutside, StatementsInPlace, Hooked, LastStep, DenseExperts),
 )
+MEASURED_ONLY: dict[str, type[Awkward]] = {network.__name__: network for network in (NegativeSoftplus, Inferring)}
+"""No neuron of the one ever dies, and the other cannot be trained."""

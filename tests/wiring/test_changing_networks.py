@@ -165,6 +165,12 @@ def test_a_batch_that_takes_another_way_is_refused_when_it_is_measured(forward, 
     assert not any("forward" in module.__dict__ for module in net.modules())
 
 
+def test_a_pass_that_ends_early_is_refused():
+    net = build(lambda net, x, h: torch.relu(net.experts[0](h)))
+    with pytest.raises(RuntimeError, match=f"^experts.0 {ALIKE}measured$"):
+        measured(net, OBSERVATIONS, lambda x: torch.relu(net.first(x)))
+
+
 def test_layers_in_another_order_are_not_measured_for_each_other():
     """One activation module runs for both: its first call belongs to the layer that runs first."""
     net = build(lambda net, x, h: net.act(net.experts[0](h)) + net.act(net.experts[1](h)))
