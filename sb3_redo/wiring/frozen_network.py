@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward.calls import Call, CallSequence, ChangedCallsError, parametrisations
-from sb3_redo.forward.contexts import replaced_forward, seeded
+from sb3_redo.forward.contexts import everything_seeded, replaced_forward, seeded
 from sb3_redo.forward.functions import MAX_POOLS_OF_IMAGES, POOLS, FunctionWatcher
 from sb3_redo.forward.layers import LAYER_TYPES, neuron_axis, own_tensors
 from sb3_redo.forward.nested import outputs_in, tensors_in
@@ -259,7 +259,8 @@ class FrozenNetwork:
         :param seed: of what the network draws
         """
         try:
-            with seeded(seed), replaced_forward(modules, make), watcher:
+            # Other seeds show what a network draws, wherever it draws from.
+            with (everything_seeded if seed else seeded)(seed), replaced_forward(modules, make), watcher:
                 return (forward or self.forward)()
         finally:
             with torch._C.DisableTorchFunction():  # whoever watches the pass must not see this
