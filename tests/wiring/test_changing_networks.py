@@ -11,6 +11,7 @@ from sb3_redo.wiring.tracing import trace_wiring
 from tests.helpers import networks
 
 OBSERVATIONS = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+PASSES = [0]
 
 
 class Changing(nn.Module):
@@ -21,10 +22,16 @@ class Changing(nn.Module):
         self.first, self.out = nn.Linear(5, 6), nn.Linear(6, 2)
         self.gate = nn.Linear(6, 4)
         self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
-        self.calls, self.body = 0, forward
+        self.body = forward
+        PASSES[0] = 0
+
+    @property
+    def calls(self):
+        """Passes so far, counted where they are not put back."""
+        return PASSES[0]
 
     def forward(self, x):
-        self.calls += 1
+        PASSES[0] += 1
         return self.out(self.body(self, x, torch.relu(self.first(x))))
 
 
