@@ -48,6 +48,7 @@ def trace_wiring(
     *,
     forward: Forward | None = None,
     exclude: Sequence[str] = (),
+    optimizers: "Iterable[Optimizer] | Optimizer | None" = None,
 ) -> Wiring:
     """Find the hidden layers of a network and what each of their neurons feeds. Changes nothing in it.
 
@@ -59,6 +60,8 @@ def trace_wiring(
         module is called, or its ``actor`` and ``critic`` if it is made of these two.
     :param exclude: patterns of layers that are neither measured nor recycled, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :param optimizers: all that train a module. Layers with weights in none of them are measured only. A model's are
+        known, and a module's not looked at if not given.
     :return: the wiring
     :raises RuntimeError: when nothing can be measured
     :raises ValueError: when a module comes without observations or cannot be called, or a pattern matches no layer
@@ -67,11 +70,12 @@ def trace_wiring(
     if _is_model(model_or_module, "trace_wiring"):
         from sb3_redo.sb3.measuring import trace_model
 
-        _refuse_for_models(forward=forward)
+        _refuse_for_models(forward=forward, optimizers=optimizers)
         return excluding(trace_model(model_or_module, observations), model_or_module.policy, exclude)
     module: Any = model_or_module
+    trained_by = None if optimizers is None else _optimizers(optimizers, module)
     run, inputs = _running(module, observations, forward)
-    return excluding(tracing.trace_wiring(module, inputs, forward=run), module, exclude)
+    return excluding(tracing.trace_wiring(module, inputs, forward=run, optimizers=trained_by), module, exclude)
 
 
 @explains_arguments
@@ -82,6 +86,7 @@ def measure_dormancy(
     observations: Any = None,
     forward: Forward | None = None,
     exclude: Sequence[str] = (),
+    optimizers: "Iterable[Optimizer] | Optimizer | None" = None,
 ) -> DormancyReport:
     """Measure which neurons of a network are dormant. Changes nothing in it and draws from no random stream.
 
@@ -100,6 +105,7 @@ def measure_dormancy(
         module is called, or its ``actor`` and ``critic`` if it is made of these two.
     :param exclude: patterns of layers that are neither measured nor recycled, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :param optimizers: all that train a module, see :func:`trace_wiring`
     :return: the report
     :raises ValueError: when there is nothing to measure on, a replay buffer holds fewer than ``batch_size``, or a
         pattern matches no layer
@@ -114,13 +120,14 @@ def measure_dormancy(
     if _is_model(model_or_module, "measure_dormancy"):
         from sb3_redo.sb3.measuring import measure_model
 
-        _refuse_for_models(forward=forward)
+        _refuse_for_models(forward=forward, optimizers=optimizers)
         return measure_model(model_or_module, dormancy_threshold, batch_size, observations, exclude)
     # 1. The module's inputs, and how it is run on them.
     module: Any = model_or_module
+    trained_by = None if optimizers is None else _optimizers(optimizers, module)
     run, inputs = _running(module, observations, forward)
     # 2. Its layers, and the network that each is counted with: the child that holds it.
-    wiring = excluding(tracing.trace_wiring(module, inputs, forward=run), module, exclude)
+    wiring = excluding(tracing.trace_wiring(module, inputs, forward=run, optimizers=trained_by), module, exclude)
     kind, measured = type(module).__name__, [layer.name for layer in wiring if not layer.excluded]
     networks = {name: name.split(".")[0] if "." in name else kind for name in measured}
     # 3. One pass over all observations.
@@ -158,7 +165,8 @@ def recycle_dormant(
     :param seed: of the fresh weights. If not given: a model's own seed, and for a module torch's random stream.
     :param incoming_norm: norm of redrawn incoming weights, as a multiple of the mean norm of live neurons
     :param outgoing_norm: the same for redrawn outgoing weights
-    :param optimizers: all optimizers that hold a module's parameters; ``[]`` for none
+    :param optimizers: all optimizers that hold a module's parameters; ``[]`` for none. A layer whose weights are in
+        none of them, or were frozen since, is skipped with a warning.
     :param fresh: builds an untrained twin of a module, from which weights are drawn. By default they are drawn as the
         layers' own ``reset_parameters`` would.
     :param forward: the function that a module was measured with, needed with ``compensate``

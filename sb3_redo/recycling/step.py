@@ -1,5 +1,6 @@
 """One recycling step: fresh incoming weights, cleared outgoing ones, and the optimizer state of both."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -13,6 +14,7 @@ from sb3_redo.recycling.edits import Planner, groups, layer_parameter
 from sb3_redo.recycling.initial_weights import InitialWeights
 from sb3_redo.recycling.optimizer_state import OPTIMIZER_STATE, WHAT, OptimizerState, SecondMoment
 from sb3_redo.validation import flag, one_of, optional_positive_number
+from sb3_redo.wiring.ownership import optimized
 from sb3_redo.wiring.structure import LayerWiring, Wiring
 
 OUTGOING = ("zero", "random")
@@ -112,13 +114,15 @@ def recycle(
     """Recycle neurons of a policy, in place (Sokar et al. 2023, algorithm 1).
 
     Changes weights, biases and normalisations of the policy and the state of the optimizers that hold them, nothing
-    else. Everything is computed before anything is written, so that an error leaves the policy whole.
+    else. Everything is computed before anything is written, so that an error leaves the policy whole. A layer that is
+    no longer trained is skipped with a warning: one that was frozen since it was traced, or that no optimizer holds.
 
     :param policy: the policy
     :param wiring: its wiring
     :param neurons: layer name to the neurons to recycle, long tensor; see
         :meth:`~sb3_redo.dormancy.report.DormancyReport.dormant_neurons`
-    :param optimizers: all that may hold the policy's parameters; state is matched by parameter identity
+    :param optimizers: all that may hold the policy's parameters; state is matched by parameter identity. If none are
+        given, no layer is skipped for that.
     :param initial_weights: where fresh weights come from
     :param generator: source of all randomness, on the CPU
     :param surgery: how to recycle
@@ -127,9 +131,12 @@ def recycle(
     :raises ValueError: when a layer cannot be recycled, or ``compensate`` meets a consumer without a bias
     :raises RuntimeError: when an optimizer keeps something of which it is not known what becomes of it
     """
+    optimizers = list(optimizers)
     rule = "match" if isinstance(surgery.optimizer_state, Mapping) else surgery.optimizer_state
     planner = Planner(policy, OptimizerState(policy.parameters(), optimizers, surgery.told), rule)
+    trained = _Trained(optimizers)
     chosen = _chosen(policy, wiring, neurons, planner.device)
+    chosen = {name: index for name, index in chosen.items() if not trained.warns_of(policy, wiring[name], surgery)}
     with torch.no_grad():
         # 1. What the neurons contribute now is known only before their outgoing weights are cleared.
         if surgery.compensate and chosen:
@@ -140,7 +147,7 @@ def recycle(
         #    normalisations that are theirs alone become those of a fresh policy.
         for name, index in chosen.items():
             _plan_incoming(planner, name, index, initial_weights, generator, surgery.incoming_norm)
-            _plan_normalisations(planner, wiring[name], index, initial_weights)
+            _plan_normalisations(planner, trained, wiring[name], index, initial_weights)
         # 3. All their outgoing weights are cleared or redrawn. This comes after step 2, so that a weight between two
         #    recycled neurons ends at 0.
         for name in chosen:
@@ -196,6 +203,39 @@ def _check_fits(policy: nn.Module, layer: LayerWiring) -> None:
             )
 
 
+class _Trained:
+    """Knows which parameters are trained now.
+
+    :param optimizers: all that hold some; empty if that is not known
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer]):
+        self.held = optimized(optimizers)
+
+    def why_not(self, parameter: Tensor | None) -> str | None:
+        """Return why a parameter is not trained, or ``None``."""
+        if parameter is None:
+            return None
+        if not parameter.requires_grad:
+            return "was frozen since it was measured"
+        return "is in none of the optimizers" if self.held and id(parameter) not in self.held else None
+
+    def warns_of(self, policy: nn.Module, layer: LayerWiring, surgery: Surgery) -> bool:
+        """Return whether recycling a layer would change parameters that are not trained. If so, say why."""
+        written = [
+            (layer.name, "weight"),
+            (layer.name, "bias"),
+            *((consumer, "weight") for consumer in layer.consumers),
+        ]
+        written += [(consumer, "bias") for consumer in layer.consumers if surgery.compensate]
+        for name, part in written:
+            why = self.why_not(layer_parameter(policy, name, part))
+            if why is not None:
+                warnings.warn(f"{layer.name} is not recycled: the {part} of {name} {why}", RuntimeWarning, stacklevel=3)
+                return True
+        return False
+
+
 def _mask(size: int, index: Tensor) -> Tensor:
     """Return a bool mask that is true at the index."""
     mask = torch.zeros(size, dtype=torch.bool, device=index.device)
@@ -222,10 +262,16 @@ def _plan_incoming(
 
 
 def _plan_normalisations(
-    planner: Planner, layer: LayerWiring, neurons: Tensor, initial_weights: InitialWeights
+    planner: Planner, trained: "_Trained", layer: LayerWiring, neurons: Tensor, initial_weights: InitialWeights
 ) -> None:
-    """Plan a fresh policy's statistics, scales and offsets where they act on a recycled neuron alone."""
+    """Plan a fresh policy's statistics, scales and offsets where they act on a recycled neuron alone.
+
+    A normalisation that is not trained stays as it is.
+    """
     for name, owners in layer.normalisations.items():
+        parameters = planner.policy.get_submodule(name.rpartition(".")[0])._parameters.values()
+        if any(trained.why_not(parameter) for parameter in parameters):
+            continue
         owners = owners.flatten().to(neurons.device)
         recycled = torch.isin(owners, neurons)
         if recycled.any():

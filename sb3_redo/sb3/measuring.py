@@ -14,10 +14,9 @@ from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import sample_batch, stored_observations
 from sb3_redo.sb3.gathering import gather_batch
-from sb3_redo.sb3.model import gradient_steps_of, initial_weights_of, meter_of, whole_batch
+from sb3_redo.sb3.model import gradient_steps_of, initial_weights_of, meter_of, whole_batch, wiring_of
 from sb3_redo.sb3.seeds import integer_seed, seed_of, torch_generator
 from sb3_redo.wiring.structure import Wiring
-from sb3_redo.wiring.tracing import trace_wiring
 
 
 def trace_model(model: BaseAlgorithm, observations: Any = None) -> Wiring:
@@ -32,7 +31,7 @@ def trace_model(model: BaseAlgorithm, observations: Any = None) -> Wiring:
         space = copy.deepcopy(model.observation_space)  # a copy, whose random stream is nobody's
         space.seed(0)
         observations = space.sample()
-    return trace_wiring(model.policy, whole_batch(model, observations), forward=agent_of(model).forward)
+    return wiring_of(model, whole_batch(model, observations))
 
 
 def measure_model(

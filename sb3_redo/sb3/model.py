@@ -130,7 +130,7 @@ def wiring_of(model: BaseAlgorithm, batch: Batch | None = None, exclude: Sequenc
     read = _READ.setdefault(model.policy, [])
     known = next((wiring for before, wiring in read if before == signature), None)
     if known is None:
-        known = trace_wiring(model.policy, batch, forward=agent.forward)
+        known = trace_wiring(model.policy, batch, forward=agent.forward, optimizers=agent.optimizers)
         read[:] = [(signature, known), *read[:3]]
     return excluding(known, model.policy, exclude)
 

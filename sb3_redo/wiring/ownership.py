@@ -1,37 +1,249 @@
-"""Finds out whose weights a layer's are: its own, or also used, shared, computed or frozen elsewhere."""
+"""Finds out whose weights a layer's are: its own and trained, or also used, shared, computed or frozen elsewhere."""
 
-from collections.abc import Iterable, Set
-from typing import Any
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from sb3_redo.forward.layers import LAYER_TYPES, TRANSPOSED
 from sb3_redo.wiring.frozen_network import PassSettings
+from sb3_redo.wiring.gradient_reach import real_pass
 from sb3_redo.wiring.prober import Prober
 
 _USE_FIRST_ONLY = ("to", "type_as", "expand_as", "view_as", "reshape_as")
 """Functions that use the values of their first argument alone, as ``x.to(layer.weight)`` does."""
 
 
-class _WeightWatcher(TorchFunctionMode):
-    """Notes which of some parameters are used by the functions of a pass.
+class Ownership:
+    """Says which parameters of a network recycling may change, and why not the others.
 
-    :param owners: identity of a parameter to the name of its layer
+    :param prober: of the network
+    :param heads: name of each layer that feeds no other one to the numbers of the outputs that it reaches
+    :param forward: runs the network as it is on its inputs, and returns all outputs
+    :param inputs: nested tensors [1, ...]
+    :param optimizers: all that train the network; ``None`` or empty if they are not known
     """
 
-    def __init__(self, owners: dict[int, str]):
+    def __init__(
+        self,
+        prober: Prober,
+        heads: Mapping[str, Set[int]],
+        forward: Callable[[Any], Any],
+        inputs: Any,
+        optimizers: Iterable[Optimizer] | None,
+    ):
+        self._policy, self._layers = prober.module, prober.layers
+        # 1. Which parameters a gradient reaches, and which layers run with other weights than their own.
+        self._real_pass = real_pass(self._policy, self._layers, heads, forward, inputs)
+        # 2. Which ones an optimizer holds.
+        self._optimized = optimized(optimizers or ())
+        # 3. Which memory is whose, and whose is used without calling a layer.
+        self._held = _Memories(self._policy)
+        self._used_elsewhere = _weights_used_outside_their_layer(prober) | prober.inner.keys()
+
+    def why_not_writable(self, name: str, consumers: Iterable[str]) -> str | None:
+        """Return why the weights of a layer or of one of its consumers may not be changed, or ``None``."""
+        for layer, whose in ((name, "its"), *((consumer, f"{consumer}'s") for consumer in consumers)):
+            why = self._why_not_layer(layer)
+            if why is not None:
+                return f"{whose} {why}"
+        return None
+
+    def writable(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return those parameters and buffers of normalisations that may be changed.
+
+        A normalisation whose scale or offset may not be changed keeps its statistics, too.
+
+        :param entries: path of a parameter or buffer to anything
+        """
+        return {path: entry for path, entry in entries.items() if self._is_writable(*_split(path))}
+
+    def _is_writable(self, name: str, key: str) -> bool:
+        parameters = self._policy.get_submodule(name)._parameters
+        return not self._held.why_shared(name, key) and not any(
+            self._why_not_tensor(name, other, parameter)
+            for other, parameter in parameters.items()
+            if parameter is not None
+        )
+
+    def _why_not_layer(self, name: str) -> str | None:
+        layer = self._layers[name]
+        if name in self._used_elsewhere:
+            return "weights are also used without calling it"
+        if not _is_plain(layer):
+            return "forward pass is not that of a plain layer"
+        if isinstance(layer, TRANSPOSED):
+            return "weights are those of a transposed convolution, which are laid out the other way round"
+        if parametrize.is_parametrized(layer):
+            return "weights are computed from other parameters"
+        if name in self._real_pass.replaced:
+            return "weights are replaced by others when it is called"
+        for key, noun in (("weight", "weights are"), ("bias", "bias is")):
+            tensor = getattr(layer, key)
+            why = None if tensor is None else self._why_not_tensor(name, key, tensor)
+            if why is not None:
+                return f"{noun} {why}"
+        return None
+
+    def _why_not_tensor(self, name: str, key: str, tensor: Tensor) -> str | None:
+        if not isinstance(tensor, nn.Parameter):
+            return "computed from other parameters"
+        if not tensor.requires_grad:
+            return "frozen"
+        if type(tensor) is not nn.Parameter:
+            return f"no plain parameter but a {type(tensor).__name__}"
+        shared = self._held.why_shared(name, key)
+        if shared is not None:
+            return shared
+        if self._real_pass.problem is not None:
+            return f"not known to be trained, since a pass with gradients fails ({self._real_pass.problem})"
+        if id(tensor) not in self._real_pass.reached:
+            return "reached by no gradient from any output"
+        if self._optimized and id(tensor) not in self._optimized:
+            return "in none of the optimizers"
+        return None
+
+
+def optimized(optimizers: Iterable[Optimizer]) -> set[int]:
+    """Return the identities of all parameters that some optimizers hold."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {id(parameter) for group in groups for parameter in group["params"]}
+
+
+def _split(path: str) -> tuple[str, str]:
+    name, _, key = path.rpartition(".")
+    return name, key
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer computes what torch's own does. The class or the instance may replace a method."""
+    kind = next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
+    methods = ("forward", "_conv_forward")
+    return len(layer._parameters) <= 2 and all(
+        getattr(getattr(layer, method, None), "__func__", None) is getattr(kind, method, None) for method in methods
+    )
+
+
+class _Held(NamedTuple):
+    """A tensor that a module holds, and the addresses of its memory.
+
+    :param key: its name as a parameter or buffer; empty for any other attribute
+    """
+
+    start: int
+    end: int
+    name: str
+    key: str
+    tensor: Tensor
+
+
+class _Memories:
+    """Finds tensors of a network that share memory with others.
+
+    Memory that tensors outside of the network share as a whole cannot be seen.
+    """
+
+    def __init__(self, policy: nn.Module):
+        held = sorted(_held_tensors(policy), key=lambda each: (each.start, each.end))
+        # 1. Tensors whose ranges of addresses overlap. Ranges are sorted by where they start.
+        self._holders: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+        starts = [each.start for each in held]
+        for number, one in enumerate(held):
+            for other in held[number + 1 : bisect_left(starts, one.end)]:
+                self._holders[one.name, one.key][other.name or "the policy itself"] = None
+                self._holders[other.name, other.key][one.name or "the policy itself"] = None
+            # An expanded tensor has fewer addresses than entries.
+            if one.tensor.nbytes > one.end - one.start:
+                self._holders[one.name, one.key]["one another"] = None
+        # 2. Tensors that are a part of a larger one which is not held here.
+        filled: dict[int, dict[int, int]] = defaultdict(dict)
+        for each in held:
+            filled[each.tensor.untyped_storage().data_ptr()][each.start] = each.tensor.nbytes
+        self._parts = {
+            (each.name, each.key)
+            for each in held
+            if sum(filled[(storage := each.tensor.untyped_storage()).data_ptr()].values()) < storage.nbytes()
+        }
+
+    def why_shared(self, name: str, key: str) -> str | None:
+        """Return with what a parameter or buffer shares its memory, or ``None``."""
+        if (name, key) in self._holders:
+            return f"shared with {', '.join(self._holders[name, key])}"
+        return "a part of a tensor outside of the policy" if (name, key) in self._parts else None
+
+
+def _held_tensors(policy: nn.Module) -> Iterable[_Held]:
+    """Yield all parameters and buffers of a network, and the other tensors that its modules have as attributes."""
+    modules = list(policy.named_modules())
+    registered = [
+        (name, key, tensor)
+        for name, module in modules
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+    ]
+    known = {id(tensor) for _, _, tensor in registered}
+    attributes = [
+        (name, "", item)
+        for name, module in modules
+        for value in vars(module).values()
+        for item in (
+            value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        )
+        if isinstance(item, Tensor) and id(item) not in known
+    ]
+    for name, key, tensor in registered + attributes:
+        addresses = None if tensor is None else _addresses(tensor)
+        if addresses is not None:
+            yield _Held(*addresses, name, key, tensor)
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int] | None:
+    """Return where the memory of a tensor starts and ends; ``None`` if it has no memory of its own to speak of."""
+    try:
+        start = tensor.data_ptr()
+        strides = tensor.stride()
+    except RuntimeError:  # sparse, or wrapped by torch.func
+        return None
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    return (start, start + reach * tensor.element_size()) if start and tensor.numel() else None
+
+
+class _WeightWatcher(TorchFunctionMode):
+    """Notes which layers' parameters are used by the functions of a pass, as they are or as a view of their memory.
+
+    :param layers: name to layer
+    """
+
+    def __init__(self, layers: dict[str, nn.Module]):
         super().__init__()
-        self.owners = owners
         self.used: set[str] = set()
+        self.owners: dict[int, str] = {}
+        self.memories: dict[int, list[tuple[int, int, str]]] = defaultdict(list)  # by storage
+        for name, layer in layers.items():
+            for parameter in layer._parameters.values():
+                if parameter is not None:
+                    self.owners[id(parameter)] = name
+                    if (addresses := _addresses(parameter)) is not None:
+                        self.memories[parameter.untyped_storage().data_ptr()].append((*addresses, name))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, (Tensor, tuple, list)):
-            used = _used(getattr(func, "__name__", ""), [*args, *(kwargs or {}).values()])
-            self.used |= {self.owners[id(value)] for value in used if id(value) in self.owners}
+            for value in _used(getattr(func, "__name__", ""), [*args, *(kwargs or {}).values()]):
+                if isinstance(value, Tensor):
+                    self.used.update(self._owners_of(value))
         return result
+
+    def _owners_of(self, value: Tensor) -> list[str]:
+        if id(value) in self.owners:
+            return [self.owners[id(value)]]
+        start, end = _addresses(value) or (0, 0)
+        memories = self.memories.get(value.untyped_storage().data_ptr(), ()) if start else ()
+        return [name for first, last, name in memories if first < end and start < last]
 
 
 def _used(name: str, arguments: list[Any]) -> Iterable[Any]:
@@ -43,49 +255,12 @@ def _used(name: str, arguments: list[Any]) -> Iterable[Any]:
     return [value for item in arguments for value in (item if isinstance(item, (tuple, list)) else [item])]
 
 
-def weights_used_outside_their_layer(prober: Prober) -> frozenset[str]:
+def _weights_used_outside_their_layer(prober: Prober) -> frozenset[str]:
     """Return the names of the layers whose weights or biases are used without calling the layer.
 
     All layers are frozen, so no parameter that a function sees is used by its own layer.
     """
-    owners = {
-        id(parameter): name
-        for name, layer in prober.layers.items()
-        for parameter in layer._parameters.values()
-        if parameter is not None
-    }
-    watcher = _WeightWatcher(owners)
+    watcher = _WeightWatcher(prober.layers)
     with watcher:
         prober.run(PassSettings())
     return frozenset(watcher.used)
-
-
-def why_not_writable(prober: Prober, name: str, consumers: Iterable[str], used_elsewhere: Set[str]) -> str | None:
-    """Return why the weights of a layer or of one of its consumers may not be changed, or ``None``.
-
-    :param used_elsewhere: layers whose weights are used without calling them
-    """
-    for layer, whose in ((name, "its"), *((consumer, f"{consumer}'s") for consumer in consumers)):
-        if layer in used_elsewhere:
-            return f"{whose} weights are also used without calling it"
-        why = _why_not_its_own(prober.module, prober.layers[layer])
-        if why is not None:
-            return f"{whose} {why}"
-    return None
-
-
-def _why_not_its_own(policy: nn.Module, layer: nn.Module) -> str | None:
-    if not any(type(layer).forward is kind.forward for kind in LAYER_TYPES) or len(layer._parameters) > 2:
-        return "forward pass is not that of a plain layer"
-    if isinstance(layer, TRANSPOSED):
-        return "weights are those of a transposed convolution, which are laid out the other way round"
-    if parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
-        return "weights are computed from other parameters"
-    if not all(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
-        return "weights are frozen"
-    holders = [
-        path or "the policy itself"
-        for path, module in policy.named_modules()
-        if module is not layer and any(parameter is layer.weight for parameter in module._parameters.values())
-    ]
-    return f"weights are shared with {', '.join(holders)}" if holders else None

@@ -43,7 +43,8 @@ class LayerWiring:
         between the neuron and its consumers prevents this.
     :param sites: where the activations are measured
     :param normalisations: path of a parameter or buffer to long tensor of its shape: the neuron that each entry
-        belongs to, -1 for none. Covers the normalisations between the layer and its consumers.
+        belongs to, -1 for none. Covers the normalisations between the layer and its consumers, as far as they are
+        trained.
     :param excluded: whether it was excluded by name, and is not measured either
     """
 

@@ -5,7 +5,7 @@ are frozen, so that only parameter-free operations lie between it and what it re
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
 from sb3_redo.forward.layers import neuron_axis
@@ -23,7 +24,7 @@ from sb3_redo.wiring.frozen_network import PASS_ERRORS
 from sb3_redo.wiring.input_variants import extreme_inputs, first_row, first_two_rows, input_variants, read_observation
 from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Reading, merged
 from sb3_redo.wiring.normalisations import left_alone, mixing_modules, normalisations
-from sb3_redo.wiring.ownership import weights_used_outside_their_layer, why_not_writable
+from sb3_redo.wiring.ownership import Ownership
 from sb3_redo.wiring.prober import Prober
 from sb3_redo.wiring.sites import as_module_results, find_sites, is_exact, list_calls
 from sb3_redo.wiring.structure import LayerWiring, Wiring
@@ -32,7 +33,11 @@ OBSERVATION = "the observation"
 
 
 def trace_wiring(
-    policy: nn.Module, observations: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None
+    policy: nn.Module,
+    observations: Any,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    optimizers: Iterable[Optimizer] | None = None,
 ) -> Wiring:
     """Find the hidden layers of a policy, and what each of their neurons feeds, by perturbation.
 
@@ -43,6 +48,8 @@ def trace_wiring(
     :param observations: a batch of what ``forward`` takes, [observations, ...]; the first two are used
     :param forward: runs every network of the policy in one pass and returns all outputs. Default: the policy
         itself, or its ``actor`` and ``critic`` where it has both (the critic at the actor's actions).
+    :param optimizers: all that train the policy. Layers with weights in none of them are measured only. Not looked at
+        if ``None`` or empty.
     :return: the wiring
     :raises RuntimeError: when nothing in the policy can be measured
 
@@ -59,14 +66,18 @@ def trace_wiring(
                 forward, inputs = default_forward(policy, inputs)
             forward(policy, inputs)
         try:
-            wiring = _trace(policy, inputs, forward, partial(state.put_back, moved_only=True))
+            wiring = _trace(policy, inputs, forward, optimizers, partial(state.put_back, moved_only=True))
         finally:
             state.put_back()
     return replace(wiring, stateful=tuple(state.moved))
 
 
 def _trace(
-    policy: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None, put_back: Callable[[], None]
+    policy: nn.Module,
+    inputs: Any,
+    forward: Callable[[nn.Module, Any], Any] | None,
+    optimizers: Iterable[Optimizer] | None,
+    put_back: Callable[[], None],
 ) -> Wiring:
     # 1. Find the layers that run on one observation.
     if forward is None:  # an error came before: here it is the caller's
@@ -79,7 +90,6 @@ def _trace(
     prober.prepare(variants[1:3] or variants)
     # 3. Every layer is driven once while all others are frozen; then all are frozen while the observation changes.
     activations, calls = list_calls(prober)
-    used_elsewhere = weights_used_outside_their_layer(prober) | prober.inner.keys()
     readings = {name: prober.read(name) for name in prober.layers}
     sources = {**readings, OBSERVATION: read_observation(prober, variants, extremes)}
     # 4. It is known what reaches what. A layer that reaches no other layer is an output.
@@ -90,17 +100,20 @@ def _trace(
         for name, reading in readings.items()
         if name not in apart and not any(place.kind == "input" for place in reading)
     ]
+    # 5. It is known whose the weights are, and which of them are trained.
+    heads = {name: {place.call for place in readings[name] if place.kind == "output"} for name in outputs}
+    ownership = Ownership(prober, heads, partial(forward, policy), map_tensors(first_row, inputs), optimizers)
     layers = []
     for name, reading in readings.items():
         if name in outputs or name in apart:
             continue
-        # 5. Of every hidden layer, find what its neurons feed, where they are seen, and why it may not be recycled.
+        # 6. Of every hidden layer, find what its neurons feed, where they are seen, and why it may not be recycled.
         others = [other for source, other in sources.items() if source != name]
         consumers = _consumers(prober, reading)
         sites = find_sites(prober, name, reading, consumers, others)
         normalised = normalisations(prober, reading, others)
         reason = _why_mixed(prober, name, consumers) or _why_not_its_positions(name, reading, consumers, feeders)
-        reason = reason or why_not_writable(prober, name, consumers, used_elsewhere)
+        reason = reason or ownership.why_not_writable(name, consumers)
         layer = LayerWiring(
             name=name,
             neurons=prober.neurons(name),
@@ -110,7 +123,7 @@ def _trace(
             # An untrained normalisation may seem to do nothing, and a trained one does not.
             exact=not normalised and is_exact(prober, name, reading, sites),
             sites=as_module_results(activations, sites),
-            normalisations=normalised,
+            normalisations=ownership.writable(normalised),
         )
         layers.append(layer)
     if not layers:

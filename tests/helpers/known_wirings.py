@@ -1,14 +1,16 @@
 """Wirings that are read once and serve every network that is built alike."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import pytest
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sb3_redo.forward.nested import map_tensors
+from sb3_redo.wiring.ownership import optimized
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.wiring.tracing import trace_wiring
 
@@ -26,10 +28,18 @@ def use_known_wirings(patch: pytest.MonkeyPatch) -> None:
             patch.setattr(module, "trace_wiring", _known)
 
 
-def _known(module: nn.Module, observations: Any, *, forward: Callable[[nn.Module, Any], Any] | None = None) -> Wiring:
-    key = _architecture(module), _shapes(observations), getattr(forward, "__code__", forward)
+def _known(
+    module: nn.Module,
+    observations: Any,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    optimizers: Iterable[Optimizer] | None = None,
+) -> Wiring:
+    held = optimized(optimizers or ())
+    is_held = tuple(id(each) in held for each in module.parameters())
+    key = _architecture(module), _shapes(observations), getattr(forward, "__code__", forward), is_held
     if key not in _READ:
-        _READ[key] = trace_wiring(module, observations, forward=forward)
+        _READ[key] = trace_wiring(module, observations, forward=forward, optimizers=optimizers)
     return _READ[key]
 
 

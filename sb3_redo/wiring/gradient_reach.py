@@ -1,0 +1,133 @@
+"""Finds which parameters training can change: those that a gradient from some output of a network reaches."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+
+from sb3_redo.forward.contexts import replaced_forward, seeded
+from sb3_redo.forward.nested import map_tensors, tensors_in
+
+# Their derivative is 0 everywhere: what lies before them is never trained.
+_STEPS = frozenset(
+    f"{name}Backward{number}" for name in ("Sign", "Sgn", "Round", "Floor", "Ceil", "Trunc") for number in "01"
+)
+
+
+class RealPass(NamedTuple):
+    """What one pass with gradients shows.
+
+    :param reached: identities of the parameters that a gradient from some output reaches
+    :param replaced: names of the layers that run with other weights than their own
+    :param problem: why gradients could not be followed, else ``None``
+    """
+
+    reached: frozenset[int]
+    replaced: frozenset[str]
+    problem: str | None
+
+
+def real_pass(
+    policy: nn.Module,
+    layers: Mapping[str, nn.Module],
+    heads: Mapping[str, Set[int]],
+    forward: Callable[[Any], Any],
+    inputs: Any,
+) -> RealPass:
+    """Run a network with gradients, and follow them back from its outputs. Changes nothing in it.
+
+    :param layers: the layers to watch, by name
+    :param heads: name of each layer that feeds no other one to the numbers of the outputs that it reaches. If all of
+        these are integers, such as sampled actions, gradients are followed back from what the layer returns.
+    :param forward: runs the network on its inputs, and returns all outputs
+    :param inputs: nested tensors [1, ...]
+    """
+    replaced: set[str] = set()
+    results: list[tuple[str, Tensor]] = []
+
+    def watching(name: str, layer: nn.Module) -> Callable[..., Any]:
+        real, own = layer.forward, dict(layer._parameters)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # torch.func.functional_call and networks that make weights exchange them for the time of a call.
+            if any(layer._parameters.get(key) is not parameter for key, parameter in own.items()):
+                replaced.add(name)
+            result = real(*args, **kwargs)
+            if name in heads:
+                results.append((name, result))
+            return result
+
+        return forward
+
+    reached: frozenset[int] = frozenset()
+    problem = None
+    try:
+        with seeded(0), torch.inference_mode(False), torch.enable_grad(), replaced_forward(layers, watching):
+            # Tensors that were made in inference mode cannot take part in a pass with gradients.
+            inputs = map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
+            outputs = list(tensors_in(forward(inputs)))
+            choices = {i for i, output in enumerate(outputs) if not (output.is_floating_point() or output.is_complex())}
+            scores = [result for name, result in results if heads[name] and heads[name] <= choices]
+            reached = reached_parameters(policy, outputs + scores)
+    except Exception as error:  # a backward function of others may raise anything
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return RealPass(reached, frozenset(replaced), problem)
+
+
+def reached_parameters(policy: nn.Module, outputs: Iterable[Tensor]) -> frozenset[int]:
+    """Return the identities of the parameters that a gradient from some output reaches.
+
+    Follows torch's graph of the pass and computes no gradient, so that no hook is called. Only functions whose
+    backward pass is written in Python are run backwards, since it may return ``None``.
+    """
+    reached: set[int] = set()
+    seen: set[Any] = set()
+    ahead: list[Any] = []
+    for output in outputs:
+        if output.grad_fn is not None:
+            ahead.append(output.grad_fn)
+        elif output.requires_grad:
+            reached.add(id(output))
+    with _own_gradients(policy, reached):
+        while ahead:
+            node = ahead.pop()
+            if node in seen or node.name() in _STEPS:
+                continue
+            seen.add(node)
+            if hasattr(node, "variable"):
+                reached.add(id(node.variable))
+            edges = [edge for edge, _ in node.next_functions]
+            ahead += edges if not isinstance(node, BackwardCFunction) else _edges_with_gradient(node, edges)
+            ahead = [edge for edge in ahead if edge is not None]
+    return frozenset(reached)
+
+
+def _edges_with_gradient(node: Any, edges: list[Any]) -> list[Any]:
+    """Return the edges of a function written in Python along which its backward pass returns a gradient."""
+    ones = [torch.ones(tuple(m.shape), dtype=m.dtype, device=m.device) for m in node._input_metadata]
+    with torch.no_grad():
+        returned = node.apply(*ones)
+    gradients = returned if isinstance(returned, tuple) else (returned,)
+    needed = [gradient for gradient, is_needed in zip(gradients, node.needs_input_grad, strict=False) if is_needed]
+    open_edges = [edge for edge in edges if edge is not None]
+    return [edge for edge, gradient in zip(open_edges, needed, strict=False) if gradient is not None]
+
+
+@contextmanager
+def _own_gradients(policy: nn.Module, reached: set[int]) -> Iterator[None]:
+    """Keep the gradients of all parameters, and add to ``reached`` those that get one inside.
+
+    A backward pass written in Python may run another one, as checkpoints of activations do.
+    """
+    before = [(parameter, parameter.grad) for parameter in policy.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        yield
+        reached.update(id(parameter) for parameter, _ in before if parameter.grad is not None)
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
