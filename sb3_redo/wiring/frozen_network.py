@@ -118,6 +118,25 @@ class _PassWatcher(FunctionWatcher):
             return func(parts, *args[1:], **{key: value for key, value in kwargs.items() if key != "tensors"})
 
 
+def _ordinary(record: Recorder) -> Recorder:
+    """Return a recorder that receives ordinary tensors. What is made in inference mode cannot be changed later.
+
+    :raises RuntimeError: from the recorder, at a tensor that stands for many
+    """
+
+    def recorded(place: Place, value: Tensor) -> None:
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+            raise RuntimeError(
+                f"what runs under torch.func.vmap cannot be read ({place.kind} {place.name}): run it on a batch instead"
+            )
+        if not (torch.is_inference_mode_enabled() or value.is_inference()):
+            return record(place, value)
+        with torch.inference_mode(False):
+            return record(place, value.clone())
+
+    return recorded
+
+
 def _pool(func: Any, args: Any, kwargs: Any) -> Any:
     """Compute a pooling. On a CPU, maxima over images take a quarter of the time with channels last."""
     if func not in MAX_POOLS_OF_IMAGES or not args or args[0].ndim != 4 or args[0].device.type != "cpu":
@@ -294,6 +313,8 @@ class FrozenNetwork:
             if self.shapes and (known is None or (rows == 1 and value.shape != known)):
                 raise ChangedCallsError(_other_shape(place, calls, known, value.shape))
             record(place, value)
+
+        record = _ordinary(record)
 
         def make(name: str, module: nn.Module) -> Callable[..., Any]:
             numbers = count()

@@ -73,14 +73,14 @@ class Ownership:
 
     def _why_not_layer(self, name: str) -> str | None:
         layer = self._layers[name]
-        if name in self._used_elsewhere:
-            return "weights are also used without calling it"
         if not _is_plain(layer):
             return "forward pass is not that of a plain layer"
         if isinstance(layer, TRANSPOSED):
             return "weights are those of a transposed convolution, which are laid out the other way round"
-        if parametrize.is_parametrized(layer):
+        if parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
             return "weights are computed from other parameters"
+        if name in self._used_elsewhere:
+            return "weights are also used without calling it"
         if name in self._real_pass.replaced:
             return "weights are replaced by others when it is called"
         for key, noun in (("weight", "weights are"), ("bias", "bias is")):
