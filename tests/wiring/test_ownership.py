@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
 
-from sb3_redo import measure_dormancy, recycle_dormant, trace_wiring
+from sb3_redo import measure_dormancy, trace_wiring
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
@@ -513,5 +513,5 @@ def test_layers_that_are_called_with_their_own_weights_are_recycled():
 def test_functions_under_vmap_are_refused_by_name():
     net = Net()
     net.between = lambda features: vmap(torch.relu)(features)
-    with pytest.raises(RuntimeError, match="what runs under torch.func.vmap cannot be read"):
+    with pytest.raises(RuntimeError, match=r"what runs under torch\.func\.vmap cannot be read"):
         trace_wiring(net, X)
