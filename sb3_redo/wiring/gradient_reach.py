@@ -73,7 +73,7 @@ def real_pass(
             scores = [result for name, result in results if heads[name] and heads[name] <= choices]
             reached = reached_parameters(policy, outputs + scores)
     except Exception as error:  # a backward function of others may raise anything
-        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
     return RealPass(reached, frozenset(replaced), problem)
 
 

@@ -44,6 +44,7 @@ class Ownership:
         self._optimized = optimized(optimizers or ())
         # 3. Which memory is whose, and whose is used without calling a layer.
         self._held = _Memories(self._policy)
+        self._idle_holders = _idle_holders(self._policy, self._layers)
         self._used_elsewhere = _weights_used_outside_their_layer(prober) | prober.inner.keys()
 
     def why_not_writable(self, name: str, consumers: Iterable[str]) -> str | None:
@@ -79,6 +80,8 @@ class Ownership:
             return "weights are those of a transposed convolution, which are laid out the other way round"
         if parametrize.is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
             return "weights are computed from other parameters"
+        if name in self._idle_holders:
+            return f"weights are shared with {self._idle_holders[name]}, which does not run"
         if name in self._used_elsewhere:
             return "weights are also used without calling it"
         if name in self._real_pass.replaced:
@@ -91,7 +94,7 @@ class Ownership:
         return None
 
     def _why_not_tensor(self, name: str, key: str, tensor: Tensor) -> str | None:
-        if not isinstance(tensor, nn.Parameter):
+        if tensor is not self._policy.get_submodule(name)._parameters.get(key):
             return "computed from other parameters"
         if not tensor.requires_grad:
             return "frozen"
@@ -127,6 +130,41 @@ def _is_plain(layer: nn.Module) -> bool:
     return len(layer._parameters) <= 2 and all(
         getattr(getattr(layer, method, None), "__func__", None) is getattr(kind, method, None) for method in methods
     )
+
+
+def _idle_holders(policy: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return name of a layer to the path of another network that holds it too, and none of whose own layers runs.
+
+    A target network that was given the same encoder is one: its weights that read a recycled neuron are not cleared.
+    """
+    names = {id(layer): name for name, layer in layers.items()}
+    children = [id(child) for module in policy.modules() for child in module._modules.values() if child is not None]
+    if len(children) == len(set(children)):
+        return {}
+    # 1. All paths of every layer, and which modules lie on each.
+    paths: dict[int, list[str]] = defaultdict(list)
+    modules = dict(policy.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
+        if isinstance(module, LAYER_TYPES):
+            paths[id(module)].append(path)
+    holders = {}
+    for layer, name in names.items():
+        for path in paths[layer] if len(paths[layer]) > 1 else ():
+            # 2. The outermost module on this path that lies on no other path of the layer.
+            elsewhere = {id(modules[each]) for other in paths[layer] if other != path for each in _prefixes(other)}
+            holder = next((each for each in _prefixes(path) if id(modules[each]) not in elsewhere), None)
+            # 3. It is idle if it has layers that it alone holds, and none of them runs.
+            inner = {id(each) for each in modules[holder].modules()} & paths.keys() if holder else set()
+            own = [each for each in inner if all(other.startswith(f"{holder}.") for other in paths[each])]
+            if own and not names.keys() & own:
+                holders[name] = str(holder)
+    return holders
+
+
+def _prefixes(path: str) -> list[str]:
+    """Return the paths of all modules on the way to one, the outermost first."""
+    parts = path.split(".")
+    return [".".join(parts[:number]) for number in range(1, len(parts))]
 
 
 class _Held(NamedTuple):

@@ -515,3 +515,33 @@ def test_functions_under_vmap_are_refused_by_name():
     net.between = lambda features: vmap(torch.relu)(features)
     with pytest.raises(RuntimeError, match=r"what runs under torch\.func\.vmap cannot be read"):
         trace_wiring(net, X)
+
+
+class Learner(nn.Module):
+    """A network and a target network of it, which were given the same encoder."""
+
+    def __init__(self, encoder, target_first):
+        super().__init__()
+        made = {"online": nn.Sequential(encoder, nn.Linear(6, 2)), "target": nn.Sequential(encoder, nn.Linear(6, 2))}
+        for name in sorted(made, reverse=target_first):
+            self.add_module(name, made[name])
+
+    def forward(self, x):
+        return self.online(x)
+
+
+@pytest.mark.parametrize("target_first", [False, True])
+def test_an_encoder_that_a_network_holds_which_does_not_run_is_measured_only(target_first):
+    (reason,) = reasons(Learner(nn.Sequential(nn.Linear(5, 6), nn.ReLU()), target_first)).values()
+    assert reason == "its weights are shared with target, which does not run"
+
+
+def test_an_encoder_that_is_registered_several_times_where_it_runs_is_recycled():
+    class Policy(Net):
+        def __init__(self):
+            super().__init__()
+            self.actor_encoder = self.critic_encoder = self.encoder
+            self.parts = nn.ModuleList([self.encoder, self.head])
+            self.trunk = nn.Sequential(self.encoder, nn.Identity())
+
+    assert reasons(Policy()) == ALL
