@@ -119,22 +119,21 @@ class _PassWatcher(FunctionWatcher):
 
 
 def _ordinary(record: Recorder) -> Recorder:
-    """Return a recorder that receives ordinary tensors. What is made in inference mode cannot be changed later.
-
-    :raises RuntimeError: from the recorder, at a tensor that stands for many
-    """
+    """Return a recorder that receives ordinary tensors. What is made in inference mode cannot be changed later."""
 
     def recorded(place: Place, value: Tensor) -> None:
-        if torch._C._functorch.is_functorch_wrapped_tensor(value):
-            raise RuntimeError(
-                f"what runs under torch.func.vmap cannot be read ({place.kind} {place.name}): run it on a batch instead"
-            )
         if not (torch.is_inference_mode_enabled() or value.is_inference()):
             return record(place, value)
         with torch.inference_mode(False):
             return record(place, value.clone())
 
     return recorded
+
+
+def _refuse_wrapped(name: str, value: Any) -> None:
+    """Refuse a tensor that stands for several, which nobody may keep."""
+    if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise RuntimeError(f"what runs under torch.func.vmap cannot be read ({name}): run it on a batch instead")
 
 
 def _pool(func: Any, args: Any, kwargs: Any) -> Any:
@@ -228,19 +227,21 @@ class FrozenNetwork:
                 if calls.is_inside or name in self._parametrisations:
                     return inside(*args, **kwargs)
                 running[name] = None
-                if not isinstance(module, LAYER_TYPES):
-                    return real(*args, **kwargs)
-                calls.add("layer", name)
-                output = inside(*args, **kwargs)
-                offset = _OFFSET_BETWEEN_CALLS * sum(map(len, self.calls.values()))
-                call = LayerCall(output.shape, output.dtype, output.device, offset)
-                self.calls.setdefault(name, []).append(call)
-                self.size += output.numel()
+                if isinstance(module, LAYER_TYPES):
+                    calls.add("layer", name)
+                output = (inside if isinstance(module, LAYER_TYPES) else real)(*args, **kwargs)
+                _refuse_wrapped(name, output)
+                if isinstance(module, LAYER_TYPES):
+                    offset = _OFFSET_BETWEEN_CALLS * sum(map(len, self.calls.values()))
+                    call = LayerCall(output.shape, output.dtype, output.device, offset)
+                    self.calls.setdefault(name, []).append(call)
+                    self.size += output.numel()
                 return output
 
             return forward
 
         def count_activation(place: Place, value: Tensor) -> None:
+            _refuse_wrapped(f"{place.kind} {place.name}", value)
             self.size += value.numel() if place.kind == "activation" else 0
 
         modules = dict(self.module.named_modules())

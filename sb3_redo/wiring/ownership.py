@@ -244,7 +244,7 @@ def _addresses(tensor: Tensor) -> tuple[int, int] | None:
     try:
         start = tensor.data_ptr()
         strides = tensor.stride()
-    except RuntimeError:  # sparse, or wrapped by torch.func
+    except (RuntimeError, ValueError):  # sparse, or not initialised yet
         return None
     reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
     return (start, start + reach * tensor.element_size()) if start and tensor.numel() else None

@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.callbacks import EveryNTimesteps
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
+from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant, trace_wiring
 from sb3_redo.sb3 import model as model_module
 from sb3_redo.sb3.measuring import trace_model
 from sb3_redo.sb3.model import initial_weights_of
@@ -59,6 +59,30 @@ def test_recycling_before_training_does_not_pass_for_an_initialisation_by_hand()
     observations = np.random.default_rng(0).normal(size=(32, *model.observation_space.shape)).astype(np.float32)
     assert recycle_dormant(model, measure_dormancy(model, 0.8, observations=observations)).recycled > 0
     assert initial_weights_of(model).samples == {}
+
+
+def test_layers_in_none_of_a_models_optimizers_are_measured_only():
+    model = dqn()
+    layers = model.q_net.q_net
+    model.policy.optimizer = torch.optim.Adam([*layers[2].parameters(), *layers[4].parameters()])
+    (first, second) = trace_wiring(model)
+    assert first.reason == "its weights are in none of the optimizers"
+    assert second.reason is None
+    with pytest.raises(TypeError, match="optimizers is for torch modules: of a model it is known"):
+        trace_wiring(model, optimizers=model.policy.optimizer)
+
+
+def test_layers_that_were_frozen_after_a_model_was_measured_are_left_out():
+    model = trained()
+    report = measure_dormancy(model, dormancy_threshold=0.8, batch_size=16)
+    model.q_net.q_net[0].requires_grad_(False)
+    before = [parameter.clone() for parameter in model.q_net.q_net[0].parameters()]
+    with pytest.warns(
+        RuntimeWarning, match=r"q_net\.q_net\.0 is not recycled: the weight of q_net\.q_net\.0 was frozen"
+    ):
+        record = recycle_dormant(model, report)
+    assert record.neurons.keys() == {"q_net.q_net.2"}
+    assert all(map(torch.equal, before, model.q_net.q_net[0].parameters()))
 
 
 class DrawsFromNumpy(FlattenExtractor):
