@@ -123,6 +123,7 @@ def test_a_network_replaced_by_a_deeper_one_is_told_of_when_its_weights_are_need
     model.learn(30)
     deeper = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
     model.q_net.q_net = deeper.append(nn.Linear(8, 2))
+    model.policy.optimizer.add_param_group({"params": list(deeper.parameters())})
     report = measure_dormancy(model, 100.0, batch_size=16)
     with pytest.raises(RuntimeError, match=r"q_net\.q_net\.4\.weight is \(8, 8\), but .* model's policy_kwargs"):
         recycle_dormant(model, report)
