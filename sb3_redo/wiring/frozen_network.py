@@ -121,7 +121,7 @@ class _PassWatcher(FunctionWatcher):
 def _ordinary(record: Recorder) -> Recorder:
     """Return a recorder that receives ordinary tensors. What is made in inference mode cannot be changed later."""
 
-    def recorded(place: Place, value: Tensor) -> None:
+    def recorded(place: Place, value: Tensor) -> Any:
         if not (torch.is_inference_mode_enabled() or value.is_inference()):
             return record(place, value)
         with torch.inference_mode(False):
