@@ -119,6 +119,19 @@ def test_a_normalisation_that_is_not_trained_or_shared_stays_as_it_is(make, keep
     assert not any(name.startswith("0.1") for name in changed(before, net))
 
 
+def test_statistics_that_share_their_memory_stay_as_they_are():
+    norm = nn.BatchNorm1d(8)
+    norm.running_mean += 2
+    norm.running_var += 2
+    net = mlp(norm)
+    net.register_buffer("means", norm.running_mean[:2])
+    report, before = measure_dormancy(net, 0.9, observations=X), state_of(net)
+    recycle_dormant(net, report, optimizers=[], seed=0)
+    found = changed(before, net)
+    assert "0.1.running_var" in found
+    assert not found & {"means", "0.1.running_mean"}
+
+
 def test_a_trained_normalisation_becomes_fresh():
     net = mlp(nn.LayerNorm(8))
     with torch.no_grad():

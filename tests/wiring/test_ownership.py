@@ -205,7 +205,8 @@ def test_a_network_that_cannot_run_with_gradients_is_measured_only_with_the_erro
 def test_a_network_is_read_in_inference_mode_too():
     with torch.inference_mode(False):
         net = Net()
-    assert reasons(net) == ALL
+    assert X.clone().is_inference()
+    assert {layer.reason for layer in trace_wiring(net, X.clone())} == {None}
 
 
 def test_weights_in_no_optimizer_are_measured_only():
@@ -338,7 +339,8 @@ def test_weights_that_are_used_through_a_view_outside_their_layer_are_found():
             return super().forward(x) + functional.linear(x, self.view()[:2])
 
     net = Viewed()
-    net.view = net.encoder[0].weight.detach
+    view = net.encoder[0].weight.detach()
+    net.view = lambda: view
     assert reasons(net)["encoder.0"] == "its weights are also used without calling it"
 
 
@@ -456,6 +458,12 @@ def test_weights_that_are_not_used_as_they_look_are_measured_only(change, reason
     assert found["encoder.0"] == reason
     assert found["encoder.2"] is None
     assert found["head.0"] is None
+
+
+def test_a_convolution_with_weights_of_its_own_making_is_measured_only():
+    net = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), Centred(3, 4, 2), nn.ReLU(), nn.Conv2d(4, 2, 2))
+    found = {layer.name: layer.reason for layer in trace_wiring(net, torch.randn(2, 1, 5, 5))}
+    assert found == {"0": f"2's {PLAIN.partition(' ')[2]}", "2": PLAIN}
 
 
 def test_the_same_forward_bound_to_the_instance_is_plain():
