@@ -1,15 +1,16 @@
 """Finds which parameters training can change: those that a gradient from some output of a network reaches."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from sb3_redo.forward.contexts import replaced_forward, seeded
-from sb3_redo.forward.nested import map_tensors, tensors_in
+from sb3_redo.forward.contexts import replaced_forward, seeded, training
+from sb3_redo.forward.nested import map_tensors, outputs_in
+from sb3_redo.forward.state import unchanged
 
 # Their derivative is 0 everywhere: what lies before them is never trained.
 _STEPS = frozenset(
@@ -18,15 +19,15 @@ _STEPS = frozenset(
 
 
 class RealPass(NamedTuple):
-    """What one pass with gradients shows.
+    """What passes with gradients show.
 
     :param reached: identities of the parameters that a gradient from some output reaches
     :param replaced: names of the layers that run with other weights than their own
     :param problem: why gradients could not be followed, else ``None``
     """
 
-    reached: frozenset[int]
-    replaced: frozenset[str]
+    reached: Set[int]
+    replaced: Set[str]
     problem: str | None
 
 
@@ -39,21 +40,27 @@ def real_pass(
 ) -> RealPass:
     """Run a network with gradients, and follow them back from its outputs. Changes nothing in it.
 
+    Networks may stop gradients in one mode only. What counts as reached is reached in evaluation mode, and in
+    training mode too if the network runs in it.
+
     :param layers: the layers to watch, by name
     :param heads: name of each layer that feeds no other one to the numbers of the outputs that it reaches. If all of
         these are integers, such as sampled actions, gradients are followed back from what the layer returns.
     :param forward: runs the network on its inputs, and returns all outputs
-    :param inputs: nested tensors [1, ...]
+    :param inputs: nested tensors [2, ...]
     """
+    own = {name: dict(layer._parameters) for name, layer in layers.items()}
+    ran: set[str] = set()
     replaced: set[str] = set()
     results: list[tuple[str, Tensor]] = []
 
     def watching(name: str, layer: nn.Module) -> Callable[..., Any]:
-        real, own = layer.forward, dict(layer._parameters)
+        real = layer.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            ran.add(name)
             # torch.func.functional_call and networks that make weights exchange them for the time of a call.
-            if any(layer._parameters.get(key) is not parameter for key, parameter in own.items()):
+            if any(layer._parameters.get(key) is not parameter for key, parameter in own[name].items()):
                 replaced.add(name)
             result = real(*args, **kwargs)
             if name in heads:
@@ -62,19 +69,29 @@ def real_pass(
 
         return forward
 
-    reached: frozenset[int] = frozenset()
-    problem = None
-    try:
+    def reached_in_a_pass() -> Set[int]:
+        ran.clear()
+        results.clear()
         with seeded(0), torch.inference_mode(False), torch.enable_grad(), replaced_forward(layers, watching):
             # Tensors that were made in inference mode cannot take part in a pass with gradients.
-            inputs = map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
-            outputs = list(tensors_in(forward(inputs)))
+            outputs = outputs_in(
+                forward(map_tensors(lambda each: each.clone() if each.is_inference() else each, inputs))
+            )
             choices = {i for i, output in enumerate(outputs) if not (output.is_floating_point() or output.is_complex())}
             scores = [result for name, result in results if heads[name] and heads[name] <= choices]
-            reached = reached_parameters(policy, outputs + scores)
-    except Exception as error:  # a backward function of others may raise anything
-        problem = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
-    return RealPass(reached, frozenset(replaced), problem)
+            return reached_parameters(policy, outputs + scores)
+
+    with unchanged(policy):
+        try:
+            reached = reached_in_a_pass()
+        except Exception as error:  # a backward function of others may raise anything
+            return RealPass(set(), replaced, f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0])
+        with training(policy.modules()), suppress(Exception):
+            in_training = reached_in_a_pass()
+            # A layer that is dropped at random may not run.
+            idle = {id(each) for name in layers.keys() - ran for each in own[name].values()}
+            reached = reached & (in_training | idle)
+    return RealPass(reached, replaced, None)
 
 
 def reached_parameters(policy: nn.Module, outputs: Iterable[Tensor]) -> frozenset[int]:

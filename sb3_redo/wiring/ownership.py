@@ -25,7 +25,7 @@ class Ownership:
     :param prober: of the network
     :param heads: name of each layer that feeds no other one to the numbers of the outputs that it reaches
     :param forward: runs the network as it is on its inputs, and returns all outputs
-    :param inputs: nested tensors [1, ...]
+    :param inputs: nested tensors [2, ...]
     :param optimizers: all that train the network; ``None`` or empty if they are not known
     """
 

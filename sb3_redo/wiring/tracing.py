@@ -102,7 +102,7 @@ def _trace(
     ]
     # 5. It is known whose the weights are, and which of them are trained.
     heads = {name: {place.call for place in readings[name] if place.kind == "output"} for name in outputs}
-    ownership = Ownership(prober, heads, partial(forward, policy), map_tensors(first_row, inputs), optimizers)
+    ownership = Ownership(prober, heads, partial(forward, policy), inputs, optimizers)
     layers = []
     for name, reading in readings.items():
         if name in outputs or name in apart:

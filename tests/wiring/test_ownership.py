@@ -564,3 +564,47 @@ def test_an_encoder_that_is_registered_several_times_where_it_runs_is_recycled()
             self.trunk = nn.Sequential(self.encoder, nn.Identity())
 
     assert reasons(Policy()) == ALL
+
+
+class Moody(Net):
+    """Stops the gradient in one mode only, and counts its passes in training mode."""
+
+    def __init__(self, stops_in_training):
+        super().__init__()
+        self.stops_in_training = stops_in_training
+        self.norm, self.passes = nn.BatchNorm1d(4), 0
+
+    def forward(self, x):
+        self.passes += self.training
+        with torch.set_grad_enabled(self.training != self.stops_in_training):
+            features = self.norm(self.encoder(x))
+        return self.head(features)
+
+
+@pytest.mark.parametrize("stops_in_training", [False, True])
+def test_a_gradient_that_is_stopped_in_one_mode_is_noticed_and_training_mode_leaves_no_trace(stops_in_training):
+    net = Moody(stops_in_training)
+    found = reasons(net)
+    assert found["encoder.0"] == f"its {NO_GRADIENT}"
+    assert found["head.0"] is None
+    assert net.training
+    assert net.passes == 0
+    assert not net.norm.running_mean.any()
+
+
+def test_a_layer_that_does_not_run_in_training_mode_counts_as_in_evaluation_mode():
+    class Dropping(Net):
+        def forward(self, x):
+            features = self.encoder(x)
+            return features[:, :2] if self.training else self.head(features)
+
+    assert reasons(Dropping()) == ALL
+
+
+def test_a_network_that_cannot_run_in_training_mode_counts_as_in_evaluation_mode():
+    class Failing(Net):
+        def forward(self, x):
+            assert not self.training
+            return super().forward(x)
+
+    assert reasons(Failing()) == ALL
