@@ -80,9 +80,9 @@ SHAPES = {
         Categorical(logits=values),
         TransformedDistribution(Independent(Normal(features, 1.0), 1), [TanhTransform()]),
     ),
-    "array": lambda values, features: (values, features.numpy()),
+    "array": lambda values, features: (values, features.detach().numpy()),
     "number": lambda values, features: (values, features.sum().item()),
-    "array in an object": lambda values, features: Answer(values.numpy(), features.detach().numpy()),
+    "array in an object": lambda values, features: Answer(values, features.detach().numpy()),
     "return type": lambda values, features: torch.return_types.max((values, features)),
     "statistics of a distribution of SB3": lambda values, features: Sb3Like(values, features),
 }

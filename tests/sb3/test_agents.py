@@ -143,7 +143,7 @@ def test_what_feeds_an_lstm_is_said_and_rows_are_no_time_steps(settings, monkeyp
     monkeypatch.setattr(type(model.policy), "forward", lambda *args, **kw: passes.append(None) or real(*args, **kw))
     wiring = trace_model(model)
     # Row by row it takes a pass for each bit of each layer's binary code at three levels and two signs.
-    assert len(passes) < 120
+    assert len(passes) < 150
     (mixed,) = [layer for layer in wiring if not layer.recyclable]
     assert mixed.name == "features_extractor.linear.0"
     assert "depend on several of its neurons, since it feeds lstm_actor (LSTM)" in mixed.reason

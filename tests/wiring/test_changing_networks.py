@@ -192,7 +192,7 @@ def test_layers_in_another_order_are_not_measured_for_each_other():
 def test_an_error_that_the_network_catches_is_raised_all_the_same():
     def forward(net, x, h):
         try:
-            return net.experts[0](h) if net.calls == 1 else net.experts[1](h)
+            return net.experts[net.calls % 2](h)
         except RuntimeError:
             return h
 

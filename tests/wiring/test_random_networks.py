@@ -110,12 +110,29 @@ def outputs_of(network):
         return list(twin(network.observations(6, seed=5))), twin
 
 
+def without_gradient(network):
+    """Names of the layers that a real backward pass from all outputs leaves without a gradient."""
+    twin = copy.deepcopy(network).eval()
+    sum(part.float().sum() for part in twin(network.observations(2, seed=1))).backward()
+    return {
+        name for name in network.known | dict.fromkeys(network.ledger.outputs()) if is_idle(twin.get_submodule(name))
+    }
+
+
+def is_idle(layer):
+    parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    return bool(parameters) and all(parameter.grad is None for parameter in parameters)
+
+
 def check_wiring(network, wiring):
     """It is the one that was built."""
+    idle = without_gradient(network)
     assert {layer.name for layer in wiring} == set(network.known)
     assert set(wiring.outputs) == network.ledger.outputs()
     for layer in wiring:
         known = network.known[layer.name]
+        untrained = ["reached by no gradient"] if idle & {layer.name, *known.consumers} else []
+        reasons = [*known.reasons, *untrained]
         found = {consumer: positions.tolist() for consumer, positions in layer.consumers.items()}
         if layer.recyclable or not known.reasons:
             assert found == known.consumers, layer.name
@@ -125,8 +142,8 @@ def check_wiring(network, wiring):
             for consumer, positions in found.items():
                 pairs = zip(positions, known.consumers[consumer], strict=True)
                 assert all(position in (-1, true) for position, true in pairs), (layer.name, consumer)
-        assert layer.recyclable == (not known.reasons), (layer.name, layer.reason, known.reasons)
-        assert layer.recyclable or any(reason in layer.reason for reason in known.reasons), layer.reason
+        assert layer.recyclable == (not reasons), (layer.name, layer.reason, reasons)
+        assert layer.recyclable or any(reason in layer.reason for reason in reasons), layer.reason
         # A difference cancels what an activation makes of 0; that outputs stay is checked wherever it is promised.
         is_open = known.doubt in OPEN or "difference" in str(network)
         assert layer.exact == known.exact or not layer.recyclable or is_open, layer.name
