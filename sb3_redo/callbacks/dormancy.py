@@ -32,6 +32,8 @@ class DormancyCallback(MonitoringCallback):
     :raises ValueError: on a setting out of range or an unknown name
     """
 
+    only_measures = True
+
     def prepare(self) -> None:
         super().prepare()
         self.write_layout()

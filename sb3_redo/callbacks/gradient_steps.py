@@ -2,19 +2,23 @@
 
 import inspect
 import re
+import warnings
 from abc import ABCMeta
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sb3_redo.callbacks.callback_tree import callbacks_in, listen, refuse_parallel_training
 from sb3_redo.callbacks.clock import GradientClock
-from sb3_redo.callbacks.step_hooks import StepHooks
+from sb3_redo.callbacks.step_hooks import StepHooks, before_any_step
+from sb3_redo.callbacks.trained import Trained
 from sb3_redo.forward.nested import map_tensors
 from sb3_redo.sb3.agents import Agent, agent_of
 from sb3_redo.sb3.memory import Memory
@@ -73,8 +77,14 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     On-policy algorithms count gradient steps, too. Their networks may change and their observations can be read only
     between rollouts, so :meth:`after_gradient_steps` is called at :attr:`on_policy_moment`.
 
+    When an optimizer, a layer or the whole policy is replaced in the middle of a training, or parameters are frozen,
+    thawed, given to an optimizer or taken from it, :meth:`prepare` is called again, and the count goes on.
+
     A callback is pickled and copied without its model and without what it prepared for training.
     """
+
+    only_measures: ClassVar[bool] = False
+    """Whether it changes nothing. An error in such a callback becomes a warning, and training goes on without it."""
 
     renews: ClassVar[bool] = False
     """Whether it gives neurons or whole layers new weights besides training's own steps."""
@@ -99,7 +109,11 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     _given: Mapping[str, Any] = MappingProxyType({})
     _settled: tuple[str, ...] | None = None
     _clock: GradientClock | None = None
+    _trained: Trained
+    _began: tuple[int, int]
+    _notice: RemovableHandle | None = None
     _handles: tuple[RemovableHandle | StepHooks, ...] = ()
+    _has_given_up: bool = False
 
     # ---- what a subclass may override
 
@@ -113,6 +127,8 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     def prepare(self) -> None:
         """Prepare everything that the first gradient step will need. Called when training starts.
+
+        Called again when networks, optimizers or what is trained have been replaced.
 
         :raises RuntimeError: when the callback does not fit the model
         """
@@ -174,32 +190,98 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         if self._settled is None:
             self._settled = tuple(name for name in self.__dict__ if name not in _OF_TRAINING)
         if isinstance(self.parent, EvalCallback) and self.parent.callback_on_new_best is self:
-            raise RuntimeError(
-                "callback_on_new_best hears nothing of training: give this callback to learn(), beside the EvalCallback"
-            )
+            with self._guarded():
+                raise RuntimeError(
+                    "callback_on_new_best hears nothing of training: give this callback to learn(), beside the "
+                    "EvalCallback"
+                )
 
     def _on_training_start(self) -> None:
         self._stop()
-        self._learn_call = learn_call = self.model.start_time
-        refuse_parallel_training(self.locals.get("callback"))
+        self._has_given_up = False
+        self._learn_call = self.model.start_time
+        with self._guarded():
+            refuse_parallel_training(self.locals.get("callback"))
+            self.memory = Memory(self.model, self._unique_key())
+            self._prepare(gradient_steps_of(self.model))
+            self._notice = before_any_step(self, type(self)._before_any_step)
+            if self.parent is not None:
+                listen(
+                    self.locals["callback"],
+                    on_rollout_start=self._on_rollout_start,
+                    on_rollout_end=self._on_rollout_end,
+                    on_training_end=self._on_training_end,
+                )
+
+    def _prepare(self, gradient_step: int) -> None:
+        """Prepare for the networks and optimizers that the model has now, and count on from a gradient step."""
+        learn_call = self._learn_call
         self.agent = agent_of(self.model)
-        self.memory = Memory(self.model, self._unique_key())
         self.prepare()
         if self.memory.looked_at is None:
-            self.memory.looked_at = gradient_steps_of(self.model)  # periods before are none of ours
+            self.memory.looked_at = gradient_step  # periods before are none of ours
+        self._trained = Trained(self.model.policy, self.agent.optimizers)
+        self._began = gradient_step, self.model._n_updates
         # Last of all: should anything above fail, nothing hangs on the optimizer.
         self._clock = GradientClock(
             self.agent.clock,
-            gradient_steps_of(self.model),
+            gradient_step,
             self._on_gradient_step,
             is_current=lambda: self.model.start_time == learn_call,
         )
-        if self.parent is not None:
-            listen(
-                self.locals["callback"],
-                on_rollout_start=self._on_rollout_start,
-                on_rollout_end=self._on_rollout_end,
-                on_training_end=self._stop,
+
+    def _follow(self) -> None:
+        """Prepare anew if networks, optimizers or what is trained have been replaced."""
+        trained = Trained(self.model.policy, agent_of(self.model).optimizers)
+        changes = trained.changes_since(self._trained)
+        if not changes or self._clock is None:
+            return
+        self.store()
+        self._remove_handles()
+        clock = self._clock
+        clock.stop()
+        self._prepare(clock.gradient_step)
+        self.logger.info(
+            f"{type(self).__name__} reads the model anew at gradient step {clock.gradient_step}: {changes}"
+        )
+
+    def _before_any_step(self, optimizer: Optimizer) -> None:
+        """Follow at once where ``train()`` itself has replaced an optimizer, which is about to make its first step."""
+        is_known = any(optimizer is known for known in self._trained.optimizers)
+        if self.is_training and not is_known and not self._has_given_up:
+            with self._guarded():
+                if any(optimizer is current for current in agent_of(self.model).optimizers):
+                    self._follow()
+
+    def _warn_if_unheard(self) -> None:
+        """Warn, once, where another optimizer than the model's makes the gradient steps."""
+        gradient_step, updates = self._began
+        made = self.model._n_updates - updates
+        if not self.agent.at_rollout_end and made >= 10 and gradient_step == self.gradient_step:
+            self._began = -1, updates
+            warnings.warn(
+                f"{type(self).__name__} has heard of none of {made} gradient steps, and does nothing: they are not "
+                f"made by the {type(self.agent.clock).__name__} of the model's policy",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Stop at an error. If this callback only measures, warn of it instead of ending the training."""
+        try:
+            yield
+        except BaseException as error:
+            if not self.only_measures or not isinstance(error, Exception):
+                self._stop()
+                raise
+            # Torch may be going through the hooks of an optimizer: they are taken away at the next rollout.
+            self._has_given_up = True
+            kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+            warnings.warn(
+                f"{type(self).__name__} measures nothing from here on, and training goes on: {kind}{error}",
+                RuntimeWarning,
+                stacklevel=3,
             )
 
     def _unique_key(self) -> str:
@@ -213,20 +295,23 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         return True
 
     def _on_rollout_start(self) -> None:
+        if self._has_given_up:
+            self._stop()
         if self._clock is not None:
-            self._look_on_policy("rollout_start")
-            self.store()
+            with self._guarded():
+                if self.agent.at_rollout_end:
+                    self._follow()
+                    self._look_on_policy("rollout_start")
+                self.store()
 
     def _on_rollout_end(self) -> None:
         training_begins = self.model.num_timesteps > getattr(self.model, "learning_starts", 0)
-        if self._clock is None or not training_begins:
-            return
-        try:
-            self.before_training(self._clock.gradient_step)
-            self._look_on_policy("rollout_end")
-        except BaseException:
-            self._stop()
-            raise
+        if self._clock is not None and training_begins and not self._has_given_up:
+            with self._guarded():
+                self._follow()
+                self._warn_if_unheard()
+                self.before_training(self.gradient_step)
+                self._look_on_policy("rollout_end")
 
     def _look_on_policy(self, moment: str) -> None:
         """Do what became due since the last time, if this is the moment for it."""
@@ -237,28 +322,33 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     def _on_gradient_step(self, gradient_step: int) -> None:
         self.memory.remember_gradient_steps(gradient_step)
-        if not self.agent.at_rollout_end or self.on_policy_moment == "gradient_step":
-            try:
-                self.after_gradient_steps(gradient_step - 1, gradient_step)
-            except BaseException:
-                self._stop()
-                raise
+        if self._has_given_up or (self.agent.at_rollout_end and self.on_policy_moment != "gradient_step"):
+            return
+        with self._guarded():
+            self.after_gradient_steps(gradient_step - 1, gradient_step)
 
     def _on_training_end(self) -> None:
         # The zoo calls this twice, once even when learn() failed before this callback was ready.
-        self._stop()
+        with self._guarded():
+            self._stop()
 
     def _stop(self) -> None:
         try:
-            if self._clock is not None:
+            if self._clock is not None and not self._has_given_up:
                 self.store()
         finally:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = ()
+            self._remove_handles()
+            if self._notice is not None:
+                self._notice.remove()
+                self._notice = None
             if self._clock is not None:
                 self._clock.stop()
                 self._clock = None
+
+    def _remove_handles(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = ()
 
     def __repr__(self) -> str:
         settings = ((name, self.__dict__.get(name, given)) for name, given in self._given.items())

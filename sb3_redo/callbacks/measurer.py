@@ -92,6 +92,7 @@ class Measurer:
         self.networks = networks
         self.exclude = exclude
         self._agent = agent_of(self.model)
+        self._has_told = False
         unknown = [name for name in networks or () if name not in self._agent.networks]
         if unknown:
             have, name = ", ".join(map(repr, self._agent.networks)), type(self.model).__name__
@@ -116,12 +117,14 @@ class Measurer:
             return None
         report = self.measure_on(batch)
         if report.not_finite:
-            warnings.warn(
-                f"activations of {', '.join(report.not_finite)} are NaN or infinite at gradient step {gradient_step}: "
-                "this measurement is left out and nothing is recycled",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            if not self._has_told:
+                warnings.warn(
+                    f"activations of {', '.join(report.not_finite)} are NaN or infinite at gradient step "
+                    f"{gradient_step}: this measurement is left out and nothing is recycled",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._has_told = True
             return None
         return report
 

@@ -114,7 +114,9 @@ class ReDoCallback(MonitoringCallback):
         self._check_recyclable()
 
     def _check_recyclable(self) -> None:
-        self.surgery.recyclable(self.model.policy, self.measurer.meter.layers, self.agent.optimizers)
+        layers = self.measurer.meter.layers
+        if any(layer.recyclable for layer in layers) or not self.is_training:  # all may be frozen for a while
+            self.surgery.recyclable(self.model.policy, layers, self.agent.optimizers)
 
     def after_gradient_steps(self, before: int, gradient_step: int) -> None:
         if self.schedule.is_due(before, gradient_step):

@@ -1,9 +1,12 @@
 """Hooks around an optimizer's steps that run once for each of them."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 
 class StepHooks:
@@ -46,3 +49,20 @@ class StepHooks:
         """Take the hooks off the optimizer; may be called any number of times."""
         for handle in self._handles:
             handle.remove()
+
+
+def before_any_step(owner: Any, act: Callable[[Any, Optimizer], object]) -> RemovableHandle:
+    """Call a function before every step of every optimizer of the process, before all hooks of that optimizer.
+
+    :param owner: kept weakly, since an exception may leave the hook behind; without it the hook does nothing
+    :param act: called with the owner and the optimizer
+    :return: what removes the hook; not to be used inside ``act``
+    """
+    reference = weakref.ref(owner)
+
+    def told(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        living = reference()
+        if living is not None:
+            act(living, optimizer)
+
+    return register_optimizer_step_pre_hook(told)

@@ -18,7 +18,7 @@ from sb3_redo.interventions.utility import Contribution, Feed
 from sb3_redo.recycling.initial_weights import INITIAL_WEIGHTS
 from sb3_redo.recycling.outgoing_weights import position_effects
 from sb3_redo.recycling.step import Surgery, recycle
-from sb3_redo.sb3.model import gradient_steps_of, initial_weights_of, wiring_of
+from sb3_redo.sb3.model import initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import (
@@ -106,13 +106,13 @@ class ContinualBackpropCallback(GradientStepCallback):
         recyclable = self.surgery.recyclable(policy, self._wiring, self.agent.optimizers)
         consumers = {name: policy.get_submodule(name) for layer in recyclable for name in layer.consumers}
         self._fresh_weights = initial_weights_of(self.model, self.initial_weights)
-        self.contributions = [Contribution(layer, consumers, gradient_steps_of(self.model)) for layer in recyclable]
+        now = self.gradient_step
+        self.contributions = [Contribution(layer, consumers, now) for layer in recyclable]
         self._kept = self.memory.tensors("contributions")
-        now = gradient_steps_of(self.model)
         for contribution in self.contributions:
-            contribution.load(self._kept)
-            # Gradient steps that were made without this callback do not count.
-            contribution.pass_over(now - int(self._kept.get("gradient_step", now)))
+            if contribution.load(self._kept):
+                # Gradient steps that were made without this callback do not count.
+                contribution.pass_over(now - int(self._kept["gradient_step"]))
         self._replaced, self._total = (int(self._kept.get(name, 0)) for name in ("replaced", "total"))
         self._watch(consumers)
 

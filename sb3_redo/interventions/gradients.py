@@ -83,6 +83,9 @@ class GradientReDoCallback(ReDoCallback):
                 "changes its policy without an optimizer: use ReDoCallback, which measures activations"
             )
         self.magnitudes = self.memory.tensors("gradient magnitudes")
+        for layer in self.measurer.meter.layers:
+            if len(self.magnitudes.get(layer.name, ())) != layer.neurons:
+                self.magnitudes.pop(layer.name, None)  # of one that was replaced by a wider or narrower one
         recyclable = [layer.name for layer in self.measurer.meter.layers if layer.recyclable]
         weights = {name: self.model.policy.get_parameter(f"{name}.weight") for name in recyclable}
         for optimizer in self.agent.optimizers:

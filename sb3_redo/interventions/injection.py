@@ -10,7 +10,6 @@ from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.periodic import PeriodicCallback
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.networks.injection import Injectable
-from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import listed, non_negative_integer, positive_integer
 
@@ -54,7 +53,7 @@ class PlasticityInjectionCallback(GradientStepCallback):
                 f"give policy_kwargs={{'injections': {len(self.at)}}}"
             )
         self._refuse_companions()
-        steps, made = gradient_steps_of(self.model), policy.q_net.injections
+        steps, made = self.gradient_step, policy.q_net.injections
         if made != sum(step <= steps for step in self.at):
             raise RuntimeError(
                 f"at is {self.at}, but this model has made {steps} gradient steps with {made} injections: list all "

@@ -97,7 +97,7 @@ class PruningCallback(MonitoringCallback):
 
     def _check_recyclable(self) -> None:
         layers = self.measurer.meter.layers
-        if not any(layer.recyclable for layer in layers):
+        if not any(layer.recyclable for layer in layers) and not self.is_training:
             raise RuntimeError("no layer can be pruned, as none can be recycled:\n" + "\n".join(map(str, layers)))
 
     def hold(self) -> None:
@@ -112,8 +112,9 @@ class PruningCallback(MonitoringCallback):
                 self.keep_hooks(weight.register_hook(partial(self._masked, consumer)))  # type: ignore[no-untyped-call]
 
     def _mask_of(self, layer: str, neurons: int) -> Tensor:
-        """Which neurons of a layer are pruned, bool [neurons], on the CPU."""
-        return self.pruned.get(uncompiled_name(layer), torch.zeros(neurons, dtype=torch.bool))
+        """Which neurons of a layer are pruned, bool [neurons], on the CPU; none of one that was replaced by a wider."""
+        mask = self.pruned.get(uncompiled_name(layer))
+        return torch.zeros(neurons, dtype=torch.bool) if mask is None or len(mask) != neurons else mask
 
     def _masked(self, consumer: str, gradient: Tensor) -> Tensor:
         return self._weights[consumer].without_gradient(gradient) if self.is_training else gradient

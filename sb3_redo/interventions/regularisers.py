@@ -113,6 +113,13 @@ class RegenerativeCallback(RegulariserCallback):
         kept = initial_parameters_of(self.model)
         if kept is None:
             raise self._trained_before()
+        for name, parameter in self._parameters.items():
+            began = kept.get(uncompiled_name(name))
+            if began is None or began.shape != parameter.shape:
+                raise RuntimeError(
+                    f"{name} is {tuple(parameter.shape)}, but {'absent' if began is None else tuple(began.shape)} when "
+                    "training began: the values that it began with are not known"
+                )
         self._initial = {
             name: kept[uncompiled_name(name)].to(parameter) for name, parameter in self._parameters.items()
         }
@@ -231,6 +238,9 @@ class NormProjectionCallback(RegulariserCallback):
             norms = {uncompiled_name(name): float(weight.detach().norm()) for name, weight in self.weights.items()}
             self.model.__dict__["initial_norms"] = norms
         kept = self.model.__dict__["initial_norms"]
+        unknown = [name for name in self.weights if uncompiled_name(name) not in kept]
+        if unknown:
+            raise RuntimeError(f"{unknown[0]} was absent when training began: the norm that it began with is not known")
         self._norms = {name: weight.new_tensor(kept[uncompiled_name(name)]) for name, weight in self.weights.items()}
         every = self._layer_weights(with_outputs=True)
         self._outputs = [weight for name, weight in every.items() if name not in self.weights]

@@ -159,10 +159,10 @@ class Contribution:
             state[f"calls {name}"] = torch.tensor(feed.calls)
         return {f"{self.name} {key}": value for key, value in state.items()}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`state` gave, if it is there."""
-        if f"{self.name} born" not in state:
-            return
+    def load(self, state: Mapping[str, Tensor]) -> bool:
+        """Go on from what :meth:`state` gave, if it is there and of a layer as wide. Returns whether it was."""
+        if any(key not in state or state[key].shape != value.shape for key, value in self.state().items()):
+            return False
         self.born.copy_(state[f"{self.name} born"])
         outstanding, updated_at = state[f"{self.name} progress"].tolist()
         self.outstanding, self.updated_at = outstanding, int(updated_at)
@@ -170,3 +170,4 @@ class Contribution:
             feed.running.copy_(state[f"{self.name} running {name}"])
             feed.seen.copy_(state[f"{self.name} seen {name}"])
             feed.calls = int(state[f"{self.name} calls {name}"])
+        return True

@@ -31,6 +31,8 @@ class ExaminingCallback(GradientStepCallback):
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
+    only_measures = True
+
     settings_in_key: ClassVar[tuple[str, ...]] = ("measuring_period", "batch_size", "networks", "seed")
 
     shared_quantities: frozenset[str] = frozenset()

@@ -57,7 +57,8 @@ class Memory:
         """For each layer of a report the bool mask of what was dormant in the one before, [neurons]."""
         for layer in report.layers:
             mask = torch.zeros_like(layer.dormant)
-            mask[self._own["dormant"].get(layer.name, [])] = True
+            # A layer may have been replaced by a narrower one.
+            mask[[neuron for neuron in self._own["dormant"].get(layer.name, []) if neuron < len(mask)]] = True
             yield mask
 
     def remember(self, report: DormancyReport) -> None:

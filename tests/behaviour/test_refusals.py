@@ -82,11 +82,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("build", "settings", "message"), REFUSED.values(), ids=REFUSED)
-@pytest.mark.parametrize("make", [DormancyCallback, ReDoCallback])
-def test_refused_at_training_start(make, build, settings, message):
+def test_refused_at_training_start(build, settings, message):
     model = build()
     with pytest.raises(RuntimeError, match=message):
-        model.learn(80, callback=make(**settings))
+        model.learn(80, callback=ReDoCallback(**settings))
     assert model.num_timesteps == 0
     assert hooks_of(model) == []
 
@@ -170,10 +169,9 @@ def test_a_policy_that_can_be_measured_but_not_recycled_is_refused_by_redo_alone
     ],
     ids=["first", "last", "nested", "in EveryNTimesteps"],
 )
-@pytest.mark.parametrize("make", [DormancyCallback, ReDoCallback])
-def test_the_zoos_parallel_training_is_refused(monkeypatch, make, arrange):
+def test_the_zoos_parallel_training_is_refused(monkeypatch, arrange):
     monkeypatch.setattr("tempfile.TemporaryFile", io.BytesIO)  # the zoo does not close its file
     model = sac(train_freq=(1, "episode"))
     with pytest.raises(RuntimeError, match=r"ParallelTrainCallback trains a copy .* Remove one of the two callbacks"):
-        model.learn(20, callback=arrange(make(), ParallelTrainCallback()))
+        model.learn(20, callback=arrange(ReDoCallback(), ParallelTrainCallback()))
     assert hooks_of(model) == []
