@@ -11,7 +11,8 @@ class DormancyCallback(MonitoringCallback):
     ``batch_size`` of them) and then after every ``measuring_period`` gradient steps, exactly there also inside a
     long ``train()`` call. On-policy algorithms are measured on the rollout just collected, at the end of the first
     one after each period.
-    Training is bit for bit what it is without this callback.
+    Training is bit for bit what it is without this callback. Where something cannot be measured it warns once, with the
+    reason, and measures no more in this ``learn()``.
 
     :param dormancy_threshold: a neuron is dormant when its score is at most this (Sokar et al. 2023, definition
         3.1). The authors used 0.1 throughout but for DQN's default setting, which had 0.025 (dopamine issue 226).

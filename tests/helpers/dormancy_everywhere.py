@@ -1,8 +1,8 @@
 """A pytest plugin that adds a DormancyCallback to every ``learn()``, for the tests of SB3 and of what extends it.
 
-With this repository on ``PYTHONPATH``, in a checkout of those tests::
+In a checkout of those tests, with $HERE this repository::
 
-    pytest --import-mode=importlib -p tests.helpers.dormancy_everywhere
+    PYTHONPATH=$HERE:$HERE/tests/helpers python -m pytest -p dormancy_everywhere
 
 Beside pytest's own counts it says how many trainings there were and how many measurements were made in them. The
 warnings that pytest lists say why others were not measured.
@@ -23,8 +23,8 @@ from sb3_redo import DormancyCallback
 class CountingCallback(DormancyCallback):
     """Counts the trainings that it is added to, and the measurements in them."""
 
-    def __init__(self, counts: Counter[str]):
-        super().__init__(measuring_period=50, batch_size=32)
+    def __init__(self, counts: Counter[str], measuring_period: int, batch_size: int):
+        super().__init__(measuring_period=measuring_period, batch_size=batch_size)
         self._counts = counts
         counts["trainings"] += 1
 
@@ -34,7 +34,7 @@ class CountingCallback(DormancyCallback):
 
 
 @contextmanager
-def measured_everywhere() -> Iterator[Counter[str]]:
+def measured_everywhere(measuring_period: int = 50, batch_size: int = 32) -> Iterator[Counter[str]]:
     """Add a DormancyCallback to every training, after the callbacks that it has; yields what was counted."""
     counts: Counter[str] = Counter()
     init_callback = BaseAlgorithm._init_callback
@@ -42,7 +42,8 @@ def measured_everywhere() -> Iterator[Counter[str]]:
     def with_ours(self: Any, callback: Any, progress_bar: bool = False) -> BaseCallback:
         given = callback if isinstance(callback, list) else [callback]
         theirs = [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
-        return init_callback(self, CallbackList([*theirs, CountingCallback(counts)]), progress_bar)
+        ours = CountingCallback(counts, measuring_period, batch_size)
+        return init_callback(self, CallbackList([*theirs, ours]), progress_bar)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BaseAlgorithm, "_init_callback", with_ours)
