@@ -58,8 +58,9 @@ class Corridor(gym.Env):
 
     def action_masks(self) -> np.ndarray:
         """What MaskablePPO asks for: every other one of the later actions is forbidden, in turn."""
-        sizes = getattr(self.action_space, "nvec", None)
-        sizes = [self.action_space.n] if sizes is None else sizes
+        space = self.action_space
+        sizes = [2] * space.n if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", None)
+        sizes = [space.n] if sizes is None else sizes
         return np.concatenate([(np.arange(size) == 0) | (np.arange(size) % 2 == self.steps % 2) for size in sizes])
 
 
