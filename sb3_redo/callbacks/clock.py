@@ -18,6 +18,7 @@ class GradientClock(StepHooks):
     :param on_step: called with the number of the gradient step just made. When it raises, the clock stops first.
     :param is_current: whether the training that the clock was started for still runs; when not, the clock stops.
         SB3 tells callbacks nothing when ``learn()`` is left by an exception.
+    :param counts: whether the optimizer is still the one that trains. Steps that it makes afterwards are not counted.
     """
 
     def __init__(
@@ -26,10 +27,12 @@ class GradientClock(StepHooks):
         gradient_step: int,
         on_step: Callable[[int], None],
         is_current: Callable[[], bool],
+        counts: Callable[[Optimizer], bool],
     ):
         self.gradient_step = gradient_step
         self._on_step = on_step
         self._is_current = is_current
+        self._counts = counts
         self._optimizer = optimizer
         for hook in list(optimizer._optimizer_step_post_hooks.values()):
             clock = getattr(hook, "__self__", None)
@@ -42,6 +45,8 @@ class GradientClock(StepHooks):
             # Torch is going through its hooks: only the last of them can leave, the others wait for their turn.
             if next(reversed(self._optimizer._optimizer_step_post_hooks)) == self._handles[1].id:
                 self.stop()
+            return
+        if not self._counts(self._optimizer):
             return
         self.gradient_step += 1
         try:

@@ -228,6 +228,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
             gradient_step,
             self._on_gradient_step,
             is_current=lambda: self.model.start_time == learn_call,
+            counts=lambda optimizer: optimizer is agent_of(self.model).clock,
         )
 
     def _follow(self) -> None:

@@ -144,6 +144,24 @@ def test_the_count_goes_on_exactly(case, is_told_first):
     assert not _global_optimizer_pre_hooks
 
 
+class StepsOld(BaseCallback):
+    """Goes on stepping the first optimizer, without gradients."""
+
+    def _on_training_start(self):
+        self.old = self.model.policy.optimizer
+
+    def _on_step(self):
+        if self.old is not self.model.policy.optimizer:
+            self.old.step()
+        return True
+
+
+def test_steps_of_the_optimizer_that_was_replaced_do_not_count():
+    model, counting = dqn(), EachStep()
+    model.learn(96, callback=[At(48, fresh_optimizers), counting, StepsOld()])
+    assert counting.seen == list(range(1, model._n_updates + 1))
+
+
 class FreshInTrain(DQN):
     """Makes a new optimizer at the start of every train() call, or of every second gradient step."""
 
@@ -319,6 +337,20 @@ def test_a_layer_thawed_later_is_regularised_from_then_on():
     model.learn(100, callback=[Freezing(), callback])
     assert float(model.q_net.q_net[0].weight.detach().abs().max()) <= 0.01
     assert hooks_of(model) == []
+
+
+@pytest.mark.parametrize("change", [freeze, fresh_optimizers])
+def test_hooks_act_once_in_each_step_afterwards(change):
+    class Noting(RegenerativeCallback):
+        acted = 0
+
+        def before_step(self, names):
+            self.acted += 1
+            super().before_step(names)
+
+    model, callback = dqn(), Noting()
+    model.learn(96, callback=[callback, At(48, change)])
+    assert callback.acted == model._n_updates
 
 
 # Every callback
