@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
 from sb3_redo.forward.nested import map_tensors, tensors_in
+from sb3_redo.forward.state import unchanged
 from sb3_redo.wiring.input_variants import first_row
 
 _PLAIN = (int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
@@ -48,7 +49,7 @@ def network_signature(
     # 2. Switching gradients off is seen as a call, so that the pass needs none.
     watcher = _CallWatcher(names)
     modules = list(policy.modules())
-    with evaluating(modules), uncompiled(is_compiled(modules)), everything_seeded(0), watcher:
+    with everything_seeded(0), evaluating(modules), uncompiled(is_compiled(modules)), unchanged(policy), watcher:
         outputs = forward(policy, row)
     trained = [[[names.get(id(p)) for p in group["params"]] for group in each.param_groups] for each in optimizers]
     tree = [(path, type(module), *_replaced(module)) for path, module in policy.named_modules(remove_duplicate=False)]
