@@ -273,6 +273,10 @@ def take_from_optimizer(model):
     group["params"] = group["params"][2:]
 
 
+def give_to_optimizer(model):
+    model.policy.optimizer.add_param_group({"params": list(model.q_net.q_net[0].parameters())})
+
+
 def add_to_optimizer(model):
     model.policy.extra = nn.Parameter(torch.zeros(3))
     model.policy.optimizer.add_param_group({"params": [model.policy.extra]})
@@ -310,6 +314,11 @@ def test_weights_that_are_frozen_in_the_middle_are_recycled_no_more_and_those_th
     changed = recycled_after(freeze, thaw)
     assert list(changed.values()) == [True] * 4 + [False] * 4 + [True] * 4
     assert list(changed) == list(range(10, 121, 10))
+
+
+def test_weights_taken_from_the_optimizer_in_the_middle_are_recycled_no_more_and_those_given_back_again():
+    changed = recycled_after(take_from_optimizer, give_to_optimizer)
+    assert list(changed.values()) == [True] * 4 + [False] * 4 + [True] * 4
 
 
 def test_a_phase_in_which_all_is_frozen_is_no_error():
