@@ -16,6 +16,10 @@ class UsageError(ValueError):
     """What was asked for cannot be done, and whoever asked can set it right."""
 
 
+class UnknownNameError(RuntimeError):
+    """A setting names what the model does not have. It is seen when training starts, and is no pruned trial."""
+
+
 class MissingPackageError(ImportError, UsageError):
     """An optional package is not installed."""
 

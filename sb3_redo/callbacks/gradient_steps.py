@@ -18,12 +18,12 @@ from torch.utils.hooks import RemovableHandle
 from sb3_redo.callbacks.callback_tree import callbacks_in, listen, refuse_parallel_training
 from sb3_redo.callbacks.clock import GradientClock
 from sb3_redo.callbacks.step_hooks import StepHooks, before_any_step
-from sb3_redo.callbacks.trained import Trained
+from sb3_redo.callbacks.trained import Switches, Trained
 from sb3_redo.forward.nested import map_tensors
 from sb3_redo.sb3.agents import Agent, agent_of
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.model import gradient_steps_of
-from sb3_redo.validation import unknown_argument
+from sb3_redo.validation import UnknownNameError, unknown_argument
 
 _OF_TRAINING = ("model", "locals", "globals", "parent")
 """What SB3 puts on a callback when training starts."""
@@ -84,7 +84,10 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     """
 
     only_measures: ClassVar[bool] = False
-    """Whether it changes nothing. An error in such a callback becomes a warning, and training goes on without it."""
+    """Whether it changes nothing. An error in such a callback becomes a warning, and training goes on without it.
+
+    A setting that names what the model does not have stays an error when training starts.
+    """
 
     renews: ClassVar[bool] = False
     """Whether it gives neurons or whole layers new weights besides training's own steps."""
@@ -110,6 +113,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     _settled: tuple[str, ...] | None = None
     _clock: GradientClock | None = None
     _trained: Trained
+    _switches: Switches
     _began: tuple[int, int]
     _notice: RemovableHandle | None = None
     _handles: tuple[RemovableHandle | StepHooks, ...] = ()
@@ -200,9 +204,11 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         self._stop()
         self._has_given_up = False
         self._learn_call = self.model.start_time
+        self._switches = Switches()
         with self._guarded():
             refuse_parallel_training(self.locals.get("callback"))
             self.memory = Memory(self.model, self._unique_key())
+            self._switches.look(self.model.policy)
             self._prepare(gradient_steps_of(self.model))
             self._notice = before_any_step(self, type(self)._before_any_step)
             if self.parent is not None:
@@ -248,9 +254,10 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     def _before_any_step(self, optimizer: Optimizer) -> None:
         """Follow at once where ``train()`` itself has replaced an optimizer, which is about to make its first step."""
+        self._switches.before_step(optimizer)
         is_known = any(optimizer is known for known in self._trained.optimizers)
         if self.is_training and not is_known and not self._has_given_up:
-            with self._guarded():
+            with self._guarded(), self._switches.set_as_trained():
                 if any(optimizer is current for current in agent_of(self.model).optimizers):
                     self._follow()
 
@@ -260,11 +267,9 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         made = self.model._n_updates - updates
         if not self.agent.at_rollout_end and made >= 10 and gradient_step == self.gradient_step:
             self._began = -1, updates
-            warnings.warn(
+            self._warn(
                 f"{type(self).__name__} has heard of none of {made} gradient steps, and does nothing: they are not "
-                f"made by the {type(self.agent.clock).__name__} of the model's policy",
-                RuntimeWarning,
-                stacklevel=2,
+                f"made by the {type(self.agent.clock).__name__} of the model's policy"
             )
 
     @contextmanager
@@ -273,17 +278,22 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         try:
             yield
         except BaseException as error:
-            if not self.only_measures or not isinstance(error, Exception):
+            is_misuse = isinstance(error, UnknownNameError) and self._clock is None  # training has not started
+            if not self.only_measures or not isinstance(error, Exception) or is_misuse:
                 self._stop()
                 raise
             # Torch may be going through the hooks of an optimizer: they are taken away at the next rollout.
             self._has_given_up = True
             kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
-            warnings.warn(
-                f"{type(self).__name__} measures nothing from here on, and training goes on: {kind}{error}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            self._warn(f"{type(self).__name__} measures nothing from here on, and training goes on: {kind}{error}")
+
+    def _warn(self, text: str) -> None:
+        try:
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+        except RuntimeWarning:  # Python was started with -W error
+            if not self.only_measures:
+                raise
+            self.logger.warn(text)
 
     def _unique_key(self) -> str:
         """Return the memory key, numbered where callbacks before this one have the same."""
@@ -299,7 +309,8 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         if self._has_given_up:
             self._stop()
         if self._clock is not None:
-            with self._guarded():
+            self._switches.look(self.model.policy)
+            with self._guarded(), self._switches.set_as_trained():
                 if self.agent.at_rollout_end:
                     self._follow()
                     self._look_on_policy("rollout_start")
@@ -308,7 +319,8 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     def _on_rollout_end(self) -> None:
         training_begins = self.model.num_timesteps > getattr(self.model, "learning_starts", 0)
         if self._clock is not None and training_begins and not self._has_given_up:
-            with self._guarded():
+            self._switches.look(self.model.policy)
+            with self._guarded(), self._switches.set_as_trained():
                 self._follow()
                 self._warn_if_unheard()
                 self.before_training(self.gradient_step)
@@ -325,7 +337,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         self.memory.remember_gradient_steps(gradient_step)
         if self._has_given_up or (self.agent.at_rollout_end and self.on_policy_moment != "gradient_step"):
             return
-        with self._guarded():
+        with self._guarded(), self._switches.set_as_trained():
             self.after_gradient_steps(gradient_step - 1, gradient_step)
 
     def _on_training_end(self) -> None:

@@ -15,6 +15,7 @@ from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import available_batch_size, sample_batch, stored_observations
 from sb3_redo.sb3.model import last_observations, meter_of, whole_batch
 from sb3_redo.sb3.seeds import seed_of
+from sb3_redo.validation import UnknownNameError, UsageError
 
 
 class Sampler:
@@ -96,7 +97,7 @@ class Measurer:
         unknown = [name for name in networks or () if name not in self._agent.networks]
         if unknown:
             have, name = ", ".join(map(repr, self._agent.networks)), type(self.model).__name__
-            raise RuntimeError(f"networks names {unknown[0]!r}, but the networks of {name} are {have}")
+            raise UnknownNameError(f"networks names {unknown[0]!r}, but the networks of {name} are {have}")
         self.rewire()
 
     def rewire(self) -> None:
@@ -104,6 +105,8 @@ class Measurer:
         batch = last_observations(self.model)
         try:
             self.meter = meter_of(self.model, batch, self.networks, self.exclude)
+        except UsageError as error:
+            raise UnknownNameError(str(error)) from None
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
 

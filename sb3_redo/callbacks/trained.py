@@ -1,8 +1,10 @@
 """Which networks, parameters and optimizers a training has at one moment."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -37,3 +39,63 @@ class Trained:
         elif self._is_trained != before._is_trained:
             changes.append("parameters were frozen, thawed, or given to or taken from an optimizer")
         return " and ".join(changes)
+
+
+@dataclass
+class _Switch:
+    """When a parameter required gradients.
+
+    :param between_train_calls: whether it did at the last look
+    :param is_trained: whether it did so, or else at the last step of an optimizer that holds it
+    :param was_stepped: whether there was a step since the last look
+    """
+
+    parameter: Tensor
+    between_train_calls: bool
+    is_trained: bool
+    was_stepped: bool = False
+
+
+class Switches:
+    """Tells parameters that are frozen from those whose gradients ``train()`` switches off for a part of each step.
+
+    Some implementations of SAC switch the critic's gradients off for the actor's loss. They are off when the actor's
+    optimizer makes its step, although the critic is trained. They were on at the step of the critic's own optimizer.
+    """
+
+    def __init__(self) -> None:
+        self._switches: dict[int, _Switch] = {}
+
+    def look(self, policy: nn.Module) -> None:
+        """Look at all parameters of a policy, between two calls of ``train()``."""
+        looked_at = {}
+        for parameter in policy.parameters():
+            is_on, before = parameter.requires_grad, self._switches.get(id(parameter))
+            # What was off before train(), on at the optimizer's step and is off again is switched by train().
+            is_switched = before is not None and not before.between_train_calls and before.is_trained
+            looked_at[id(parameter)] = _Switch(parameter, is_on, is_on or is_switched)
+        self._switches = looked_at
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Look at the parameters that an optimizer is about to change."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                switch = self._switches.get(id(parameter))
+                if switch is not None:
+                    switch.is_trained, switch.was_stepped = parameter.requires_grad, True
+
+    @contextmanager
+    def set_as_trained(self) -> Iterator[None]:
+        """Let parameters require gradients if they are trained, for a while in which no graph is alive."""
+        switched = []
+        for switch in self._switches.values():
+            # One that was on before train() and had no step since may have been frozen after the look.
+            is_known = switch.was_stepped or not switch.between_train_calls
+            if is_known and switch.parameter.requires_grad != switch.is_trained:
+                switch.parameter.requires_grad_(switch.is_trained)
+                switched.append(switch)
+        try:
+            yield
+        finally:
+            for switch in switched:
+                switch.parameter.requires_grad_(not switch.is_trained)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from sb3_redo.plasticity.network import Network, read_network
 from sb3_redo.sb3.agents import Agent, agent_of
 from sb3_redo.sb3.batch import Batch
+from sb3_redo.validation import UnknownNameError
 
 
 def _actor(policy: Any, batch: Batch) -> Any:
@@ -74,7 +75,7 @@ def networks_of(model: BaseAlgorithm, batch: Batch, names: Sequence[str] | None 
     for name in names or ():
         if name not in known:
             have = ", ".join(map(repr, known))
-            raise RuntimeError(f"networks names {name!r}, but the networks of {type(model).__name__} are {have}")
+            raise UnknownNameError(f"networks names {name!r}, but the networks of {type(model).__name__} are {have}")
     return {name: read_network(model.policy, batch, _FORWARD[name], name) for name in names or known}
 
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from sb3_redo.forward.contexts import uncompiled_name
+from sb3_redo.validation import UsageError
 from sb3_redo.wiring.structure import LayerWiring, Wiring
 
 
@@ -55,7 +56,7 @@ def excluding(wiring: Wiring, network: nn.Module, patterns: Sequence[str]) -> Wi
     :param wiring: of the network
     :param network: the network
     :param patterns: see :class:`Exclusion`
-    :raises ValueError: when a pattern matches no layer
+    :raises UsageError: when a pattern matches no layer
     :raises RuntimeError: when nothing is left to measure
     """
     if not patterns:
@@ -67,7 +68,7 @@ def excluding(wiring: Wiring, network: nn.Module, patterns: Sequence[str]) -> Wi
     unmatched = exclusion.unmatched([*layers, *wiring.left_alone, *normalisations])
     if unmatched:
         names = ", ".join(map(uncompiled_name, layers))
-        raise ValueError(f"exclude names {unmatched[0]!r}, which matches no layer; the layers are {names}")
+        raise UsageError(f"exclude names {unmatched[0]!r}, which matches no layer; the layers are {names}")
     # 2. What is excluded is left alone, and so are the weights with which it reads other layers.
     found = tuple(_without(layer, exclusion) for layer in wiring)
     if all(layer.excluded for layer in found):

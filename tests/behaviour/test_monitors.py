@@ -1,14 +1,17 @@
 """A monitor never ends a training that works without it: it warns once, with the reason, and does nothing more."""
 
+import copy
 import io
 import re
+import sys
 import warnings
 
 import pytest
 import torch
 from rl_zoo3.callbacks import ParallelTrainCallback
-from stable_baselines3.common.callbacks import CallbackList, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
@@ -32,11 +35,46 @@ def told(model, callback, steps=80):
     return [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize(("build", "settings", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_measured_is_told_once(build, settings, message):
+UNKNOWN_NAMES = [case for case in REFUSED if case.endswith("does not have")]
+
+
+@pytest.mark.parametrize("case", [case for case in REFUSED if case not in UNKNOWN_NAMES])
+def test_what_cannot_be_measured_is_told_once(case):
+    build, settings, message = REFUSED[case]
     (text,) = told(build(), DormancyCallback(**settings))
     assert text.startswith("DormancyCallback measures nothing from here on, and training goes on: ")
     assert re.search(message, text)
+
+
+@pytest.mark.parametrize("case", UNKNOWN_NAMES)
+@pytest.mark.parametrize("monitor", [DormancyCallback, PlasticityCallback])
+def test_a_name_that_the_model_does_not_have_stays_an_error(monitor, case):
+    build, settings, message = REFUSED[case]
+    model = build()
+    with pytest.raises(RuntimeError, match=message):
+        model.learn(80, callback=monitor(**settings))
+    assert model.num_timesteps == 0
+    assert hooks_of(model) == []
+
+
+class Shrinking(BaseCallback):
+    """Replaces the network by one of fewer layers when 40 steps have been made."""
+
+    def _on_rollout_start(self):
+        if self.num_timesteps == 40:
+            policy = self.model.policy
+            policy.q_net.q_net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            policy.q_net_target.q_net = copy.deepcopy(policy.q_net.q_net)
+            policy.optimizer = torch.optim.Adam(policy.q_net.parameters())
+
+    def _on_step(self):
+        return True
+
+
+def test_a_pattern_that_matches_nothing_in_a_network_replaced_later_ends_no_training():
+    (text,) = told(dqn(), [Shrinking(), DormancyCallback(batch_size=16, exclude=["q_net.4"])])
+    assert text.startswith("DormancyCallback measures nothing from here on")
+    assert "exclude names 'q_net.4', which matches no layer" in text
 
 
 class FailsInEvaluation(FlattenExtractor):
@@ -81,6 +119,16 @@ def test_training_is_what_it_is_without_where_measuring_fails(make, monitor):
     assert differences(*left) == []
     if monitor is DormancyCallback:
         assert len(told(make(), DormancyCallback(measuring_period=5, batch_size=16), 64)) == 1
+
+
+def test_where_warnings_are_errors_the_log_is_told_and_training_goes_on(capsys):
+    for make in TRAININGS.values():
+        model = make()
+        model.set_logger(Logger(None, [HumanOutputFormat(sys.stdout)]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.learn(64, callback=DormancyCallback(measuring_period=5, batch_size=16))
+        assert capsys.readouterr().out.count("DormancyCallback measures nothing from here on") == 1
 
 
 def test_what_fails_in_the_middle_of_a_train_call_is_told_once_and_other_callbacks_go_on(monkeypatch):
