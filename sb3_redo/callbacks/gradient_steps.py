@@ -179,6 +179,13 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         """
         self._handles += handles
 
+    def read_anew(self) -> None:
+        """Have :meth:`rewire` called, after another callback has changed how the network is connected."""
+        self._switches.look(self.model.policy)
+        if not self._has_given_up:
+            with self._guarded():
+                self.rewire()
+
     def pass_over(self, gradient_step: int) -> None:
         """Count everything that was due up to a gradient step as done."""
         self.memory.looked_at = gradient_step

@@ -83,4 +83,4 @@ class PlasticityInjectionCallback(GradientStepCallback):
         write_totals(self.logger, {"injection/total": total})
         for other in callbacks_in(self.locals.get("callback")):
             if isinstance(other, GradientStepCallback) and other.is_training:
-                other.rewire()
+                other.read_anew()

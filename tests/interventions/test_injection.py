@@ -335,6 +335,17 @@ def test_measuring_and_recycling_go_on_with_the_new_heads(first):
     assert tape.values("redo/recycled_total")[-1] > tape.values("redo/recycled_total")[1] > 0
 
 
+def test_a_monitor_that_cannot_read_the_new_heads_ends_no_training():
+    class Failing(DormancyCallback):
+        def rewire(self):
+            raise RuntimeError("here")
+
+    model = agent()
+    with pytest.warns(RuntimeWarning, match="Failing measures nothing from here on, and training goes on: here"):
+        learn(model, [PlasticityInjectionCallback(10), Failing(measuring_period=5, batch_size=8)], 80)
+    assert model.q_net.injections == 1
+
+
 def test_of_images_all_but_the_last_convolution_are_recyclable_afterwards():
     model = agent(IMAGES)
     learn(model, [DormancyCallback(measuring_period=5, batch_size=8), PlasticityInjectionCallback(8)], 60)

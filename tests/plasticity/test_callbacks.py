@@ -349,7 +349,6 @@ def test_senseless_settings_are_refused_at_once(cls, settings, error, words):
 @pytest.mark.parametrize(
     ("name", "make", "words"),
     [
-        ("SAC", lambda: EACH["plasticity"](networks=["q_net"]), "the networks of SAC are 'actor', 'critic'"),
         ("DQN", lambda: PlasticityCallback(batch_size=300), "never holds more than 200"),
         ("PPO", lambda: GradientCovarianceCallback(batch_size=8), "take loss='probe', or name other networks"),
         ("SAC", lambda: EACH["curvature"](loss="td", networks=["actor"]), "no temporal-difference loss of SAC's actor"),
@@ -358,6 +357,11 @@ def test_senseless_settings_are_refused_at_once(cls, settings, error, words):
 def test_what_a_model_has_not_is_told_when_training_starts(name, make, words):
     with pytest.warns(RuntimeWarning, match=re.escape(words)):
         learn(build(name), make(), name=name)
+
+
+def test_a_network_that_a_model_has_not_is_refused_when_training_starts():
+    with pytest.raises(RuntimeError, match="the networks of SAC are 'actor', 'critic'"):
+        learn(build("SAC"), EACH["plasticity"](networks=["q_net"]), name="SAC")
 
 
 def test_a_rollout_that_is_smaller_is_taken_whole():
