@@ -1,13 +1,15 @@
 """Remembers what a forward pass may change in a network, and puts it back: buffers, attributes, random streams."""
 
+import queue
 import random
+import sys
 import threading
 import types
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,15 @@ _STREAMS: dict[Part, Any] = {
 
 _ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _LEFT_ALONE = (
-    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.GeneratorType),
+    *(type, types.ModuleType, types.BuiltinFunctionType),
     *(property, classmethod, staticmethod, types.MemberDescriptorType, types.GetSetDescriptorType),
     *(Optimizer, threading.Thread, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet),
 )
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Thread)
+_GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.BitGenerator, np.random.Generator)
+_QUEUES = (queue.Queue, queue.SimpleQueue)
+_LIBRARIES = {"torch", "numpy", "gymnasium", "stable_baselines3", "sb3_contrib", "sb3_redo", *sys.stdlib_module_names}
+"""Packages whose functions keep no state of their own."""
 _LARGE = 2**26  # bytes
 _STANDARD = frozenset((*nn.Module().__dict__, "forward")) - {"_parameters", "_buffers"}
 """Attributes of every module that no pass changes, or that we change, and its children, which have their own turn."""
@@ -49,9 +55,10 @@ def all_parts(module: nn.Module) -> list[Part]:
 class State:
     """The state of a network at the time when this is made.
 
-    Covers parameters, buffers, and whatever the modules' attributes, classes and hooks lead to: numbers, containers,
-    tensors, arrays, random generators and plain objects. Left alone are optimizers, environments, iterators, what
-    several threads share, and arrays above 64 MiB.
+    Covers parameters, buffers, and whatever the modules' attributes, classes, hooks and functions lead to: numbers,
+    containers, tensors, arrays, random generators and plain objects; of a function's globals random generators and
+    functions alone. Left alone are optimizers, environments, iterators, what several threads share, and arrays above
+    64 MiB.
 
     :param module: the network
     :param parts: those that may change, as another state found them; all of them if not given, and then parameters and
@@ -63,6 +70,7 @@ class State:
         self._on_write = parts is None
         self._cells: list[tuple[Part, _Cell]] = []
         self._met: dict[int, Any] = {}  # what was looked at, held so that no id is given twice
+        self.iterators: list[Any] = []  # what was met and cannot be put back
         if parts is None:  # every module has its own turn, even where another has it in a list, too
             self._met.update((id(each), each) for each in module.modules())
         self._parts = all_parts(module) if parts is None else parts
@@ -101,7 +109,7 @@ class State:
         while True:
             self._cells += [(part, cell) for cell in cells]
             waiting += [each for each in reversed(inner) if type(each) not in _ATOMS]
-            while waiting and (id(waiting[-1]) in self._met or isinstance(waiting[-1], _LEFT_ALONE)):
+            while waiting and (id(waiting[-1]) in self._met or self._is_left_alone(waiting[-1])):
                 waiting.pop()
             if not waiting:
                 return
@@ -117,15 +125,18 @@ class State:
             return [script] if script.values else [], [*tensors, *script.values.values()]
         cells: list[_Cell] = [_AttributesCell(module, module.__dict__), _ContainerCell(module._modules)]
         inner: list[Any] = []
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            closure = getattr(hook, "__closure__", None) or ()
-            inner += [getattr(hook, "__self__", hook), *(getattr(cell, "cell_contents", None) for cell in closure)]
-        for kind in type(module).__mro__:
-            if id(kind) not in self._met and not kind.__module__.startswith("torch."):
+        inner += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        return self._with_classes(module, cells, inner)
+
+    def _with_classes(self, value: Any, cells: "list[_Cell]", inner: list[Any]) -> "tuple[list[_Cell], list[Any]]":
+        """Return these, and what puts the attributes of an object's classes back and the values there."""
+        for kind in type(value).__mro__:
+            if id(kind) not in self._met and kind.__module__.partition(".")[0] not in _LIBRARIES:
                 self._met[id(kind)] = kind
                 shared = _AttributesCell(kind, vars(kind))
                 cells.append(shared)
-                inner += shared.values.values()
+                inner += (getattr(each, "__func__", each) for each in shared.values.values())  # of a classmethod
+                inner += (each for name, each in vars(kind).items() if name in ("forward", "__call__", "__getitem__"))
         return cells, inner
 
     def _open(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
@@ -136,12 +147,21 @@ class State:
             large = isinstance(value, nn.Parameter) or value.numel() * value.element_size() > _LARGE
             return [_TensorCell(value, is_copied=not (large and self._on_write))], []
         if isinstance(value, np.ndarray):
-            is_kept = value.flags.writeable and value.nbytes <= _LARGE
+            is_kept = value.flags.writeable and value.nbytes <= _LARGE and not isinstance(value, np.memmap)
             return [_ArrayCell(value)] if is_kept else [], list(value.flat) if value.dtype == object else []
-        if isinstance(value, (torch.Generator, random.Random, np.random.RandomState, np.random.BitGenerator)):
-            return [_StreamCell(value)], []
         if isinstance(value, np.random.Generator):
             return [], [value.bit_generator]
+        if isinstance(value, _GENERATORS):
+            return [_StreamCell(value)], []
+        if isinstance(value, types.FunctionType):
+            return _closure_of(value)
+        if isinstance(value, types.MethodType):
+            return [], [value.__self__, value.__func__]
+        if isinstance(value, partial):
+            return [], [value.func, value.args, value.keywords]
+        if isinstance(value, (types.GeneratorType, *_QUEUES)) or _is_builtin_iterator(value):
+            self.iterators.append(value)
+            return [], []
         if isinstance(value, (list, deque, set, dict)):
             return [_ContainerCell(value)], list(value.values()) if isinstance(value, dict) else list(value)
         if isinstance(value, (tuple, frozenset)):
@@ -154,12 +174,67 @@ class State:
     def _open_object(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
         attributes = getattr(value, "__dict__", None)
         attributes = attributes if isinstance(attributes, dict) else {}
-        is_environment = hasattr(type(value), "step") and hasattr(type(value), "reset")  # it moves on while we gather
-        if is_environment or any(isinstance(each, _LOCKS) for each in attributes.values()):
+        if self._are_shared(attributes):
             return [], []
         cells: list[_Cell] = [_ContainerCell(attributes)] if attributes else []
         slots = _SlotsCell(value)
-        return [*cells, *([slots] if slots.values else [])], [*attributes.values(), *slots.values.values()]
+        cells += [slots] if slots.values else []
+        return self._with_classes(value, cells, [*attributes.values(), *slots.values.values()])
+
+    def _is_left_alone(self, value: Any) -> bool:
+        is_environment = hasattr(type(value), "step") and hasattr(type(value), "reset")  # it moves on while we gather
+        return isinstance(value, _LEFT_ALONE) or (is_environment and not isinstance(value, nn.Module))
+
+    def _are_shared(self, attributes: Mapping[str, Any]) -> bool:
+        """Return whether several threads share what has these attributes."""
+        return any(isinstance(each, _LOCKS) for each in attributes.values())
+
+
+class ObjectState(State):
+    """The state of any object, such as a buffer, as :class:`State` has that of a network.
+
+    :param owner: the object; locks that it holds are left alone
+    :param left_alone: further types of what is left alone
+    """
+
+    def __init__(self, owner: Any, left_alone: tuple[type, ...]):
+        self.moved, self._cells, self._met, self._parts, self.iterators = {}, [], {}, [], []
+        self._on_write, self._others = False, left_alone
+        self._remember(("", ""), [], [owner])
+
+    def seed(self, seed: int) -> None:
+        """Seed all random generators that the object holds."""
+        for _, cell in self._cells:
+            if isinstance(cell, _StreamCell):
+                cell.seed(seed)
+
+    def _is_left_alone(self, value: Any) -> bool:
+        of_threads = type(value).__module__.startswith(("threading", "concurrent.", "multiprocessing", "logging"))
+        return of_threads or isinstance(value, (*_LEFT_ALONE, *self._others))
+
+    def _are_shared(self, attributes: Mapping[str, Any]) -> bool:
+        return False
+
+
+def _closure_of(function: types.FunctionType) -> "tuple[list[_Cell], list[Any]]":
+    """Return what puts a function's variables back, and the values that it can reach."""
+    if (function.__module__ or "").partition(".")[0] in _LIBRARIES:
+        return [], []
+    cells: list[_Cell] = [_ClosureCell(cell) for cell in function.__closure__ or ()]
+    names: set[str] = set()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names |= set(code.co_names)
+        codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    found = [function.__globals__[name] for name in names & function.__globals__.keys()]
+    inner: list[Any] = [each for each in found if isinstance(each, (*_GENERATORS, types.FunctionType))]
+    inner += [cell.values for cell in cells if isinstance(cell, _ClosureCell)]
+    return cells, [*inner, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def _is_builtin_iterator(value: Any) -> bool:
+    return type(value).__module__ in ("builtins", "itertools") and hasattr(value, "__next__")
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
@@ -237,13 +312,33 @@ class _StreamCell(_Cell):
     """A random generator of torch, NumPy or Python."""
 
     def __init__(self, stream: Any):
+        self.stream = stream
         self.read, self.write = _access(stream)
         self.state = self.read()
+
+    def seed(self, seed: int) -> None:
+        if isinstance(self.stream, np.random.BitGenerator):
+            self.write(type(self.stream)(seed).state)
+        else:
+            (self.stream.manual_seed if isinstance(self.stream, torch.Generator) else self.stream.seed)(seed)
 
     def put_back(self) -> bool:
         moved = not _same_state(self.read(), self.state)
         if moved:
             self.write(self.state)
+        return moved
+
+
+class _ClosureCell(_Cell):
+    """The variable that a function has from the one around it."""
+
+    def __init__(self, cell: types.CellType):
+        self.cell, self.values = cell, getattr(cell, "cell_contents", None)
+
+    def put_back(self) -> bool:
+        moved = getattr(self.cell, "cell_contents", None) is not self.values
+        if moved:
+            self.cell.cell_contents = self.values
         return moved
 
 

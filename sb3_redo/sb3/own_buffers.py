@@ -1,12 +1,7 @@
 """Observations from buffers of people's own classes, through their own methods, which leave them as they were."""
 
-import random
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from operator import is_
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -19,16 +14,15 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
-from torch import Tensor, nn
+from torch import Tensor
 
 from sb3_redo.forward.contexts import everything_seeded
+from sb3_redo.forward.state import ObjectState
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.seeds import integer_seed
 
 # Our own DrQ puts a buffer before SB3's whose samples are augmented. Dormancy is measured on what is stored.
 _KNOWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "sb3_redo")
-_LARGEST_COPY = 2**26
-"""In bytes. Larger arrays are those that hold observations, to which drawing a sample writes nothing."""
 
 
 def is_read_directly(buffer: Any) -> bool:
@@ -133,74 +127,14 @@ def restored(owner: Any, seed: int) -> Iterator[None]:
     """Put back afterwards what an object holds: attributes, lists, dictionaries, arrays and random generators.
 
     :param seed: of all random streams inside, those of generators that the object holds included
+    :raises TypeError: when it holds an iterator or a queue, which would lose what is taken from it
     """
-    undo: list[Callable[[], Any]] = []
+    state = ObjectState(owner, (gym.Env, VecEnv, BaseAlgorithm))
+    if state.iterators:
+        raise TypeError(f"it holds a {type(state.iterators[0]).__name__}, which cannot be put back")
+    state.seed(seed)
     try:
-        _remember(owner, seed, undo, set())
         with everything_seeded(seed):
             yield
     finally:
-        for step in undo:
-            step()
-
-
-def _remember(value: Any, seed: int, undo: list[Callable[[], Any]], known: set[int]) -> None:
-    """Add to ``undo`` what puts a value, and all that it holds, back to what they are now. Seed random generators.
-
-    :param known: identities of what was met before
-    """
-    if id(value) in known or isinstance(value, _LEFT_ALONE) or type(value).__module__.startswith(_OF_THREADS):
-        return
-    known.add(id(value))
-    inner: Any = ()
-    if isinstance(value, np.random.Generator):
-        undo.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
-        value.bit_generator.state = type(value.bit_generator)(seed).state
-    elif isinstance(value, np.random.RandomState):
-        undo.append(partial(value.set_state, value.get_state()))
-        value.seed(seed)
-    elif isinstance(value, random.Random):
-        undo.append(partial(value.setstate, value.getstate()))
-        value.seed(seed)
-    elif isinstance(value, torch.Generator):
-        undo.append(partial(value.set_state, value.get_state()))
-        value.manual_seed(seed)
-    elif isinstance(value, np.ndarray):
-        if value.nbytes <= _LARGEST_COPY and value.flags.writeable and not isinstance(value, np.memmap):
-            undo.append(partial(np.copyto, value, value.copy()))
-    elif isinstance(value, Tensor):
-        if value.nbytes <= _LARGEST_COPY:
-            undo.append(partial(_write, value, value.detach().clone()))
-    elif isinstance(value, (list, deque)):
-        undo.append(partial(_refill, value, value.extend, inner := list(value)))
-    elif isinstance(value, set):
-        undo.append(partial(_refill, value, value.update, set(value)))
-    elif isinstance(value, dict):
-        undo.append(partial(_refill, value, value.update, dict(value)))
-        inner = list(value.values())
-    elif isinstance(value, tuple):
-        inner = value
-    elif hasattr(value, "__dict__"):
-        inner = (vars(value),)
-    # Long lists hold plain values, such as stored transitions.
-    for item in inner if len(inner) <= 1000 else ():
-        _remember(item, seed, undo, known)
-
-
-_OF_THREADS = ("threading", "concurrent.", "multiprocessing", "logging")
-_LEFT_ALONE = (type, FunctionType, MethodType, ModuleType, nn.Module, gym.Env, VecEnv, torch.device, BaseAlgorithm)
-
-
-def _write(tensor: Tensor, before: Tensor) -> None:
-    with torch.no_grad():
-        tensor.copy_(before)
-
-
-def _refill(container: Any, fill: Callable[[Any], Any], before: Any) -> None:
-    """Put the former entries into a container, unless they are there: another thread may be reading it."""
-    entries = [container, before]
-    if isinstance(container, dict):
-        entries += [container.values(), before.values()]
-    if len(container) != len(before) or not all(map(is_, *entries[:2])) or not all(map(is_, *entries[-2:])):
-        container.clear()
-        fill(before)
+        state.put_back()

@@ -1,6 +1,7 @@
 """What a forward pass changes in a network is put back after reading, measuring and recycling it."""
 
 import copy
+import functools
 import pickle
 import random
 import threading
@@ -289,3 +290,39 @@ def test_copies_are_measured_as_their_originals():
     twin = copy.deepcopy(network)
     measure_dormancy(twin, observations=OBSERVATIONS)
     assert everything_of(network) == everything_of(twin)
+
+
+NOISE = np.random.default_rng(0)
+
+
+def noise_of(shape):
+    return torch.as_tensor(NOISE.normal(size=shape), dtype=torch.float32)
+
+
+def counting_noise():
+    stream, passes = torch.Generator(), 0
+
+    def noise(shape):
+        nonlocal passes
+        passes += 1
+        return torch.rand(shape, generator=stream) / passes
+
+    return noise, lambda: (stream.get_state().tolist(), passes)
+
+
+def test_generators_that_functions_reach_are_put_back():
+    noise, state = counting_noise()
+
+    class Reaching(Stateful):
+        def __init__(self):
+            super().__init__()
+            self.noise = functools.partial(noise)
+
+        def forward(self, x):
+            return super().forward(x + 0.1 * self.noise(x.shape) + 0.1 * noise_of(x.shape))
+
+    network = Reaching()
+    before = NOISE.bit_generator.state, state()
+    wiring = trace_wiring(network, OBSERVATIONS)
+    Meter(network, wiring, dict.fromkeys(("first", "second"), "net")).measure(network, OBSERVATIONS, 0.1)
+    assert (NOISE.bit_generator.state, state()) == before

@@ -336,6 +336,74 @@ def test_no_random_stream_and_nothing_in_the_buffer_moves():
     assert set(vars(model.replay_buffer)) == names
 
 
+SHIFTS = np.random.default_rng(0)
+
+
+class Shift(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stream, self.norm, self.calls = torch.Generator(), torch.nn.BatchNorm1d(3), 0
+
+    def forward(self, observations):
+        self.calls += 1
+        return self.norm(observations).detach() + torch.rand(observations.shape, generator=self.stream)
+
+
+class Tree:
+    __slots__ = ("asked", "chances")
+
+    def __init__(self):
+        self.asked, self.chances = 0, np.ones(10)
+
+
+class Augmenting(Untouched):
+    """Draws from generators that a global, a closure, its class, a module and a long list hold, and has slots."""
+
+    rows = np.random.default_rng(0)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        stream = torch.Generator()
+        self.shift, self.tree, self.many = Shift(), Tree(), [random.Random(i) for i in range(1001)]
+        self.noise, self.stream = lambda shape: torch.rand(shape, generator=stream), stream.get_state
+
+    def _get_samples(self, batch_inds, env=None):
+        samples = super()._get_samples(self.rows.permutation(batch_inds), env)
+        self.tree.asked += 1
+        self.tree.chances *= self.many[0].random()
+        seen = self.shift(samples.observations) + self.noise(samples.observations.shape)
+        return samples._replace(observations=seen + SHIFTS.normal())
+
+    def state(self):
+        streams = self.rows.bit_generator.state, SHIFTS.bit_generator.state, self.stream().tolist()
+        norm = self.shift.norm.running_mean.tolist(), self.shift.calls, self.shift.stream.get_state().tolist()
+        return *streams, *norm, self.tree.asked, self.tree.chances.tolist(), self.many[0].getstate()
+
+
+def test_what_an_augmentation_draws_from_is_put_back_wherever_it_lies():
+    model, *_ = trained(lambda: vectors(Augmenting))
+    before = model.replay_buffer.state()
+    batches = [sample_batch(model, 8, seed).observations for seed in (SEED, SEED, (0, 2000))]
+    assert model.replay_buffer.state() == before
+    assert torch.equal(batches[0], batches[1])
+    assert not torch.equal(batches[0], batches[2])
+
+
+def test_a_buffer_that_takes_rows_from_an_iterator_is_refused():
+    class Iterating(Untouched):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.orders = (np.random.permutation(20) for _ in range(1000))
+
+        def sample(self, batch_size, env=None):
+            return self._get_samples(next(self.orders)[:batch_size], env)
+
+    model, *_ = trained(lambda: vectors(Iterating, batch_size=8, learning_starts=30))
+    with pytest.raises(RuntimeError, match=r"Iterating \(TypeError: it holds a generator, .*pass observations="):
+        sample_batch(model, 8, SEED)
+    assert len(list(model.replay_buffer.orders)) == 1000 - model._n_updates
+
+
 def test_a_pool_of_threads_that_decodes_is_left_alone():
     class Parallel(Untouched):
         def __init__(self, *args, **kwargs):
