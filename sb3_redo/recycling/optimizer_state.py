@@ -63,7 +63,7 @@ _KINDS = {
     "torch.Rprop": {"prev": _MOMENT, "step_size": Kind("moment", "lr")},
     "stable_baselines3.RMSpropTFLike": {"square_avg": Kind("second_moment", 1.0)},
     "schedulefree": dict.fromkeys("xyz", _COPY),
-    "pytorch_optimizer.AccSGD": {"momentum_buffer": _COPY},
+    **{key: {"momentum_buffer": _COPY} for key in ("pytorch_optimizer.AccSGD", "torch_optimizer.AccSGD")},
     "pytorch_optimizer.Lookahead": {"slow_params": _COPY, "slow_momentum": _MOMENT},
     "pytorch_optimizer.MADGRAD": {"grad_sum_sq": _SECOND, "s": _MOMENT, "x0": _COPY, "k": _COUNT},
     **{f"pytorch_optimizer.ScheduleFree{base}": {"z": _COPY} for base in ("SGD", "AdamW", "RAdam", "Wrapper")},
@@ -74,6 +74,8 @@ _JOINT = (
     *("LBFGS", "Shampoo", "ScalableShampoo", "DistributedShampoo", "SOAP", "Kron", "PSGD", "KFAC"),
     *("AdamP", "OrthoGrad"),
 )
+_CENTRALISES = ("use_gc", "centralize")
+"""Settings of a group with which optimizers subtract from each gradient the mean over a neuron's weights."""
 
 _INSTEAD = "train with an optimizer of the table in docs/recycling.md, such as torch.optim.Adam"
 
@@ -165,6 +167,8 @@ class OptimizerState:
         groups = {each: group for member in family for group in member.param_groups for each in group["params"]}
         classes = [each for optimizer in family for each in type(optimizer).__mro__[::-1]]
         joint = next((each.__name__ for each in classes if each.__name__ in _JOINT), None)
+        for setting in (key for group in groups.values() for key in _CENTRALISES if group.get(key)):
+            joint = f"{type(outer).__name__} with {setting}=True"
         if joint is not None:
             raise RuntimeError(
                 f"{joint} moves a weight by the gradients of others, so that renewed neurons would not stay renewed: "

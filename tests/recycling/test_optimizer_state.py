@@ -386,6 +386,11 @@ class Soap(Own):
     key, value = "GG", staticmethod(lambda parameter: [torch.eye(len(parameter))])
 
 
+class Centralising(pytorch_optimizer.Lion):
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr, use_gc=True)
+
+
 WAY_OUT = "train with an optimizer of the table in docs/recycling.md, such as torch.optim.Adam"
 UNKNOWN = {
     Own: "Own keeps 'exp_foo', and it is not known what becomes of it with a renewed neuron: say what it is with "
@@ -407,6 +412,8 @@ UNKNOWN = {
     pytorch_optimizer.Shampoo: "Shampoo moves a weight by the gradients of others",
     pytorch_optimizer.Kron: "Kron moves a weight by the gradients of others",
     pytorch_optimizer.AdamP: "AdamP moves a weight by the gradients of others",
+    pytorch_optimizer.ROSE: "ROSE with centralize=True moves a weight by the gradients of others",
+    Centralising: "Centralising with use_gc=True moves a weight by the gradients of others",
 }
 
 
