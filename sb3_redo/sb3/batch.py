@@ -1,5 +1,6 @@
 """What the networks of a policy are run on."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +33,10 @@ def fixed_observations(observations: Any) -> Any:
     if observations is None:
         return None
     try:
-        arrays = np.asarray(observations) if isinstance(observations, list) else observations
+        arrays = {None: observations} if not isinstance(observations, Mapping) else observations
+        arrays = {key: np.asarray(each) if isinstance(each, list) else each for key, each in arrays.items()}
         copied = map_tensors(lambda tensor: tensor.detach().clone(), arrays)
+        copied = copied if isinstance(observations, Mapping) else copied[None]
         sizes = [len(tensor) for tensor in tensors_in(copied)]
         if not sizes:
             raise TypeError("no tensor")

@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from torch import Tensor, nn
 
 from sb3_redo.dormancy.meter import Meter
@@ -67,11 +68,13 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
             check_observations(given.observations, model.observation_space, len(next(tensors_in(given))))
         else:
             given = Batch(_normalised_tensors(model, observations))
+        sizes = sorted({len(tensor) for tensor in tensors_in(given)})
+        if len(sizes) > 1:
+            raise ValueError(f"their parts hold {sizes[0]} to {sizes[-1]} rows")
     except (ValueError, TypeError, LookupError) as error:
         space = model.observation_space
         raise ValueError(f"observations do not fit the model's observation space {space}: {error}") from error
-    agent, policy, tensors = agent_of(model), model.policy, given.observations
-    size = len(next(tensors_in(tensors)))
+    agent, policy, tensors, size = agent_of(model), model.policy, given.observations, sizes[0]
     with everything_seeded(0), evaluating(policy.modules()), unchanged(policy):
         actions = agent.act(policy, tensors) if given.actions is None else given.actions
         return Batch(tensors, actions, given.states or agent.states(policy, size))
@@ -102,6 +105,8 @@ def _rows(observations: Any, space: spaces.Space[Any]) -> np.ndarray:
     if isinstance(observations, Tensor):
         observations = observations.detach().cpu().numpy()
     array = np.asarray(observations)
+    if is_image_space(space) and np.issubdtype(array.dtype, np.floating) and (array % 1).any():
+        raise ValueError(f"images are {array.dtype} with fractions, and whole numbers from 0 to 255 in the space")
     inner = len(space.shape or ())
     # [n, n_envs, ...] and, of a discrete space, [n, 1], as buffers hold them.
     return array.reshape(-1, *array.shape[array.ndim - inner :]) if array.ndim > inner + 1 else array

@@ -648,6 +648,32 @@ def test_a_set_of_another_space_is_refused_when_training_starts(wrong):
         vectors(ReplayBuffer).learn(8, callback=ReDoCallback(observations=wrong))
 
 
+def test_a_dictionary_of_lists_is_measured_on():
+    observations = {"one": [[0.1, 0.2, 0.3]] * 4, "other": [[0.4, 0.5]] * 4}
+    model = dqn(Corridor(observation_space=PAIR), "MultiInputPolicy")
+    callback = DormancyCallback(measuring_period=10, observations=observations)
+    model.learn(30, callback=callback)
+    assert {key: each.tolist() for key, each in callback.report.batch.observations.items()} == {
+        key: torch.tensor(each, dtype=torch.float64).tolist() for key, each in observations.items()
+    }
+
+
+def test_parts_of_a_dictionary_with_other_numbers_of_rows_are_refused():
+    observations = {"one": np.ones((4, 3), np.float32), "other": np.ones((5, 2), np.float32)}
+    model = dqn(Corridor(observation_space=PAIR), "MultiInputPolicy")
+    with pytest.raises(ValueError, match=r"^observations do not fit .*: their parts hold 4 to 5 rows$"):
+        measure_dormancy(model, observations=observations)
+
+
+def test_images_that_were_scaled_are_refused():
+    image = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    model = dqn(Corridor(observation_space=image), "CnnPolicy", buffer_size=10)
+    whole = np.stack([image.sample() for _ in range(4)])
+    assert measure_dormancy(model, observations=whole.astype(np.float32)).layers
+    with pytest.raises(ValueError, match=r"images are float32 with fractions, and whole numbers from 0 to 255"):
+        measure_dormancy(model, observations=whole.astype(np.float32) / 255)
+
+
 def test_a_fixed_set_as_it_lies_in_a_buffer_is_normalised_as_training_sees_it_now():
     observations = np.random.default_rng(0).uniform(-1, 1, (20, 2, 3)).astype(np.float32)
     callback = ReDoCallback(0.5, recycling_period=10, observations=observations)
