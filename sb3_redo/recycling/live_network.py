@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from sb3_redo.forward.state import State, all_parts
+
 
 class LiveNetwork:
     """Remembers a network's tensors, and what its modules and optimizers hold, to put all of it back.
@@ -26,6 +28,7 @@ class LiveNetwork:
         self._containers: list[tuple[Any, Any]] = []
         tensors = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
         self._remember(network, tensors, set())
+        self._objects = State(network, all_parts(network))
         # Each tensor with the memory that it has now, and a copy of what lies there.
         self._tensors = [
             (
@@ -77,6 +80,7 @@ class LiveNetwork:
                     tensor.data = values.clone()
             yield
         finally:
+            self._objects.put_back()
             for container, before in self._containers:
                 if _identities(container) != _identities(before):
                     container.clear()

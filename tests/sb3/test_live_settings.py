@@ -181,6 +181,28 @@ def test_what_building_would_do_to_a_live_module_for_the_first_time_is_undone():
     assert all_of(model.policy) == before
 
 
+class Statistics:
+    def __init__(self):
+        self.built, self.mean = 0, np.zeros(4)
+
+
+def test_what_building_changes_in_an_object_of_a_closure_is_undone():
+    statistics = Statistics()
+
+    class Standardising(FlattenExtractor):
+        def __init__(self, space):
+            super().__init__(space)
+            self.statistics = statistics
+            statistics.built += 1
+            statistics.mean += 1
+
+    model = model_with(DQN, {"features_extractor_class": Standardising})
+    before = statistics.built, statistics.mean.copy()
+    initial_weights_of(model).state(0)
+    assert statistics.built == before[0]
+    assert np.array_equal(statistics.mean, before[1])
+
+
 def test_settings_with_a_state_of_their_own_are_copied():
     class Drawing(FlattenExtractor):
         def __init__(self, space, generator, sizes):
