@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch.optim import Optimizer
 
-from sb3_redo.callbacks.step_hooks import StepHooks
+from sb3_redo.callbacks.step_hooks import StepHooks, give_hooks
 
 
 class GradientClock(StepHooks):
@@ -34,6 +34,7 @@ class GradientClock(StepHooks):
         self._is_current = is_current
         self._counts = counts
         self._optimizer = optimizer
+        give_hooks(optimizer)
         for hook in list(optimizer._optimizer_step_post_hooks.values()):
             clock = getattr(hook, "__self__", None)
             if isinstance(clock, GradientClock) and not clock._is_current():

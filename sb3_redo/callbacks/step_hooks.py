@@ -1,6 +1,7 @@
 """Hooks around an optimizer's steps that run once for each of them."""
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ class StepHooks:
         before: Callable[[], object] | None = None,
         after: Callable[[], object] | None = None,
     ):
+        give_hooks(optimizer)
         self._before = before
         self._after = after
         self._depth = 0
@@ -49,6 +51,21 @@ class StepHooks:
         """Take the hooks off the optimizer; may be called any number of times."""
         for handle in self._handles:
             handle.remove()
+
+
+def give_hooks(optimizer: Any) -> None:
+    """Give an optimizer what torch's constructor gives, which some wrappers do not call, for hooks to be heard.
+
+    :raises RuntimeError: when it is none of torch's optimizers and has no hooks
+    """
+    if hasattr(optimizer, "register_step_post_hook") and hasattr(optimizer, "_optimizer_step_post_hooks"):
+        return
+    if not isinstance(optimizer, Optimizer):
+        name = type(optimizer).__name__
+        raise RuntimeError(f"the steps of {name} cannot be seen: derive it from torch.optim.Optimizer")
+    optimizer._optimizer_step_pre_hooks = OrderedDict()
+    optimizer._optimizer_step_post_hooks = OrderedDict()
+    optimizer._patch_step_function()
 
 
 def before_any_step(owner: Any, act: Callable[[Any, Optimizer], object]) -> RemovableHandle:

@@ -56,6 +56,40 @@ def test_a_long_train_call_recycles_inside_right_after_the_step_that_reaches_eac
     assert tape.values("dormancy/gradient_step") == [0, 75, 150, 225, 300]
 
 
+class WithoutHooks(torch.optim.Optimizer):
+    """Wraps an optimizer, and does not call torch's constructor."""
+
+    def __init__(self, parameters, lr):
+        self.inner = torch.optim.Adam(parameters, lr=lr)
+        self.defaults, self.param_groups, self.state = self.inner.defaults, self.inner.param_groups, self.inner.state
+
+    def step(self):
+        self.inner.step()
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+
+def test_steps_of_a_wrapper_that_has_no_hooks_are_counted():
+    model = dqn(policy_kwargs={"optimizer_class": WithoutHooks})
+    callback = recycling(7)
+    model.learn(60, callback=callback)
+    assert callback.gradient_step == model._n_updates > 0
+    assert callback.report is not None
+
+
+def test_what_is_no_optimizer_and_has_no_hooks_is_refused():
+    class Wrapper:
+        def __init__(self, parameters, lr):
+            self.inner = WithoutHooks(parameters, lr)
+            self.param_groups, self.state, self.step = self.inner.param_groups, self.inner.state, self.inner.step
+            self.zero_grad = self.inner.zero_grad
+
+    model = dqn(policy_kwargs={"optimizer_class": Wrapper})
+    with pytest.raises(RuntimeError, match=r"steps of Wrapper cannot be seen: derive it from torch.optim.Optimizer"):
+        model.learn(60, callback=recycling(7))
+
+
 @pytest.mark.parametrize(
     ("period", "settings"),
     [
