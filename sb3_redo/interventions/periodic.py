@@ -10,14 +10,13 @@ from torch import Tensor
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule
 from sb3_redo.forward.contexts import uncompiled_name
-from sb3_redo.interventions.scope import Layers, check_layers, names_in
+from sb3_redo.interventions.scope import Layers, check_layers, names_in, not_excluded
 from sb3_redo.recycling.initial_weights import INITIAL_WEIGHTS
 from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.sb3.model import initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
 from sb3_redo.validation import non_negative_integer, one_of, optional_integer, patterns_of_names
-from sb3_redo.wiring.exclusion import Exclusion
 
 
 class PeriodicCallback(GradientStepCallback):
@@ -59,8 +58,7 @@ class PeriodicCallback(GradientStepCallback):
             names = names_in(policy, wiring_of(self.model, exclude=self.exclude), self.layers)
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
-        exclusion = Exclusion(policy, self.exclude)
-        self._names = [name for name in names if exclusion.pattern_of(name.rpartition(".")[0]) is None]
+        self._names = not_excluded(policy, names, self.exclude)
         if not self._names:
             raise RuntimeError(f"exclude={list(self.exclude)} leaves nothing of layers={self.layers!r} to change")
         parameters = policy.parameters()

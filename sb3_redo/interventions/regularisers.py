@@ -1,6 +1,6 @@
 """Regularisers that act on every gradient step: penalties whose gradient is added, and constraints on the weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -12,10 +12,11 @@ from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.forward.layers import LAYER_TYPES
+from sb3_redo.interventions.scope import not_excluded
 from sb3_redo.sb3.model import is_trained, wiring_of
 from sb3_redo.sb3.parameters import initial_parameters_of, trained_parameters
 from sb3_redo.tensorboard import write_point
-from sb3_redo.validation import non_negative_integer, non_negative_number, positive_integer
+from sb3_redo.validation import non_negative_integer, non_negative_number, patterns_of_names, positive_integer
 
 
 class RegulariserCallback(GradientStepCallback):
@@ -26,12 +27,20 @@ class RegulariserCallback(GradientStepCallback):
 
     settings_in_key: ClassVar[tuple[str, ...]] = ("logging_period",)
 
-    def __init__(self, logging_period: int = 1000, verbose: int = 0):
+    def __init__(self, logging_period: int = 1000, verbose: int = 0, exclude: Sequence[str] = ()):
         super().__init__(non_negative_integer("verbose", verbose))
         self.logging_period = positive_integer("logging_period", logging_period)
+        self.exclude = patterns_of_names("exclude", exclude)
 
     def prepare(self) -> None:
-        self._parameters = trained_parameters(self.model)
+        trained = trained_parameters(self.model)
+        if self.exclude:
+            try:
+                wiring_of(self.model, exclude=self.exclude)
+            except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+                raise RuntimeError(str(error)) from None
+        kept = not_excluded(self.model.policy, trained, self.exclude)
+        self._parameters = {name: trained[name] for name in kept}
         self.prepare_parameters()
         for optimizer in self.agent.optimizers:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
@@ -98,14 +107,17 @@ class RegenerativeCallback(RegulariserCallback):
 
     :param strength: of the penalty
     :param logging_period: in gradient steps
+    :param exclude: patterns of layers that are left alone, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "regenerative"
     settings_in_key = ("logging_period", "strength")
 
-    def __init__(self, strength: float = 1e-4, logging_period: int = 1000, verbose: int = 0):
-        super().__init__(logging_period, verbose)
+    def __init__(
+        self, strength: float = 1e-4, logging_period: int = 1000, verbose: int = 0, exclude: Sequence[str] = ()
+    ):
+        super().__init__(logging_period, verbose, exclude)
         self.strength = non_negative_number("strength", strength)
 
     def prepare_parameters(self) -> None:
@@ -149,14 +161,22 @@ class ParsevalCallback(RegulariserCallback):
     :param strength: of the penalty
     :param scale: s, the square of the norm that rows are to have
     :param logging_period: in gradient steps
+    :param exclude: patterns of layers that are left alone, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "parseval"
     settings_in_key = ("logging_period", "strength", "scale")
 
-    def __init__(self, strength: float = 1e-3, scale: float = 2.0, logging_period: int = 1000, verbose: int = 0):
-        super().__init__(logging_period, verbose)
+    def __init__(
+        self,
+        strength: float = 1e-3,
+        scale: float = 2.0,
+        logging_period: int = 1000,
+        verbose: int = 0,
+        exclude: Sequence[str] = (),
+    ):
+        super().__init__(logging_period, verbose, exclude)
         self.strength = non_negative_number("strength", strength)
         self.scale = non_negative_number("scale", scale)
 
@@ -186,14 +206,15 @@ class WeightClippingCallback(RegulariserCallback):
 
     :param bound: in units of the initialisation's
     :param logging_period: in gradient steps
+    :param exclude: patterns of layers that are left alone, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     prefix = "clipping"
     settings_in_key = ("logging_period", "bound")
 
-    def __init__(self, bound: float = 2.0, logging_period: int = 1000, verbose: int = 0):
-        super().__init__(logging_period, verbose)
+    def __init__(self, bound: float = 2.0, logging_period: int = 1000, verbose: int = 0, exclude: Sequence[str] = ()):
+        super().__init__(logging_period, verbose, exclude)
         self.bound = non_negative_number("bound", bound)
         if self.bound == 0:
             raise ValueError("bound must be greater than 0: nothing but zeros would be left")
@@ -225,6 +246,7 @@ class NormProjectionCallback(RegulariserCallback):
     output layers' weights.
 
     :param logging_period: in gradient steps
+    :param exclude: patterns of layers that are left alone, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
@@ -255,4 +277,5 @@ class NormProjectionCallback(RegulariserCallback):
         torch._foreach_mul_(weights, torch._foreach_div(begun, norms))
 
     def values(self) -> dict[str, float]:
-        return {"output_norm": float(torch.stack([weight.detach().norm() for weight in self._outputs]).norm())}
+        norms = [weight.detach().norm() for weight in self._outputs]  # none if all are excluded
+        return {"output_norm": float(torch.stack(norms).norm())} if norms else {}

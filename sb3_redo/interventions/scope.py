@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sb3_redo.forward.contexts import uncompiled_name
 from sb3_redo.sb3.parameters import _TARGET, is_target
+from sb3_redo.wiring.exclusion import Exclusion
 from sb3_redo.wiring.structure import Wiring
 
 Layers = str | int | Sequence[str]
@@ -47,6 +48,15 @@ def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
     else:
         chosen = {_known_path(online, path) for path in layers}
     return [name for name in online if any(_is_below(name, path) for path in chosen)]
+
+
+def not_excluded(policy: nn.Module, names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Return the paths of the parameters and buffers that no pattern excludes.
+
+    :param patterns: see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    """
+    exclusion = Exclusion(policy, patterns)
+    return [name for name in names if exclusion.pattern_of(name.rpartition(".")[0]) is None]
 
 
 def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -206,6 +206,25 @@ def test_projection_scales_a_hidden_layers_weights_and_changes_nothing_else(kind
     assert moved
 
 
+@every_regulariser
+def test_excluded_layers_are_left_alone(make):
+    callback = make(exclude=["q_net.q_net.2", "q_net.4"], logging_period=5)
+    learn(build("DQN"), callback)
+    assert {name.rpartition(".")[0] for name in callback._parameters} == {"q_net.q_net.0"}
+    for pattern, message in (("cnn", "which matches no layer"), ("*", "leaves out every hidden layer")):
+        with pytest.raises(RuntimeError, match=message):
+            learn(build("DQN"), make(exclude=[pattern]))
+
+
+def test_clipping_leaves_excluded_layers_as_they_are():
+    model = build("DQN", learning_rate=0.0)
+    before = {name: parameter.clone() for name, parameter in model.q_net.named_parameters()}
+    learn(model, WeightClippingCallback(0.1, exclude=["q_net.0"]))
+    changed = {name for name, parameter in model.q_net.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed
+    assert not any(".0." in name for name in changed)
+
+
 @pytest.mark.parametrize("name", [each for each in EVERY if each.values != ("TRPO",)])
 def test_strong_parseval_regularisation_keeps_hidden_rows_nearer_to_orthogonal(name):
     def penalty(strength):
