@@ -34,7 +34,7 @@ _ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dty
 _LEFT_ALONE = (
     *(type, types.ModuleType, types.BuiltinFunctionType),
     *(property, classmethod, staticmethod, types.MemberDescriptorType, types.GetSetDescriptorType),
-    *(Optimizer, threading.Thread, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet),
+    *(threading.Thread, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet),
 )
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Thread)
 _GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.BitGenerator, np.random.Generator)
@@ -183,7 +183,7 @@ class State:
 
     def _is_left_alone(self, value: Any) -> bool:
         is_environment = hasattr(type(value), "step") and hasattr(type(value), "reset")  # it moves on while we gather
-        return isinstance(value, _LEFT_ALONE) or (is_environment and not isinstance(value, nn.Module))
+        return isinstance(value, (*_LEFT_ALONE, Optimizer)) or (is_environment and not isinstance(value, nn.Module))
 
     def _are_shared(self, attributes: Mapping[str, Any]) -> bool:
         """Return whether several threads share what has these attributes."""
@@ -301,11 +301,18 @@ class _ArrayCell(_Cell):
         self.array, self.values = array, array.copy()
 
     def put_back(self) -> bool:
-        if self.array.shape == self.values.shape and self.array.tobytes() == self.values.tobytes():
+        if self.array.shape == self.values.shape and np.array_equal(_bytes_of(self.array), _bytes_of(self.values)):
             return False
         self.array.resize(self.values.shape, refcheck=False)
         self.array[...] = self.values
         return True
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """Return an array's bytes, without a copy where they can be seen in place."""
+    if array.flags.c_contiguous and not array.dtype.hasobject:
+        return array.reshape(-1).view(np.uint8)
+    return np.frombuffer(array.tobytes(), np.uint8)
 
 
 class _StreamCell(_Cell):

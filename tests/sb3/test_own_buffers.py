@@ -389,6 +389,28 @@ def test_what_an_augmentation_draws_from_is_put_back_wherever_it_lies():
     assert not torch.equal(batches[0], batches[2])
 
 
+def test_a_network_that_a_buffer_trains_while_it_samples_is_put_back():
+    class Curious(Untouched):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.net = torch.nn.Linear(3, 2)
+            self.optimizer = torch.optim.Adam(self.net.parameters())
+
+        def _get_samples(self, batch_inds, env=None):
+            samples = super()._get_samples(batch_inds, env)
+            surprise = self.net(samples.observations).square().mean(1, keepdim=True)
+            self.optimizer.zero_grad()
+            surprise.mean().backward()
+            self.optimizer.step()
+            return samples._replace(rewards=surprise.detach())
+
+    model, *_ = trained(lambda: vectors(Curious))
+    buffer = model.replay_buffer
+    before = str((buffer.net.state_dict(), buffer.optimizer.state_dict()))
+    sample_batch(model, 8, SEED)
+    assert str((buffer.net.state_dict(), buffer.optimizer.state_dict())) == before
+
+
 def test_a_buffer_that_takes_rows_from_an_iterator_is_refused():
     class Iterating(Untouched):
         def __init__(self, *args, **kwargs):
