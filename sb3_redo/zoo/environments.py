@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
 from sb3_redo.validation import UsageError, needs
 from sb3_redo.zoo.atari import check_atari
@@ -43,15 +45,24 @@ _PACKAGES = (
 )
 """Which package has environments of such names, and what installs it."""
 
-_KEYWORDS: dict[str, dict[str, Any]] = {"Ant-v4": {"use_contact_forces": True}}
+# Ant-v3 had contact forces in its observations, and its simulator left them at 0.
+_KEYWORDS: dict[str, dict[str, Any]] = {"Ant-v4": {"use_contact_forces": True, "contact_force_range": (0.0, 0.0)}}
 """What gives an environment the observations that its predecessors had."""
 
+_JOINED = ("observation", "desired_goal")
 _MOVED = {
     "utils.wrappers": "rl_zoo3.wrappers",
     "gym.wrappers": "gymnasium.wrappers",
     "gym_minigrid.wrappers": "minigrid.wrappers",
 }
 """Modules of wrappers that were renamed since."""
+
+
+_KNOWN_WRAPPERS = re.compile(
+    r"gymnasium\.wrappers(\.\w+)*|(rl_zoo3|minigrid)\.wrappers|sb3_contrib\.common\.wrappers(\.\w+)*"
+    r"|stable_baselines3\.common\.(atari_wrappers|vec_env(\.\w+)*)"
+)
+"""Modules of wrappers that do no harm when they are imported and called."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,10 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
     wanted = saved_id if options.env in (None, AUTO) else options.env
     if wanted is None:
         raise UsageError("give --env: a zip on its own does not tell in which environment its agent was trained")
-    for package in (*(source.arguments.get("gym_packages") or ()), *options.gym_packages):
+    packages = (*(source.arguments.get("gym_packages") or ()), *options.gym_packages)
+    if source.safe:
+        _check_harmless(source, options, wanted)
+    for package in packages:
         try:
             importlib.import_module(package)
         except ImportError as error:
@@ -118,6 +132,8 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
         # 2. Observations are normalised as they were in training.
         env, note = _normalised(env, source, agent, options)
         notes += note
+        if _takes_goals_joined(agent, env):
+            env = _JoinedGoals(env)
         # 3. Frames are stacked last, as the zoo does.
         stack = options.n_stack if options.n_stack is not None else source.hyperparameters.get("frame_stack") or 0
         if stack:
@@ -144,6 +160,36 @@ def _make(source: Source, env_id: str, kwargs: Mapping[str, Any], options: Envir
         raise UsageError(f"environment {env_id!r} is not registered: {error} ({hint})") from error
     except Exception as error:  # code of others: simulators, wrappers
         raise UsageError(f"environment {env_id!r} cannot be made: {one_line(error)}") from error
+
+
+def _check_harmless(source: Source, options: EnvironmentOptions, env: str) -> None:
+    """Check that the settings that were saved import and call nothing but known wrappers.
+
+    :raises UsageError: when they do
+    """
+    packages = source.arguments.get("gym_packages") or ()
+    foreign = [name for name in packages if name not in options.gym_packages]
+    foreign += [env.partition(":")[0]] if ":" in env and options.env in (None, AUTO) else []
+    if foreign:
+        raise UsageError(
+            f"{source.settings} cannot be opened safely: it imports {foreign[0]}; leave out --safe if you trust it"
+        )
+    given = source.hyperparameters.get("env_wrapper") if options.wrappers is None else None
+    for path in (*_names(_renamed(given)), *_names(source.hyperparameters.get("vec_env_wrapper"))):
+        module, _, name = path.rpartition(".")
+        is_known = _KNOWN_WRAPPERS.fullmatch(module) and is_installed(module)
+        kind = getattr(importlib.import_module(module), name, None) if is_known else None
+        if not isinstance(kind, type) or not issubclass(kind, (gym.Wrapper, VecEnvWrapper)):
+            raise UsageError(
+                f"{source.settings} cannot be opened safely: its wrapper {path} is not known; leave out --safe if you trust it"
+            )
+
+
+def _names(wrappers: Any) -> list[str]:
+    """Return the dotted paths of wrappers in the settings of the zoo."""
+    if isinstance(wrappers, str):
+        return [wrappers]
+    return [name for wrapper in wrappers or () for name in _names(wrapper)]
 
 
 def _renamed(wrappers: Any) -> Any:
@@ -210,6 +256,7 @@ def _fits(agent: SavedAgent, env: VecEnv, source: Source, options: EnvironmentOp
     saved = agent.observation_space
     # Frames are stacked later, so that shapes cannot be compared here.
     is_same = saved is None or bool(stack) or same_shape(saved, env.observation_space)
+    is_same = is_same or _takes_goals_joined(agent, env)
     return is_same and (agent.action_space is None or same_shape(agent.action_space, env.action_space))
 
 
@@ -242,6 +289,36 @@ def _normalised(
     statistics.set_venv(env)
     statistics.training = statistics.norm_reward = False
     return statistics, [] if source.needs_statistics else [f"observations are normalised by {path}"]
+
+
+class _JoinedGoals(VecEnvWrapper):
+    """Puts the desired goal behind the observation, as HER did in releases before 1.1."""
+
+    def __init__(self, venv: VecEnv):
+        size = sum(int(np.prod(venv.observation_space[key].shape)) for key in _JOINED)  # type: ignore[index]
+        super().__init__(venv, spaces.Box(-np.inf, np.inf, (size,), np.float32))
+
+    def reset(self) -> Any:
+        return self._joined(self.venv.reset())
+
+    def step_wait(self) -> Any:
+        observations, *rest = self.venv.step_wait()
+        return self._joined(observations), *rest
+
+    @staticmethod
+    def _joined(observations: Any) -> np.ndarray[Any, Any]:
+        return np.concatenate([observations[key] for key in _JOINED], axis=-1).astype(np.float32)
+
+
+def _takes_goals_joined(agent: SavedAgent, env: VecEnv) -> bool:
+    """Return whether an agent was trained on goals joined to observations, which the environment gives apart."""
+    saved, space = agent.observation_space, env.observation_space
+    if not isinstance(saved, spaces.Box) or not isinstance(space, spaces.Dict):
+        return False
+    shapes = [space[key].shape for key in _JOINED if key in space.spaces]
+    return all(shape is not None and len(shape) == 1 for shape in shapes) and saved.shape == (
+        sum(shape[0] for shape in shapes if shape),
+    )
 
 
 def _call(env_id: str, kwargs: Mapping[str, Any]) -> str:

@@ -2,57 +2,41 @@
 
 import importlib
 import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Space
+from numpy._core import multiarray, numeric
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import device, nn
 from torch.optim import Optimizer
 
-_KNOWN_PACKAGES = (
-    "builtins",
-    "collections",
-    "gymnasium",
-    "numpy",
-    "sb3_contrib",
-    "sb3_redo",
-    "stable_baselines3",
-    "torch",
+_KNOWN_MODULES = re.compile(
+    r"gymnasium\.spaces(\..*)?|numpy|torch\.nn\.modules\..*|torch\.optim(\..*)?|stable_baselines3\..*|sb3_contrib\..*"
+    r"|sb3_redo\.networks(\..*)?"
 )
+"""Where classes of the known bases lie. To import another module might run code already."""
 _KNOWN_BASES = (ActionNoise, BasePolicy, Optimizer, RunningMeanStd, Space, VecNormalize, nn.Module, np.generic)
-_KNOWN = {
-    *(
-        "builtins." + name
-        for name in (
-            [
-                "bool",
-                "bytearray",
-                "bytes",
-                "complex",
-                "dict",
-                "float",
-                "frozenset",
-                "int",
-                "list",
-                "set",
-                "slice",
-                "str",
-                "tuple",
-            ]
-        )
-    ),
-    *("collections." + name for name in ("OrderedDict", "defaultdict", "deque")),
-    *("numpy." + name for name in ("ndarray", "dtype")),
-    *("numpy._core." + name for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")),
+_KNOWN_CALLS = {
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct,
+    ("numpy._core.multiarray", "scalar"): multiarray.scalar,
+    ("numpy._core.numeric", "_frombuffer"): numeric._frombuffer,  # type: ignore[attr-defined]
+    ("torch", "device"): device,
 }
+"""What a known pickle calls. Objects of known classes are made without their constructors."""
 
 
 class Unreadable:
@@ -77,42 +61,76 @@ class Unreadable:
         pass
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads classes of ``gym`` as those of ``gymnasium``, and puts :class:`Unreadable` where there is no class.
+class _Unpickler(pickle._Unpickler):
+    """Reads classes of ``gym`` as those of ``gymnasium``, and puts :class:`Unreadable` where there is no class."""
 
-    :param safe: whether to read known classes alone, which run no code of the file's choice
-    """
-
-    def __init__(self, data: bytes, *, safe: bool):
+    def __init__(self, data: bytes):
         super().__init__(BytesIO(data))
-        self.safe = safe
         self.unreadable: dict[str, None] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        package, dot, rest = module.partition(".")
         if module.startswith("numpy.random"):
             return Unreadable  # random streams of spaces, which differ between releases and are not needed
-        module = {"gym": "gymnasium"}.get(package, package) + dot + rest
-        module = module.replace("numpy.core", "numpy._core")
+        package, dot, rest = module.partition(".")
+        renamed = {"gym": "gymnasium"}.get(package, package) + dot + rest
         try:
-            if self.safe and package not in ("gym", *_KNOWN_PACKAGES):
-                raise ImportError
-            found = super().find_class(module, name)
+            return self.found(renamed.replace("numpy.core", "numpy._core"), name)
         except (ImportError, AttributeError):
-            found = None
-        if found is None or (self.safe and not _is_known(found)):
-            self.unreadable[f"{package}{dot}{rest}.{name}"] = None
+            self.unreadable[f"{module}.{name}"] = None
             return Unreadable
+
+    def found(self, module: str, name: str) -> Any:
+        """Import what a pickle names. :raises ImportError: where it is not there."""
+        return super().find_class(module, name)
+
+
+_RUN: dict[int, Any] = dict(pickle._Unpickler.dispatch)
+"""What each code of a pickle does. The class in C has no such table."""
+
+
+class _SafeUnpickler(_Unpickler):
+    """Reads known classes alone, calls nothing else, and changes no class. So a file cannot choose what is run."""
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(_RUN)
+
+    def found(self, module: str, name: str) -> Any:
+        """Import what a pickle names. :raises ImportError: where it is not known."""
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) in _KNOWN_CALLS:
+            return _KNOWN_CALLS[module, name]
+        if "." in name or not _KNOWN_MODULES.fullmatch(module):
+            raise ImportError
+        found = super().found(module, name)
+        is_known = isinstance(found, type) and issubclass(found, _KNOWN_BASES)
+        if not is_known or not _KNOWN_MODULES.fullmatch(found.__module__):
+            raise ImportError
         return found
 
+    def load_reduce(self) -> None:
+        called = self.stack[-2]
+        is_known = any(called is known for known in (Unreadable, *_KNOWN_CALLS.values()))
+        self.allow(is_known or type(called) is Unreadable, f"it calls {called!r}")
+        _RUN[pickle.REDUCE[0]](self)
 
-def _is_known(found: Any) -> bool:
-    """Return whether calling what a pickle names does nothing but make an object of known kind."""
-    if found in (device, TrainFreq, TrainFrequencyUnit):
-        return True
-    if isinstance(found, type) and issubclass(found, _KNOWN_BASES):
-        return found.__module__.partition(".")[0] in _KNOWN_PACKAGES
-    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}" in _KNOWN
+    def load_newobj(self) -> None:
+        self.allow(isinstance(self.stack[-2], type), "it makes an object of what is no class")
+        _RUN[pickle.NEWOBJ[0]](self)
+
+    def load_build(self) -> None:
+        self.allow(not isinstance(self.stack[-2], (type, FunctionType)), "it changes a class or a function")
+        _RUN[pickle.BUILD[0]](self)
+
+    def refused(self) -> None:
+        self.allow(False, "it has calls of a form that is not used here")
+
+    def allow(self, condition: bool, otherwise: str) -> None:
+        if not condition:
+            raise pickle.UnpicklingError(otherwise)
+
+    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_newobj, pickle.BUILD[0]: load_build}
+    dispatch |= dict.fromkeys((pickle.INST[0], pickle.OBJ[0], pickle.NEWOBJ_EX[0]), refused)
 
 
 def unpickled(data: bytes, *, safe: bool) -> tuple[Any, tuple[str, ...]]:
@@ -122,7 +140,7 @@ def unpickled(data: bytes, *, safe: bool) -> tuple[Any, tuple[str, ...]]:
     :param safe: whether to read known classes alone: those of tensors, arrays, spaces, modules, optimizers and SB3
     :return: the object, and the dotted paths of the classes and functions that could not be read
     """
-    unpickler = _Unpickler(data, safe=safe)
+    unpickler = (_SafeUnpickler if safe else _Unpickler)(data)
     try:
         found = unpickler.load()
     except Exception as error:  # what pickles of other releases end in is without limit

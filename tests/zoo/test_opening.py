@@ -20,6 +20,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -180,6 +181,31 @@ def test_sizes_in_a_list_of_releases_before_1_8(saved, tmp_path):
 def test_her_is_an_algorithm_of_old_releases(saved, tmp_path):
     run = zoo_folder(tmp_path, saved / "SAC.zip", "her", "Pendulum-v1")
     assert open_agent(run).algorithm == "sac"
+
+
+def test_goals_were_joined_to_observations_in_old_releases(saved, tmp_path):
+    space = {"observation": 2, "achieved_goal": 1, "desired_goal": 1}
+
+    class Goals(gymnasium.ObservationWrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            self.observation_space = spaces.Dict({key: spaces.Box(-9, 9, (n,)) for key, n in space.items()})
+
+        def observation(self, observation):
+            return {"observation": observation[:2], "desired_goal": observation[2:], "achieved_goal": observation[:1]}
+
+    gymnasium.register("Goal-v0", lambda **_: Goals(gymnasium.make("Pendulum-v1")))
+    try:
+        statistics = VecNormalize(make_vec_env("Goal-v0"))
+        statistics.obs_rms["desired_goal"].mean = np.full(1, 100.0)
+        run = zoo_folder(tmp_path, saved / "SAC.zip", "her", "Goal-v0", normalize=True)
+        statistics.save(run / "Goal-v0/vecnormalize.pkl")
+        env = open_agent(run).model.get_env()
+        assert env.observation_space.shape == (3,)
+        observations = env.reset(), env.step(np.zeros((1, 1)))[0]
+        assert all((each[0, :2] > -5).all() and each[0, 2] == -10 for each in observations)
+    finally:
+        del gymnasium.registry["Goal-v0"]
 
 
 def test_random_streams_stay_where_they_were(saved):
@@ -437,6 +463,66 @@ def test_safe_opening_runs_no_code_of_the_file(saved, normalised, tmp_path):
     with contextlib.suppress(Exception):  # of what comes after the code has run
         open_agent(path, options=CARTPOLE)
     assert (tmp_path / "made").exists()
+
+
+def _global(module, name):
+    return b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)) + b"\x93"
+
+
+class Calls:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_safe_opening_imports_calls_and_changes_nothing_unknown(tmp_path):
+    patch = _global("stable_baselines3.common.running_mean_std", "RunningMeanStd") + b"N}\x8c\x06updateNs\x86b"
+    before = RunningMeanStd.update
+    for data in (
+        b"\x80\x04" + _global("numpy.f2py.__main__", "main") + b".",  # runs a program when it is imported
+        b"\x80\x04" + _global("torch.fx.graph_module", "GraphModule") + b".",
+        b"\x80\x04" + _global("stable_baselines3.common.base_class", "th.os.system") + b".",
+        b"\x80\x04" + _global("stable_baselines3.common.vec_env.vec_normalize", "VecNormalize.load") + b".",
+        b"\x80\x04" + patch + b".",  # sets an attribute of a class
+        pickle.dumps(Calls(nn.Linear, 4, 4)),  # as large as the file says
+        pickle.dumps(Calls(bytearray, 4)),
+        b"(I4\nI4\nitorch.nn.modules.linear\nLinear\n.",
+    ):
+        found, unreadable = unpickled(data, safe=True)
+        assert found is Unreadable or isinstance(found, Unreadable), data
+        assert len(unreadable) == 1, data
+    assert RunningMeanStd.update is before
+    for value in (nn.ReLU(), torch.optim.Adam, np.float32(2), spaces.Box(-1, 1, (2,)), {1, 2}, torch.device("cpu")):
+        assert unpickled(pickle.dumps(value), safe=True)[1] == ()
+
+
+def test_safe_opening_makes_known_wrappers_alone(saved, tmp_path):
+    code = f"open({str(tmp_path / 'made')!r}, 'w')"
+    name = "<Monitor<TimeLimit<OrderEnforcing<PassiveEnvChecker<CartPoleEnv<CartPole-v1>>>>>>"
+    chain = ["builtins.str", {"re.sub": {"repl": code, "string": name}}, "builtins.exec"]
+    for number, settings in enumerate(({"env_wrapper": chain}, {"vec_env_wrapper": "builtins.str"})):
+        run = zoo_folder(tmp_path / str(number), saved / "DQN.zip", "dqn", "CartPole-v1", **settings)
+        with pytest.raises(UsageError, match=r"cannot be opened safely: its wrapper builtins\.str is not known"):
+            open_agent(run, safe=True)
+    assert not (tmp_path / "made").exists()
+    wrappers = [
+        {"gymnasium.wrappers.ClipReward": {"min_reward": -1}},
+        {"sb3_contrib.common.wrappers.TimeFeatureWrapper": {}},
+    ]
+    run = zoo_folder(tmp_path / "known", saved / "DQN.zip", "dqn", "CartPole-v1", env_wrapper=wrappers)
+    with pytest.raises(UsageError, match=r"its observation_space is Box\(5,\)"):
+        open_agent(run, safe=True)
+    (run / "CartPole-v1/args.yml").write_text("{algo: dqn, env: CartPole-v1, gym_packages: [this]}")
+    with pytest.raises(UsageError, match="cannot be opened safely: it imports this"):
+        open_agent(run, safe=True)
+    (run / "CartPole-v1/args.yml").write_text("{algo: dqn, env: 'this:CartPole-v1'}")
+    with pytest.raises(UsageError, match="cannot be opened safely: it imports this"):
+        open_agent(run, safe=True)
+    assert "this" not in sys.modules
 
 
 def test_safe_reading_of_settings_makes_no_objects(saved, tmp_path):
