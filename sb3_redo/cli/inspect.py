@@ -6,8 +6,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, redirect_stdout, suppress
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,14 +132,8 @@ def _write(arguments: argparse.Namespace, found: Sequence["Inspection | Failure"
 
 def _of_one(arguments: argparse.Namespace, path: Path) -> "Inspection":
     """Inspect one agent, with a progress bar over observations."""
-    with needs("zoo", "sb3-redo inspect"):
-        from tqdm import tqdm
-
-    # disable=None: shown only where someone is watching
-    disable = True if arguments.quiet else None
-    total = arguments.n_samples * arguments.seeds
-    with tqdm(total=total, unit="obs", desc="gathering", file=sys.stderr, disable=disable) as bar:
-        inspection = _work(arguments, bar.update)(path)
+    with _bar(arguments, arguments.n_samples * arguments.seeds, unit="obs", desc="gathering") as bar:
+        inspection = _inspected(arguments, path, bar.update)
     if not arguments.quiet:
         print(f"{inspection.algorithm} from {path}", file=sys.stderr)
     return inspection
@@ -147,32 +141,52 @@ def _of_one(arguments: argparse.Namespace, path: Path) -> "Inspection":
 
 def _of_many(arguments: argparse.Namespace, paths: Sequence[Path]) -> list["Inspection | Failure"]:
     """Inspect agents one after the other, or in several processes. A failure does not stop the rest."""
+    found: dict[int, Inspection | Failure] = {}
+    with _bar(arguments, len(paths), unit="agent") as bar:
+        for number, result in _in_turn(arguments, paths) if arguments.workers == 1 else _at_once(arguments, paths):
+            found[number] = result
+            bar.update()
+    return [found[number] for number in range(len(paths))]
+
+
+def _bar(arguments: argparse.Namespace, total: int, **settings: Any) -> Any:
     with needs("zoo", "sb3-redo inspect"):
         from tqdm import tqdm
 
-    disable = True if arguments.quiet else None
-    with tqdm(total=len(paths), unit="agent", file=sys.stderr, disable=disable) as bar:
-        if arguments.workers == 1:
-            return [found for path in paths for found in [_guarded(arguments, path)] if bar.update() or True]
-        found: dict[int, Inspection | Failure] = {}
-        with ProcessPoolExecutor(arguments.workers, get_context("spawn"), _alone_with_stderr) as pool:
-            futures = {pool.submit(_guarded, arguments, path): number for number, path in enumerate(paths)}
-            for future in as_completed(futures):
-                number = futures[future]
-                found[number] = _result(future, paths[number])
-                bar.update()
-        return [found[number] for number in range(len(paths))]
+    # disable=None: shown only where someone is watching
+    return tqdm(total=total, file=sys.stderr, disable=True if arguments.quiet else None, **settings)
 
 
-def _result(future: Any, path: Path) -> "Inspection | Failure":
-    """Return what a process found; a failure if the process died."""
+def _in_turn(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[tuple[int, "Inspection | Failure"]]:
+    for number, path in enumerate(paths):
+        yield number, _guarded(arguments, path)
+
+
+def _at_once(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[tuple[int, "Inspection | Failure"]]:
+    """Inspect agents in several processes. Yields their numbers and what was found, as they end."""
     from sb3_redo.zoo.inspection import failed
 
-    try:
-        result: Inspection | Failure = future.result()
-        return result
-    except Exception as error:  # a simulator may take its process with it
-        return failed(path, error)
+    with ExitStack() as stack:
+        # A simulator may take its process with it. So each process is a pool of its own, to be replaced by another.
+        def new_pool() -> ProcessPoolExecutor:
+            return stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), _alone_with_stderr))
+
+        free = [new_pool() for _ in range(min(arguments.workers, len(paths)))]
+        running: dict[Future[Any], tuple[int, ProcessPoolExecutor]] = {}
+        waiting = list(enumerate(paths))
+        while waiting or running:
+            while waiting and free:
+                number, path = waiting.pop(0)
+                pool = free.pop()
+                running[pool.submit(_guarded, arguments, path)] = number, pool
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number, pool = running.pop(future)
+                try:
+                    yield number, future.result()
+                    free.append(pool)
+                except BrokenExecutor:
+                    yield number, failed(paths[number], RuntimeError("its process died without a word"))
+                    free.append(new_pool())
 
 
 def _guarded(arguments: argparse.Namespace, path: Path) -> "Inspection | Failure":
@@ -180,45 +194,40 @@ def _guarded(arguments: argparse.Namespace, path: Path) -> "Inspection | Failure
     from sb3_redo.zoo.inspection import failed
 
     try:
-        return _work(arguments, None)(path).light()
+        return _inspected(arguments, path).light()
     except Exception as error:  # code of others: environments, wrappers, pickles
         return failed(path, error)
 
 
-def _work(arguments: argparse.Namespace, progress: Callable[[int], Any] | None) -> Callable[[Path], "Inspection"]:
-    """Return what inspects an agent as the command line says."""
+def _inspected(arguments: argparse.Namespace, path: Path, progress: Callable[[int], Any] | None = None) -> "Inspection":
+    """Inspect an agent as the command line says."""
     from sb3_redo.zoo.inspection import inspect_agent
     from sb3_redo.zoo.saved_agents import one_line
 
     # As python -m has it: wrappers and environments of a project lie where its commands are typed.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    env_kwargs = _env_kwargs(arguments.env_kwargs or [])
-
-    def work(path: Path) -> "Inspection":
-        try:
-            return inspect_agent(
-                path,
-                algorithm=arguments.algo,
-                env=arguments.env,
-                env_kwargs=env_kwargs,
-                gym_packages=arguments.gym_packages,
-                wrappers=arguments.wrapper,
-                n_stack=arguments.n_stack,
-                vec_normalize=arguments.vec_normalize,
-                n_samples=arguments.n_samples,
-                dormancy_threshold=arguments.dormancy_threshold,
-                seed=arguments.seed,
-                seeds=arguments.seeds,
-                safe=arguments.safe,
-                progress=progress,
-            )
-        except (UsageError, RuntimeError, OSError, ImportError):
-            raise
-        except Exception as error:  # of environments and wrappers
-            raise RuntimeError(f"{path} cannot be inspected: {type(error).__name__}: {one_line(error)}") from error
-
-    return work
+    try:
+        return inspect_agent(
+            path,
+            algorithm=arguments.algo,
+            env=arguments.env,
+            env_kwargs=_env_kwargs(arguments.env_kwargs or []),
+            gym_packages=arguments.gym_packages,
+            wrappers=arguments.wrapper,
+            n_stack=arguments.n_stack,
+            vec_normalize=arguments.vec_normalize,
+            n_samples=arguments.n_samples,
+            dormancy_threshold=arguments.dormancy_threshold,
+            seed=arguments.seed,
+            seeds=arguments.seeds,
+            safe=arguments.safe,
+            progress=progress,
+        )
+    except (UsageError, RuntimeError, OSError, ImportError):
+        raise
+    except (Exception, SystemExit) as error:  # of environments and wrappers
+        raise RuntimeError(f"{path} cannot be inspected: {type(error).__name__}: {one_line(error)}") from error
 
 
 @contextmanager

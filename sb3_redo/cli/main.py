@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"sb3-redo: error: {message}", file=sys.stderr)
+    print(f"sb3-redo: error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,8 +133,8 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
         # 2. Observations are normalised as they were in training.
         env, note = _normalised(env, source, agent, options)
         notes += note
-        if _takes_goals_joined(agent, env):
-            env = _JoinedGoals(env)
+        if isinstance(agent.observation_space, spaces.Box) and _takes_goals_joined(agent, env):
+            env = _JoinedGoals(env, agent.observation_space)
         # 3. Frames are stacked last, as the zoo does.
         stack = options.n_stack if options.n_stack is not None else source.hyperparameters.get("frame_stack") or 0
         if stack:
@@ -181,7 +182,8 @@ def _check_harmless(source: Source, options: EnvironmentOptions, env: str) -> No
         kind = getattr(importlib.import_module(module), name, None) if is_known else None
         if not isinstance(kind, type) or not issubclass(kind, (gym.Wrapper, VecEnvWrapper)):
             raise UsageError(
-                f"{source.settings} cannot be opened safely: its wrapper {path} is not known; leave out --safe if you trust it"
+                f"{source.settings} cannot be opened safely: its wrapper {path} is not known; "
+                "leave out --safe if you trust it"
             )
 
 
@@ -229,12 +231,16 @@ def _replacement(
             return other, {**kwargs, **more}, env
         env.close()
         if fits:
-            more_words = "".join(f" --env-kwargs {key}:{value}" for key, value in more.items())
+            words = [shlex.quote(f"{key}:{value}") for key, value in more.items()]
+            more_words = " ".join(["", "--env-kwargs", *words]) if words else ""
             raise UsageError(f"{error}; {other} has the same shapes: give --env {other}{more_words}, or --env {AUTO}")
     # 2. The package of the environment, or of its successor, may be missing.
     for pattern, module, install in _PACKAGES:
         if re.match(pattern, env_id) and not is_installed(module):
-            raise UsageError(f"{error}; pip install {install} has it, or the one that takes its place (--env {AUTO})")
+            replaced = "" if options.env == AUTO else f", and add --env {AUTO} if that version is gone by now"
+            raise UsageError(
+                f"environment {env_id!r} needs a package that is not installed: pip install {install}{replaced}"
+            )
     raise UsageError("; ".join(failures[:2])) from error
 
 
@@ -294,9 +300,8 @@ def _normalised(
 class _JoinedGoals(VecEnvWrapper):
     """Puts the desired goal behind the observation, as HER did in releases before 1.1."""
 
-    def __init__(self, venv: VecEnv):
-        size = sum(int(np.prod(venv.observation_space[key].shape)) for key in _JOINED)  # type: ignore[index]
-        super().__init__(venv, spaces.Box(-np.inf, np.inf, (size,), np.float32))
+    def __init__(self, venv: VecEnv, space: spaces.Box):
+        super().__init__(venv, spaces.Box(-np.inf, np.inf, space.shape, np.float32))
 
     def reset(self) -> Any:
         return self._joined(self.venv.reset())
@@ -315,10 +320,8 @@ def _takes_goals_joined(agent: SavedAgent, env: VecEnv) -> bool:
     saved, space = agent.observation_space, env.observation_space
     if not isinstance(saved, spaces.Box) or not isinstance(space, spaces.Dict):
         return False
-    shapes = [space[key].shape for key in _JOINED if key in space.spaces]
-    return all(shape is not None and len(shape) == 1 for shape in shapes) and saved.shape == (
-        sum(shape[0] for shape in shapes if shape),
-    )
+    shapes = [space[key].shape or () for key in _JOINED if key in space.spaces]
+    return len(shapes) == len(_JOINED) and saved.shape == (sum(sum(shape) for shape in shapes),)
 
 
 def _call(env_id: str, kwargs: Mapping[str, Any]) -> str:

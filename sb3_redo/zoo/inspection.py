@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 THRESHOLDS = (0.0, 0.025, 0.1)
 """What is shown beside the threshold that was asked for."""
 DEFAULT_THRESHOLD = 0.1
+_INTEGERS = ("observations", "seed", "episodes", "neurons", "dormant")
 _NOTICEABLE = 0.05
 """A smaller difference to a fresh network, as a share of a layer, is not worth a word."""
 
@@ -105,8 +106,9 @@ class Inspection:
     def conclusion(self) -> str:
         """One sentence that says what the numbers mean, beside those of a fresh network."""
         threshold = self.thresholds[0]
-        names = [layer.name for layer in self.report.layers]
-        excess = {name: self.fraction(threshold, name) - self.fresh_fraction(threshold, name) for name in names}
+        if self.report.not_finite:
+            return f"Activations of {', '.join(self.report.not_finite)} are NaN or infinite: their shares mean nothing."
+        excess = {layer.name: self._excess(threshold, layer.name) for layer in self.report.layers}
         worst = max(excess, key=lambda name: excess[name])
         if excess[worst] < _NOTICEABLE:
             return f"No layer has noticeably more dormant neurons at threshold {threshold:g} than a fresh network has."
@@ -114,6 +116,12 @@ class Inspection:
             f"{worst}{self._position(worst)} has lost {self.fraction(threshold, worst):.0%} of its neurons at "
             f"threshold {threshold:g}; of a fresh one {self.fresh_fraction(threshold, worst):.0%} are dormant."
         )
+
+    def _excess(self, threshold: float, layer: str) -> float:
+        """Return by how much more of a layer is dormant than in fresh networks; 0 if one of them has as much."""
+        share = self.fraction(threshold, layer)
+        most = max(_fraction(report, threshold, layer) for report in self.fresh)
+        return share - self.fresh_fraction(threshold, layer) if share > most else 0.0
 
     def _position(self, name: str) -> str:
         layer = next(layer for layer in self.report.layers if layer.name == name)
@@ -189,7 +197,7 @@ class Inspection:
     def __str__(self) -> str:
         lines = [str(self.report).splitlines()[0], self.where(), *self._table()]
         lines += [f"Note: {note}." for note in self.notes]
-        if any(name == "Tanh" for name in self.activations.values()):
+        if any("tanh" in name.lower().split() for name in self.activations.values()):
             lines.append(
                 "A Tanh neuron has a small score if it stays near 0 for every observation. A saturated one, which no "
                 "longer learns either, has a large score."
@@ -213,11 +221,14 @@ class Inspection:
 
     def where(self) -> str:
         """Say what the agent was run in, and how well it did."""
-        episodes = len(self.episode_returns)
-        mean = "no episode ended" if self.episode_return is None else f"mean return {self.episode_return:.1f}"
+        number = len(self.episode_returns)
+        episodes = "1 episode" if number == 1 else f"{number} episodes"
+        earned = (
+            "no episode ended" if self.episode_return is None else f"{episodes}, mean return {self.episode_return:.1f}"
+        )
         saved = "" if self.saved_return is None else f" (last saved evaluation: {self.saved_return:.1f})"
         seeds = f", seeds {self.seed} to {self.seed + len(self.reports) - 1}" if len(self.reports) > 1 else ""
-        return f"{self.algorithm} in {self.environment}{seeds}: {episodes} episodes, {mean}{saved}"
+        return f"{self.algorithm} in {self.environment}{seeds}: {earned}{saved}"
 
     def _table(self) -> list[str]:
         head = ["layer", "neurons", "activation"]
@@ -365,7 +376,9 @@ def to_frame(inspections: Iterable[Inspection | Failure]) -> "pandas.DataFrame":
     with needs("plots", "to_frame()"):
         import pandas  # here, because only this is worth a second of import time
 
-    return pandas.DataFrame([row for inspection in inspections for row in inspection.rows()])
+    frame = pandas.DataFrame([row for inspection in inspections for row in inspection.rows()])
+    # A failure has no numbers, and pandas would make floats of integers then.
+    return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -413,11 +426,14 @@ def _own_threshold(callbacks: Any) -> float | None:
 
 def _activation(policy: nn.Module, wiring: Wiring, layer: str) -> str:
     """Return the name of a layer's activation, empty where it has none."""
-    kinds = {
-        type(policy.get_submodule(site.name)).__name__ if site.kind == "result" else site.kind
-        for site in wiring[layer].sites
-    }
-    return " and ".join(sorted(kinds - {"input"}))
+    functions = [call.name for call in wiring.calls if call.kind == "activation"]
+    names = set()
+    for site in wiring[layer].sites:
+        if site.kind == "result":
+            names.add(type(policy.get_submodule(site.name)).__name__)
+        elif site.kind == "activation":
+            names.add(functions[site.call])
+    return " and ".join(sorted(names))
 
 
 def _rows_alone(number: int) -> torch.Tensor:

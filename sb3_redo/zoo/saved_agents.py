@@ -92,7 +92,7 @@ class SavedAgent:
         saved = self.data.get(key)
         if not isinstance(saved, dict) or ":serialized:" not in saved:
             return saved, ()
-        return unpickled(base64.b64decode(saved[":serialized:"]), safe=self.safe)
+        return unpickled(_decoded(saved[":serialized:"]), safe=self.safe)
 
     @cached_property
     def observation_space(self) -> spaces.Space[Any] | None:
@@ -249,6 +249,14 @@ class SavedAgent:
         if self.safe:
             return f"{self.path} cannot be opened safely: its {key} needs {what}; leave out --safe if you trust it"
         return f"{self.path} cannot be opened: its {key} needs {what}; install or put on the path {module_of(what)}"
+
+
+def _decoded(text: Any) -> bytes:
+    """Return the pickle in a zip's data; none where there is junk."""
+    try:
+        return base64.b64decode(text)
+    except (ValueError, TypeError):
+        return b""
 
 
 def algorithm_of(source: Source, given: str | None = None) -> str:

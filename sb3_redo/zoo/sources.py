@@ -76,9 +76,9 @@ class Source:
         for path in (folder / "evaluations.npz" for folder in folders):
             if path.is_file():
                 try:
-                    with np.load(path) as saved:
+                    with path.open("rb") as file, np.load(file) as saved:
                         return float(np.mean(saved["results"][-1]))
-                except (OSError, ValueError, KeyError, IndexError):
+                except Exception:  # junk ends in errors of many kinds
                     return None
         return None
 

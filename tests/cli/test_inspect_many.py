@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import gymnasium
 import pandas
 import pytest
 import yaml
@@ -120,7 +121,35 @@ class Printing(gymnasium.Wrapper):
 class Breaking(gymnasium.Wrapper):
     def step(self, action):
         raise ZeroDivisionError("of the environment")
+
+class Dying(gymnasium.Wrapper):
+    def step(self, action):
+        os._exit(7)
 """
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_no_other_agent_with_it(agents, tmp_path):
+    (tmp_path / "printing.py").write_text(PRINTING)
+    folder = shutil.copytree(agents, tmp_path / "agents")
+    (folder / "broken/CartPole-v1_1/CartPole-v1/args.yml").write_text("{algo: dqn, env: CartPole-v1}")
+    (folder / "broken/CartPole-v1_1/CartPole-v1/config.yml").write_text("env_wrapper: printing.Dying")
+    command = [sys.executable, "-m", "sb3_redo", "inspect", "--recursive", str(folder), "--n-samples", "30"]
+    done = subprocess.run([*command, "--workers", "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "broken/CartPole-v1_1: its process died without a word" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("2 of 3 agents inspected")
+
+
+class Leaving(gymnasium.Wrapper):
+    def step(self, action):
+        sys.exit(3)
+
+
+def test_an_environment_that_ends_the_program_is_a_failure(capfd, agents):
+    code, out, _ = inspect(capfd, "--recursive", agents, "--wrapper", f"{__name__}.Leaving")
+    assert code == 1
+    assert out.count("cannot be inspected: SystemExit: 3") == 2
 
 
 @pytest.mark.slow

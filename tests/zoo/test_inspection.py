@@ -8,6 +8,7 @@ import pytest
 import torch
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_redo import measure_dormancy
@@ -170,7 +171,55 @@ def test_dead_neurons_are_told_in_the_closing_sentence(tmp_path):
     frame = to_frame([inspection, Failure(Path("gone.zip"), "no such file")])
     assert frame["status"].tolist() == ["ok"] * 4 + ["failed"]
     assert frame["seed"].tolist()[:4] == [0, 0, 1, 1]
+    assert frame.to_csv().splitlines()[1].split(",")[6:9] == ["100", "0", str(len(inspection.episode_returns))]
     assert frame["dormant_fraction_0.1"].tolist()[1] == pytest.approx(inspection.reports[0].layers[1].dormant_fraction)
+
+
+class Functional(BaseFeaturesExtractor):
+    """Calls functions where others have modules."""
+
+    def __init__(self, space):
+        super().__init__(space, 8)
+        self.one, self.two = nn.Linear(4, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.two(torch.tanh(self.one(x)))
+        return torch.cat([torch.relu(x), torch.relu(-x)], dim=1)
+
+
+def test_activations_that_are_functions_are_named(tmp_path):
+    kwargs = {"features_extractor_class": Functional, "net_arch": [8]}
+    DQN("MlpPolicy", "CartPole-v1", device="cpu", policy_kwargs=kwargs).save(tmp_path / "agent.zip")
+    found = inspect_agent(tmp_path / "agent.zip", env="CartPole-v1", n_samples=20)
+    assert list(found.activations.values()) == ["tanh", "relu", "ReLU"]
+    assert "A Tanh neuron" in str(found)
+
+
+def test_an_untrained_agent_has_lost_nothing(tmp_path):
+    found = []
+    for seed in range(4):
+        DQN("MlpPolicy", "CartPole-v1", device="cpu", seed=seed).save(tmp_path / "agent.zip")
+        found.append(inspect_agent(tmp_path / "agent.zip", env="CartPole-v1", n_samples=100, fresh_networks=5))
+    assert sum("No layer has noticeably more" in each.conclusion for each in found) >= 3
+
+
+def test_nothing_is_concluded_from_activations_that_are_not_finite(tmp_path):
+    model = DQN("MlpPolicy", "CartPole-v1", device="cpu", policy_kwargs={"net_arch": [8]})
+    with torch.no_grad():
+        model.q_net.q_net[0].bias[0] = torch.nan
+    model.save(tmp_path / "agent.zip")
+    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
+        found = inspect_agent(tmp_path / "agent.zip", env="CartPole-v1", n_samples=20)
+    assert found.conclusion == "Activations of q_net.q_net.0 are NaN or infinite: their shares mean nothing."
+
+
+def test_episodes_are_counted_in_words(tmp_path):
+    DQN("MlpPolicy", "MountainCar-v0", device="cpu", seed=0).save(tmp_path / "agent.zip")
+    for samples, words in (
+        (20, "MountainCar-v0: no episode ended"),
+        (200, "MountainCar-v0: 1 episode, mean return -200.0"),
+    ):
+        assert inspect_agent(tmp_path / "agent.zip", env="MountainCar-v0", n_samples=samples).where().endswith(words)
 
 
 def test_settings_are_checked_first():

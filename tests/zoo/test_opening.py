@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_redo.validation import UsageError
-from sb3_redo.zoo import sources
+from sb3_redo.zoo import environments, sources
 from sb3_redo.zoo.environments import EnvironmentOptions
 from sb3_redo.zoo.hub import downloaded
 from sb3_redo.zoo.inspection import inspect_agent
@@ -269,10 +269,14 @@ def test_a_return_far_from_the_saved_one_is_said(saved, tmp_path, successor):
         assert len(found.notes) == notes
 
 
-def test_a_missing_package_is_named(saved, tmp_path):
+def test_a_missing_package_is_named(saved, tmp_path, monkeypatch):
     run = zoo_folder(tmp_path, saved / "SAC.zip", "sac", "VanishedBulletEnv-v0")
-    with pytest.raises(UsageError, match="is not registered"):
+    monkeypatch.setattr(environments, "is_installed", lambda package: False)
+    message = "'VanishedBulletEnv-v0' needs a package that is not installed: pip install pybullet_envs_gymnasium"
+    with pytest.raises(UsageError, match=f"{message}, and add --env auto if that version is gone by now"):
         open_agent(run)
+    with pytest.raises(UsageError, match=f"{message}$"):
+        open_agent(run, options=EnvironmentOptions(env="auto"))
 
 
 def test_wrappers_and_stacks_can_be_given(saved, tmp_path):
@@ -533,6 +537,24 @@ def test_safe_reading_of_settings_makes_no_objects(saved, tmp_path):
     (run / "CartPole-v1/config.yml").write_text("[: no yaml")
     with pytest.raises(UsageError, match=r"config\.yml cannot be read"):
         open_agent(run)
+
+
+def test_junk_beside_an_agent_stops_nothing_that_is_not_needed(saved, tmp_path):
+    run = zoo_folder(tmp_path, saved / "DQN.zip", "dqn", "CartPole-v1")
+    for junk in (b"junk", b"PK\x03\x04 junk", b"", pickle.dumps(1)):
+        (run / "evaluations.npz").write_bytes(junk)
+        assert find_model(run).saved_return is None
+    np.savez(run / "evaluations.npz", results=np.array(["text"]))
+    assert find_model(run).saved_return is None
+    path = changed(saved / "DQN.zip", tmp_path / "odd.zip", action_noise=None)
+    with zipfile.ZipFile(path) as archive:
+        data = json.loads(archive.read("data"))
+    for junk in ("no base 64!", 5, None):
+        data["observation_space"] = {":type:": "Box", ":serialized:": junk}
+        with zipfile.ZipFile(saved / "DQN.zip") as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, json.dumps(data) if name == "data" else old.read(name))
+        open_agent(path, options=CARTPOLE).close()
 
 
 def test_what_cannot_be_read_is_named():
