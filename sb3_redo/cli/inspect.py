@@ -224,9 +224,10 @@ def _inspected(arguments: argparse.Namespace, path: Path, progress: Callable[[in
             safe=arguments.safe,
             progress=progress,
         )
-    except (UsageError, RuntimeError, OSError, ImportError):
-        raise
     except (Exception, SystemExit) as error:  # of environments and wrappers
+        speaks_for_itself = isinstance(error, (UsageError, RuntimeError, OSError, ImportError))
+        if speaks_for_itself and not isinstance(error, RecursionError):
+            raise
         raise RuntimeError(f"{path} cannot be inspected: {type(error).__name__}: {one_line(error)}") from error
 
 

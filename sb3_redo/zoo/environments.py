@@ -108,7 +108,7 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
     :param options: what the user wants
     :raises UsageError: when the environment is not known, cannot be made, or does not fit the agent
     """
-    saved_id = source.arguments.get("env")
+    saved_id = source.environment
     wanted = saved_id if options.env in (None, AUTO) else options.env
     if wanted is None:
         raise UsageError("give --env: a zip on its own does not tell in which environment its agent was trained")
@@ -223,7 +223,8 @@ def _replacement(
         try:
             env = _make(source, other, {**kwargs, **more}, options)
         except UsageError as failure:
-            failures.append(str(failure))
+            if str(failure).replace(other, env_id) != str(error):  # a wrapper fails around each of them
+                failures.append(str(failure))
             continue
         # 1. Spaces that cannot be read are no obstacle: the weights will tell whether they fit.
         fits = _fits(agent, env, source, options)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -406,7 +407,7 @@ def _thresholds(given: float | None, loaded: LoadedAgent) -> tuple[float, ...]:
 def _unfaithful(loaded: LoadedAgent, returns: Sequence[float]) -> list[str]:
     """Return a warning where an agent earns far from what it did, in an environment that took another one's place."""
     saved = loaded.source.saved_return
-    if saved is None or not returns or loaded.environment == loaded.source.arguments.get("env"):
+    if saved is None or not returns or loaded.environment == loaded.source.environment:
         return []
     mean = sum(returns) / len(returns)
     if abs(mean - saved) <= abs(saved) / 2:
@@ -419,7 +420,8 @@ def _own_threshold(callbacks: Any) -> float | None:
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         for path, settings in callback.items() if isinstance(callback, Mapping) else ():
             threshold = settings.get("dormancy_threshold") if isinstance(settings, Mapping) else None
-            if str(path).startswith("sb3_redo.") and isinstance(threshold, (int, float)):
+            is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+            if str(path).startswith("sb3_redo.") and is_number and 0 <= float(threshold) < inf:
                 return float(threshold)
     return None
 

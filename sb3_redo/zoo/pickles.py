@@ -173,9 +173,14 @@ def read_statistics(path: Path, *, safe: bool) -> VecNormalize:
     """
     statistics, unreadable = unpickled(path.read_bytes(), safe=safe)
     if not isinstance(statistics, VecNormalize):
-        why = f"it needs {unreadable[0]}" if unreadable else f"it holds a {type(statistics).__name__}"
+        why = needed(unreadable[0]) if unreadable else f"it holds a {type(statistics).__name__}"
         raise RuntimeError(f"{path} has no statistics of VecNormalize that can be read: {why}")
     return statistics
+
+
+def needed(unreadable: str) -> str:
+    """Return in words what :func:`unpickled` could not read: a class, or all of it, with the error."""
+    return f"it cannot be unpickled ({unreadable})" if " " in unreadable else f"it needs {unreadable}"
 
 
 def module_of(path: str) -> str:

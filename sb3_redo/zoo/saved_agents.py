@@ -22,9 +22,9 @@ from torch import nn
 from sb3_redo.algorithms import ALGORITHMS as OURS
 from sb3_redo.sb3.agents import known_algorithm
 from sb3_redo.validation import UsageError, needs, one_of
-from sb3_redo.zoo.pickles import Unreadable, module_of, unpickled, unreadable_parts
+from sb3_redo.zoo.pickles import Unreadable, module_of, needed, unpickled, unreadable_parts
 from sb3_redo.zoo.policy_names import algorithms_of
-from sb3_redo.zoo.sources import Source
+from sb3_redo.zoo.sources import Source, check_size
 
 with needs("zoo", "a saved agent"):
     from rl_zoo3.utils import ALGOS
@@ -75,9 +75,9 @@ class SavedAgent:
         try:
             with zipfile.ZipFile(path) as archive:
                 self.data: dict[str, Any] = json.loads(archive.read("data"))
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
+        except Exception as error:  # junk ends in errors of many kinds
             raise UsageError(f"{path} cannot be read: {error}") from error
-        if not isinstance(self.data, dict):
+        if not isinstance(self.data, dict) or "policy_class" not in self.data:
             raise UsageError(f"{path} is a zip file, but not an agent that Stable-Baselines3 saved")
 
     def value(self, key: str) -> Any:
@@ -136,6 +136,8 @@ class SavedAgent:
             name = plain[0] if plain else None
         if name is None and len(plain) == 1:
             name = plain[0]
+        if name is None and source.run is not None and source.run.parent.name in possible:
+            name = source.run.parent.name  # the zoo's folders are <algorithm>/<environment>_<number>
         if name is None:
             reason = f"it may be {' or '.join(possible)}" if possible else "its policy is of a class of your own"
             raise UsageError(f"give --algo: the file does not tell which algorithm it is of; {reason}")
@@ -218,7 +220,10 @@ class SavedAgent:
                 notes.append(f"its action noise cannot be read ({unreadable[0]}): it acts without noise")
         # 3. Old releases wrote some settings in other forms.
         data["action_noise"] = _renewed_noise(data.get("action_noise"))
-        data["policy_kwargs"] = _renewed(data.get("policy_kwargs") or {})
+        policy_kwargs = data.get("policy_kwargs") or {}
+        if not isinstance(policy_kwargs, dict):
+            raise UsageError(f"{self.path} cannot be opened: its policy_kwargs are no dictionary")
+        data["policy_kwargs"] = _renewed(policy_kwargs)
         return data, notes
 
     def _load_weights(self, policy: nn.Module) -> None:
@@ -238,7 +243,11 @@ class SavedAgent:
     def _state(self) -> dict[str, Any]:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("policy.pth") as file:
+                check_size(file, self.path)
+                file.seek(0)
                 return dict(torch.load(file, map_location="cpu", weights_only=True))
+        except UsageError:
+            raise
         except KeyError:
             raise UsageError(f"{self.path} has no policy.pth, which holds the weights") from None
         except Exception as error:  # junk ends in errors of many kinds
@@ -246,9 +255,12 @@ class SavedAgent:
 
     def _unreadable(self, key: str, unreadable: tuple[str, ...]) -> str:
         what = unreadable[0] if unreadable else "an unknown object"
+        safely, remedy = "", f"install or put on the path {module_of(what)}"
         if self.safe:
-            return f"{self.path} cannot be opened safely: its {key} needs {what}; leave out --safe if you trust it"
-        return f"{self.path} cannot be opened: its {key} needs {what}; install or put on the path {module_of(what)}"
+            safely, remedy = " safely", "leave out --safe if you trust it"
+        elif " " in what:
+            remedy = "the file is damaged, or not of Stable-Baselines3"
+        return f"{self.path} cannot be opened{safely}: of its {key}, {needed(what)}; {remedy}"
 
 
 def _decoded(text: Any) -> bytes:

@@ -1,12 +1,13 @@
 """Finds a saved agent, and what was saved beside it: settings, statistics, evaluations."""
 
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,6 +34,16 @@ class Source:
     model: Path
     settings: Path | None
     safe: bool = False
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the zoo's run, if the agent lies in one."""
+        return self.settings.parent if self.settings is not None and self.settings != self.model.parent else None
+
+    @property
+    def environment(self) -> str | None:
+        """The environment that the agent was trained in; the settings' folder has its name, too."""
+        return self.arguments.get("env") or (self.settings.name if self.run is not None and self.settings else None)
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -175,7 +186,8 @@ def agents_in(folder: Path) -> Iterator[Path]:
     for file in sorted(folder.rglob("args.yml")):
         is_flat = any(file.parent.glob("*.zip"))
         run = file.parent if is_flat else file.parents[1]
-        if run not in claimed and any(run.glob("*.zip")):
+        is_one = is_flat or _settings_in(run) is not None
+        if is_one and run not in claimed and any(run.glob("*.zip")):
             claimed.add(run)
             yield run
     for file in sorted(folder.rglob("*.zip")):
@@ -197,8 +209,12 @@ def _step(checkpoint: Path) -> int:
 
 
 def _settings_in(run: Path) -> Path | None:
-    found = list(run.glob("*/args.yml"))
-    return found[0].parent if len(found) == 1 else None
+    """Return the folder of a run's settings. The zoo has not always saved ``args.yml``."""
+    for name in ("args.yml", "config.yml"):
+        found = list(run.glob(f"*/{name}"))
+        if len(found) == 1:
+            return found[0].parent
+    return None
 
 
 def _flat_model(folder: Path, safe: bool) -> Path | None:
@@ -218,10 +234,11 @@ def _settings_of(path: Path, safe: bool) -> Path | None:
     if (path.parent / "args.yml").is_file():
         arguments = Source(path, path.parent, safe).arguments
         return path.parent if path.stem == f"{arguments.get('algo')}-{arguments.get('env')}" else None
-    settings = _settings_in(path.parent)
+    named = path.parent / path.stem  # of several agents in one folder
+    settings = named if (named / "args.yml").is_file() else _settings_in(path.parent)
     if settings is None:
         return None
-    env = str(Source(path, settings, safe).arguments.get("env")).replace("/", "-")
+    env = str(Source(path, settings, safe).environment).replace("/", "-")
     is_of_run = path.stem in (settings.name, "best_model") or _CHECKPOINT.fullmatch(path.stem) is not None
     return settings if settings.name == env and is_of_run else None
 
@@ -241,7 +258,22 @@ def _checked(path: Path) -> Path:
     outside = [entry.filename for entry in entries if entry.filename.startswith(("/", "\\")) or ".." in entry.filename]
     if outside:
         raise UsageError(f"{path} is not opened: {outside[0]!r} in it lies outside of it")
-    size = sum(entry.file_size for entry in entries)
-    if size > max(MOST_BYTES, 100 * path.stat().st_size):
-        raise UsageError(f"{path} is not opened: it would expand to {size / 2**30:.0f} GiB, over 100 times its size")
+    with path.open("rb") as file:
+        check_size(file, path)
     return path
+
+
+def check_size(file: IO[bytes], path: Path) -> None:
+    """Check that a zip does not expand beyond measure. Other files pass.
+
+    :param file: the zip, or what may be one
+    :param path: where it is, for the message
+    :raises UsageError: when it does
+    """
+    compressed = file.seek(0, os.SEEK_END)
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > max(MOST_BYTES, 100 * compressed):
+        raise UsageError(f"{path} is not opened: it would expand to {size / 2**30:.0f} GiB, over 100 times its size")

@@ -167,7 +167,7 @@ def test_an_optimizer_that_is_not_installed_is_not_needed(saved, tmp_path):
     open_agent(changed(saved / "DQN.zip", tmp_path / "old.zip", policy_kwargs=gone), options=CARTPOLE).close()
     needed = pickle.dumps({"net_arch": [8], "activation_fn": nn.ReLU}).replace(b"torch.nn.modules", b"vanished.modules")
     with pytest.raises(
-        UsageError, match=r"its policy_kwargs needs vanished\.modules\.activation\.ReLU; install .* vanished"
+        UsageError, match=r"of its policy_kwargs, it needs vanished\.modules\.activation\.ReLU; install .* vanished"
     ):
         open_agent(changed(saved / "DQN.zip", tmp_path / "gone.zip", policy_kwargs=needed), options=CARTPOLE)
 
@@ -357,6 +357,26 @@ def test_settings_of_another_agent_are_not_used(saved, tmp_path):
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
 
 
+def test_runs_without_their_arguments_open_as_with_the_zoo(saved, tmp_path):
+    run = zoo_folder(tmp_path / "ppo", saved / "PPO.zip", "ppo", "CartPole-v1", frame_stack=2)
+    (run / "CartPole-v1/args.yml").unlink()
+    source = find_model(run)
+    assert (source.environment, source.hyperparameters["frame_stack"]) == ("CartPole-v1", 2)
+    assert SavedAgent(source.model).algorithm(source, None) == "ppo"
+    assert find_model(run / "CartPole-v1.zip").settings == run / "CartPole-v1"
+    assert list(agents_in(tmp_path)) == [run / "CartPole-v1.zip"]
+
+
+def test_several_agents_in_one_folder_have_their_own_settings(saved, tmp_path):
+    for name, env in (("DQN", "CartPole-v1"), ("SAC", "Pendulum-v1")):
+        run = zoo_folder(tmp_path, saved / f"{name}.zip", name.lower(), env)
+        for file in list(run.iterdir()):
+            shutil.move(file, tmp_path / file.name)
+        run.rmdir()
+    assert list(agents_in(tmp_path)) == [tmp_path / "CartPole-v1.zip", tmp_path / "Pendulum-v1.zip"]
+    assert [find_model(path).environment for path in agents_in(tmp_path)] == ["CartPole-v1", "Pendulum-v1"]
+
+
 def test_the_layout_of_the_hub(saved, tmp_path):
     flat = tmp_path / "repository"
     flat.mkdir()
@@ -415,6 +435,11 @@ def test_dangerous_and_foreign_archives_are_refused(saved, tmp_path, monkeypatch
     monkeypatch.setattr(sources, "MOST_BYTES", 2**26)
     with pytest.raises(UsageError, match="over 100 times its size"):
         find_model(archive(tmp_path / "bomb.zip", data="{}", zeros=bytes(2**26 + 1)))
+    weights = archive(tmp_path / "weights", zeros=bytes(2**26 + 1)).read_bytes()
+    with zipfile.ZipFile(saved / "DQN.zip") as old:
+        inner = archive(tmp_path / "inner.zip", **{"data": old.read("data"), "policy.pth": weights})
+    with pytest.raises(UsageError, match="over 100 times its size"):
+        open_agent(inner, options=CARTPOLE)
     with pytest.raises(UsageError, match="lies outside of it"):
         find_model(archive(tmp_path / "outside.zip", **{"data": "{}", "../policy.pth": ""}))
     with pytest.raises(UsageError, match="no 'data' in it"):
@@ -461,7 +486,7 @@ def test_safe_opening_runs_no_code_of_the_file(saved, normalised, tmp_path):
     assert isinstance(open_agent(normalised / "agent.zip", "ppo", PENDULUM, safe=True).model.get_env(), VecNormalize)
     # The same file runs its code where it is trusted, so that this test would notice.
     path = changed(saved / "DQN.zip", tmp_path / "evil.zip", policy_kwargs=Evil(tmp_path / "made"))
-    with pytest.raises(UsageError, match=r"cannot be opened safely: its policy_kwargs needs posix\.mkdir"):
+    with pytest.raises(UsageError, match=r"cannot be opened safely: of its policy_kwargs, it needs posix\.mkdir"):
         open_agent(path, options=CARTPOLE, safe=True)
     assert not (tmp_path / "made").exists()
     with contextlib.suppress(Exception):  # of what comes after the code has run
