@@ -1,9 +1,9 @@
 """Measures trained agents beside fresh networks of the same policy, and says what the numbers mean."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -420,9 +420,10 @@ def _own_threshold(callbacks: Any) -> float | None:
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         for path, settings in callback.items() if isinstance(callback, Mapping) else ():
             threshold = settings.get("dormancy_threshold") if isinstance(settings, Mapping) else None
-            is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-            if str(path).startswith("sb3_redo.") and is_number and 0 <= float(threshold) < inf:
-                return float(threshold)
+            if not str(path).startswith("sb3_redo.") or threshold is None:
+                continue
+            with suppress(TypeError, ValueError):
+                return non_negative_number("dormancy_threshold", threshold)
     return None
 
 

@@ -90,7 +90,7 @@ def test_the_threshold_of_the_run_comes_first(capfd, agents, tmp_path):
     (run / "CartPole-v1/config.yml").write_text(yaml.dump({"callback": callback}))
     code, out, _ = inspect(capfd, run)
     assert (code, "at threshold 0.025, on 40" in out.splitlines()[0]) == (0, True)
-    for nonsense in (-1, float("nan"), True):
+    for nonsense in (-1, float("nan"), "0.5"):
         callback = {"sb3_redo.ReDoCallback": {"dormancy_threshold": nonsense}}
         (run / "CartPole-v1/config.yml").write_text(yaml.dump({"callback": callback}))
         assert "at threshold 0.1, on 40" in inspect(capfd, run)[1].splitlines()[0]
