@@ -234,7 +234,10 @@ def _replacement(
         if fits:
             words = [shlex.quote(f"{key}:{value}") for key, value in more.items()]
             more_words = " ".join(["", "--env-kwargs", *words]) if words else ""
-            raise UsageError(f"{error}; {other} has the same shapes: give --env {other}{more_words}, or --env {AUTO}")
+            raise UsageError(
+                f"environment {env_id!r} cannot be made here; {other} has the same shapes: give --env {other}"
+                f"{more_words}, or --env {AUTO}"
+            ) from error
     # 2. The package of the environment, or of its successor, may be missing.
     for pattern, module, install in _PACKAGES:
         if re.match(pattern, env_id) and not is_installed(module):
@@ -263,7 +266,7 @@ def _fits(agent: SavedAgent, env: VecEnv, source: Source, options: EnvironmentOp
     saved = agent.observation_space
     # Frames are stacked later, so that shapes cannot be compared here.
     is_same = saved is None or bool(stack) or same_shape(saved, env.observation_space)
-    is_same = is_same or _takes_goals_joined(agent, env)
+    is_same = is_same or _takes_goals_joined(agent, env) or _is_transposed(saved, env.observation_space)
     return is_same and (agent.action_space is None or same_shape(agent.action_space, env.action_space))
 
 
@@ -296,6 +299,13 @@ def _normalised(
     statistics.set_venv(env)
     statistics.training = statistics.norm_reward = False
     return statistics, [] if source.needs_statistics else [f"observations are normalised by {path}"]
+
+
+def _is_transposed(saved: spaces.Space[Any] | None, space: spaces.Space[Any]) -> bool:
+    """Return whether a space has the images of another one, channels first, as SB3 saves them."""
+    if saved is None or space.shape is None or len(space.shape) != 3:
+        return False
+    return saved.dtype == space.dtype and saved.shape == (space.shape[2], *space.shape[:2])
 
 
 class _JoinedGoals(VecEnvWrapper):

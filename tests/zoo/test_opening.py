@@ -10,6 +10,7 @@ import shutil
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -32,7 +33,7 @@ from sb3_redo.zoo.inspection import inspect_agent
 from sb3_redo.zoo.loading import open_agent
 from sb3_redo.zoo.pickles import Unreadable, read_statistics, unpickled
 from sb3_redo.zoo.saved_agents import SavedAgent, same_shape
-from sb3_redo.zoo.sources import agents_in, find_model
+from sb3_redo.zoo.sources import Source, agents_in, find_model
 
 CARTPOLE = EnvironmentOptions(env="CartPole-v1")
 PENDULUM = EnvironmentOptions(env="Pendulum-v1")
@@ -260,6 +261,19 @@ def test_the_environment_in_the_place_of_one_that_is_gone_is_offered_and_taken_o
     assert opened.notes == ("SwingUp-v0 is gone, SwingUp-v1 takes its place",)
 
 
+def test_images_fit_in_either_order_of_axes():
+    class Agent:
+        observation_space, action_space = spaces.Box(0, 255, (3, 40, 50), np.uint8), None
+
+    class Env:
+        observation_space = spaces.Box(0, 255, (40, 50, 3), np.uint8)
+
+    source = Source(Path("agent.zip"), None)
+    assert environments._fits(Agent, Env, source, EnvironmentOptions())
+    Env.observation_space = spaces.Box(0, 255, (50, 40, 3), np.uint8)
+    assert not environments._fits(Agent, Env, source, EnvironmentOptions())
+
+
 def test_a_return_far_from_the_saved_one_is_said(saved, tmp_path, successor):
     run = zoo_folder(tmp_path, saved / "SAC.zip", "sac", successor)
     for saved_return, notes in ((-1400.0, 1), (5000.0, 2)):
@@ -404,8 +418,6 @@ def test_a_repository_is_read_from_a_local_snapshot(saved, tmp_path, monkeypatch
     (refs / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    from pathlib import Path
-
     found = downloaded(Path("somebody/ppo-CartPole-v1"))
     assert open_agent(found).algorithm == "ppo"
     with pytest.raises(UsageError, match="and nothing of that name on the Hub"):
@@ -594,3 +606,24 @@ def test_a2c_agents_open_as_such(tmp_path):
     A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "a2c.zip")
     opened = open_agent(tmp_path / "a2c.zip", "a2c", CARTPOLE)
     assert isinstance(opened.model, A2C)
+
+
+def test_the_keywords_of_a_successor_are_offered_as_the_command_line_takes_them(saved, tmp_path, monkeypatch):
+    def sized(size=2, limits=None, **kwargs):
+        env = gymnasium.make("Pendulum-v1")
+        return env if size == 3 and limits == (0.0, 0.0) else gymnasium.wrappers.TimeAwareObservation(env)
+
+    def gone(**kwargs):
+        raise ImportError("the simulator is gone")
+
+    for version, entry in enumerate((gone, sized)):
+        gymnasium.register(f"Sized-v{version}", entry)
+    monkeypatch.setitem(environments._KEYWORDS, "Sized-v1", {"size": 3, "limits": (0.0, 0.0)})
+    try:
+        with pytest.raises(
+            UsageError, match=r"--env Sized-v1 --env-kwargs size:3 'limits:\(0\.0, 0\.0\)', or --env auto"
+        ):
+            open_agent(zoo_folder(tmp_path, saved / "SAC.zip", "sac", "Sized-v0"))
+    finally:
+        for version in range(2):
+            del gymnasium.registry[f"Sized-v{version}"]
