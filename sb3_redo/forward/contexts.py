@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -132,6 +132,25 @@ def everything_seeded(seed: int) -> Iterator[None]:
     finally:
         np.random.set_state(streams[0])
         random.setstate(streams[1])
+
+
+@contextmanager
+def replaced_values(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Give tensors other values. Puts their own memory back afterwards, after an error too.
+
+    The tensors stay the same objects, so that optimizers and shared parameters need no change. What a network writes
+    into them meanwhile is lost.
+
+    :param values: tensor to its values, of the same shape, type and device
+    """
+    before = {tensor: tensor.data for tensor in values}
+    try:
+        for tensor, value in values.items():
+            tensor.data = value.clone()  # so that every pass starts from the same
+        yield
+    finally:
+        for tensor, value in before.items():
+            tensor.data = value
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward.calls import Call, CallSequence, ChangedCallsError, parametrisations
-from sb3_redo.forward.contexts import everything_seeded, replaced_forward, seeded
-from sb3_redo.forward.functions import MAX_POOLS_OF_IMAGES, POOLS, FunctionWatcher
+from sb3_redo.forward.contexts import everything_seeded, replaced_forward, replaced_values, seeded
+from sb3_redo.forward.functions import MAX_POOLS_OF_IMAGES, NORMALISATIONS, POOLS, FunctionWatcher
 from sb3_redo.forward.layers import LAYER_TYPES, neuron_axis, own_tensors
 from sb3_redo.forward.nested import outputs_in, tensors_in
 from sb3_redo.wiring.neuron_codes import Place, Recorder
@@ -20,9 +20,13 @@ _OFFSET_BETWEEN_CALLS = 61
 
 _NO_SCRIPT = "; layers in TorchScript cannot be seen: use the modules that were scripted"
 
+ALONE = "_depends_on_the_driven_layer_alone"
+"""An attribute of tensors that functions made of the driven layer's outputs and of no other tensor."""
 
 PASS_ERRORS = (RuntimeError, ValueError, LookupError, AssertionError, TypeError)
 """Errors that a network may raise on values that it cannot take."""
+UNUSUAL_PASS_ERRORS = (*PASS_ERRORS, ArithmeticError, AttributeError)
+"""Errors that a network may raise besides where numbers are large, or parameters others than its own."""
 
 
 def ignore(place: Place, value: Tensor) -> None:
@@ -49,6 +53,7 @@ class PassSettings:
     :param constant_activations: numbers of activation calls that return a constant
     :param zeroed: number of an activation call to the neuron at each element, [1, ...]. Elements that show a neuron
         return 0. If given, even empty, normalisations are computed; else they return their input.
+    :param variation: number of the values that parameters and buffers outside layers take; 0 for their own
     """
 
     driven_layer: str | None = None
@@ -56,6 +61,7 @@ class PassSettings:
     frozen_factors: tuple[float, ...] = (1.0,)
     constant_activations: Set[int] = frozenset()
     zeroed: Mapping[int, Tensor] | None = None
+    variation: int = 0
 
 
 class _PassWatcher(FunctionWatcher):
@@ -76,6 +82,19 @@ class _PassWatcher(FunctionWatcher):
         self.record = record
         self.pool_cache = pool_cache
         self.pool_calls = 0
+        self.is_overwritten = False  # a tensor was changed in place together with another
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        if self.settings.driven_layer is not None:
+            is_alone = all(hasattr(value, ALONE) for value in tensors_in((args, kwargs)))
+            for made in tensors_in(result):
+                if is_alone:
+                    setattr(made, ALONE, True)
+                elif hasattr(made, ALONE) and func not in NORMALISATIONS:
+                    self.is_overwritten = True
+            self.is_overwritten |= not is_alone and func is Tensor.__setitem__
+        return result
 
     def on_activation(self, call: int, output: Tensor) -> Tensor:
         # In place: the network may have called the function in place, and ignore what it returns.
@@ -172,11 +191,12 @@ class FrozenNetwork:
         self.inner: dict[str, str] = {}  # layers that run inside another one to the other's name
         self.shapes: dict[Place, torch.Size] = {}  # of the value at each place for one observation, once it is known
         self.size = 0  # how many values all layers and activations give in the pass
+        self.variations: dict[int, dict[Tensor, Tensor]] = {0: {}}  # number to tensor to its values in such a pass
         self._pool_cache: dict[int, tuple[Tensor, Any]] = {}
         # 1. One pass without changes tells which modules run, and what the layers among them return.
         modules = dict(module.named_modules())
         self._parametrisations = parametrisations(modules.items())
-        running, self.sequence = self._record_calls()
+        self.running, self.sequence = self._record_calls()
         self.layers = {name: modules[name] for name in self.calls}
         self._all_layers = {name: child for name, child in modules.items() if isinstance(child, LAYER_TYPES)}
         if not self.layers:
@@ -194,9 +214,9 @@ class FrozenNetwork:
         # 2. Every other innermost module that runs counts if it has parameters or buffers.
         self.other_modules = {
             name: modules[name]
-            for name in running
+            for name in self.running
             if name not in self.layers
-            and not any(other.startswith(f"{name}." if name else "") for other in running if other != name)
+            and not any(other.startswith(f"{name}." if name else "") for other in self.running if other != name)
             and not any(name.startswith(f"{layer}.") for layer in self.layers)
             and any(True for _ in own_tensors(modules[name]))
         }
@@ -269,6 +289,7 @@ class FrozenNetwork:
         watcher: FunctionWatcher,
         forward: Callable[[], Any] | None = None,
         seed: int = 0,
+        values: Mapping[Tensor, Tensor] | None = None,
     ) -> Any:
         """Run a pass in which modules are replaced, from the same state as every other. Returns what it returns.
 
@@ -277,10 +298,12 @@ class FrozenNetwork:
         :param watcher: sees the functions of the pass
         :param forward: the pass to run, if not the usual one
         :param seed: of what the network draws
+        :param values: tensor to its values in this pass, if not its own
         """
         try:
             # Other seeds show what a network draws, wherever it draws from.
-            with (everything_seeded if seed else seeded)(seed), replaced_forward(modules, make), watcher:
+            stream = (everything_seeded if seed else seeded)(seed)
+            with stream, replaced_values(values or {}), replaced_forward(modules, make), watcher:
                 return (forward or self.forward)()
         finally:
             with torch._C.DisableTorchFunction():  # whoever watches the pass must not see this
@@ -296,8 +319,8 @@ class FrozenNetwork:
         record: Recorder = ignore,
         forward: Callable[[], Any] | None = None,
         seed: int = 0,
-    ) -> None:
-        """Run one pass.
+    ) -> bool:
+        """Run one pass. Returns whether it changed a tensor in place together with another.
 
         :param settings: what is changed in it
         :param record: receives the value at every place
@@ -344,7 +367,7 @@ class FrozenNetwork:
         watcher = _PassWatcher(calls, settings, check, self._pool_cache)
         modules = {**self._all_layers, **self.other_modules, **self._parametrisations}
         try:
-            outputs = self.run_with(modules, make, watcher, forward, seed)
+            outputs = self.run_with(modules, make, watcher, forward, seed, self.variations[settings.variation])
         except ChangedCallsError:
             raise
         except PASS_ERRORS as error:
@@ -356,6 +379,7 @@ class FrozenNetwork:
         # 2. The pass is over. Its outputs are places like all others.
         for index, output in enumerate(outputs_in(outputs)):
             check(Place("output", str(index), index), output)
+        return watcher.is_overwritten
 
     def _output(self, settings: PassSettings, name: str, call: LayerCall) -> Tensor:
         """Return what a layer gives in place of its real output."""
@@ -376,8 +400,8 @@ class FrozenNetwork:
         pattern = pattern.abs() if settings.frozen_factors[0] > 0 else 2 - pattern.abs()
         values = settings.values.to(call.device)
         # 4. Neurons lie on their axis, assignments on the first. An output without rows takes one assignment.
-        if axis == 0:
-            return (values[0] * pattern).to(call.dtype)
         shape = [len(values)] + [1] * (len(call.shape) - 1)
         shape[axis] = -1
-        return (values.view(shape) * pattern).to(call.dtype)
+        output = (values[0] * pattern if axis == 0 else values.view(shape) * pattern).to(call.dtype)
+        setattr(output, ALONE, True)
+        return output

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sb3_redo.forward.calls import ChangedCallsError
-from sb3_redo.forward.nested import map_tensors
-from sb3_redo.wiring.frozen_network import PASS_ERRORS, PassSettings
+from sb3_redo.forward.nested import map_tensors, tensors_in
+from sb3_redo.wiring.frozen_network import PASS_ERRORS, UNUSUAL_PASS_ERRORS, PassSettings
 from sb3_redo.wiring.neuron_codes import Place, Reading, any_true, merge_reading
 from sb3_redo.wiring.prober import Prober, finite
 
@@ -70,6 +70,23 @@ def extreme_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
     return accepted
 
 
+def widened(prober: Prober, forward: Callable[[Any], Any], variants: Sequence[Any]) -> Sequence[Any]:
+    """Return the variants with large numbers, which open hinges on the input, where the network accepts them.
+
+    :param forward: runs the network on an input
+    :param variants: as :func:`input_variants` returns them
+    """
+    if not any(tensor.is_floating_point() for tensor in tensors_in(variants[0])):
+        return variants
+    wide = [map_tensors(lambda t: t * prober.wide if t.is_floating_point() else t, variant) for variant in variants]
+    try:
+        for variant in wide[1:3] or wide:  # those that layers are driven with
+            prober.run(PassSettings(), forward=partial(forward, variant))
+    except UNUSUAL_PASS_ERRORS:
+        return variants
+    return wide
+
+
 def _constant(tensor: Tensor, sign: int) -> Tensor:
     """Return one observation that is all low or all high: beyond its numbers, or their least or largest integer."""
     if tensor.is_floating_point():
@@ -101,17 +118,25 @@ def _rearranged(tensor: Tensor, attempt: int) -> Tensor:
 
 
 def read_observation(
-    prober: Prober, variants: Sequence[Callable[[], Any]], extremes: Sequence[Callable[[], Any]]
+    prober: Prober,
+    variants: Sequence[Callable[[], Any]],
+    extremes: Sequence[Callable[[], Any]],
+    wide: Sequence[Callable[[], Any]],
 ) -> Reading:
     """Return the elements that change with the network's input while every layer is frozen.
 
     :param variants: passes on the observation and on its variants, in the order of :func:`input_variants`
     :param extremes: passes on :func:`extreme_inputs`
+    :param wide: the same as ``variants`` on inputs as wide as hinges may be
     :return: 0 at each of these elements, else NO_NEURON
     """
     reading: Reading = {}
-    # Frozen outputs of one sign meet the first pair of opposites, those of the other sign the second pair.
-    for sign, pair in ((1.0, variants[1:3]), (-1.0, variants[3:])):
+    inner = [condition for condition in prober.conditions() if condition.variation in prober.inner_variations]
+    for condition in (*inner, *prober.wide_conditions()):
+        passes = variants if condition in inner else wide
+        # Frozen outputs of one sign meet the first pair of opposites, those of the other sign the second pair.
+        pair = passes[1:3] if condition.factor > 0 else passes[3:]
+        settings = PassSettings(frozen_factors=(condition.factor,), variation=condition.variation)
         before: dict[Place, Tensor] = {}
 
         def record(place: Place, value: Tensor, before: dict[Place, Tensor] = before) -> None:
@@ -121,6 +146,12 @@ def read_observation(
             if any_true(changed):
                 merge_reading(reading, {place: changed.cpu().to(torch.int32) - 1})
 
-        for variant in (variants[0], *pair, *extremes):
-            prober.run(PassSettings(frozen_factors=(sign,)), record, variant)
+        def read(runs: Sequence[Callable[[], Any]], settings: PassSettings = settings, record: Any = record) -> None:
+            for run in runs:
+                prober.run(settings, record, run)
+
+        if condition in inner and condition.variation == 0:
+            read((*passes[:1], *pair, *extremes))
+        else:  # a network may refuse values so large, or such parameters
+            prober.accepts(partial(read, (*passes[:1], *pair) if condition in inner else pair), condition)
     return reading

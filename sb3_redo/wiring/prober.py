@@ -1,14 +1,15 @@
 """Finds which neurons reach which elements of a network: drives one layer at a time, with all others frozen."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sb3_redo.wiring.frozen_network import PASS_ERRORS, FrozenNetwork, PassSettings
+from sb3_redo.forward.calls import ChangedCallsError
+from sb3_redo.wiring.frozen_network import ALONE, PASS_ERRORS, UNUSUAL_PASS_ERRORS, FrozenNetwork, PassSettings
 from sb3_redo.wiring.neuron_codes import (
     CHECK_BITS,
     REFERENCE_ROWS,
@@ -27,12 +28,29 @@ from sb3_redo.wiring.neuron_codes import (
 # the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
 # The wide level comes first: it opens most gates, so that check bits suffice at the other levels.
 _LEVELS: tuple[Level, ...] = ((-3.0, 3.0), (0.25, 0.75), (-0.75, -0.25))
-# Opens functions such as relu(x - 5). Used for a layer that seems to reach no other layer.
-_WIDEST_LEVEL: Level = (-64.0, 64.0)
+# Opens hinges such as relu(x - 1000).
+_WIDE = 8192.0
+_WIDE_LEVEL: Level = (-_WIDE, _WIDE)
+# The same where products of two such values must stay finite.
+_WIDE_IN_HALF_PRECISION = 128.0
 
 # Up to this many neurons, all bits are sent at every level: by chance two of so few neurons may have equal check bits
 # at every level. An element that mixes the two at some values only would then pass for one of them.
 _FEW_NEURONS = 16
+
+
+class Condition(NamedTuple):
+    """Says what passes have in common in which the driven layer sends its codes.
+
+    :param factor: multiplies what frozen layers return; its sign also chooses the input
+    :param variation: number of the values that parameters and buffers outside layers take
+    """
+
+    factor: float = 1.0
+    variation: int = 0
+
+
+_USUAL = Condition()
 
 
 class Prober(FrozenNetwork):
@@ -49,17 +67,25 @@ class Prober(FrozenNetwork):
 
     def __init__(self, module: nn.Module, forward: Callable[[], Any], put_back: Callable[[], None] = lambda: None):
         super().__init__(module, forward, put_back)
-        self.opposite_forward = forward  # the pass for frozen outputs of opposite sign
+        self.forwards = {1.0: forward}  # factor of frozen outputs to the pass for it
+        self.inner_variations: tuple[int, ...] = (0,)  # those in which more than the outputs of the network changes
+        self.not_alone: set[str] = set()  # layers whose values some function takes together with another tensor
+        self.all_varied = True  # every tensor outside layers that matters takes other values in the variations
+        self.other_way: str | None = None  # a tensor outside layers on whose values it depends what runs
+        self.not_varied: set[str] = set()  # layers that could not be read with other values outside layers
         self._one_by_one: set[str] = set()  # layers whose assignments get a pass each
-        self._checked: set[tuple[str, float]] = set()  # layers and signs whose rows were compared with a row alone
+        self._checked: set[tuple[str, Condition]] = (
+            set()
+        )  # layers and conditions whose rows were compared with a row alone
 
     def prepare(self, forwards: Sequence[Callable[[], Any]]) -> None:
-        """Set the passes to probe with, and find out whether rows can carry assignments.
+        """Set the passes to probe with, and note the shape of every value.
 
         :param forwards: as the constructor's ``forward``. The last one serves for frozen outputs of opposite sign.
         """
         # 1. The network runs on these inputs from here on. Poolings of earlier inputs are forgotten.
-        self.forward, self.opposite_forward = forwards[0], forwards[-1]
+        self.forward = forwards[0]
+        self.forwards = {1.0: forwards[0], -1.0: forwards[-1]}
         self._pool_cache.clear()
         self._checked.clear()
         # 2. One pass tells the shape of every value for one observation.
@@ -67,20 +93,30 @@ class Prober(FrozenNetwork):
         self.shapes = {}
         self.run(PassSettings(), lambda place, value: shapes.setdefault(place, value.shape))
         self.shapes = shapes
-        # 3. Rows can carry assignments if every layer's output is [1, ...] for one observation, and if no row of a
-        #    batch influences another.
+
+    def widen(self, forwards: Sequence[Callable[[], Any]]) -> None:
+        """Set the passes for frozen outputs as wide as hinges may be; see :meth:`prepare`."""
+        self.forwards |= {self.wide: forwards[0], -self.wide: forwards[-1]}
+
+    def find_rows(self) -> None:
+        """Find out whether the rows of a batch can carry assignments, in all variations."""
+        # They can if every layer's output is [1, ...] for one observation, and if no row of a batch influences another.
         calls = [call for calls in self.calls.values() for call in calls]
         has_rows = all(len(call.shape) >= 2 and call.shape[0] == 1 for call in calls)
         self._one_by_one = set() if has_rows and self._rows_are_independent() else set(self.layers)
 
     def _rows_are_independent(self) -> bool:
+        return all(self._rows_are_independent_in(variation) for variation in self.inner_variations)
+
+    def _rows_are_independent_in(self, variation: int) -> bool:
         """Return whether a row gives the same values in a batch of two, as first or last row, as it gives alone.
 
         Small deviations are accepted: arithmetic may depend on the batch size. The influence of another row is larger.
         """
         # 1. The values that the row gives alone.
-        alone: dict[Place, Tensor] = {}
-        self.run(PassSettings(), lambda place, value: alone.setdefault(place, value.detach().clone()))
+        sign = -1.0 if variation < 0 else 1.0
+        settings = PassSettings(frozen_factors=(sign,), variation=variation)
+        alone = self.values_of(settings)
 
         def compare(row: int, place: Place, value: Tensor) -> None:
             expected = alone[place]
@@ -93,34 +129,42 @@ class Prober(FrozenNetwork):
 
         # 2. The same row as the first of two, then as the last; the other row's frozen outputs are -2 times as large.
         try:
-            self.run(PassSettings(frozen_factors=(1.0, -2.0)), partial(compare, 0))
-            self.run(PassSettings(frozen_factors=(-2.0, 1.0)), partial(compare, 1))
+            for row, factors in enumerate(((sign, -2 * sign), (-2 * sign, sign))):
+                self.run(replace(settings, frozen_factors=factors), partial(compare, row), self.forwards[sign])
         except PASS_ERRORS:
             return False
         return True
 
     def drive(
-        self, name: str, batches: Sequence[Assignments], sign: float, constant_activations: Set[int] = frozenset()
+        self,
+        name: str,
+        batches: Sequence[Assignments],
+        condition: Condition,
+        constant_activations: Set[int] = frozenset(),
     ) -> list[ReceivedCodes]:
         """Drive a layer. Returns the codes received at the places that it reaches, for each batch of assignments.
 
-        :param sign: 1.0, or -1.0 to flip the sign of what frozen layers return
+        :param condition: of the passes
         :param constant_activations: numbers of activation calls that return a constant
         """
-        settings = PassSettings(name, None, (sign,), constant_activations)
+        factor, variation = condition
+        settings = PassSettings(name, None, (factor,), constant_activations, variation=variation)
         # 1. If rows are independent, all assignments of all batches lie in the rows of one pass.
         if name not in self._one_by_one:
-            is_checked = (name, sign) in self._checked or bool(constant_activations)
+            is_checked = (name, condition) in self._checked or bool(constant_activations) or abs(factor) > 1
             values = torch.cat([batch.values() for batch in batches])
             try:
-                alone = {} if is_checked else self._second_row_alone(replace(settings, values=values[1:2]))
+                alone = {} if is_checked else self.values_of(replace(settings, values=values[1:2]))
                 reader = _RowReader(self.shapes, batches, alone)
-                self.run(replace(settings, values=values), reader.record, self._forward_of(sign))
-                self._checked.add((name, sign))
+                is_overwritten = self.run(replace(settings, values=values), reader.record, self.forwards[factor])
+                self._checked.add((name, condition))
+                if is_overwritten or not reader.is_alone:
+                    self.not_alone.add(name)
                 return reader.received
             except PASS_ERRORS:
                 self._one_by_one.add(name)
         # 2. They are not, or the network refused so many rows: every assignment gets a pass of its own.
+        self.not_alone.add(name)
         return [self._drive_one_by_one(settings, batch) for batch in batches]
 
     def _drive_one_by_one(self, settings: PassSettings, batch: Assignments) -> ReceivedCodes:
@@ -144,31 +188,61 @@ class Prober(FrozenNetwork):
                     code = received.setdefault(place, ReceivedCode(low, batch.is_high.shape[1]))
                     code.receive(low, high, rows, batch.first_bit + max(number, 0))
 
-            self.run(replace(settings, values=values), record, self._forward_of(settings.frozen_factors[0]))
+            self.run(replace(settings, values=values), record, self.forwards[settings.frozen_factors[0]])
         return {place: code for place, code in received.items() if any_true(code.is_reached)}
 
     def read(self, name: str) -> Reading:
         """Return the neuron of a layer behind every element that it reaches through parameter-free operations."""
         reading: Reading = {}
-        # 1. Several levels share a pass where memory allows. A level takes the reference rows and the check bits;
-        #    one more row is reckoned for what is computed on the way.
-        together = self._levels_per_pass(name, REFERENCE_ROWS + CHECK_BITS + 1)
-        # 2. Frozen outputs of either sign: a gate such as relu(-x) on a frozen output opens for one of them only.
-        for sign in (1.0, -1.0):
-            for start in range(0, len(_LEVELS), together):
-                self._read_levels(name, _LEVELS[start : start + together], sign, reading)
-        # 3. The layer reaches no other layer. A wider level shows whether some function blocks smaller values.
-        if not any(place.kind == "input" for place in reading):
-            self._read_levels(name, [_WIDEST_LEVEL], 1.0, reading)
-        return reading
+        read = partial(self._read_under, name, reading)
+        # 1. Frozen outputs of either sign: a gate such as relu(-x) on a frozen output opens for one of them only.
+        #    The wide level crosses what hinges block, unless the network refuses values so large.
+        if not self.accepts(partial(read, _USUAL, (*_LEVELS, _WIDE_LEVEL))):
+            read(_USUAL, _LEVELS)
+        read(Condition(-1.0), _LEVELS)
+        # 2. If no function takes the layer's values together with another tensor, nothing else can shut them off.
+        if name in self.not_alone:
+            # 3. Parameters and buffers outside layers take other values, of either sign, too.
+            for condition in self.conditions()[2:]:
+                levels = _LEVELS if condition.factor == condition.variation else _LEVELS[:1]
+                if not self.accepts(partial(read, condition, levels), condition):
+                    self.not_varied.add(name)
+            # 4. Frozen outputs and inputs are wide, too.
+            for condition in self.wide_conditions():
+                self.accepts(partial(read, condition, [(-self.wide, self.wide)]), condition)
+        # 5. In the order of the pass, which does not depend on what was open first.
+        return {place: reading[place] for place in self.shapes if place in reading}
 
-    def _read_levels(self, name: str, levels: Sequence[Level], sign: float, reading: Reading) -> None:
-        """Read a layer at some levels, and add the result to ``reading``."""
+    def accepts(self, read: Callable[[], Any], condition: Condition = _USUAL) -> bool:
+        """Run passes. Returns whether the network accepts their values; nothing is raised if not."""
+        one_by_one = set(self._one_by_one)
+        try:
+            read()
+        except UNUSUAL_PASS_ERRORS as error:
+            self._one_by_one = one_by_one
+            # It may run other layers on wide values. With other values outside layers, training may lead there.
+            if isinstance(error, ChangedCallsError) and condition.variation and abs(condition.factor) == 1:
+                self.other_way = self.other_way or "parameters or buffers outside layers"
+            return False
+        return True
+
+    def _read_under(self, name: str, reading: Reading, condition: Condition, levels: Sequence[Level]) -> None:
+        """Read a layer at some levels, several in a pass where memory allows, and add the result to ``reading``."""
+        # A level takes the reference rows and the check bits; one more row is reckoned for what is computed on the way.
+        together = self._levels_per_pass(name, REFERENCE_ROWS + CHECK_BITS + 1)
+        for start in range(0, len(levels), together):
+            self._read_levels(name, levels[start : start + together], condition, reading)
+
+    def _read_levels(self, name: str, levels: Sequence[Level], condition: Condition, reading: Reading) -> None:
+        """Read a layer at some levels in one pass; further passes follow if these show anything new."""
         # 1. Every level and sign has check bits of its own. The seeds differ, since lows are multiples of 1/4.
-        codes = [BinaryCodes(self.neurons(name), seed=round(4 * sign * low)) for low, _ in levels]
+        factor, variation = condition
+        codes = [BinaryCodes(self.neurons(name), seed=round(4 * factor * low) + 7 * variation) for low, _ in levels]
         # 2. The check bits of all levels are sent in one pass.
         checks = [code.check_assignments(level) for code, level in zip(codes, levels, strict=True)]
-        for code, level, check, received in zip(codes, levels, checks, self.drive(name, checks, sign), strict=True):
+        for code, level, check, received in zip(
+            codes, levels, checks, self.drive(name, checks, condition), strict=True
+        ):
             # 3. If they confirm what was read before, this level shows nothing new.
             if code.neurons > _FEW_NEURONS and code.check_bits_confirm(reading, received):
                 continue
@@ -176,7 +250,7 @@ class Prober(FrozenNetwork):
             #    check bits fit in any case, since those just did.
             count = max(len(check.is_high), self._rows_per_pass(name, received) - REFERENCE_ROWS)
             for start in range(0, 2 * code.number_bits, count):
-                (more,) = self.drive(name, [code.number_assignments(level, start, count)], sign)
+                (more,) = self.drive(name, [code.number_assignments(level, start, count)], condition)
                 for place, part in more.items():
                     received.setdefault(place, part).merge(part)
             # 5. All bits have arrived at every place that this level reaches.
@@ -189,24 +263,45 @@ class Prober(FrozenNetwork):
         """
         # Reference rows suffice: they show whether an element is reached, not by which neuron.
         no_rows = torch.zeros(0, self.neurons(name), dtype=torch.bool)
-        batches = [Assignments(level, no_rows) for level in _LEVELS]
         together = self._levels_per_pass(name, REFERENCE_ROWS)
         reached: dict[Place, Tensor] = {}
-        for start in range(0, len(batches), together):
-            for received in self.drive(name, batches[start : start + together], 1.0, constant_activations):
-                for place, code in received.items():
-                    reached[place] = reached[place] | code.is_reached if place in reached else code.is_reached
+
+        def add(levels: Sequence[Level], variation: int) -> None:
+            for start in range(0, len(levels), together):
+                batches = [Assignments(level, no_rows) for level in levels[start : start + together]]
+                for received in self.drive(name, batches, Condition(1.0, variation), constant_activations):
+                    for place, code in received.items():
+                        reached[place] = reached[place] | code.is_reached if place in reached else code.is_reached
+
+        for variation in self.variations_of(name):
+            if not self.accepts(partial(add, (*_LEVELS, _WIDE_LEVEL), variation)):
+                add(_LEVELS, variation)
         return {place: mask.cpu() for place, mask in reached.items()}
 
-    def _second_row_alone(self, settings: PassSettings) -> dict[Place, Tensor]:
-        """Return the values at all places when a layer is driven by one row."""
-        alone: dict[Place, Tensor] = {}
-        forward = self._forward_of(settings.frozen_factors[0])
-        self.run(settings, lambda place, value: alone.setdefault(place, value.detach().clone()), forward)
-        return alone
+    def values_of(self, settings: PassSettings) -> dict[Place, Tensor]:
+        """Return the values at all places of a pass."""
+        values: dict[Place, Tensor] = {}
+        forward = self.forwards[settings.frozen_factors[0]]
+        self.run(settings, lambda place, value: values.setdefault(place, value.detach().clone()), forward)
+        return values
 
-    def _forward_of(self, sign: float) -> Callable[[], Any]:
-        return self.forward if sign > 0 else self.opposite_forward
+    @property
+    def wide(self) -> float:
+        """The factor of frozen outputs that are as wide as hinges may be."""
+        is_half = any(call.dtype == torch.float16 for calls in self.calls.values() for call in calls)
+        return _WIDE_IN_HALF_PRECISION if is_half else _WIDE
+
+    def conditions(self) -> list[Condition]:
+        """Return the usual conditions of passes, those with unchanged parameters first."""
+        return [Condition(sign, variation) for variation in self.variations for sign in (1.0, -1.0)]
+
+    def wide_conditions(self) -> list[Condition]:
+        """Return the conditions in which frozen outputs and inputs are as wide as hinges may be."""
+        return [Condition(sign * self.wide, sign if sign in self.variations else 0) for sign in (1, -1)]
+
+    def variations_of(self, name: str) -> tuple[int, ...]:
+        """Return the numbers of the variations that may change what a layer feeds into others."""
+        return (0,) if name in self.not_varied else self.inner_variations
 
     def _values_per_row(self, name: str) -> int:
         """Return how many values a layer gives for one row, over all its calls."""
@@ -233,20 +328,22 @@ class _RowReader:
     :param alone: the value at each place that the second row gives alone, to compare; empty to compare nothing
     """
 
-    def __init__(self, shapes: dict[Place, torch.Size], batches: Sequence[Assignments], alone: Mapping[Place, Tensor]):
+    def __init__(self, shapes: dict[Place, torch.Size], batches: Sequence[Assignments], alone: dict[Place, Tensor]):
         self.shapes = shapes
         self.batches = batches
         self.alone = alone
         self.rows = [batch.rows for batch in batches]
         self.received: list[ReceivedCodes] = [{} for _ in batches]
+        self.is_alone = True  # all values with these rows were made of the driven layer's outputs alone
         self.last: tuple[Place, Tensor, int] | None = None  # place, value, and the value's version
 
     def record(self, place: Place, value: Tensor) -> None:
         shape = self.shapes[place]
         # 1. A network may pick as many of many rows as others have: ``h[torch.arange(len(x))]`` is the first row
         #    alone, which then stands for all. So the second row must give what it gives alone.
-        if self.alone and place.kind != "output":
-            seen, expected = value if value.shape == shape else value[1:2], self.alone[place]
+        expected = self.alone.pop(place, None)  # frees its memory
+        if expected is not None and place.kind != "output":
+            seen = value if value.shape == shape else value[1:2]
             if not torch.equal(seen, expected) and not _nearly_equal(seen, expected):
                 raise RuntimeError(f"{place} depends on other rows")
         # 2. A value of one row does not depend on the driven layer. Every other value has a row for each assignment,
@@ -255,6 +352,7 @@ class _RowReader:
             return
         if len(shape) == 0 or shape[0] != 1 or value.shape != (sum(self.rows), *shape[1:]):
             raise RuntimeError(f"{place} is {tuple(value.shape)} where it is {tuple(shape)} for one row")
+        self.is_alone &= hasattr(value, ALONE) or place.kind == "activation"  # seen before it can be marked
         # 3. An activation's output is often the next layer's input. A tensor that did not change since is read once.
         if self.last is not None and self.last[1] is value and self.last[2] == value._version:
             for received in self.received:

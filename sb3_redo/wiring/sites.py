@@ -99,9 +99,12 @@ def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...
     def record(place: Place, value: Tensor) -> None:
         nonlocal arrives
         if place.kind == "input" and place in reading:
-            arrives |= bool((value * (reading[place] != NO_NEURON).to(value)).any())
+            arrives |= bool(value[(reading[place] != NO_NEURON).expand_as(value).to(value.device)].any())
 
-    prober.run(PassSettings(name, torch.ones(1, prober.neurons(name)), zeroed=zeroed), record)
+    # 4. That holds whatever values scales and offsets outside layers take.
+    settings = PassSettings(name, torch.ones(1, prober.neurons(name)), zeroed=zeroed)
+    for variation in prober.variations_of(name):
+        prober.run(replace(settings, variation=variation), record)
     return not arrives
 
 

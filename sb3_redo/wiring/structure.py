@@ -39,8 +39,8 @@ class LayerWiring:
     :param reason: why it is not recyclable, else ``None``
     :param consumers: layer name to long tensor [input positions]: the neuron feeding each column of a linear
         layer or input channel of a convolution, -1 for none
-    :param exact: whether recycling a dead neuron leaves every output as it was. A normalisation or a learned offset
-        between the neuron and its consumers prevents this.
+    :param exact: whether the layer is recyclable, and recycling a dead neuron leaves every output as it was. A
+        normalisation or a learned offset between the neuron and its consumers prevents this.
     :param sites: where the activations are measured
     :param normalisations: path of a parameter or buffer to long tensor of its shape: the neuron that each entry
         belongs to, -1 for none. Covers the normalisations between the layer and its consumers, as far as they are

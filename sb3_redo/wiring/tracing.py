@@ -21,13 +21,21 @@ from sb3_redo.forward.nested import map_tensors
 from sb3_redo.forward.state import unchanged
 from sb3_redo.wiring.default_forward import default_forward
 from sb3_redo.wiring.frozen_network import PASS_ERRORS
-from sb3_redo.wiring.input_variants import extreme_inputs, first_row, first_two_rows, input_variants, read_observation
+from sb3_redo.wiring.input_variants import (
+    extreme_inputs,
+    first_row,
+    first_two_rows,
+    input_variants,
+    read_observation,
+    widened,
+)
 from sb3_redo.wiring.neuron_codes import NO_NEURON, SEVERAL_NEURONS, Reading, merged
 from sb3_redo.wiring.normalisations import left_alone, mixing_modules, normalisations
 from sb3_redo.wiring.ownership import Ownership
 from sb3_redo.wiring.prober import Prober
 from sb3_redo.wiring.sites import as_module_results, find_sites, is_exact, list_calls
 from sb3_redo.wiring.structure import LayerWiring, Wiring
+from sb3_redo.wiring.variations import vary_outside_layers
 
 OBSERVATION = "the observation"
 
@@ -85,14 +93,20 @@ def _trace(
     prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)), put_back)
     # 2. Probe on inputs of our own: the observation itself may shut a gate.
     run = partial(forward, policy)
-    variants = [partial(run, variant) for variant in input_variants(prober, run, inputs)]
+    inner_inputs = input_variants(prober, run, inputs)
+    variants = [partial(run, variant) for variant in inner_inputs]
     extremes = [partial(run, extreme) for extreme in extreme_inputs(prober, run, inputs)]
     prober.prepare(variants[1:3] or variants)
-    # 3. Every layer is driven once while all others are frozen; then all are frozen while the observation changes.
+    wide = [partial(run, variant) for variant in widened(prober, run, inner_inputs)]
+    prober.widen(wide[1:3] or wide)
+    # 3. A scale, gate or offset outside layers may be 0 now, and not later.
+    vary_outside_layers(prober)
+    prober.find_rows()
+    # 4. Every layer is driven once while all others are frozen; then all are frozen while the observation changes.
     activations, calls = list_calls(prober)
     readings = {name: prober.read(name) for name in prober.layers}
-    sources = {**readings, OBSERVATION: read_observation(prober, variants, extremes)}
-    # 4. It is known what reaches what. A layer that reaches no other layer is an output.
+    sources = {**readings, OBSERVATION: read_observation(prober, variants, extremes, wide)}
+    # 5. It is known what reaches what. A layer that reaches no other layer is an output.
     feeders = _feeders(prober, sources)
     apart = prober.without_rows
     outputs = [
@@ -114,6 +128,8 @@ def _trace(
         normalised = normalisations(prober, reading, others)
         reason = _why_mixed(prober, name, consumers) or _why_not_its_positions(name, reading, consumers, feeders)
         reason = reason or ownership.why_not_writable(name, consumers)
+        if prober.other_way is not None:
+            reason = reason or f"what it feeds depends on {prober.other_way}: with other values, other operations run"
         layer = LayerWiring(
             name=name,
             neurons=prober.neurons(name),
@@ -121,7 +137,11 @@ def _trace(
             reason=reason,
             consumers={consumer: neurons.clamp(min=NO_NEURON).long() for consumer, neurons in consumers.items()},
             # An untrained normalisation may seem to do nothing, and a trained one does not.
-            exact=not normalised and is_exact(prober, name, reading, sites),
+            exact=reason is None
+            and prober.all_varied
+            and name not in prober.not_varied
+            and not normalised
+            and is_exact(prober, name, reading, sites),
             sites=as_module_results(activations, sites),
             normalisations=ownership.writable(normalised),
         )

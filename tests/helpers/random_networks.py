@@ -130,6 +130,41 @@ class RandomNetwork(Program):
         flow = source.flow._replace(loud=source.flow.feeds)
         return self._emit("offset", lambda net, r: r[source.number] + getattr(net, name), flow, (source,))
 
+    def _shut_offset(self, source: Register, choice: int, size: int) -> Register:
+        name = self._add_number("offset", source.shape if choice % 2 else ())
+        flow = source.flow._replace(loud=source.flow.feeds)
+        run = lambda net, r: r[source.number] + getattr(net, name)  # noqa: E731
+        return self._emit("shut offset", run, flow, (source,))
+
+    def _shut_scale(self, source: Register, choice: int, size: int) -> Register:
+        name = self._add_number("scale", source.shape if choice % 2 else ())
+        run = lambda net, r: r[source.number] * getattr(net, name)  # noqa: E731
+        return self._emit("shut scale", run, source.flow, (source,), False)
+
+    def _rezero(self, source: Register, choice: int, size: int) -> Register | None:
+        """A residual block that is shut, or a skip around a layer that is."""
+        made = self._layer(source, 0, source.shape[0]) if source.shape[0] <= WIDTH else None
+        if made is None or made.shape != source.shape:
+            return None
+        numbers = (source.number, made.number) if choice % 2 else (made.number, source.number)
+        name = self._add_number("skip", ())
+        run = lambda net, r: r[numbers[0]] + getattr(net, name) * r[numbers[1]]  # noqa: E731
+        return self._emit(f"rezero{numbers}", run, source.flow.joined(made.flow), (source, made), False)
+
+    def _add_number(self, kind: str, shape: tuple[int, ...]) -> str:
+        """A parameter of zeros, or a buffer."""
+        name = f"{kind}{len(self.program)}"
+        if len(self.program) % 3:
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+        else:
+            self.register_buffer(name, torch.zeros(shape))
+        return name
+
+    def _hinge(self, source: Register, choice: int, size: int) -> Register | None:
+        """Of a layer of its own, since none opens behind a sigmoid; divided, so that no sigmoid saturates behind it."""
+        made = self._layer(source, choice, size)
+        return made and self._moved_by_value("hinge", made, lambda x: (x - 100).clamp(min=0) / 1e4)
+
     def _norm(self, source: Register, choice: int, size: int) -> Register | None:
         channels, rank = source.shape[0], len(source.shape)
         makers: list[Callable[[], nn.Module]] = [
@@ -348,7 +383,7 @@ COMMON = ("block", "layer", "activation", "norm", "cat", "sum", "residual", "res
 RARE = (
     *("again", "tied", "freeze", "crelu", "swish", "square", "dropout", "offset", "pool", "slice", "permute", "pad"),
     *("dent", "dent", "pick", "pick", "route", "route", "gate", "masked", "glu", "maxout", "difference", "softmax"),
-    *("return", "stateful", "noise"),
+    *("return", "stateful", "noise", "shut_offset", "shut_scale", "rezero", "hinge"),
 )
 operations = st.sampled_from(["block", *COMMON * 3, *RARE])
 steps = st.builds(Step, operations, st.integers(0, 3), st.integers(0, 15), st.sampled_from((4, 1, 8, 6, 4, 2, 3, 5, 7)))

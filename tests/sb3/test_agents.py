@@ -142,8 +142,8 @@ def test_what_feeds_an_lstm_is_said_and_rows_are_no_time_steps(settings, monkeyp
     real = type(model.policy).forward
     monkeypatch.setattr(type(model.policy), "forward", lambda *args, **kw: passes.append(None) or real(*args, **kw))
     wiring = trace_model(model)
-    # Row by row it takes a pass for each bit of each layer's binary code at three levels and two signs.
-    assert len(passes) < 150
+    # Row by row it takes a pass for each bit of each layer's binary code at several levels and two signs: over 800.
+    assert len(passes) < 200
     (mixed,) = [layer for layer in wiring if not layer.recyclable]
     assert mixed.name == "features_extractor.linear.0"
     assert "depend on several of its neurons, since it feeds lstm_actor (LSTM)" in mixed.reason
