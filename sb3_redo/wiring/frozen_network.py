@@ -82,18 +82,15 @@ class _PassWatcher(FunctionWatcher):
         self.record = record
         self.pool_cache = pool_cache
         self.pool_calls = 0
-        self.is_overwritten = False  # a tensor was changed in place together with another
+        self.meets_others = False  # a function took what the driven layer returned together with another tensor
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
         if self.settings.driven_layer is not None:
-            is_alone = all(hasattr(value, ALONE) for value in tensors_in((args, kwargs)))
-            for made in tensors_in(result):
-                if is_alone:
-                    setattr(made, ALONE, True)
-                elif hasattr(made, ALONE) and func not in NORMALISATIONS:
-                    self.is_overwritten = True
-            self.is_overwritten |= not is_alone and func is Tensor.__setitem__
+            are_alone = [hasattr(value, ALONE) for value in tensors_in((args, kwargs))]
+            for made in tensors_in(result) if all(are_alone) else ():
+                setattr(made, ALONE, True)
+            self.meets_others |= any(are_alone) and not all(are_alone) and func not in NORMALISATIONS
         return result
 
     def on_activation(self, call: int, output: Tensor) -> Tensor:
@@ -320,7 +317,7 @@ class FrozenNetwork:
         forward: Callable[[], Any] | None = None,
         seed: int = 0,
     ) -> bool:
-        """Run one pass. Returns whether it changed a tensor in place together with another.
+        """Run one pass. Returns whether what the driven layer returns is taken together with another tensor.
 
         :param settings: what is changed in it
         :param record: receives the value at every place
@@ -379,7 +376,7 @@ class FrozenNetwork:
         # 2. The pass is over. Its outputs are places like all others.
         for index, output in enumerate(outputs_in(outputs)):
             check(Place("output", str(index), index), output)
-        return watcher.is_overwritten
+        return watcher.meets_others
 
     def _output(self, settings: PassSettings, name: str, call: LayerCall) -> Tensor:
         """Return what a layer gives in place of its real output."""

@@ -28,9 +28,9 @@ from sb3_redo.wiring.neuron_codes import (
 # the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
 # The wide level comes first: it opens most gates, so that check bits suffice at the other levels.
 _LEVELS: tuple[Level, ...] = ((-3.0, 3.0), (0.25, 0.75), (-0.75, -0.25))
-# Opens hinges such as relu(x - 1000).
+# Opens hinges such as relu(x - 1000). Low and high differ in size, so that even functions such as abs tell them apart.
 _WIDE = 8192.0
-_WIDE_LEVEL: Level = (-_WIDE, _WIDE)
+_WIDE_LEVEL: Level = (-_WIDE, 0.75 * _WIDE)
 # The same where products of two such values must stay finite.
 _WIDE_IN_HALF_PRECISION = 128.0
 
@@ -74,9 +74,7 @@ class Prober(FrozenNetwork):
         self.other_way: str | None = None  # a tensor outside layers on whose values it depends what runs
         self.not_varied: set[str] = set()  # layers that could not be read with other values outside layers
         self._one_by_one: set[str] = set()  # layers whose assignments get a pass each
-        self._checked: set[tuple[str, Condition]] = (
-            set()
-        )  # layers and conditions whose rows were compared with a row alone
+        self._checked: set[tuple[str, Condition, bool]] = set()  # where a row was compared, and if at a wide level
 
     def prepare(self, forwards: Sequence[Callable[[], Any]]) -> None:
         """Set the passes to probe with, and note the shape of every value.
@@ -151,19 +149,23 @@ class Prober(FrozenNetwork):
         settings = PassSettings(name, None, (factor,), constant_activations, variation=variation)
         # 1. If rows are independent, all assignments of all batches lie in the rows of one pass.
         if name not in self._one_by_one:
-            is_checked = (name, condition) in self._checked or bool(constant_activations) or abs(factor) > 1
-            values = torch.cat([batch.values() for batch in batches])
+            # 2. The widest level comes first: of its two rows, one opens most hinges, and the other one does not.
+            order = sorted(range(len(batches)), key=lambda number: -batches[number].level[1])
+            widest = [batches[number] for number in order]
+            values = torch.cat([batch.values() for batch in widest])
+            check = name, condition, widest[0].level[1] > 3
+            is_checked = check in self._checked or bool(constant_activations)
             try:
                 alone = {} if is_checked else self.values_of(replace(settings, values=values[1:2]))
-                reader = _RowReader(self.shapes, batches, alone)
-                is_overwritten = self.run(replace(settings, values=values), reader.record, self.forwards[factor])
-                self._checked.add((name, condition))
-                if is_overwritten or not reader.is_alone:
+                reader = _RowReader(self.shapes, widest, alone)
+                meets_others = self.run(replace(settings, values=values), reader.record, self.forwards[factor])
+                self._checked |= {check, (name, condition, False)}
+                if meets_others or not reader.is_alone:
                     self.not_alone.add(name)
-                return reader.received
+                return [reader.received[order.index(number)] for number in range(len(batches))]
             except PASS_ERRORS:
                 self._one_by_one.add(name)
-        # 2. They are not, or the network refused so many rows: every assignment gets a pass of its own.
+        # 3. They are not, or the network refused so many rows: every assignment gets a pass of its own.
         self.not_alone.add(name)
         return [self._drive_one_by_one(settings, batch) for batch in batches]
 
@@ -209,7 +211,7 @@ class Prober(FrozenNetwork):
                     self.not_varied.add(name)
             # 4. Frozen outputs and inputs are wide, too.
             for condition in self.wide_conditions():
-                self.accepts(partial(read, condition, [(-self.wide, self.wide)]), condition)
+                self.accepts(partial(read, condition, [(-self.wide, 0.75 * self.wide)]), condition)
         # 5. In the order of the pass, which does not depend on what was open first.
         return {place: reading[place] for place in self.shapes if place in reading}
 
@@ -340,15 +342,16 @@ class _RowReader:
     def record(self, place: Place, value: Tensor) -> None:
         shape = self.shapes[place]
         # 1. A network may pick as many of many rows as others have: ``h[torch.arange(len(x))]`` is the first row
-        #    alone, which then stands for all. So the second row must give what it gives alone.
-        expected = self.alone.pop(place, None)  # frees its memory
-        if expected is not None and place.kind != "output":
-            seen = value if value.shape == shape else value[1:2]
+        #    alone, which then stands for all. So the second row must give what it gives alone. Rows of outputs may
+        #    differ, where they are sampled actions.
+        expected, is_single = self.alone.pop(place, None), value.shape == shape  # frees its memory
+        if expected is not None and (is_single or place.kind != "output"):
+            seen = value if is_single else value[1:2]
             if not torch.equal(seen, expected) and not _nearly_equal(seen, expected):
                 raise RuntimeError(f"{place} depends on other rows")
         # 2. A value of one row does not depend on the driven layer. Every other value has a row for each assignment,
         #    in place of the one row of an observation.
-        if value.shape == shape:
+        if is_single:
             return
         if len(shape) == 0 or shape[0] != 1 or value.shape != (sum(self.rows), *shape[1:]):
             raise RuntimeError(f"{place} is {tuple(value.shape)} where it is {tuple(shape)} for one row")

@@ -331,6 +331,28 @@ def test_what_opens_at_large_values_only_is_found(name):
     assert "also fed by b, the observation" in gate["a"].reason
 
 
+PICKED = LATE | {"plain": relu, "abs": torch.abs, "square": torch.square}
+
+
+@pytest.mark.parametrize("name", mostly_slow(list(PICKED), {"relu", "negative relu", "abs"}))
+def test_what_is_picked_row_by_row_is_found_behind_hinges_and_even_functions(name):
+    function = PICKED[name]
+
+    def rolled(net: Any, x: Tensor) -> Tensor:
+        h = function(net.b(relu(net.a(x))))
+        chosen = x.argmax(1)  # one row, where only the layer has many: the first of them stands for all
+        return net.c(torch.stack([h.roll(i, 1) for i in range(5)], 1)[torch.arange(len(chosen)), chosen])
+
+    def routed(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        experts, chosen = torch.stack([function(net.b(relu(h))), relu(net.d(x))], 1), h[:, :2].argmax(1)
+        return net.c(experts[torch.arange(len(chosen)), chosen])
+
+    assert "also fed by the observation" in trace_wiring(Net(rolled), observations())["b"].reason
+    routed_to = trace_wiring(Net(routed), observations())
+    assert "also fed by a, d" in routed_to["b"].reason
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_large_values_stay_finite_in_half_precision(dtype):
     net = Net(lambda net, x: net.c(relu(net.b(h := relu(net.a(x)))) ** 2 + h * relu(net.d(x) - 20) * net.g), g=zeros(1))

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from sb3_redo.wiring.signature import network_signature
-from tests.helpers.random_networks import RandomNetwork, plans
+from tests.helpers.random_networks import RandomNetwork, Wavering, plans
 
 SKIPS = {"now": False}
 
@@ -150,6 +150,13 @@ def test_it_leaves_no_trace():
     assert network.norm.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_it_puts_back_what_the_pass_changes():
+    network = nn.Sequential(nn.Linear(4, 4), Wavering(), nn.Linear(4, 2))
+    before = signature(network)
+    assert int(network[1].passes) == network[1].calls == len(network[1].rows) == 0
+    assert signature(network) == before
 
 
 @seed(0)
