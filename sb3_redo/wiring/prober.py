@@ -283,8 +283,17 @@ class Prober(FrozenNetwork):
     def values_of(self, settings: PassSettings) -> dict[Place, Tensor]:
         """Return the values at all places of a pass."""
         values: dict[Place, Tensor] = {}
-        forward = self.forwards[settings.frozen_factors[0]]
-        self.run(settings, lambda place, value: values.setdefault(place, value.detach().clone()), forward)
+        kept = torch.empty(0)
+
+        def keep(place: Place, value: Tensor) -> None:
+            nonlocal kept
+            # An activation's output is often the next layer's input: one copy serves for both.
+            is_alike = value.dtype == kept.dtype and value.device == kept.device
+            if not is_alike or not torch.equal(value, kept):
+                kept = value.detach().clone()
+            values.setdefault(place, kept)
+
+        self.run(settings, keep, self.forwards[settings.frozen_factors[0]])
         return values
 
     @property
