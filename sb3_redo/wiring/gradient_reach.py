@@ -1,5 +1,6 @@
 """Finds which parameters training can change: those that a gradient from some output of a network reaches."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -9,13 +10,17 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from sb3_redo.forward.contexts import replaced_forward, seeded, training
-from sb3_redo.forward.nested import map_tensors, outputs_in
+from sb3_redo.forward.nested import map_tensors, outputs_in, tensors_in
 from sb3_redo.forward.state import unchanged
 
 # Their derivative is 0 everywhere: what lies before them is never trained.
 _STEPS = frozenset(
     f"{name}Backward{number}" for name in ("Sign", "Sgn", "Round", "Floor", "Ceil", "Trunc") for number in "01"
 )
+OUTPUT = "an output of the policy"
+_CUTS = ("Slice", "Select", "Split", "UnsafeSplit", "Unbind")
+_JOINS = ("Cat", "Stack")
+"""What the names of nodes begin with, in torch's graph, that take fixed parts of a tensor, and that join several."""
 
 
 class RealPass(NamedTuple):
@@ -23,11 +28,14 @@ class RealPass(NamedTuple):
 
     :param reached: identities of the parameters that a gradient from some output reaches
     :param replaced: names of the layers that run with other weights than their own
+    :param feeders: name of each layer, or OUTPUT, to the names of the layers whose outputs it was computed from without
+        another layer in between, whatever the values
     :param problem: why gradients could not be followed, else ``None``
     """
 
     reached: Set[int]
     replaced: Set[str]
+    feeders: Mapping[str, Set[str]]
     problem: str | None
 
 
@@ -53,6 +61,8 @@ def real_pass(
     ran: set[str] = set()
     replaced: set[str] = set()
     results: list[tuple[str, Tensor]] = []
+    inputs_of: list[tuple[str, Any]] = []  # name of a layer, and the node of torch's graph that made its input
+    made_by: dict[Any, str] = {}  # node of torch's graph to the layer whose output it made
 
     def watching(name: str, layer: nn.Module) -> Callable[..., Any]:
         real = layer.forward
@@ -62,7 +72,10 @@ def real_pass(
             # torch.func.functional_call and networks that make weights exchange them for the time of a call.
             if any(layer._parameters.get(key) is not parameter for key, parameter in own[name].items()):
                 replaced.add(name)
+            inputs_of.extend((name, tensor.grad_fn) for tensor in tensors_in((args, kwargs)))
             result = real(*args, **kwargs)
+            if result.grad_fn is not None:
+                made_by[result.grad_fn] = name
             if name in heads:
                 results.append((name, result))
             return result
@@ -70,13 +83,14 @@ def real_pass(
         return forward
 
     def reached_in_a_pass() -> Set[int]:
-        ran.clear()
-        results.clear()
+        for seen in (ran, results, inputs_of, made_by):  # a graph holds all activations
+            seen.clear()
         with seeded(0), torch.inference_mode(False), torch.enable_grad(), replaced_forward(layers, watching):
             # Tensors that were made in inference mode cannot take part in a pass with gradients.
             outputs = outputs_in(
                 forward(map_tensors(lambda each: each.clone() if each.is_inference() else each, inputs))
             )
+            inputs_of.extend((OUTPUT, output.grad_fn) for output in outputs)
             choices = {i for i, output in enumerate(outputs) if not (output.is_floating_point() or output.is_complex())}
             scores = [result for name, result in results if heads[name] and heads[name] <= choices]
             return reached_parameters(policy, outputs + scores)
@@ -85,13 +99,38 @@ def real_pass(
         try:
             reached = reached_in_a_pass()
         except Exception as error:  # a backward function of others may raise anything
-            return RealPass(set(), replaced, f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0])
+            problem = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
+            return RealPass(set(), replaced, {}, problem)
+        feeders = _feeders(inputs_of, made_by)
         with training(policy.modules()), suppress(Exception):
             in_training = reached_in_a_pass()
             # A layer that is dropped at random may not run.
             idle = {id(each) for name in layers.keys() - ran for each in own[name].values()}
             reached = reached & (in_training | idle)
-    return RealPass(reached, replaced, None)
+    return RealPass(reached, replaced, feeders, None)
+
+
+def _feeders(inputs: Iterable[tuple[str, Any]], made_by: Mapping[Any, str]) -> dict[str, set[str]]:
+    """Return what each layer and the outputs were computed from, see :class:`RealPass`.
+
+    :param inputs: name of a layer or OUTPUT, and the node of torch's graph that made its input or the output
+    :param made_by: node to the layer whose output it made
+    """
+    feeders: dict[str, set[str]] = defaultdict(set)
+    for name, start in inputs:
+        seen: set[tuple[Any, bool]] = set()
+        ahead = [(start, False)]
+        while ahead:
+            node, is_cut = ahead.pop()
+            if node in made_by:
+                feeders[name].add(made_by[node])
+            elif node is not None and (node, is_cut) not in seen:
+                seen.add((node, is_cut))
+                # What is cut out of a joined tensor need not come from all that were joined.
+                is_cut |= node.name().startswith(_CUTS)
+                if not (is_cut and node.name().startswith(_JOINS)):
+                    ahead += [(edge, is_cut) for edge, _ in node.next_functions]
+    return feeders
 
 
 def reached_parameters(policy: nn.Module, outputs: Iterable[Tensor]) -> frozenset[int]:

@@ -47,6 +47,14 @@ class Ownership:
         self._idle_holders = _idle_holders(self._policy, self._layers)
         self._used_elsewhere = _weights_used_outside_their_layer(prober) | prober.inner.keys()
 
+    def unseen_feeders(self, consumer: str, seen: Iterable[str]) -> list[str]:
+        """Return the layers that a layer's inputs were computed from, though no values of theirs changed these.
+
+        :param consumer: name of a layer, or OUTPUT
+        :param seen: the layers that were read to feed it
+        """
+        return sorted(self._real_pass.feeders.get(consumer, frozenset()) - set(seen))
+
     def why_not_writable(self, name: str, consumers: Iterable[str]) -> str | None:
         """Return why the weights of a layer or of one of its consumers may not be changed, or ``None``."""
         for layer, whose in ((name, "its"), *((consumer, f"{consumer}'s") for consumer in consumers)):

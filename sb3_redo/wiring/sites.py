@@ -49,7 +49,7 @@ def find_sites(
     if sites and not _bypasses_activations(prober, name, sites, others):
         return tuple(sites)
     # 3. Else the activations are what the consumers receive, if every position there shows one neuron.
-    if all((positions != SEVERAL_NEURONS).all() for positions in consumers.values()):
+    if consumers and all((positions != SEVERAL_NEURONS).all() for positions in consumers.values()):
         arriving = [(place, neurons) for place, neurons in reading.items() if place.kind == "input"]
         return tuple(Site("input", place.name, place.call, _of_one_observation(neurons)) for place, neurons in arriving)
     # 4. Else the layer's outputs remain.

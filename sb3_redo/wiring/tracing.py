@@ -21,6 +21,7 @@ from sb3_redo.forward.nested import map_tensors
 from sb3_redo.forward.state import unchanged
 from sb3_redo.wiring.default_forward import default_forward
 from sb3_redo.wiring.frozen_network import PASS_ERRORS
+from sb3_redo.wiring.gradient_reach import OUTPUT
 from sb3_redo.wiring.input_variants import (
     extreme_inputs,
     first_row,
@@ -106,28 +107,31 @@ def _trace(
     activations, calls = list_calls(prober)
     readings = {name: prober.read(name) for name in prober.layers}
     sources = {**readings, OBSERVATION: read_observation(prober, variants, extremes, wide)}
-    # 5. It is known what reaches what. A layer that reaches no other layer is an output.
+    # 5. It is known what reaches what, and whose the weights are.
     feeders = _feeders(prober, sources)
     apart = prober.without_rows
-    outputs = [
-        name
+    heads = {
+        name: {place.call for place in reading if place.kind == "output"}
         for name, reading in readings.items()
         if name not in apart and not any(place.kind == "input" for place in reading)
-    ]
-    # 5. It is known whose the weights are, and which of them are trained.
-    heads = {name: {place.call for place in readings[name] if place.kind == "output"} for name in outputs}
+    }
     ownership = Ownership(prober, heads, partial(forward, policy), inputs, optimizers)
+    # 6. What was shut in every pass is seen in torch's graph. A layer that feeds no other one is an output.
+    unseen = {name: ownership.unseen_feeders(name, feeders[name]) for name in prober.layers}
+    outputs = [name for name in heads if not any(name in others for others in unseen.values())]
+    returned = [name for name, reading in readings.items() if any(place.kind == "output" for place in reading)]
+    unseen[OUTPUT] = ownership.unseen_feeders(OUTPUT, returned)
     layers = []
     for name, reading in readings.items():
         if name in outputs or name in apart:
             continue
-        # 6. Of every hidden layer, find what its neurons feed, where they are seen, and why it may not be recycled.
+        # 7. Of every hidden layer, find what its neurons feed, where they are seen, and why it may not be recycled.
         others = [other for source, other in sources.items() if source != name]
         consumers = _consumers(prober, reading)
         sites = find_sites(prober, name, reading, consumers, others)
         normalised = normalisations(prober, reading, others)
         reason = _why_mixed(prober, name, consumers) or _why_not_its_positions(name, reading, consumers, feeders)
-        reason = reason or ownership.why_not_writable(name, consumers)
+        reason = reason or _why_unseen(name, consumers, unseen) or ownership.why_not_writable(name, consumers)
         if prober.other_way is not None:
             reason = reason or f"what it feeds depends on {prober.other_way}: with other values, other operations run"
         layer = LayerWiring(
@@ -152,6 +156,17 @@ def _trace(
             f"layer ({', '.join(outputs)})" + (f"; {', '.join(apart)} runs without a batch axis" if apart else "")
         )
     return Wiring(tuple(layers), tuple(outputs), calls, left_alone(prober, activations), prober.size)
+
+
+def _why_unseen(name: str, consumers: Iterable[str], unseen: dict[str, list[str]]) -> str | None:
+    """Return which connection of a layer, or of its consumers, no pass opened, or ``None``."""
+    shut = "through what was shut in every pass (a gate, a choice or a hinge)"
+    for consumer, others in unseen.items():
+        if name in others:
+            return f"it also feeds {consumer}, {shut}"
+        if others and consumer in consumers:
+            return f"what it feeds into {consumer} may also be fed by {', '.join(others)}, {shut}"
+    return None
 
 
 Feeders = dict[str, dict[str, Tensor]]

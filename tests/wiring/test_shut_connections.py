@@ -376,3 +376,37 @@ def test_an_activation_is_not_the_whole_where_a_way_around_it_opens_late():
     net = Net(lambda net, x: net.c(relu(z := net.b(relu(net.a(x)))) + torch.where(z < -30, z, torch.zeros_like(z))))
     layer = trace_wiring(net, observations())["b"]
     assert [site.kind for site in layer.sites] == ["input"]
+
+
+def blended(net: Any, x: Tensor) -> Tensor:
+    return net.c((1 - net.share) * sequence(net, x) + net.share * relu(net.d(x)))
+
+
+NEVER_OPEN = {
+    "a hinge": (lambda net, x: net.c(relu(net.b(h := relu(net.a(x))))) + net.e(relu(h - 1e6)), {"a": "e"}),
+    "a number of Python": (lambda net, x: net.c(relu(net.b(h := relu(net.a(x))))) + net.e(net.share * h), {"a": "e"}),
+    "a blend": (blended, {"b": "c may also be fed by d", "d": "also feeds c"}),
+    "an output": (lambda net, x: net.c(relu(net.b(h := relu(net.a(x))))) + net.share * h[:, :2], {"a": "an output"}),
+    "a choice of many": (
+        lambda net, x: net.c(torch.where(net.d(x).argmax(1, keepdim=True) == 1, h := relu(net.a(x)), relu(net.b(h)))),
+        {"a": "also feeds c", "b": "also fed by"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEVER_OPEN)
+def test_a_connection_that_no_pass_opens_is_measured_only(name):
+    run, reasons = NEVER_OPEN[name]
+    net = Net(run, e=nn.Linear(WIDTH, 2))
+    net.share = 0.0
+    wiring = trace_wiring(net, observations())
+    for layer, reason in reasons.items():
+        assert reason in wiring[layer].reason
+        assert wiring[layer].sites
+
+
+def test_what_is_cut_out_of_joined_tensors_comes_from_what_is_left():
+    net = Net(lambda net, x: net.c(torch.cat([relu(net.d(x)), sequence(net, x)], 1)[:, WIDTH:]))
+    wiring = trace_wiring(net, observations())
+    assert wiring["b"].recyclable
+    assert "d" in wiring.outputs
