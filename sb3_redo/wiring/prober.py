@@ -271,7 +271,12 @@ class Prober(FrozenNetwork):
         def add(levels: Sequence[Level], variation: int) -> None:
             for start in range(0, len(levels), together):
                 batches = [Assignments(level, no_rows) for level in levels[start : start + together]]
-                for received in self.drive(name, batches, Condition(1.0, variation), constant_activations):
+                driven = self.drive(name, batches, Condition(1.0, variation), constant_activations)
+                # Sums that nearly cancel are rounded differently from row to row. Passes of one row are not.
+                if any(driven) and name not in self._one_by_one:
+                    settings = PassSettings(name, None, (1.0,), constant_activations, variation=variation)
+                    driven = [self._drive_one_by_one(settings, batch) for batch in batches]
+                for received in driven:
                     for place, code in received.items():
                         reached[place] = reached[place] | code.is_reached if place in reached else code.is_reached
 

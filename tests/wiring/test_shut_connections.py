@@ -378,6 +378,13 @@ def test_an_activation_is_not_the_whole_where_a_way_around_it_opens_late():
     assert [site.kind for site in layer.sites] == ["input"]
 
 
+def test_sums_that_are_rounded_differently_in_the_rows_of_a_batch_are_no_way_around_an_activation():
+    net = Net(lambda net, x: net.c(relu(functional.linear(relu(net.a(x)), net.g))), g=zeros(WIDTH, WIDTH))
+    nn.init.normal_(net.g, generator=torch.Generator().manual_seed(13))  # one row nearly sums to 0
+    (site,) = trace_wiring(net, observations())["a"].sites
+    assert (site.kind, site.name) == ("activation", "0")
+
+
 def blended(net: Any, x: Tensor) -> Tensor:
     return net.c((1 - net.share) * sequence(net, x) + net.share * relu(net.d(x)))
 
