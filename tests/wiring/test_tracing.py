@@ -114,15 +114,14 @@ def test_a_network_that_refuses_many_rows_is_read_one_assignment_at_a_time():
 
 
 def test_an_error_while_tracing_leaves_no_trace():
-    calls = []
+    numbers = iter(range(1, 8))  # lists are put back after every pass, iterators are not
 
     class Failing(networks.Mlp):
         calls = 0
 
         def forward(self, x):
             self.calls += 1
-            calls.append(self.calls)
-            if len(calls) == 7:
+            if next(numbers) == 7:
                 raise EOFError("seventh call")  # no error of arithmetic, which large values may end in
             return super().forward(x)
 
@@ -131,7 +130,7 @@ def test_an_error_while_tracing_leaves_no_trace():
         trace_wiring(network, network.observations(2))
     assert all("forward" not in module.__dict__ for module in network.modules())
     assert all(module.training for module in network.modules())
-    assert (network.calls, set(calls)) == (0, {1})
+    assert network.calls == 0
 
 
 def test_one_observation_is_enough_and_arrays_do():
