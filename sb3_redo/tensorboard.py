@@ -1,7 +1,7 @@
 """Points at the step they were measured, and a TensorBoard layout to look at them."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,10 @@ from stable_baselines3.common.logger import (
     Logger,
     TensorBoardOutputFormat,
 )
+from torch import Tensor
 
 from sb3_redo.dormancy.report import DormancyReport
+from sb3_redo.dormancy.scores import LayerDormancy, overlap, revived
 
 
 def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -> None:
@@ -92,6 +94,31 @@ def dormancy_values(
     if log_histograms:
         values |= {f"dormancy_scores/{layer.name}": layer.scores for layer in report.layers}
     return values
+
+
+def persistence_values(
+    layers: Sequence[LayerDormancy], before: Sequence[Tensor], at_first: Sequence[Tensor], *, log_layers: bool
+) -> dict[str, float]:
+    """Return what has become of the neurons that were dormant, under its keys. What is not defined has none.
+
+    :param layers: the layers of a measurement
+    :param before: for each of them the bool mask of what was dormant at the measurement before, [neurons]
+    :param at_first: the same of the first measurement
+    :param log_layers: whether to include every layer's share of revived neurons
+    """
+    dormant = [layer.dormant for layer in layers]
+    values = {
+        "dormancy/overlap": overlap(dormant, before),
+        "dormancy/overlap_first": overlap(dormant, at_first),
+        "dormancy/revived": revived(dormant, before),
+    }
+    for network in dict.fromkeys(layer.network for layer in layers):
+        its = [number for number, layer in enumerate(layers) if layer.network == network]
+        values[f"dormancy_revived/{network}"] = revived([dormant[i] for i in its], [before[i] for i in its])
+    if log_layers:
+        for layer, was in zip(layers, before, strict=True):
+            values[f"dormancy_revived_layers/{layer.name}"] = revived([layer.dormant], [was])
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def numbered(values: Mapping[str, Any], number: int) -> dict[str, Any]:

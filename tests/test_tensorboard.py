@@ -6,12 +6,14 @@ import json
 import re
 
 import pytest
+import torch
 from stable_baselines3.common.logger import HumanOutputFormat, Image, KVWriter, Logger, configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from sb3_redo import DormancyCallback, ReDoCallback
-from sb3_redo.tensorboard import write_point, write_totals
+from sb3_redo.dormancy.scores import LayerDormancy
+from sb3_redo.tensorboard import persistence_values, write_point, write_totals
 from tests.helpers.runs import Corridor, Tape, at_gradient_step, dqn, kill, sac
 
 EVERYTHING = {"scalars": 0, "histograms": 0, "tensors": 0}
@@ -75,9 +77,10 @@ def test_the_keys_are_those_of_the_contract(tmp_path):
     events = read(tmp_path)
     layers = ("q_net.q_net.0", "q_net.q_net.2")
     assert set(events.Tags()["scalars"]) == {
-        *("dormancy/fraction", "dormancy/q_net", "dormancy/overlap", "dormancy/gradient_step"),
+        *("dormancy/fraction", "dormancy/q_net", "dormancy/overlap", "dormancy/overlap_first", "dormancy/revived"),
+        *("dormancy/gradient_step", "dormancy_revived/q_net"),
         *("dormancy_thresholds/0.0", "dormancy_thresholds/0.025", "dormancy_thresholds/0.1"),
-        *(f"dormancy_layers/{layer}" for layer in layers),
+        *(f"{group}/{layer}" for group in ("dormancy_layers", "dormancy_revived_layers") for layer in layers),
         *("redo/recycled", "redo/recycled_total"),
     }
     assert set(events.Tags()["histograms"]) == {f"dormancy_scores/{layer}" for layer in layers}
@@ -217,8 +220,28 @@ def test_fractions_and_overlaps_are_those_of_neurons_silenced_by_hand(tmp_path):
     assert scalars(events, "dormancy/fraction") == [(24, 0.5), (32, 0.75), (40, 0.0), (52, 0.25), (60, 0.5)]
     # {0,1} and {1,2,3} share one of two, then one of the two sets is empty twice, then {0} lies in {0,2}.
     assert scalars(events, "dormancy/overlap") == [(32, 0.5), (60, 1.0)]
+    # The same of the first set, {0,1}.
+    assert scalars(events, "dormancy/overlap_first") == [(32, 0.5), (52, 1.0), (60, 0.5)]
+    # 0 of {0,1} came back, then all of {1,2,3}; none was dormant before {0}, and 0 is still dormant in {0,2}.
+    for key in ("dormancy/revived", "dormancy_revived/q_net", "dormancy_revived_layers/q_net.q_net.0"):
+        assert scalars(events, key) == [(32, 0.5), (40, 1.0), (60, 0.0)]
     # Three silent neurons leave all activation to the fourth, whose score is then 4.
     assert [value for _, value in scalars(events, "dormancy_thresholds/3.9")] == [1.0, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_revived_neurons_are_pooled_over_networks_and_over_layers():
+    masks = {"actor.0": ([0, 1], [1, 1]), "critic.0": ([1, 0, 0], [1, 1, 1]), "critic.2": ([0, 0], [0, 0])}
+    now, before = ([torch.tensor(mask).bool() for mask in each] for each in zip(*masks.values(), strict=True))
+    layers = [
+        LayerDormancy(name, name.split(".")[0], mask.float(), mask, True) for name, mask in zip(masks, now, strict=True)
+    ]
+    # 1 of 2 came back in the actor, and 2 of 3 in the critic, whose second layer had no dormant neuron.
+    revived = {"dormancy/revived": 3 / 5, "dormancy_revived/actor": 1 / 2, "dormancy_revived/critic": 2 / 3}
+    by_layer = {"dormancy_revived_layers/actor.0": 1 / 2, "dormancy_revived_layers/critic.0": 2 / 3}
+    expected = {"dormancy/overlap": 1.0, "dormancy/overlap_first": 1 / 2, **revived}
+    at_first = [torch.tensor(mask).bool() for mask in ([0, 1], [0, 1, 0], [1, 1])]
+    assert persistence_values(layers, before, at_first, log_layers=False) == expected
+    assert persistence_values(layers, before, at_first, log_layers=True) == {**expected, **by_layer}
 
 
 # Layout

@@ -10,10 +10,9 @@ from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.measurer import Measurer, Sampler
 from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.dormancy.scores import overlap
 from sb3_redo.sb3.agents import NETWORK_NAMES
 from sb3_redo.sb3.batch import fixed_observations
-from sb3_redo.tensorboard import dormancy_values, numbered, write_layout, write_point, write_totals
+from sb3_redo.tensorboard import dormancy_values, numbered, persistence_values, write_layout, write_point, write_totals
 from sb3_redo.validation import (
     flag,
     listed,
@@ -136,9 +135,8 @@ class MonitoringCallback(GradientStepCallback):
             report, self.thresholds, log_layers=self.log_layers, log_histograms=self.log_histograms
         )
         values["dormancy/gradient_step"] = gradient_step
-        shared = overlap((layer.dormant for layer in report.layers), self.memory.dormant_before(report))
-        if shared is not None:
-            values["dormancy/overlap"] = shared
+        before, at_first = self.memory.dormant_before(report), self.memory.dormant_at_first(report)
+        values |= persistence_values(report.layers, before, at_first, log_layers=self.log_layers)
         self.memory.remember(report)
         write_point(self.logger, numbered(values, self._number), self.model.num_timesteps)
         write_totals(self.logger, numbered({"dormancy/fraction": values["dormancy/fraction"]}, self._number))

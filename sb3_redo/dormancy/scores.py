@@ -1,4 +1,4 @@
-"""Computes dormancy scores, dormant neurons and their overlap (Sokar et al. 2023, section 3)."""
+"""Computes dormancy scores, dormant neurons and what becomes of dormant neurons (Sokar et al. 2023, section 3)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +41,19 @@ def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:
         smaller += int(x.sum())
         larger += int(y.sum())
     return both / min(smaller, larger) if min(smaller, larger) else None
+
+
+def revived(now: Iterable[Tensor], before: Iterable[Tensor]) -> float | None:
+    """Return the share of the neurons dormant before that are not dormant now, or ``None`` if none was, in [0, 1].
+
+    :param now: a bool mask per layer of what is dormant, [neurons]
+    :param before: a bool mask per layer of what was, in the same order
+    """
+    were = still = 0
+    for is_dormant, was_dormant in zip(now, before, strict=True):
+        were += int(was_dormant.sum())
+        still += int((is_dormant & was_dormant).sum())
+    return (were - still) / were if were else None
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from stable_baselines3.common.logger import configure
 from torch import Tensor
 
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.dormancy.scores import overlap
 from sb3_redo.experiments.settings import Settings
 from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RESULT, RUN, locked, read_json, write_json
 from sb3_redo.sweeps.run import describe_run
-from sb3_redo.tensorboard import dormancy_values, write_point
+from sb3_redo.tensorboard import dormancy_values, persistence_values, write_point
 
 _SECONDS_BETWEEN_PROGRESS = 2.0
 _THRESHOLDS = (0.0, 0.025, 0.1)
@@ -38,14 +37,17 @@ class DormancyLog:
 
     def __init__(self) -> None:
         self._before: list[Tensor] | None = None
+        self._at_first: list[Tensor] = []
 
     def values(self, report: DormancyReport, gradient_step: int) -> dict[str, Any]:
-        """Return what a report says, with the overlap of what is dormant with the report before."""
+        """Return what a report says, and what has become of the neurons dormant in the report before and the first."""
         values = dormancy_values(report, _THRESHOLDS, log_layers=True, log_histograms=False)
         dormant = [layer.dormant for layer in report.layers]
-        shared = None if self._before is None else overlap(dormant, self._before)
+        if self._before is not None:
+            values |= persistence_values(report.layers, self._before, self._at_first, log_layers=True)
+        else:
+            self._at_first = dormant
         self._before = dormant
-        values |= {} if shared is None else {"dormancy/overlap": shared}
         return values | {"dormancy/gradient_step": gradient_step}
 
 

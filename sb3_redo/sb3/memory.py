@@ -53,17 +53,27 @@ class Memory:
         """Whether this callback has not measured the model yet."""
         return not self._own["dormant"]
 
-    def dormant_before(self, report: DormancyReport) -> Iterator[Tensor]:
+    def dormant_before(self, report: DormancyReport) -> list[Tensor]:
         """For each layer of a report the bool mask of what was dormant in the one before, [neurons]."""
+        return list(self._masks(report, self._own["dormant"]))
+
+    def dormant_at_first(self, report: DormancyReport) -> list[Tensor]:
+        """For each layer of a report the bool mask of what was dormant when it was first measured, [neurons]."""
+        return list(self._masks(report, self._own.get("dormant_at_first", {})))
+
+    @staticmethod
+    def _masks(report: DormancyReport, dormant: dict[str, list[int]]) -> Iterator[Tensor]:
         for layer in report.layers:
             mask = torch.zeros_like(layer.dormant)
             # A layer may have been replaced by a narrower one.
-            mask[[neuron for neuron in self._own["dormant"].get(layer.name, []) if neuron < len(mask)]] = True
+            mask[[neuron for neuron in dormant.get(layer.name, []) if neuron < len(mask)]] = True
             yield mask
 
     def remember(self, report: DormancyReport) -> None:
-        """Keep what is dormant in a report for the next comparison."""
-        self._own["dormant"].update({layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers})
+        """Keep what is dormant in a report for the next comparison; of a layer's first report, for all later ones."""
+        dormant = {layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers}
+        self._own["dormant"].update(dormant)
+        self._own["dormant_at_first"] = {**dormant, **self._own.get("dormant_at_first", {})}
 
     def tensors(self, what: str) -> dict[str, Tensor]:
         """Tensors by name that the callback keeps, on the CPU; what it puts there is saved with the model."""

@@ -64,6 +64,7 @@ def _recycled_in_both_halves(tape):
     totals = tape.values("redo/recycled_total")
     assert 0 < totals[0] < totals[-1] == sum(tape.values("redo/recycled"))
     assert tape.values("dormancy/overlap")
+    assert tape.values("dormancy/overlap_first")
 
 
 @each_run

@@ -170,7 +170,12 @@ def _break_at(monkeypatch, model, place, gradient_step):
     "place",
     [
         "measurer.sample_batch",
-        *("monitoring.dormancy_values", "monitoring.overlap", "monitoring.write_point", "monitoring.write_totals"),
+        *(
+            "monitoring.dormancy_values",
+            "monitoring.persistence_values",
+            "monitoring.write_point",
+            "monitoring.write_totals",
+        ),
     ],
 )
 @pytest.mark.parametrize("gradient_step", [0, 10])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sb3_redo.dormancy.meter import Meter
-from sb3_redo.dormancy.scores import dormancy_scores, overlap
+from sb3_redo.dormancy.scores import dormancy_scores, overlap, revived
 from sb3_redo.wiring.tracing import trace_wiring
 from tests.helpers import networks, own_calls
 
@@ -86,6 +86,21 @@ def test_worked_overlaps(one, other, expected):
     assert overlap([one], [other]) == expected
     # Pooled over layers: the same neurons in two layers are the same set.
     assert overlap([one[:1], one[1:]], [other[:1], other[1:]]) == expected
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        ([1, 1, 0, 0], [1, 0, 1, 1], 2 / 3),
+        ([1, 1, 1, 1], [1, 1, 0, 0], 0.0),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 1.0),
+        ([1, 1, 0, 0], [0, 0, 0, 0], None),
+    ],
+)
+def test_worked_shares_of_revived_neurons(now, before, expected):
+    now, before = torch.tensor(now).bool(), torch.tensor(before).bool()
+    assert revived([now], [before]) == expected
+    assert revived([now[:1], now[1:]], [before[:1], before[1:]]) == expected
 
 
 @pytest.mark.parametrize("name", [*networks.NETWORKS, *own_calls.MEASURED_ONLY])
