@@ -1,6 +1,8 @@
 """Points at the step they were measured, and a TensorBoard layout to look at them."""
 
+import logging
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,12 +16,16 @@ from stable_baselines3.common.logger import (
     JSONOutputFormat,
     KVWriter,
     Logger,
+    SeqWriter,
     TensorBoardOutputFormat,
 )
 from torch import Tensor
 
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.dormancy.scores import LayerDormancy, overlap, revived
+
+_Totals = dict[str, tuple[float, Callable[[], bool]]]
+"""Key to number, and whether it is still to be shown."""
 
 
 def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -> None:
@@ -49,31 +55,56 @@ def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -
             output.write(row, dict.fromkeys(row, ("",)), num_timesteps)
 
 
-def write_totals(logger: Logger, values: Mapping[str, float]) -> None:
-    """Show values in the next table of a logger's consoles, and nowhere else.
+def tell(logger: Logger, line: str) -> None:
+    """Write a line to the consoles and text files of a logger; where it has none, to Python's logger ``sb3_redo``.
+
+    So it is seen where SB3's own tables are (``verbose=1``), and is quiet where these are, unless ``logging`` shows
+    ``INFO``.
+    """
+    if any(isinstance(output, SeqWriter) for output in logger.output_formats):
+        logger.info(line)
+    else:
+        logging.getLogger("sb3_redo").info(line)
+
+
+def how_to_look(logger: Logger) -> str:
+    """Return the command that shows a logger's points, after a semicolon; nothing if it writes no TensorBoard log."""
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            return f"; tensorboard --logdir {shlex.quote(output.writer.log_dir)}"
+    return ""
+
+
+def write_totals(logger: Logger, values: Mapping[str, float], are_current: Callable[[], bool] = lambda: True) -> None:
+    """Show values in all tables of a logger's consoles from now on, and nowhere else.
 
     ``Logger.record`` would hand them to every writer, and those that are not SB3's need not look at what they are to
     exclude.
+
+    :param values: key to number, in the place of those shown before
+    :param are_current: asked at each table; once it says no, the values are forgotten
     """
     for output in logger.output_formats:
         if isinstance(output, HumanOutputFormat):
             if not hasattr(output, "totals_of_redo"):
-                totals: dict[str, float] = {}
+                totals: _Totals = {}
                 vars(output).update(totals_of_redo=totals, write=partial(_write_with, totals, output.write))
-            vars(output)["totals_of_redo"].update(values)
+            vars(output)["totals_of_redo"].update({key: (value, are_current) for key, value in values.items()})
 
 
 def _write_with(
-    totals: dict[str, float],
+    totals: _Totals,
     write: Callable[..., None],
     key_values: Mapping[str, Any],
     key_excluded: Mapping[str, tuple[str, ...]],
     step: int = 0,
 ) -> None:
-    """Write a table that shows totals, too, and forget these."""
-    shown, excluded = {**key_values, **totals}, {**key_excluded, **dict.fromkeys(totals, ("",))}
+    """Write a table that shows totals, too, as far as they are current."""
+    current = {key: (value, is_current) for key, (value, is_current) in totals.items() if is_current()}
     totals.clear()
-    write(shown, excluded, step)
+    totals.update(current)
+    shown = {**key_values, **{key: value for key, (value, _) in totals.items()}}
+    write(shown, {**key_excluded, **dict.fromkeys(totals, ("",))}, step)
 
 
 def dormancy_values(

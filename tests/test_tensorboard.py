@@ -158,16 +158,17 @@ def test_writers_of_ones_own_get_every_point_once_and_consoles_alone_get_totals(
     assert "recycled_total" in other.getvalue()
 
 
-def test_totals_are_shown_in_one_table_each():
-    console = io.StringIO()
+def test_totals_are_repeated_in_every_table_while_they_are_current():
+    console, current = io.StringIO(), True
     logger = Logger(None, [HumanOutputFormat(console)])
     for total in (1, 2):
-        write_totals(logger, {"redo/recycled_total": total})
-    for _ in range(2):
+        write_totals(logger, {"redo/recycled_total": total}, lambda: current)
+    for _ in range(4):
         logger.record("time/episodes", 1)
         logger.dump()
-    assert console.getvalue().count("episodes") == 2
-    assert re.findall(r"recycled_total +\| (\d)", console.getvalue()) == ["2"]
+        current = console.getvalue().count("episodes") < 2
+    assert console.getvalue().count("episodes") == 4
+    assert re.findall(r"recycled_total +\| (\d)", console.getvalue()) == ["2", "2"]
     assert not logger.name_to_value
 
 

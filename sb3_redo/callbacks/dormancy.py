@@ -23,7 +23,8 @@ class DormancyCallback(MonitoringCallback):
     :param log_layers: whether to log a curve for every layer
     :param log_histograms: whether to log a histogram of every layer's scores
     :param seed: of the observations drawn; the model's own seed if not given
-    :param verbose: 1 writes the policy's wiring to the model's log when training starts
+    :param verbose: 0 writes one line to the model's log when training starts and one when it ends; 1 also writes the
+        policy's wiring
     :param exclude: patterns of layers that are neither measured nor changed, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :param observations: a fixed set to measure on, all of it each time, instead of ``batch_size`` from the buffer: an

@@ -12,7 +12,16 @@ from sb3_redo.callbacks.schedule import is_due
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.sb3.agents import NETWORK_NAMES
 from sb3_redo.sb3.batch import fixed_observations
-from sb3_redo.tensorboard import dormancy_values, numbered, persistence_values, write_layout, write_point, write_totals
+from sb3_redo.tensorboard import (
+    dormancy_values,
+    how_to_look,
+    numbered,
+    persistence_values,
+    tell,
+    write_layout,
+    write_point,
+    write_totals,
+)
 from sb3_redo.validation import (
     flag,
     listed,
@@ -35,6 +44,8 @@ class MonitoringCallback(GradientStepCallback):
 
     measurer: Measurer
     """What measures; there from :meth:`prepare` on."""
+
+    _first: float | None = None
 
     def __init__(
         self,
@@ -76,6 +87,39 @@ class MonitoringCallback(GradientStepCallback):
         self.measurer = Measurer(sampler, self.dormancy_threshold, self.networks, self.exclude)
         self._tell_wiring()
         self._number = self._number_among(self.locals.get("callback"))
+
+    @property
+    def purpose(self) -> str:
+        """What it does to the layers that it measures and when, for the line at the start of training."""
+        return f" every {self.measuring_period} gradient steps at threshold {self.dormancy_threshold:g}"
+
+    @property
+    def outcome(self) -> str:
+        """What it has done to the model, for the line at the end of training."""
+        return ""
+
+    def _on_training_start(self) -> None:
+        self._first = None
+        super()._on_training_start()
+        if self.is_training:
+            layers = self.measurer.meter.layers
+            neurons, recyclable = (
+                sum(layer.neurons for layer in some) for some in (layers, [each for each in layers if each.recyclable])
+            )
+            share = {neurons: "all", 0: "none"}.get(recyclable, str(recyclable))
+            counts = f"{len(layers)} layer{'s' * (len(layers) > 1)}, {neurons} neurons ({share} recyclable)"
+            with self._guarded():
+                tell(self.logger, f"{type(self).__name__}: measuring {counts}{self.purpose}")
+
+    def _on_training_end(self) -> None:
+        has_trained = self.is_training and not self._has_given_up  # the zoo calls this twice
+        super()._on_training_end()
+        if has_trained:
+            found = "nothing was measured"
+            if self.report is not None and self._first is not None:
+                found = f"{self._first:.1%} of neurons dormant at first, {self.report.dormant_fraction:.1%} at last"
+            with self._guarded():
+                tell(self.logger, f"{type(self).__name__}: {found}{self.outcome}{how_to_look(self.logger)}")
 
     def write_layout(self) -> None:
         """Set up TensorBoard's Custom Scalars tab, if this is the first callback that logs dormancy."""
@@ -138,5 +182,11 @@ class MonitoringCallback(GradientStepCallback):
         before, at_first = self.memory.dormant_before(report), self.memory.dormant_at_first(report)
         values |= persistence_values(report.layers, before, at_first, log_layers=self.log_layers)
         self.memory.remember(report)
+        if self._first is None:
+            self._first = report.dormant_fraction
         write_point(self.logger, numbered(values, self._number), self.model.num_timesteps)
-        write_totals(self.logger, numbered({"dormancy/fraction": values["dormancy/fraction"]}, self._number))
+        write_totals(
+            self.logger,
+            numbered({"dormancy/fraction": values["dormancy/fraction"]}, self._number),
+            lambda: self.is_training,
+        )

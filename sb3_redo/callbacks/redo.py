@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sb3_redo.callbacks.callback_tree import callbacks_in
 from sb3_redo.callbacks.monitoring import MonitoringCallback
+from sb3_redo.callbacks.published import published_settings
 from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.compensation import measured_contributions
@@ -26,7 +27,8 @@ class ReDoCallback(MonitoringCallback):
 
     After every ``recycling_period`` gradient steps the neurons that are dormant on a fresh batch get new incoming
     weights from their layer's initial distribution, their outgoing weights are cleared and the optimizer state of
-    both is renewed. Defaults are the paper's for DQN, ``optimizer_state`` apart.
+    both is renewed. Defaults are the paper's for DQN, ``optimizer_state`` apart. A line of the log says, when
+    training starts, how the settings differ from those that the paper has for the algorithm.
 
     :param dormancy_threshold: recycle neurons with a score of at most this; see
         :class:`~sb3_redo.DormancyCallback`
@@ -44,7 +46,8 @@ class ReDoCallback(MonitoringCallback):
     :param log_layers: whether to log a curve for every layer
     :param log_histograms: whether to log a histogram of every layer's scores
     :param seed: of the observations and weights drawn; the model's own seed if not given
-    :param verbose: 1 writes the policy's wiring to the model's log when training starts
+    :param verbose: 0 writes one line to the model's log when training starts and one when it ends; 1 also writes the
+        policy's wiring
     :param incoming_norm: norm of redrawn incoming weights, as a multiple of the mean norm of the layer's live neurons
         (``weight_scaling`` in the authors' code); as drawn if not given
     :param outgoing_norm: the same for outgoing weights, for each consumer's columns, with ``outgoing="random"``
@@ -109,6 +112,30 @@ class ReDoCallback(MonitoringCallback):
         """In gradient steps."""
         return self.schedule.period
 
+    @property
+    def purpose(self) -> str:
+        if self.select is not None:
+            selection = getattr(self.select, "__name__", self.select)
+            return f", recycling {self.schedule.described} what {selection} selects"
+        return (
+            f", recycling {self.schedule.described} at threshold {self.dormancy_threshold:g}{self._unlike_published()}"
+        )
+
+    def _unlike_published(self) -> str:
+        """Say in which settings the paper's differ."""
+        published = published_settings(self.model)
+        if published is None:
+            return f"; Sokar et al. (2023) give no settings for {type(self.model).__name__}"
+        likeness, settings = published
+        if self.observations is not None:
+            del settings["batch_size"]
+        others = [f"{name}={value:g}" for name, value in settings.items() if value != getattr(self, name)]
+        return f"; Sokar et al. (2023) used {', '.join(others)} for {likeness}" if others else ""
+
+    @property
+    def outcome(self) -> str:
+        return f", {self.memory.recycled_total_of(self.model)} recycled in all"
+
     def rewire(self) -> None:
         super().rewire()
         self._check_recyclable()
@@ -149,5 +176,5 @@ class ReDoCallback(MonitoringCallback):
         total = self.memory.add_recycled(record.recycled)
         values: dict[str, Any] = {"redo/recycled": record.recycled, "redo/recycled_total": total}
         write_point(self.logger, values, self.model.num_timesteps)
-        write_totals(self.logger, {"redo/recycled_total": total})
+        write_totals(self.logger, {"redo/recycled_total": total}, lambda: self.is_training)
         return record

@@ -36,6 +36,13 @@ class Schedule:
     def __str__(self) -> str:
         return f"{self.period} {self.start} {self.stop}"
 
+    @property
+    def described(self) -> str:
+        """The period and its bounds in words."""
+        start = f" from gradient step {self.start}" if self.start else ""
+        stop = "" if self.stop is None else f" up to gradient step {self.stop}"
+        return f"every {self.period} gradient steps{start}{stop}"
+
     def is_due(self, before: int, gradient_step: int) -> bool:
         """Return whether the period is over at the last of some gradient steps, and that step is within the bounds.
 

@@ -188,7 +188,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         values = {"cbp/replaced": self._replaced, **total, "cbp/mature": float(mature.float().mean())}
         self._replaced = 0
         write_point(self.logger, values, self.model.num_timesteps)
-        write_totals(self.logger, total)
+        write_totals(self.logger, total, lambda: self.is_training)
 
     def store(self) -> None:
         for contribution in self.contributions:

@@ -80,7 +80,7 @@ class PlasticityInjectionCallback(GradientStepCallback):
         replaced = policy.q_net.added[total - 1]
         values = {"injection/total": total, "injection/parameters": sum(p.numel() for p in replaced.parameters())}
         write_point(self.logger, values, self.model.num_timesteps)
-        write_totals(self.logger, {"injection/total": total})
+        write_totals(self.logger, {"injection/total": total}, lambda: self.is_training)
         for other in callbacks_in(self.locals.get("callback")):
             if isinstance(other, GradientStepCallback) and other.is_training:
                 other.read_anew()

@@ -90,7 +90,7 @@ class PeriodicCallback(GradientStepCallback):
         values = self.intervene({name: state[uncompiled_name(name)] for name in self._names})
         total = self.memory.count(self.prefix)
         write_point(self.logger, {**values, f"{self.prefix}/total": total}, self.model.num_timesteps)
-        write_totals(self.logger, {f"{self.prefix}/total": total})
+        write_totals(self.logger, {f"{self.prefix}/total": total}, lambda: self.is_training)
 
     def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
         """Change the layers.

@@ -91,6 +91,14 @@ class PruningCallback(MonitoringCallback):
                 "settings beside it, add a DormancyCallback."
             )
 
+    @property
+    def purpose(self) -> str:
+        return f", pruning {self.schedule.described} at threshold {self.dormancy_threshold:g}"
+
+    @property
+    def outcome(self) -> str:
+        return f", {sum(int(mask.sum()) for mask in self.pruned.values())} pruned in all"
+
     def rewire(self) -> None:
         super().rewire()
         self._check_recyclable()
@@ -155,4 +163,4 @@ class PruningCallback(MonitoringCallback):
         totals = {"pruning/pruned_total": total}
         values = {"pruning/pruned": pruned, **totals, "pruning/pruned_fraction": total / sum(map(len, masks))}
         write_point(self.logger, values, self.model.num_timesteps)
-        write_totals(self.logger, totals)
+        write_totals(self.logger, totals, lambda: self.is_training)

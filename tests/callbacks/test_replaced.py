@@ -230,6 +230,7 @@ def test_one_line_of_the_log_tells(capsys):
     model.set_logger(Logger(None, [HumanOutputFormat(sys.stdout)]))
     model.learn(96, callback=[DormancyCallback(measuring_period=20, batch_size=8), At(48, fresh_optimizers)])
     lines = [line for line in capsys.readouterr().out.splitlines() if "DormancyCallback" in line]
+    assert all(line.startswith("DormancyCallback: ") for line in (lines.pop(0), lines.pop()))
     assert lines == ["DormancyCallback reads the model anew at gradient step 28: an optimizer was replaced"]
 
 
