@@ -160,17 +160,21 @@ def numbered(values: Mapping[str, Any], number: int) -> dict[str, Any]:
 def write_layout(logger: Logger, networks: Mapping[str, str], *, log_layers: bool, recycles: bool) -> None:
     """Set up TensorBoard's Custom Scalars tab: all networks in one chart, the layers of each in another.
 
+    A single network, and the single layer of one, are the same curve as what they are part of, and are left out.
+
     :param networks: layer name to network name
     :param recycles: whether neurons are recycled, and not only measured
     """
     names = tuple(dict.fromkeys(networks.values()))
+    each = [f"dormancy/{name}" for name in names] if len(names) > 1 else []
     charts = {
         "episode return": ["Multiline", _exactly("rollout/ep_rew_mean")],
-        "dormant fraction": ["Multiline", _exactly("dormancy/fraction", *(f"dormancy/{name}" for name in names))],
+        "dormant fraction": ["Multiline", _exactly("dormancy/fraction", *each)],
     }
     for name in names if log_layers else ():
-        layers = (f"dormancy_layers/{layer}" for layer, network in networks.items() if network == name)
-        charts[f"dormant fraction: layers of {name}"] = ["Multiline", _exactly(*layers)]
+        layers = [f"dormancy_layers/{layer}" for layer, network in networks.items() if network == name]
+        if len(layers) > 1:
+            charts[f"dormant fraction: layers of {name}"] = ["Multiline", _exactly(*layers)]
     if recycles:
         charts["neurons recycled"] = ["Multiline", _exactly("redo/recycled")]
     for output in logger.output_formats:

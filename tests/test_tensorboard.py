@@ -275,6 +275,17 @@ def test_the_layout_puts_networks_on_one_chart_and_layers_on_one_for_each_networ
     assert list(charts)[:2] == ["episode return", "dormant fraction"]
 
 
+@pytest.mark.parametrize("net_arch", [[8], [8, 8]])
+def test_no_curve_is_drawn_twice_where_there_is_one_network(tmp_path, net_arch):
+    train(tmp_path, DormancyCallback(0.5, 5, batch_size=16), policy_kwargs={"net_arch": net_arch})
+    events = read(tmp_path)
+    tags = events.Tags()["scalars"]
+    shown = {title: [tag for tag in tags if matches(chart, tag)] for title, chart in charts_of(events).items()}
+    assert shown["dormant fraction"] == ["dormancy/fraction"]
+    drawn = [tag for tags in shown.values() for tag in tags if tag.startswith(("dormancy/", "dormancy_layers/"))]
+    assert len(drawn) == len(set(drawn)) == (3 if len(net_arch) > 1 else 1)
+
+
 def charts_of(events):
     (tensor,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(tensor.tensor_proto.string_val[0])
