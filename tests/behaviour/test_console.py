@@ -141,7 +141,7 @@ PUBLISHED = {
     "episodes": (
         partial(dqn, train_freq=(1, "episode")),
         {"recycling_period": 5},
-        "recycling_period=1000 for DQN at h",
+        "recycling_period=1000 for DQN at other replay ratios",
     ),
     "sac": (sac, {}, "dormancy_threshold=0, recycling_period=200000, batch_size=256 for SAC"),
     "fixed": (sac, {"observations": np.zeros((9, 3))}, "dormancy_threshold=0, recycling_period=200000 for SAC"),
