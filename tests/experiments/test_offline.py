@@ -277,9 +277,8 @@ def test_what_is_logged_is_what_the_network_says(stored, monkeypatch):
     assert [point.step for point in points] == [0, 10, 20, 30, 40]
     assert [point.values["dormancy/gradient_step"] for point in points] == [0, 10, 20, 30, 40]
     assert {"dormancy_thresholds/0.0", "dormancy/q_net", "dormancy_layers/q_net.q_net.0"} <= set(last)
-    assert all(
-        key.partition("/")[0] in ("offline", "dormancy", "dormancy_thresholds", "dormancy_layers") for key in last
-    )
+    groups = {f"dormancy{group}" for group in ("", "_thresholds", "_layers", "_revived", "_revived_layers")}
+    assert {key.partition("/")[0] for key in last} <= {"offline", *groups}
 
 
 def _keeping(kept, real):
