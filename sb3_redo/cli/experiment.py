@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from sb3_redo.cli.sweep import add_resources, check_resources, execute_sweep, print_commands
+from sb3_redo.cli.sweep import add_resources, check_resources, execute_sweep, folder, print_commands
 from sb3_redo.experiments.catalogue import PRESETS, catalogue, experiment_named
 from sb3_redo.validation import UsageError, needs, positive_integer
 
@@ -33,7 +33,7 @@ def add_experiment(commands: Any, **settings: Any) -> None:
     parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="(default: %(default)s)")
     parser.add_argument("--seeds", metavar="N", type=int, help="how many, from 0 on (default: the preset's)")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("runs"), help="folder of the sweeps (default: %(default)s)"
+        "--out", metavar="DIR", type=folder, default=Path("runs"), help="folder of the sweeps (default: %(default)s)"
     )
     add_resources(parser)
 
@@ -74,10 +74,10 @@ def _experiment(arguments: argparse.Namespace) -> int:
     sweeps = sweeps_of(experiment.presets[arguments.preset], arguments.seeds)
     folders = [arguments.out / sweep.name for sweep in sweeps]
     if arguments.dry_run:
-        for sweep, folder in zip(sweeps, folders, strict=True):
-            print_commands(sweep, folder, arguments)
+        for sweep, out in zip(sweeps, folders, strict=True):
+            print_commands(sweep, out, arguments)
         return 0
-    failed = [execute_sweep(sweep, folder, arguments) for sweep, folder in zip(sweeps, folders, strict=True)]
+    failed = [execute_sweep(sweep, out, arguments) for sweep, out in zip(sweeps, folders, strict=True)]
     out = arguments.out / "experiments" / f"{experiment.name}_{arguments.preset}"
     print(f"page: {write_page(experiment, arguments.preset, sweeps, folders, out)}")
     return 1 if any(failed) else 0

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"sb3-redo: error: {' '.join(message.split())}", file=sys.stderr)
+    # A file that somebody else wrote may hold what steers a terminal.
+    shown = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
+    print(f"sb3-redo: error: {shown}", file=sys.stderr)
     return code
 
 

@@ -21,6 +21,13 @@ REPORT_EXAMPLES = """example:
 """
 
 
+def folder(text: str) -> Path:
+    """Return the folder that an option names. Empty text, which a shell makes of an unset variable, names none."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
+    return Path(text)
+
+
 def add_sweep(commands: Any, **settings: Any) -> None:
     """Add the command to a parser's."""
     parser = commands.add_parser(
@@ -33,7 +40,7 @@ def add_sweep(commands: Any, **settings: Any) -> None:
     )
     parser.set_defaults(run=_sweep)
     parser.add_argument("file", metavar="FILE", type=Path, help="a sweep file (YAML)")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the runs (default: runs/NAME of the file)")
+    parser.add_argument("--out", metavar="DIR", type=folder, help="folder of the runs (default: runs/NAME of the file)")
     add_resources(parser)
 
 
@@ -58,8 +65,8 @@ def add_report(commands: Any, **settings: Any) -> None:
         **settings,
     )
     parser.set_defaults(run=_report)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the sweep's folder")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where to (default: report/ in the sweep's folder)")
+    parser.add_argument("folder", metavar="DIR", type=folder, help="the sweep's folder")
+    parser.add_argument("--out", metavar="DIR", type=folder, help="where to (default: report/ in the sweep's folder)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)d)")
 
 

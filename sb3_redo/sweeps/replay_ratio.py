@@ -1,10 +1,14 @@
 """Turns a replay ratio into SB3's settings: gradient steps every so many steps of every environment."""
 
+import re
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 LONGEST_ROLLOUT = 1000
 """Steps between two ``train()`` calls: beyond that a ratio is more likely a rounded number than meant."""
+# A fraction with an exponent of nine digits takes all memory there is.
+_LONGEST = 30
+_EXPONENT = re.compile(r"[eE]([-+]?\d+)")
 
 
 class TrainingSchedule(NamedTuple):
@@ -33,7 +37,10 @@ def training_schedule(replay_ratio: Any, n_envs: int = 1) -> TrainingSchedule:
     """
     try:
         # By its decimals: 0.1 is one tenth, and not the binary number next to it.
-        ratio = Fraction(str(replay_ratio))
+        text = str(replay_ratio)
+        if len(text) > _LONGEST or ((exponent := _EXPONENT.search(text)) and abs(int(exponent[1])) > _LONGEST):
+            raise ValueError
+        ratio = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"a replay ratio must be a number or a fraction such as 1/3, got {replay_ratio!r}") from None
     if isinstance(replay_ratio, bool) or ratio <= 0:

@@ -48,8 +48,7 @@ class Run:
     @property
     def name(self) -> str:
         """The run's folder below the sweep's: environment, condition and seed."""
-        condition = ",".join(f"{axis}={label}" for axis, label in self.condition.items()) or "default"
-        return f"{self.environment.replace('/', '-')}/{condition.replace('/', '-')}/seed={self.seed}"
+        return f"{self.environment.replace('/', '-')}/{condition_folder(self.condition)}/seed={self.seed}"
 
     @property
     def replay_ratio(self) -> float | None:
@@ -132,6 +131,12 @@ class Run:
             settings={**self.settings, "callback": self.callbacks},
             command=self.command(out, threads),
         )
+
+
+def condition_folder(condition: dict[str, Any]) -> str:
+    """Return the name of the folder of a condition's runs."""
+    name = ",".join(f"{axis}={label}" for axis, label in condition.items()) or "default"
+    return name.replace("/", "-")
 
 
 def describe_run(

@@ -1,15 +1,19 @@
 """Holds the base of the readers of sweep files."""
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sb3_redo.sweeps.run import Run
+from sb3_redo.sweeps.run import Run, condition_folder
 from sb3_redo.sweeps.schema import check_form
 from sb3_redo.sweeps.yaml_document import Document
 from sb3_redo.validation import one_of
+
+_MOST_RUNS = 10_000  # far more than any paper's
+_LONGEST_NAME = 255  # of file systems
 
 
 class SweepReader(ABC):
@@ -42,7 +46,12 @@ class SweepReader(ABC):
 
     def runs(self) -> list[Run]:
         """Make all runs, in the order of environments, grid and seeds."""
+        of_each = [self.content["environments"], *self.axes.values(), self.content["seeds"]]
+        if (count := math.prod(map(len, of_each))) > _MOST_RUNS:
+            raise self.document.error(f"expected at most {_MOST_RUNS:,} runs, got {count:,}", ("grid",))
         conditions = [dict(zip(self.axes, labels, strict=True)) for labels in itertools.product(*self.axes.values())]
+        for condition in conditions:
+            self._check_folder(condition_folder(condition))
         return [
             self._run(environment, condition, seed)
             for environment in self.content["environments"]
@@ -50,11 +59,19 @@ class SweepReader(ABC):
             for seed in self.content["seeds"]
         ]
 
+    def _check_folder(self, name: str) -> None:
+        """Check that a file system takes the name of a condition's folder."""
+        if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+            wanted = f"labels that make up the name of a folder, at most {_LONGEST_NAME} bytes in all"
+            raise self.document.error(f"expected {wanted}, got {name!r}", ("grid",))
+
     @abstractmethod
     def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run: ...
 
-    def _check_named(self, value: Any, choices: tuple[str, ...], *location: Hashable) -> None:
+    def _check_named(
+        self, value: Any, choices: tuple[str, ...], *location: Hashable, document: Document | None = None
+    ) -> None:
         try:
             one_of(str(location[-1]), value, choices)
         except (ValueError, TypeError) as error:
-            raise self.document.error(str(error), location) from None
+            raise (document or self.document).error(str(error), location) from None

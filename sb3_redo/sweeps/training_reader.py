@@ -4,20 +4,20 @@ import inspect
 import itertools
 import os
 from collections import Counter
-from collections.abc import Hashable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Hashable, Mapping
+from functools import cache, cached_property
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH
 from sb3_redo.sweeps.conditions import POLICY_KWARGS, entry_of, hyperparameters
+from sb3_redo.sweeps.named_classes import check_callbacks, check_policy_settings, policy_class
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.sweep_reader import SweepReader
-from sb3_redo.sweeps.value_types import ZOO_SETTINGS, complaint_about
+from sb3_redo.sweeps.value_types import SET_BY_THE_SWEEP, ZOO_SETTINGS, complaint_about
 from sb3_redo.sweeps.yaml_document import Document
-from sb3_redo.validation import needs
+from sb3_redo.validation import UsageError, needs
 from sb3_redo.zoo.atari import check_atari
 
 
@@ -45,7 +45,9 @@ class TrainingReader(SweepReader):
 
         self._check_named(self.algorithm, tuple(ALGOS), "algorithm")
         self._check_environments()
-        self.parameters = dict(inspect.signature(ALGOS[self.algorithm]).parameters)
+        parameters = inspect.signature(ALGOS[self.algorithm]).parameters
+        self.parameters = {name: value for name, value in parameters.items() if name not in SET_BY_THE_SWEEP}
+        self.policies = ALGOS[self.algorithm].policy_aliases
         if REPLAY_RATIO in self.axes and "gradient_steps" not in self.parameters:
             raise self.document.error(f"{self.algorithm} has no replay ratio: it is on-policy", ("grid", REPLAY_RATIO))
         self._check_settings()
@@ -57,15 +59,15 @@ class TrainingReader(SweepReader):
         self._check_callbacks()
 
     def _check_environments(self) -> None:
-        import importlib
-
         import gymnasium as gym
         import rl_zoo3.import_envs  # noqa: F401  registers what the zoo can train on
 
+        from sb3_redo.sweeps.named_classes import import_named
+
         for number, package in enumerate(self.content.get("gym_packages", ())):
             try:
-                importlib.import_module(package)
-            except ImportError as error:
+                import_named(package)
+            except ValueError as error:
                 raise self.document.error(str(error), ("gym_packages", number)) from None
         for number, environment in enumerate(self.content["environments"]):
             if environment not in gym.registry:
@@ -82,7 +84,8 @@ class TrainingReader(SweepReader):
             self._check_named(name, known, "settings", name)
             self._check_value(name, value, "settings", name)
         for axis, values in self.axes.items():
-            if not entry_of(CALLBACK, axis) and not entry_of(POLICY_KWARGS, axis):
+            entry = isinstance(axis, str) and (entry_of(CALLBACK, axis) or entry_of(POLICY_KWARGS, axis))
+            if not entry or not entry.isidentifier() or iskeyword(entry):
                 self._check_named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
             # A list's values are found by their numbers, a mapping's by their labels.
             places = values if isinstance(self.content["grid"][axis], dict) else itertools.count()
@@ -96,19 +99,33 @@ class TrainingReader(SweepReader):
                     raise self.document.error(f"the grid has {there}", ("per", axis, label))
                 for name, value in settings.items():
                     self._check_named(name, (*known, CALLBACK), "per", axis, label, name)
+                    if name == CALLBACK and not isinstance(value, dict):
+                        complaint = f"expected a mapping of settings, got {value!r}"
+                        raise self.document.error(complaint, ("per", axis, label, name))
                     self._check_value(name, value, "per", axis, label, name)
 
-    def _check_value(self, name: str, value: Any, *location: Hashable) -> None:
+    def _check_value(self, name: str, value: Any, *location: Hashable, document: Document | None = None) -> None:
         complaint = complaint_about(name, value, self.parameters)
+        if complaint is None and name == "policy":
+            try:
+                policy_class(self.policies, value)
+            except ValueError as error:
+                complaint = str(error)
         if complaint is not None:
-            raise self.document.error(complaint, location)
+            raise (document or self.document).error(complaint, location)
 
     @cached_property
-    def _entries(self) -> dict[str, Any]:
+    def _entries(self) -> Document:
+        # The zoo runs any other file as Python.
+        if Path(self.config).suffix not in (".yml", ".yaml"):
+            raise self.document.error(f"expected a .yml file, got {self.config!r}", ("config",))
         try:
-            return dict(yaml.safe_load(Path(self.config).read_text()))
-        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise self.document.error(f"{self.config} cannot be read: {error}", ("config",)) from None
+            document = Document(Path(self.config))
+        except UsageError as error:
+            raise self.document.error(str(error), ("config",)) from None
+        if not isinstance(document.content, dict):
+            raise self.document.error(f"{self.config} cannot be read: it is no mapping", ("config",))
+        return document
 
     def _base(self, environment: str) -> dict[str, Any]:
         """Return the configuration's entry for an environment, found as the zoo finds it."""
@@ -116,13 +133,29 @@ class TrainingReader(SweepReader):
 
         names = (environment, "atari" if ExperimentManager.is_atari(environment) else "default")
         for name in names:
-            if name in self._entries:
-                return dict(self._entries[name])
+            if name in self._entries.content:
+                return dict(self._checked(name))
         raise self.document.error(f"{self.config} has no entry for {environment}", ("config",))
+
+    @cache  # noqa: B019  a reader is gone with its file
+    def _checked(self, name: str) -> dict[str, Any]:
+        """Return an entry of the configuration, whose settings are ones of the algorithm or of the zoo."""
+        entry = self._entries.content[name]
+        if not isinstance(entry, dict):
+            raise self._entries.error(f"expected a mapping of settings, got {entry!r}", (name,))
+        for setting, value in entry.items():
+            self._check_named(
+                setting, (*self.parameters, *ZOO_SETTINGS, CALLBACK), name, setting, document=self._entries
+            )
+            self._check_value(setting, value, name, setting, document=self._entries)
+        for needed in ("policy", "n_timesteps"):
+            if needed not in {**entry, **self.settings, **self.axes, **self.content}:
+                raise self._entries.error(f"expected {needed} here or in the sweep file, which has none", (name,))
+        return entry
 
     def _check_callbacks(self) -> None:
         for label, callbacks in self.axes.get(CALLBACK, {}).items():
-            complaint = _complaint_about_callbacks(callbacks)
+            complaint = _complaint_about(check_callbacks, callbacks)
             if complaint is not None:
                 raise self.document.error(complaint, ("grid", CALLBACK, label))
 
@@ -137,23 +170,35 @@ class TrainingReader(SweepReader):
         return runs
 
     def _check_adjusted(self, runs: list[Run]) -> None:
-        """Check the callbacks of a configuration, and those that ``per`` has changed."""
-        seen: list[Any] = []
-        for run in runs:
-            if run.callbacks in seen:
-                continue
-            seen.append(run.callbacks)
-            complaint = _complaint_about_callbacks(run.callbacks)
+        """Check the callbacks of a configuration, and those that ``per`` has changed, and the policies' settings."""
+        first = {repr(run.callbacks): run for run in reversed(runs)}.values()
+        for run in first:
+            complaint = _complaint_about(check_callbacks, run.callbacks)
             if complaint is not None:
-                elsewhere = ("per",) if self.per else ("config",)
-                where = next((("grid", axis) for axis in self.axes if entry_of(CALLBACK, axis)), elsewhere)
-                raise self.document.error(f"the callbacks of {run.name}: {complaint}", where)
+                raise self._error_of(run, CALLBACK, f"the callbacks of {run.name}: {complaint}")
+        kwargs = {repr((run.settings.get("policy"), run.settings.get(POLICY_KWARGS))): run for run in reversed(runs)}
+        for run in kwargs.values():
+            settings = run.settings.get(POLICY_KWARGS)
+            if isinstance(settings, dict) and "policy" in run.settings:
+                policy = policy_class(self.policies, run.settings["policy"])
+                complaint = _complaint_about(check_policy_settings, policy, settings)
+                if complaint is not None:
+                    raise self._error_of(run, POLICY_KWARGS, f"the policy of {run.name}: {complaint}")
+
+    def _error_of(self, run: Run, owner: str, message: str) -> UsageError:
+        """Return an error at the axis, the setting or the configuration that a run has a mapping's entries from."""
+        where: list[tuple[Hashable, ...]] = [("grid", axis) for axis in self.axes if entry_of(owner, axis)]
+        # What stands on the callback axis itself was checked before.
+        where += [("grid", owner)] if owner in self.axes and owner != CALLBACK else []
+        where += [("per",)] if any(owner in changed for each in self.per.values() for changed in each.values()) else []
+        where += [("settings", owner)] if owner in self.settings else []
+        return self.document.error(message, [*where, ("config",)][0])
 
     def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run:
         base = self._base(environment)
         changes = dict(self.settings)
         of_callbacks: dict[str, Any] = {}
-        callbacks = base.pop(CALLBACK, [])
+        callbacks = base.pop(CALLBACK, None) or []
         for axis, label in condition.items():
             if axis == CALLBACK:
                 callbacks = self.axes[axis][label]
@@ -196,13 +241,10 @@ class TrainingReader(SweepReader):
         return {**defaults, **base, **overrides, **length}
 
 
-def _complaint_about_callbacks(callbacks: Any) -> str | None:
-    """Say why the zoo cannot make callbacks, if it cannot."""
-    from rl_zoo3.utils import get_callback_list
-
+def _complaint_about(check: Callable[..., Any], *arguments: Any) -> str | None:
     try:
-        get_callback_list({CALLBACK: callbacks})
-    except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        check(*arguments)
+    except (TypeError, ValueError) as error:
         return str(error)
     return None
 
@@ -213,9 +255,9 @@ def _listed(callbacks: Any) -> list[Any]:
 
 def _adjusted(callback: Any, settings: Mapping[str, Any]) -> Any:
     """Return a callback of ours with other settings, any other as it is."""
-    if isinstance(callback, dict) and settings:
+    if isinstance(callback, dict) and len(callback) == 1 and settings:
         ((path, own),) = callback.items()
-        return {path: {**own, **settings}} if path.startswith("sb3_redo.") else callback
+        return {path: {**own, **settings}} if str(path).startswith("sb3_redo.") and isinstance(own, dict) else callback
     if isinstance(callback, str) and settings and callback.startswith("sb3_redo."):
         return {callback: dict(settings)}
     return callback

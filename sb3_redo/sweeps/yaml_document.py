@@ -4,6 +4,7 @@ PyYAML reads as the zoo does: ``1e-4`` is text and ``y`` is no truth value. ruam
 both mean something else.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,34 +17,107 @@ with needs("sweep", "a sweep"):
 Location = tuple[Hashable, ...]
 """Keys and numbers from the top of a document to a value in it."""
 
+# Far above what anybody writes by hand, and read in about a second.
+_MOST_CHARACTERS = 200_000
+_MOST_VALUES = 20_000
+_DEEPEST = 40
+_LONGEST_MESSAGE = 700
+_YAML = "tag:yaml.org,2002:"
+_PLAIN = {
+    yaml.ScalarNode: {f"{_YAML}{kind}" for kind in ("null", "bool", "int", "float", "str")},
+    yaml.SequenceNode: {f"{_YAML}seq"},
+    yaml.MappingNode: {f"{_YAML}map"},
+}
+
 
 class Document:
     """Holds the content of a YAML file, and where in it everything is.
 
+    The content is plain: text, numbers, truth values, nothing, lists and mappings. Tags of other types are refused.
+
     :param file: to read
-    :raises UsageError: when it cannot be read, naming the line
+    :raises UsageError: when it cannot be read, or is larger than anybody writes by hand, naming the line
     """
 
     def __init__(self, file: Path):
         self.file = file
-        try:
-            text = file.read_text()
-        except OSError as error:
-            raise UsageError(f"{file} cannot be read: {error.strerror}") from error
+        self._lines: dict[Location, int] = {}
+        self._seen: set[int] = set()
+        self._sizes: dict[int, int] = {}
+        self.content: Any = None
+        text = self._text()
         try:
             loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
-            self._lines: dict[Location, int] = {}
-            self._seen: set[int] = set()
-            self.content: Any = None
             if node is not None:
+                # Before anything is built: aliases of aliases can stand for more values than memory holds.
+                self._measure(loader, node, ())
                 self._note(loader, node, ())
                 self.content = loader.construct_document(node)
+        except RecursionError:
+            raise UsageError(f"{file}: expected values at most {_DEEPEST} deep, got deeper ones") from None
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UsageError(f"{file}:{line}: this is no YAML: {error.problem}") from error
         except (TypeError, yaml.YAMLError) as error:  # keys can be lists in YAML, but not in Python
             raise UsageError(f"{file} is no YAML: {error}") from error
+
+    def _text(self) -> str:
+        try:
+            if self.file.exists() and not self.file.is_file() and not self.file.is_dir():
+                raise UsageError(f"{self.file} cannot be read: it is no regular file")  # reading it may never end
+            with open(self.file, encoding="utf-8") as stream:
+                text = stream.read(_MOST_CHARACTERS + 1)
+        except OSError as error:
+            raise UsageError(f"{self.file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise UsageError(f"{self.file} cannot be read: it is no text in UTF-8") from None
+        except ValueError as error:  # a path with a NUL
+            raise UsageError(f"{str(self.file)!r} cannot be read: {error}") from None
+        if len(text) > _MOST_CHARACTERS:
+            raise UsageError(f"{self.file}: expected at most {_MOST_CHARACTERS:,} characters, got more")
+        return text
+
+    def _measure(self, loader: yaml.SafeLoader, node: yaml.Node, above: tuple[int, ...]) -> int:
+        """Return how many values a node stands for, every alias counted in full, and refuse what is not plain."""
+        if id(node) in above:
+            raise self._error_at(node, "an alias leads back to the value that it is in")
+        if len(above) > _DEEPEST:
+            raise self._error_at(node, f"expected values at most {_DEEPEST} deep, got deeper ones")
+        if id(node) in self._sizes:
+            return self._sizes[id(node)]
+        if node.tag not in _PLAIN[type(node)]:
+            kind = node.tag.replace(_YAML, "!!")
+            raise self._error_at(node, f"expected text, a number, a list or a mapping, got the tag {kind[:80]!r}")
+        size = 1
+        if isinstance(node, yaml.ScalarNode):
+            self._check_scalar(loader, node)
+        elif isinstance(node, yaml.SequenceNode):
+            size += sum(self._measure(loader, item, (*above, id(node))) for item in node.value)
+        else:
+            for key, value in node.value:
+                if key.tag != f"{_YAML}merge":
+                    size += self._measure(loader, key, (*above, id(node)))
+                size += self._measure(loader, value, (*above, id(node)))
+        if size > _MOST_VALUES:
+            raise self._error_at(node, f"expected at most {_MOST_VALUES:,} values, got {size:,} with all aliases")
+        self._sizes[id(node)] = size
+        return size
+
+    def _check_scalar(self, loader: yaml.SafeLoader, node: yaml.Node) -> None:
+        try:
+            value = loader.construct_object(node)
+        except Exception:  # PyYAML lets through whatever int() and its tables raise
+            raise self._error_at(node, f"{node.value[:80]!r} cannot be read as {node.tag.replace(_YAML, '')}") from None
+        if isinstance(value, float) and math.isnan(value):
+            raise self._error_at(node, "expected a number, got NaN")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise self._error_at(node, f"expected a number of 64 bits, got one of {len(node.value)} characters")
+        if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+            raise self._error_at(node, f"expected text, got {value[:80]!r}, which has characters that are none")
+
+    def _error_at(self, node: yaml.Node, message: str) -> UsageError:
+        return UsageError(f"{self.file}:{node.start_mark.line + 1}: {message}")
 
     def _note(self, loader: yaml.SafeLoader, node: yaml.Node, location: Location) -> None:
         self._lines[location] = node.start_mark.line + 1
@@ -78,5 +152,7 @@ class Document:
         place = tuple(location)
         while place not in self._lines and place:
             place = place[:-1]
-        where = ".".join(map(str, location))
+        where = ".".join(map(str, location))[:_LONGEST_MESSAGE]
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[: _LONGEST_MESSAGE // 2]} … {message[-_LONGEST_MESSAGE // 2 :]}"
         return UsageError(f"{self.file}:{self._lines.get(place, 1)}: {f'{where}: ' if where else ''}{message}")

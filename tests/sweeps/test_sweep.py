@@ -98,14 +98,14 @@ def test_two_sweeps_into_one_folder_share_the_work(folder):
 
 @pytest.mark.slow
 def test_a_failed_run_is_told_and_stops_no_other(folder):
-    text = SWEEP.replace("replay_ratio: [0.25, 1]", "batch_size: [32, -1]")
+    text = SWEEP.replace("replay_ratio: [0.25, 1]", "env_kwargs: {good: {}, bad: {nothing: 1}}")
     (folder / "sweep.yml").write_text(text)
     code, said, complained = sweep(folder, "--workers", "2")
     assert code == 1, complained
     assert "1 runs finished, 1 failed" in said
-    assert "failed: CartPole-v1/batch_size=-1,callback=redo/seed=0: exit code 1" in complained
-    assert "ValueError: negative dimensions are not allowed" in complained
-    assert state_of(folder / "out" / "CartPole-v1/batch_size=32,callback=redo/seed=0") == "finished"
+    assert "failed: CartPole-v1/env_kwargs=bad,callback=redo/seed=0: exit code 1" in complained
+    assert "unexpected keyword argument 'nothing'" in complained
+    assert state_of(folder / "out" / "CartPole-v1/env_kwargs=good,callback=redo/seed=0") == "finished"
 
 
 @pytest.mark.slow

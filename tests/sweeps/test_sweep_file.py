@@ -2,9 +2,11 @@
 
 import argparse
 import inspect
+import os
 import shlex
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -103,6 +105,7 @@ def test_the_zoo_reads_from_the_command_what_was_meant(read):
     assert words[:3] == ["python", "-m", "rl_zoo3.train"]
 
 
+WIDTH = "width: [1, 2]"
 WRONG = {
     "an unknown key": ("seeds: [0, 1]", "seds: [0, 1]", r"sweep.yml:4: seds: .* did you mean 'seeds'\?"),
     "a seed that is no number": ("[0, 1]", "[0, one]", r"sweep.yml:4: seeds.1: 'one' is not of type 'integer'"),
@@ -165,6 +168,74 @@ WRONG = {
     "no configuration": ("config.yml", "confg.yml", r"sweep.yml:3: config: confg.yml cannot be read"),
     "a key twice": ("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", r"sweep.yml:5: seeds: this key stands here twice"),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r"sweep.yml:5: this is no YAML: expected"),
+    "a discount of five": (
+        WIDTH,
+        "gamma: [0.9, 5]",
+        r"sweep.yml:9: grid.gamma.1: expected a number from 0 to 1, got 5",
+    ),
+    "a negative batch": (WIDTH, "batch_size: [-4]", r"sweep.yml:9: grid.batch_size.0: expected a number from 1 to"),
+    "no number": (WIDTH, "gamma: [.nan]", r"sweep.yml:9: expected a number, got NaN"),
+    "a schedule of a negative rate": (WIDTH, "learning_rate: [lin_-1]", r"sweep.yml:9: .* at least 0, got -1"),
+    "half a frequency": (WIDTH, "train_freq: {a: [4]}", r"sweep.yml:9: .*step or episode"),
+    "a huge number of steps": (WIDTH, f"n_timesteps: [{'9' * 401}]", r"sweep.yml:9: .* 64 bits, got one of 401 char"),
+    "an unknown policy": (WIDTH, "policy: [MlpPolcy]", r"sweep.yml:9: grid.policy.0: .* did you mean 'MlpPolicy'\?"),
+    "a policy that is none": (WIDTH, "policy: [torch.nn.Linear]", r"sweep.yml:9: .* subclass of BasePolicy"),
+    "an unknown optimizer": (WIDTH, "policy_kwargs: {a: {optimizer_class: torch.optim.Adm}}", r"sweep.yml:9: .* 'Adm'"),
+    "an unknown policy setting": (WIDTH, "policy_kwargs: {a: {net_arhc: [8]}}", r"sweep.yml:9: .* mean 'net_arch'\?"),
+    "an unknown activation": (
+        WIDTH,
+        WIDTH + "\n  policy_kwargs: {a: {activation: rely}}",
+        r"sweep.yml:10: .* 'relu'\?",
+    ),
+    "text that is no Python": (WIDTH, "policy_kwargs: {a: dict(}", r"sweep.yml:9: .* an expression in Python"),
+    "what the sweep sets": (WIDTH, "seed: [1]", r"sweep.yml:9: grid.seed: seed must be one of"),
+    "a label with a NUL": (WIDTH, 'gamma: {"a\\0": 0.9}', r"sweep.yml:9: expected text, got 'a.x00'"),
+    "a label of two lines": (
+        WIDTH,
+        'gamma: {"a\\nb": 0.9}',
+        r"sweep.yml:7: grid: expected labels that make up the name",
+    ),
+    "a label of 300 characters": (WIDTH, f"gamma: {{{'a' * 300}: 0.9}}", r"sweep.yml:7: grid: .* at most 255 bytes"),
+    "an axis that is no name": (WIDTH, "5: [1]", r"sweep.yml:9: grid.5: 5 must be one of"),
+    "an entry that is no name": (WIDTH, "policy_kwargs.a b: [1]", r"sweep.yml:9: grid.policy_kwargs.a b: "),
+    "a ratio beyond all memory": ("[0.25, 2]", '[0.25, 2, "1e999999999"]', r"sweep.yml:8: .* must be a number or a fraction"),
+    "too many runs": ("[0, 1]", str(list(range(2000))), r"sweep.yml:7: grid: expected at most 10,000 runs, got 16,000"),
+    "no settings of a callback": (
+        "callback: {dormancy_threshold: 0.5}",
+        "callback: 5",
+        r"sweep.yml:17: per.* a mapping",
+    ),
+    "a function for a callback": (
+        "sb3_redo.ReDoCallback: {dormancy_threshold: 0.1}",
+        "os.system: {command: touch called}",
+        r"sweep.yml:13: grid.callback.redo: .* got 'os' of Python itself",
+    ),
+    "a function of the zoo for a callback": (
+        "sb3_redo.ReDoCallback: {dormancy_threshold: 0.1}",
+        "rl_zoo3.utils.get_class_by_name: {name: os.system}",
+        r"sweep.yml:13: grid.callback.redo: expected a subclass of BaseCallback, got rl_zoo3.utils.get_class_by_name",
+    ),
+    "a program for a callback": ("sb3_redo.ReDoCallback:", "sb3_redo.__main__.main:", r"sweep.yml:13: .*be imported"),
+    "a module that opens a browser": (
+        "seeds:",
+        "gym_packages: [antigravity]\nseeds:",
+        r"sweep.yml:4: .*of Python itself",
+    ),
+    "aliases of aliases": (
+        "seeds: [0, 1]",
+        "seeds: &a [0]\nsettings: &b\n"
+        + "".join(f"  x{n}: &x{n} [{', '.join(['*a' if n == 0 else f'*x{n - 1}'] * 10)}]\n" for n in range(9)),
+        r"sweep.yml:\d+: expected at most 20,000 values, got \d",
+    ),
+    "an alias of itself": ("seeds: [0, 1]", "seeds: &a [*a]", r"sweep.yml:4: an alias leads back to the value"),
+    "a tag of Python": (
+        "seeds: [0, 1]",
+        "seeds: !!python/object/apply:os.system [touch called]",
+        r"sweep.yml:4: .* got the tag '!!python/object/apply:os.system'",
+    ),
+    "depth": ("seeds: [0, 1]", f"seeds: {'[' * 5000}", r"sweep.yml: expected values at most 40 deep"),
+    "a number of base 60": ("seeds: [0, 1]", f"seeds: [{'1:' * 3000}1]", r"sweep.yml:4: expected a number of 64 bits"),
+    "no date": ("seeds: [0, 1]", "seeds: [2001-02-30]", r"sweep.yml:4: .* got the tag '!!timestamp'"),
     "no mapping": (TEXT, "- 1", r"sweep.yml:1: .* is not of type 'object'"),
     "nothing": (TEXT, "", r"sweep.yml:1: None is not of type 'object'"),
 }
@@ -173,8 +244,12 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_file_is_refused_with_the_line(read, wrong):
     old, new, message = WRONG[wrong]
-    with pytest.raises(UsageError, match=message):
+    began = time.process_time()
+    with pytest.raises(UsageError, match=message) as refusal:
         read(old, new)
+    assert time.process_time() - began < 1
+    assert len(str(refusal.value)) < 2500
+    assert not Path("called").exists()
 
 
 @pytest.mark.parametrize(
@@ -225,6 +300,46 @@ def test_the_zoos_own_settings_pass_for_every_algorithm():
         for entry in yaml.safe_load(file.read_text()).values():
             for name, value in (entry or {}).items():
                 assert complaint_about(name, value, parameters) is None, (algorithm, name, value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("5", r"sweep.yml:3: config: config.yml cannot be read: it is no mapping"),
+        ("CartPole-v1: 5", r"config.yml:1: CartPole-v1: expected a mapping of settings, got 5"),
+        ("CartPole-v1: {polcy: MlpPolicy}", r"config.yml:1: CartPole-v1.polcy: .* did you mean 'policy'\?"),
+        ("CartPole-v1:\n  gamma: 5", r"config.yml:2: CartPole-v1.gamma: expected a number from 0 to 1, got 5"),
+        ("CartPole-v1: {policy: MlpPolicy}", r"config.yml:1: CartPole-v1: expected n_timesteps here or in the sweep"),
+        ("CartPole-v1: &a {b: *a}", r"sweep.yml:3: config: config.yml:1: an alias leads back"),
+        (CONFIG + "  callback: os.system\n", None),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_its_line(read, config, message):
+    if message is None:  # the axis takes the place of the configuration's callbacks
+        assert read(config=config)
+        return
+    with pytest.raises(UsageError, match=message):
+        read(config=config)
+
+
+def test_a_configuration_in_python_is_not_run(read, tmp_path):
+    (tmp_path / "config.py").write_text("open('called', 'w')")
+    with pytest.raises(UsageError, match=r"sweep.yml:3: config: expected a .yml file, got 'config.py'"):
+        read("config.yml", "config.py")
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_file_that_never_ends_is_not_read(read, tmp_path):
+    os.mkfifo(tmp_path / "pipe.yml")
+    with pytest.raises(UsageError, match="no regular file"):
+        read("config.yml", "pipe.yml")
+
+
+@pytest.mark.parametrize("option", [["--out", ""], ["--out", "a\0b"]])
+def test_an_output_that_is_no_folder_is_refused(read, option, capsys):
+    read()
+    assert main(["sweep", "sweep.yml", *option]) == 2
+    assert "argument --out: expected the name of a folder, got " in capsys.readouterr().err
 
 
 def test_an_environment_without_settings_is_refused(read):
