@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from sb3_redo.sweeps.execution import Standing
+from sb3_redo.sweeps.files import RESULT, read_json
 from sb3_redo.sweeps.run import Run, progress_of
 from sb3_redo.validation import needs
 
@@ -52,13 +53,24 @@ class Progress:
             self._live.update(self.table(standing, steps))
 
     def _tell_ends(self, standing: Standing) -> None:
-        if self._live is not None:
-            return
         ended = dict.fromkeys(standing.finished, "finished") | dict.fromkeys(standing.failed, "failed")
         for name, how in ended.items():
             if name not in self._told:
                 self._told.add(name)
-                self.console.print(f"{how} {len(self._told)}/{len(self.runs)}: {name}", highlight=False, soft_wrap=True)
+                line = f"{how} {len(self._told)}/{len(self.runs)}: {name}{self._figures(name)}"
+                self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _figures(self, name: str) -> str:
+        """Return what came out of a finished run, in words."""
+        try:
+            result = read_json(self.out / name / RESULT) or {}
+            figures = [f"return {result['final_return']:.4g}"] if result.get("final_return") is not None else []
+            if result.get("final_dormant_fraction") is not None:
+                figures.append(f"{100 * result['final_dormant_fraction']:.0f} % dormant")
+            figures += [f"{result['seconds']:.0f} s"] if "seconds" in result else []
+        except (OSError, ValueError, TypeError):
+            return f": {RESULT} cannot be read"
+        return f": {', '.join(figures)}" if figures else ""
 
     def table(self, standing: Standing, steps: dict[str, tuple[int, int]]) -> Table:
         """Return the table, from the environment steps that each run has made and is to make."""

@@ -51,7 +51,7 @@ def read_event_folder(folder: Path) -> EventFolder:
     for path in sorted(folder.glob(EVENT_FILES)):
         try:
             files.append(read_event_file(path))
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             broken.append(f"{path.name}: {error}")
     return EventFolder(_joined(sorted(files, key=lambda file: file.began)), tuple(broken))
 

@@ -70,7 +70,7 @@ def read_run(folder: Path) -> RunPoints:
         metadata = table.schema.metadata or {}
         broken = tuple(json.loads(metadata.get(b"broken", b"[]")))
         return RunPoints(table.select(SCHEMA.names).cast(SCHEMA), broken)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         points = _from_events(folder)
         return RunPoints(points.table, (f"{POINTS_FILE}: {error}", *points.broken))
 

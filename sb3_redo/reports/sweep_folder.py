@@ -87,6 +87,12 @@ def read_sweep_folder(folder: Path, only: Collection[str] | None = None) -> Swee
     folder = Path(folder)
     broken: list[str] = []
     about = _read_json(folder, folder / "sweep.json", broken) or {}
+    for name, kind in _KINDS.items():
+        value = about.get(name)
+        if value is not None and (
+            not isinstance(value, kind) or not all(isinstance(each, str) for each in _list(value))
+        ):
+            broken.append(f"sweep.json: {name} is {about.pop(name)!r:.200}")
     found = (_read_run(folder, path, broken) for path in sorted(folder.rglob("run.json")))
     runs = tuple(run for run in found if run is not None)
     if not about and not runs and not broken:
@@ -130,30 +136,52 @@ def _read_run(sweep: Path, path: Path, broken: list[str]) -> RunRecord | None:
     if result is None and failure is None:
         result = outcome
     try:
+        condition = dict(about.get("condition") or {})
+        if not all(isinstance(name, str) and isinstance(value, _SCALAR) for name, value in condition.items()):
+            raise ValueError(f"expected a condition of names and values, got {condition!r:.200}")
+        seed = int(about["seed"])
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"expected a seed of at least 0, got {seed!s:.40}")
         return RunRecord(
             path.parent.relative_to(sweep).as_posix(),
             path.parent,
             str(about["environment"]),
-            dict(about.get("condition") or {}),
-            int(about["seed"]),
+            condition,
+            seed,
             {"algorithm": about.get("algorithm", "unknown"), **(about.get("settings") or {})},
             result,
             failure,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         broken.append(f"{path.relative_to(sweep)}: {type(error).__name__}: {error}")
         return None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+_KINDS: dict[str, Any] = {"runs": list, "algorithm": str, "name": str, "n_timesteps": (int, float)}
+_SCALAR = (str, int, float, type(None))
+_NUMBERS = ("num_timesteps", "gradient_steps", "seconds", "steps_per_second", "final_return", "recycled_total")
 
 
 def _read_json(sweep: Path, path: Path, broken: list[str]) -> dict[str, Any] | None:
     """Read the object in a file; nothing when there is no such file, or when it is broken, which is then noted."""
     try:
-        contents = json.loads(path.read_text())
-        if isinstance(contents, dict):
-            return contents
-        broken.append(f"{path.relative_to(sweep)}: expected an object, got {type(contents).__name__}")
+        text = path.read_text()
+        contents = json.loads(text)
+        # Of a character that is none, nothing can be written.
+        json.dumps(contents, ensure_ascii=False).encode()
+        if not isinstance(contents, dict):
+            raise ValueError(f"expected an object, got {type(contents).__name__}")
+        for name in (*_NUMBERS, "final_dormant_fraction"):
+            value = contents.get(name)
+            if not isinstance(value, (int, float, type(None))) or abs(value or 0) > 1e300:
+                raise ValueError(f"expected a number as {name}, got {value!r:.200}")
+        return contents
     except FileNotFoundError:
         pass
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         broken.append(f"{path.relative_to(sweep)}: {error}")
     return None

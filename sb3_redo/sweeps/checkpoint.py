@@ -1,10 +1,12 @@
 """Saves the state of a training, and restores it in a model that was made anew from the same settings."""
 
+import logging
 import os
 import pickle
 import random
 import shutil
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 
-from sb3_redo.sweeps.files import CHECKPOINT, read_json, write_json
+from sb3_redo.sweeps.files import CHECKPOINT, read_json, set_aside, write_json
 
 # Of the command that goes on, not of the one that was stopped: the environment begins a new episode, and clocks start.
 _OF_THE_PROCESS = frozenset(
@@ -28,33 +30,82 @@ _OF_THE_PROCESS = frozenset(
 _OF_A_BUFFER = frozenset(("observation_space", "action_space", "device", "env"))
 
 
+_LOG = logging.getLogger(__name__)
+
+
 def save_checkpoint(folder: Path, model: BaseAlgorithm, notes: dict[str, Any], *, buffer: bool = True) -> None:
-    """Write a training's state, and remove the one before.
+    """Write a training's state. The one before is kept too, and what is older is removed.
 
     :param folder: of the run
     :param notes: what else has to be known when it goes on
     :param buffer: whether to save the replay buffer too
+    :raises OSError: when it cannot be written; the one before counts then
     """
     previous = read_json(folder / CHECKPOINT)
     target = folder / f"checkpoint_{model.num_timesteps}"
     if previous is not None and previous["folder"] == target.name:
         return
-    shutil.rmtree(target, ignore_errors=True)
+    # Before the new one is written: a full replay buffer takes gigabytes.
+    _remove_checkpoints(folder, but=previous)
     target.mkdir(parents=True)
-    model.save(target / "model.zip")
-    with open(target / "state.pkl", "wb") as file:
-        pickle.dump({"random": _random_states(model), "statistics": _statistics(model)}, file)
-    with open(target / "replay_buffer.pkl", "wb") as file:
-        stored = getattr(model, "replay_buffer", None) if buffer else None
-        pickle.dump(None if stored is None else _filled(vars(stored), stored), file, protocol=5)
-    for path in target.iterdir():
-        with open(path, "r+b") as written:  # or Windows would not flush it
-            os.fsync(written.fileno())
-    # From here on the new one counts: a kill before leaves the old one, a kill after leaves at most a folder too many.
-    write_json(folder / CHECKPOINT, {"folder": target.name, **notes})
+    try:
+        model.save(target / "model.zip")
+        with open(target / "state.pkl", "wb") as file:
+            pickle.dump({"random": _random_states(model), "statistics": _statistics(model)}, file)
+        with open(target / "replay_buffer.pkl", "wb") as file:
+            stored = getattr(model, "replay_buffer", None) if buffer else None
+            pickle.dump(None if stored is None else _filled(vars(stored), stored), file, protocol=5)
+        for path in target.iterdir():
+            with open(path, "r+b") as written:  # or Windows would not flush it
+                os.fsync(written.fileno())
+        # From here on the new one counts. A kill before leaves the old one, and a folder that the next one removes.
+        before = previous and {**previous, "previous": None}
+        about = {"folder": target.name, **notes, "checksums": _checksums(target), "previous": before}
+        write_json(folder / CHECKPOINT, about)
+    except OSError:
+        shutil.rmtree(target, ignore_errors=True)  # it may be what fills the disk
+        raise
+
+
+def _remove_checkpoints(folder: Path, but: dict[str, Any] | None) -> None:
     for other in folder.glob("checkpoint_*"):
-        if other != target:
+        if but is None or other.name != but["folder"]:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """Return a checksum of every file: pickles do not notice a changed byte."""
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        sums[path.name] = 0
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                sums[path.name] = zlib.crc32(block, sums[path.name])
+    return sums
+
+
+def _sound_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Return what is known of the last checkpoint that can be read; those that cannot are set aside."""
+    try:
+        pointer = read_json(folder / CHECKPOINT)
+        while pointer is not None:
+            source = folder / pointer["folder"]
+            try:
+                if _checksums(source) == pointer["checksums"]:
+                    return pointer
+            except OSError:  # gone, or on a part of the disk that cannot be read
+                pass
+            set_aside(source)
+            before = pointer["previous"]
+            place = f"the one before it, {before['folder']}" if before else "the start"
+            _LOG.warning("%s cannot be read: it was set aside, and training goes on from %s", source, place)
+            pointer = before
+            if pointer is not None:
+                write_json(folder / CHECKPOINT, pointer)
+    except (ValueError, TypeError, KeyError) as error:  # of the file that says which one counts
+        _LOG.warning("%s: it was set aside, and training goes on from the start", error)
+    set_aside(folder / CHECKPOINT)
+    return None
 
 
 def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> dict[str, Any] | None:
@@ -64,9 +115,9 @@ def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> dict[str, Any] | N
 
     :param folder: of the run
     :param model: made from the same settings, about to learn
-    :return: the notes that were saved with it, or ``None`` where nothing was saved
+    :return: the notes that were saved with it, or ``None`` where nothing was saved or nothing of it can be read
     """
-    pointer = read_json(folder / CHECKPOINT)
+    pointer = _sound_checkpoint(folder)
     if pointer is None:
         return None
     source = folder / pointer["folder"]

@@ -1,10 +1,11 @@
 """Translates the axes of a sweep's grid into the zoo's hyper-parameters."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from sb3_redo.sweeps.replay_ratio import training_schedule
+from sb3_redo.sweeps.replay_ratio import target_update_interval, training_schedule
 from sb3_redo.validation import needs
 from sb3_redo.zoo.policy_names import scalable_policy
 
@@ -12,6 +13,9 @@ with needs("sweep", "a sweep"):
     from sb3_redo.reports.sweep_folder import REPLAY_RATIO, WIDTH
 
 POLICY_KWARGS = "policy_kwargs"
+TARGET_PERIOD = "target_period"
+"""Gradient steps between two copies of DQN's target network."""
+_INTERVAL = "target_update_interval"
 
 
 def entry_of(mapping: str, axis: str) -> str | None:
@@ -25,18 +29,26 @@ def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[st
 
     :param algorithm: by the zoo's name
     :param base: the configuration's entry for the environment
-    :param changes: hyper-parameters, entries of the policy's such as ``policy_kwargs.activation``, ``replay_ratio`` and
-        ``width``
-    :raises ValueError: on a replay ratio that cannot be had, or a width of a policy that has none
+    :param changes: hyper-parameters, entries of the policy's such as ``policy_kwargs.activation``, ``replay_ratio``,
+        ``target_period`` and ``width``
+    :raises ValueError: on a replay ratio or target period that cannot be had, or a width of a policy that has none
     """
     entries = {name: value for name, value in changes.items() if entry_of(POLICY_KWARGS, name)}
-    found = {name: value for name, value in changes.items() if name not in (REPLAY_RATIO, WIDTH, *entries)}
+    found = {
+        name: value for name, value in changes.items() if name not in (REPLAY_RATIO, TARGET_PERIOD, WIDTH, *entries)
+    }
     for name, value in entries.items():
         entry = str(entry_of(POLICY_KWARGS, name))
         found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), entry, value)
+    n_envs = int(found.get("n_envs", base.get("n_envs", 1)))
     if REPLAY_RATIO in changes:
-        n_envs = int(found.get("n_envs", base.get("n_envs", 1)))
         found |= training_schedule(changes[REPLAY_RATIO], n_envs)._asdict()
+    if TARGET_PERIOD in changes:
+        if _INTERVAL in changes:
+            raise ValueError(f"a target period and {_INTERVAL} exclude each other: give one of them")
+        schedule = {**base, **found}
+        made = schedule["train_freq"], schedule["gradient_steps"]
+        found[_INTERVAL] = target_update_interval(changes[TARGET_PERIOD], *made, n_envs)
     if WIDTH in changes:
         found["policy"] = scalable_policy(algorithm, found.get("policy", base.get("policy", "")))
         found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), WIDTH, changes[WIDTH])
@@ -52,7 +64,9 @@ def _with_entry(policy_kwargs: Any, name: str, value: Any) -> Any:
 def python_text(value: Any) -> str:
     """Return a value as Python source without names: the zoo evaluates what ``-params`` is given."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {python_text(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{python_text(key)}: {python_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # in double quotes, which a shell's single ones leave alone
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(python_text, value)) + "]"
     if isinstance(value, float) and not math.isfinite(value):

@@ -89,6 +89,8 @@ def _import_ray() -> Any:
     # It would start to report what is used over the network, and to talk about its own tuning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # It would let everything else on the machine come first: its own default is 15.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with needs("sweep", "a sweep"):
         import ray
     return ray
@@ -153,8 +155,12 @@ class _Executor:
             if self.not_before.get(run.name, 0.0) > now:
                 continue
             self.standing.open.remove(run)
-            if state_of(self.out / run.name) != "finished":
-                run.describe(self.out, self.resources.threads)
+            try:
+                if state_of(self.out / run.name) != "finished":
+                    run.describe(self.out, self.resources.threads)
+            except OSError as error:  # a full disk, for instance: others may be on their way to make room
+                self.standing.failed[run.name] = f"{error.strerror}: {self.out / run.name}"
+                continue
             command = run.command(self.out, self.resources.threads)
             task = self.remote.remote(str(self.out / run.name), command, self.resources.threads, os.getcwd())
             self.tasks[task] = run

@@ -34,25 +34,41 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that is there whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    with open(temporary, "w") as stream:
-        json.dump(content, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    try:
+        with open(temporary, "w") as stream:
+            json.dump(content, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """Return the content, or ``None`` where there is no such file."""
+    """Return the content, or ``None`` where there is no such file.
+
+    :raises ValueError: when it holds something else, naming the file
+    """
     try:
         return dict(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{file} cannot be read: it holds no JSON object") from None
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file or folder that cannot be read, so that nothing takes it for sound. Nothing happens without it."""
+    target = path.with_name(f"damaged_{path.name}")
+    if path.exists():
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(path, target)
 
 
 def forget_checkpoint(folder: Path) -> None:
     """Remove what was saved of a run's training."""
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    for checkpoint in folder.glob("checkpoint_*"):
+    for checkpoint in folder.glob("*checkpoint_*"):  # those that were set aside, too
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 

@@ -53,3 +53,30 @@ def training_schedule(replay_ratio: Any, n_envs: int = 1) -> TrainingSchedule:
             f'"{near}" can be had'
         )
     return TrainingSchedule(per_step.denominator, per_step.numerator)
+
+
+def target_update_interval(target_period: int, train_freq: Any, gradient_steps: int, n_envs: int = 1) -> int:
+    """Return SB3's setting that copies DQN's target network after so many gradient steps.
+
+    SB3 counts environment steps. The same number of these means other targets at every replay ratio.
+
+    :param target_period: in gradient steps
+    :param train_freq: as in SB3, in steps
+    :param gradient_steps: as in SB3
+    :raises ValueError: when no setting gives the period exactly
+
+    >>> target_update_interval(200, train_freq=4, gradient_steps=1)
+    800
+    """
+    every = train_freq[0] if isinstance(train_freq, (list, tuple)) and train_freq[1] == "step" else train_freq
+    if not isinstance(every, int):
+        raise ValueError(f"a target period needs a train_freq in steps, got {train_freq!r}")
+    made = gradient_steps if gradient_steps >= 0 else every * n_envs
+    if made == 0 or target_period % made:
+        near = max(round(target_period / made), 1) * made if made else None
+        hint = f"; {near} can be had" if near else ""
+        raise ValueError(
+            f"no target_update_interval gives a target period of {target_period} gradient steps when {made} are made "
+            f"at a time{hint}"
+        )
+    return target_period // made * every * n_envs

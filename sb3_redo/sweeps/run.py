@@ -1,6 +1,7 @@
 """Describes the runs of a sweep, each one ordinary command line of the zoo."""
 
 import json
+import logging
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -10,12 +11,13 @@ from typing import Any
 
 from sb3_redo import __version__
 from sb3_redo.sweeps.conditions import python_text
-from sb3_redo.sweeps.files import FAILED, OUTCOME, PROGRESS, RESULT, RUN, read_json, write_json
+from sb3_redo.sweeps.files import FAILED, OUTCOME, PROGRESS, RESULT, RUN, read_json, set_aside, write_json
 from sb3_redo.validation import UsageError
 
 # Those that sb3_redo.algorithms adds to the zoo's own.
 OUR_ALGORITHMS = ("double_dqn", "drq", "categorical_dqn")
 
+_LOG = logging.getLogger(__name__)
 _PACKAGES = ("stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "numpy")
 
 
@@ -109,12 +111,22 @@ class Run:
 
         :raises UsageError: when it was begun with other settings
         """
-        begun = read_json(out / self.name / RUN)
+        file = out / self.name / RUN
+        try:
+            begun = read_json(file)
+        except ValueError as error:
+            _LOG.warning("%s: it was set aside", error)
+            set_aside(file)
+            begun = None
+            if state_of(file.parent) == "finished":
+                self.describe(out)  # or no report would know it
         # Through JSON, which has no tuples and no integer keys.
         mine = json.loads(json.dumps({**self.settings, "callback": self.callbacks}))
-        if begun is None or begun.get("settings", mine) == mine:  # a command typed by hand says nothing of them
+        theirs = mine if begun is None else begun.get("settings", mine)  # a command typed by hand says nothing of them
+        if theirs == mine:
             return
-        names = sorted(name for name in {*mine, *begun["settings"]} if mine.get(name) != begun["settings"].get(name))
+        theirs = theirs if isinstance(theirs, dict) else {}
+        names = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
         raise UsageError(
             f"{out / self.name} was begun with another {', '.join(names)}: choose another --out, or remove the folder"
         )
@@ -159,5 +171,8 @@ def state_of(folder: Path) -> str:
 
 def progress_of(folder: Path) -> tuple[int, int]:
     """Return the environment steps made, and those to be made where that is known yet, else 0."""
-    told = read_json(folder / PROGRESS) or {}
-    return int(told.get("num_timesteps", 0)), int(told.get("of", 0))
+    try:
+        told = read_json(folder / PROGRESS) or {}
+        return int(told.get("num_timesteps", 0)), int(told.get("of", 0))
+    except (ValueError, TypeError):  # the next one that the training writes can be read
+        return 0, 0

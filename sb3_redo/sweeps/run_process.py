@@ -1,10 +1,12 @@
 """Trains one run in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sb3_redo.reports.points import write_points
@@ -23,6 +25,7 @@ from sb3_redo.sweeps.files import (
 from sb3_redo.sweeps.warm_process import IN_CHILD, Starter
 
 _TAIL = 4000
+_LITTLE_SPACE = 100_000  # bytes
 
 # Those that differ from run to run, and that nothing reads while it is loaded.
 _HARMLESS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "RAY_JOB_ID", "RAY_TASK_ID")
@@ -38,7 +41,7 @@ def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
     :param threads: of whatever computes in parallel
     :return: the seconds that the process ran; 0 where the training was complete already
     :raises BusyError: when another process trains there
-    :raises RuntimeError: when the command failed, with the end of its log
+    :raises RuntimeError: when the command failed, in one line: where its log is, and how that ends
     """
     with locked(folder, SWEEP_LOCK):
         if (folder / RESULT).exists():
@@ -53,8 +56,12 @@ def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
         seconds = time.monotonic() - started
         if code != 0 or not (folder / OUTCOME).exists():
             tail = (folder / LOG).read_text(errors="replace")[-_TAIL:]
-            write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
-            raise RuntimeError(f"exit code {code}; the end of {folder / LOG}:\n{tail}")
+            if shutil.disk_usage(folder).free < _LITTLE_SPACE:
+                tail += f"no space is left on the disk of {folder}: the same command goes on when there is"
+            with suppress(OSError):
+                write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
+            last = (tail.strip().splitlines() or ["nothing was said"])[-1]
+            raise RuntimeError(f"exit code {code}: {last} ({folder / LOG})")
         write_points(folder)
         forget_checkpoint(folder)
         # Last of all: whoever sees it can rely on everything else.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH
-from sb3_redo.sweeps.conditions import POLICY_KWARGS, entry_of, hyperparameters
+from sb3_redo.sweeps.conditions import POLICY_KWARGS, TARGET_PERIOD, entry_of, hyperparameters
 from sb3_redo.sweeps.named_classes import check_callbacks, check_policy_settings, policy_class
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.sweep_reader import SweepReader
@@ -19,6 +19,8 @@ from sb3_redo.sweeps.value_types import SET_BY_THE_SWEEP, ZOO_SETTINGS, complain
 from sb3_redo.sweeps.yaml_document import Document
 from sb3_redo.validation import UsageError, needs
 from sb3_redo.zoo.atari import check_atari
+
+_SCHEDULE = ("train_freq", "gradient_steps")
 
 
 class TrainingReader(SweepReader):
@@ -50,6 +52,7 @@ class TrainingReader(SweepReader):
         self.policies = ALGOS[self.algorithm].policy_aliases
         if REPLAY_RATIO in self.axes and "gradient_steps" not in self.parameters:
             raise self.document.error(f"{self.algorithm} has no replay ratio: it is on-policy", ("grid", REPLAY_RATIO))
+        self._check_target_period()
         self._check_settings()
         if self.content.get("save_replay_buffer") and "buffer_size" not in self.parameters:
             complaint = f"{self.algorithm} has no replay buffer: it is on-policy"
@@ -57,6 +60,12 @@ class TrainingReader(SweepReader):
         for environment in self.content["environments"]:
             self._base(environment)
         self._check_callbacks()
+
+    def _check_target_period(self) -> None:
+        # All others that have one move their targets at every gradient step, at any replay ratio.
+        if TARGET_PERIOD in self.content and "exploration_fraction" not in self.parameters:
+            complaint = f"{self.algorithm} copies no target network: leave {TARGET_PERIOD} out"
+            raise self.document.error(complaint, (TARGET_PERIOD,))
 
     def _check_environments(self) -> None:
         import gymnasium as gym
@@ -102,6 +111,10 @@ class TrainingReader(SweepReader):
                     if name == CALLBACK and not isinstance(value, dict):
                         complaint = f"expected a mapping of settings, got {value!r}"
                         raise self.document.error(complaint, ("per", axis, label, name))
+                    for path in (path for path in value if "." in str(path)) if name == CALLBACK else ():
+                        wrong = _complaint_about(check_callbacks, {path: value[path]})
+                        if wrong is not None:
+                            raise self.document.error(wrong, ("per", axis, label, name, path))
                     self._check_value(name, value, "per", axis, label, name)
 
     def _check_value(self, name: str, value: Any, *location: Hashable, document: Document | None = None) -> None:
@@ -196,7 +209,7 @@ class TrainingReader(SweepReader):
 
     def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run:
         base = self._base(environment)
-        changes = dict(self.settings)
+        changes = {name: self.content[name] for name in (TARGET_PERIOD,) if name in self.content} | self.settings
         of_callbacks: dict[str, Any] = {}
         callbacks = base.pop(CALLBACK, None) or []
         for axis, label in condition.items():
@@ -210,10 +223,14 @@ class TrainingReader(SweepReader):
             of_callbacks |= extra.pop(CALLBACK, {})
             changes |= extra
         try:
-            overrides = hyperparameters(self.algorithm, base, changes)
+            overrides = hyperparameters(self.algorithm, {**self._schedule, **base}, changes)
         except (TypeError, ValueError) as error:
             axis = REPLAY_RATIO if "replay ratio" in str(error) else WIDTH
-            where = ("grid", axis, list(self.axes[axis]).index(condition[axis])) if axis in condition else ()
+            where: tuple[Hashable, ...] = ()
+            if axis in condition:
+                where = ("grid", axis, list(self.axes[axis]).index(condition[axis]))
+            if "target period" in str(error):
+                where = (TARGET_PERIOD,)
             raise self.document.error(str(error), where) from None
         return Run(
             self.algorithm,
@@ -230,15 +247,16 @@ class TrainingReader(SweepReader):
             self.content.get("save_replay_buffer", False),
         )
 
+    @cached_property
+    def _schedule(self) -> dict[str, Any]:
+        """What makes a replay ratio, by the algorithm's defaults."""
+        defaults = {name: self.parameters[name].default for name in _SCHEDULE if name in self.parameters}
+        return {name: default for name, default in defaults.items() if isinstance(default, int)}
+
     def _in_force(self, base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         """Return all hyper-parameters of a run, with the algorithm's defaults for what makes a replay ratio."""
-        defaults = {
-            name: parameter.default
-            for name, parameter in self.parameters.items()
-            if name in ("train_freq", "gradient_steps") and isinstance(parameter.default, int)
-        }
         length = {"n_timesteps": self.content["n_timesteps"]} if "n_timesteps" in self.content else {}
-        return {**defaults, **base, **overrides, **length}
+        return {**self._schedule, **base, **overrides, **length}
 
 
 def _complaint_about(check: Callable[..., Any], *arguments: Any) -> str | None:
@@ -254,10 +272,13 @@ def _listed(callbacks: Any) -> list[Any]:
 
 
 def _adjusted(callback: Any, settings: Mapping[str, Any]) -> Any:
-    """Return a callback of ours with other settings, any other as it is."""
-    if isinstance(callback, dict) and len(callback) == 1 and settings:
+    """Return a callback of ours with other settings, any other as it is. Those below a dotted path are of that one."""
+    if isinstance(callback, dict) and len(callback) == 1:
         ((path, own),) = callback.items()
-        return {path: {**own, **settings}} if str(path).startswith("sb3_redo.") and isinstance(own, dict) else callback
-    if isinstance(callback, str) and settings and callback.startswith("sb3_redo."):
-        return {callback: dict(settings)}
-    return callback
+    else:
+        path, own = callback, {}
+    if not isinstance(path, str) or not path.startswith("sb3_redo.") or not isinstance(own, dict):
+        return callback
+    of_all = {name: value for name, value in settings.items() if "." not in str(name)}
+    changed = of_all | settings.get(path, {})
+    return {path: {**own, **changed}} if changed else callback

@@ -555,6 +555,30 @@ def test_replay_ratios_and_widths_have_figures_of_their_own(tmp_path, undrawn):
     }
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 5000, b'{"final_return": "much"}', b'{"a": "\\ud800"}'])
+def test_damaged_files_are_named_and_skipped(tmp_path, undrawn, content):
+    files = ("result.json", "run.json", "failed.json", "points.parquet")
+    sweep_of(tmp_path, {"callback": ["none"]}, seeds=(0, 1, 2, 3, 4))
+    runs = [path.parent for path in sorted(tmp_path.rglob("run.json"))]
+    for run, file in zip(runs, files, strict=False):
+        (run / file).write_bytes(content)
+    report = write_report(tmp_path)
+    named = [line.partition(": ")[0] for line in report.broken]
+    assert sorted(named) == sorted(
+        f"{run.relative_to(tmp_path)}/{file}" for run, file in zip(runs, files, strict=False)
+    )
+    assert report.states["finished"] == 3
+
+
+@pytest.mark.parametrize("text", ['{"runs": [5]}', '{"algorithm": {}}', ""])
+def test_a_damaged_plan_is_named_and_skipped(tmp_path, undrawn, text):
+    sweep_of(tmp_path, {"callback": ["none"]}, seeds=(0, 1))
+    (tmp_path / "sweep.json").write_text(text)
+    report = write_report(tmp_path)
+    assert report.broken[0].startswith("sweep.json: ")
+    assert report.states["finished"] == 2
+
+
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds neither sweep\.json nor a run folder"):
         write_report(tmp_path)

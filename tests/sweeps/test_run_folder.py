@@ -1,5 +1,6 @@
 """A training in a run folder can be stopped at any moment and goes on when the same is started again."""
 
+import errno
 import json
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_training_is_what_it_is_without(tmp_path):
 def test_a_killed_training_goes_on_where_it_was_saved(tmp_path):
     killed = train(tmp_path, at=103)
     assert not (tmp_path / "outcome.json").exists()
-    assert len(list(tmp_path.glob("checkpoint_*"))) == 1
+    assert {path.name for path in tmp_path.glob("checkpoint_*")} == {"checkpoint_96", "checkpoint_100"}
     seen = {}
 
     class Looker(DormancyCallback):
@@ -104,6 +105,74 @@ def test_a_killed_training_goes_on_where_it_was_saved(tmp_path):
     assert seen["stored"] == 100
     assert model.num_timesteps == STEPS
     assert outcome(tmp_path)["gradient_steps"] == model._n_updates == (STEPS - 52) // 4 + 1
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def about_to_learn():
+    model = make_dqn()
+    model._setup_learn(STEPS)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("model.zip", flip),
+        ("replay_buffer.pkl", flip),
+        ("state.pkl", lambda path: path.write_bytes(b"")),
+        ("replay_buffer.pkl", lambda path: path.unlink()),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, file, damage):
+    train(tmp_path, at=103)
+    damage(tmp_path / "checkpoint_100" / file)
+    model = about_to_learn()
+    assert restore_checkpoint(tmp_path, model)["folder"] == "checkpoint_96"
+    assert model.num_timesteps == 96
+    (record,) = caplog.records
+    assert "checkpoint_100 cannot be read: it was set aside, and training goes on from the one before" in record.message
+    assert (tmp_path / "damaged_checkpoint_100").is_dir()
+
+
+def test_without_a_sound_checkpoint_training_goes_on_from_the_start(tmp_path, caplog):
+    train(tmp_path, at=103)
+    for path in tmp_path.glob("checkpoint_*/model.zip"):
+        flip(path)
+    train(tmp_path)
+    assert "goes on from the start" in caplog.records[-1].message
+    assert outcome(tmp_path)["num_timesteps"] == STEPS
+    assert [value for _, value in points(tmp_path, "dormancy/gradient_step")] == list(range(0, 21, 10))
+
+
+@pytest.mark.parametrize("text", ["", "[", "[1]", "{}", '{"folder": 5}', '{"folder": "checkpoint_100"}', "null"])
+def test_where_nothing_says_which_checkpoint_counts_training_starts_anew(tmp_path, caplog, text):
+    train(tmp_path, at=103)
+    (tmp_path / "checkpoint.json").write_text(text)
+    assert restore_checkpoint(tmp_path, about_to_learn()) is None
+    assert "goes on from the start" in caplog.records[-1].message
+    assert (tmp_path / "damaged_checkpoint.json").is_file()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    train(tmp_path, at=103)
+    model = about_to_learn()
+    restore_checkpoint(tmp_path, model)
+    model.num_timesteps += 4
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            save_checkpoint(tmp_path, model, {})
+    assert [path.name for path in tmp_path.glob("checkpoint_*")] == ["checkpoint_100"]
+    assert restore_checkpoint(tmp_path, about_to_learn())["folder"] == "checkpoint_100"
 
 
 def test_points_of_what_was_lost_do_not_count(tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from rl_zoo3.utils import ALGOS, StoreDict
 from sb3_redo.cli.main import main
 from sb3_redo.experiments.readers import READERS
 from sb3_redo.sweeps.conditions import hyperparameters, python_text
-from sb3_redo.sweeps.replay_ratio import training_schedule
+from sb3_redo.sweeps.replay_ratio import target_update_interval, training_schedule
 from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.sweeps.value_types import complaint_about
 from sb3_redo.validation import UsageError
@@ -60,10 +61,10 @@ def read(tmp_path, monkeypatch):
     """Reads a sweep whose text was changed."""
     monkeypatch.chdir(tmp_path)
 
-    def reading(old="", new="", config=CONFIG):
+    def reading(old="", new="", config=CONFIG, also=("", "")):
         assert old in TEXT
         (tmp_path / "config.yml").write_text(config)
-        (tmp_path / "sweep.yml").write_text(TEXT.replace(old, new, 1))
+        (tmp_path / "sweep.yml").write_text(TEXT.replace(old, new, 1).replace(*also, 1))
         return read_sweep_file(tmp_path / "sweep.yml")
 
     return reading
@@ -198,7 +199,11 @@ WRONG = {
     "a label of 300 characters": (WIDTH, f"gamma: {{{'a' * 300}: 0.9}}", r"sweep.yml:7: grid: .* at most 255 bytes"),
     "an axis that is no name": (WIDTH, "5: [1]", r"sweep.yml:9: grid.5: 5 must be one of"),
     "an entry that is no name": (WIDTH, "policy_kwargs.a b: [1]", r"sweep.yml:9: grid.policy_kwargs.a b: "),
-    "a ratio beyond all memory": ("[0.25, 2]", '[0.25, 2, "1e999999999"]', r"sweep.yml:8: .* must be a number or a fraction"),
+    "a ratio beyond all memory": (
+        "[0.25, 2]",
+        '[0.25, 2, "1e999999999"]',
+        r"sweep.yml:8: .* must be a number or a fraction",
+    ),
     "too many runs": ("[0, 1]", str(list(range(2000))), r"sweep.yml:7: grid: expected at most 10,000 runs, got 16,000"),
     "no settings of a callback": (
         "callback: {dormancy_threshold: 0.5}",
@@ -409,6 +414,57 @@ def test_worked_schedules(ratio, n_envs, expected):
 
 def test_the_number_of_environments_counts():
     assert hyperparameters("dqn", {"n_envs": 4}, {"replay_ratio": 1}) == {"train_freq": 1, "gradient_steps": 4}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 5000), st.sampled_from([0.25, 0.5, 1, 2, 4, "1/3", "3/4"]), st.integers(1, 8))
+def test_a_target_network_is_copied_after_the_same_gradient_steps_at_every_replay_ratio(period, ratio, n_envs):
+    schedule = training_schedule(ratio, n_envs)
+    try:
+        interval = target_update_interval(period, *schedule, n_envs)
+    except ValueError as refusal:
+        assert period % schedule.gradient_steps
+        near = int(re.search(r"; (\d+) can be had", str(refusal))[1])
+        interval, period = target_update_interval(near, *schedule, n_envs), near
+    # As SB3 counts: calls of all environments, of which every train_freq-th is followed by training.
+    calls = interval // n_envs
+    assert calls * n_envs == interval
+    assert calls % schedule.train_freq == 0
+    assert calls // schedule.train_freq * schedule.gradient_steps == period
+
+
+def test_a_target_period_is_held_by_every_condition(read):
+    sweep = read(
+        "seeds: [0, 1]",
+        "seeds: [0, 1]\ntarget_period: 200",
+        config=CONFIG,
+        also=("  replay_ratio:\n    2: {target_update_interval: 7, callback", "  replay_ratio:\n    2: {callback"),
+    )
+    found = {run.condition["replay_ratio"]: run.settings["target_update_interval"] for run in sweep.runs}
+    assert found == {0.25: 800, 2: 100}
+
+
+def test_what_the_target_period_cannot_be_is_refused(read):
+    with pytest.raises(
+        UsageError, match=r"sweep.yml:5: target_period: a target period and target_update_interval excl"
+    ):
+        read("seeds: [0, 1]", "seeds: [0, 1]\ntarget_period: 200")
+    with pytest.raises(
+        UsageError, match=r"sweep.yml:5: target_period: no target_update_interval gives .*; 16 can be had"
+    ):
+        read("seeds: [0, 1]", "seeds: [0, 1]\ntarget_period: 15", also=("target_update_interval: 7, ", ""))
+    with pytest.raises(UsageError, match=r"sweep.yml:5: target_period: sac copies no target network"):
+        read("seeds: [0, 1]", "seeds: [0, 1]\ntarget_period: 15", also=("algorithm: dqn", "algorithm: sac"))
+
+
+def test_a_setting_beside_a_value_can_be_of_one_callback_alone(read):
+    sweep = read("callback: {dormancy_threshold: 0.5}", "callback: {sb3_redo.ReDoCallback: {dormancy_threshold: 0.5}}")
+    found = {
+        (run.condition["replay_ratio"], run.condition["callback"]): next(iter(run.callbacks[0].values()))
+        for run in sweep.runs
+    }
+    thresholds = {key: value["dormancy_threshold"] for key, value in found.items()}
+    assert thresholds == {(0.25, "none"): 0.1, (0.25, "redo"): 0.1, (2, "none"): 0.1, (2, "redo"): 0.5}
 
 
 @pytest.mark.parametrize("value", [float("inf"), 1e-5, "text", [1, {"a": None}], True, {"b": [float("-inf")]}])
