@@ -1,0 +1,183 @@
+"""Whatever a sweep file or a run folder holds, the command ends with a line and starts nothing."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import matplotlib
+import pytest
+import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+matplotlib.use("Agg")
+
+from sb3_redo.cli.main import main
+from sb3_redo.reports import build
+from tests.helpers.made_runs import write_run, write_sweep
+
+pytestmark = pytest.mark.slow
+
+CONFIG = "CartPole-v1: {n_timesteps: 500, policy: MlpPolicy, policy_kwargs: {net_arch: [8]}}\n"
+SWEEP = {
+    "algorithm": "dqn",
+    "environments": ["CartPole-v1"],
+    "config": "config.yml",
+    "seeds": [0, 1],
+    "target_period": 8,
+    "settings": {"learning_rate": 0.001},
+    "grid": {
+        "replay_ratio": [0.25, "1/2"],
+        "width": [1, 2],
+        "policy_kwargs.activation": ["relu"],
+        "callback": {
+            "none": [{"sb3_redo.DormancyCallback": {"dormancy_threshold": 0.1}}],
+            "redo": [{"sb3_redo.ReDoCallback": {"dormancy_threshold": 0.1}}],
+        },
+    },
+    "per": {"replay_ratio": {0.25: {"batch_size": 7, "callback": {"dormancy_threshold": 0.5}}}},
+}
+CASES = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+NAMES = st.sampled_from(
+    [
+        *("os.system", "subprocess.Popen", "sb3_redo.ReDoCallback", "sb3_redo.__main__", "torch.nn.Linear", "gamma"),
+        *("replay_ratio", "width", "callback", "policy_kwargs", "policy", "n_envs", "batch_size", "train_freq", ""),
+        *("target_period", "env_kwargs", "normalize", "lin_1", "1e999", "CartPole-v1", "config.yml", "../..", "/dev/zero"),
+    ]
+)
+SCALARS = st.one_of(NAMES, st.text(max_size=20), st.integers(), st.floats(), st.booleans(), st.none())
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(SCALARS, inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+def places(content, above=()):
+    """Paths to all values of a nested structure."""
+    yield above
+    entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in entries:
+        yield from places(value, (*above, key))
+
+
+@st.composite
+def sweep_files(draw):
+    """A sweep file with up to three values replaced, added or left out."""
+    content = json.loads(json.dumps(SWEEP))
+    for _ in range(draw(st.integers(1, 3))):
+        *above, last = draw(st.sampled_from([place for place in places(content) if place]))
+        owner = content
+        for key in above:
+            owner = owner[key]
+        how = draw(st.sampled_from(["replace", "remove", "add"]))
+        if how == "remove":
+            del owner[last]
+        elif how == "add" and isinstance(owner, dict):
+            owner[draw(SCALARS)] = draw(VALUES)
+        else:
+            owner[last] = draw(VALUES)
+    try:
+        return yaml.safe_dump(content)
+    except yaml.YAMLError:
+        assume(False)
+
+
+@st.composite
+def damages(draw):
+    """How bytes are changed: cut off, replaced, or one of them flipped."""
+    how = draw(st.sampled_from(["cut", "flip", "replace", "insert"]))
+    return how, draw(st.floats(0, 1, exclude_max=True)), draw(st.binary(min_size=1, max_size=12))
+
+
+def damaged(content, damage):
+    how, where, more = damage
+    at = int(where * len(content))
+    if how == "cut":
+        return content[:at]
+    if how == "flip" and content:
+        return content[:at] + bytes([content[at] ^ (more[0] or 1)]) + content[at + 1 :]
+    return content[:at] + more + content[at + (len(more) if how == "replace" else 0) :]
+
+
+def run(*arguments):
+    """Run the command here; its exit code and what it said on stderr, within five seconds and without a process."""
+    said, complained = io.StringIO(), io.StringIO()
+    began = time.process_time()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        code = main([str(argument) for argument in arguments])
+    assert time.process_time() - began < 5
+    assert code in (0, 1, 2)
+    lines = complained.getvalue().splitlines()
+    if code:
+        assert len(lines) == 1, lines
+        assert len(lines[0]) < 4000
+    return code
+
+
+@pytest.fixture
+def nothing_started(monkeypatch):
+    def started(*_, **__):
+        raise AssertionError("a process was started")
+
+    for owner, name in ((os, "system"), (os, "fork"), (os, "posix_spawn"), (subprocess, "Popen")):
+        monkeypatch.setattr(owner, name, started)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("config.yml").write_text(CONFIG)
+    return tmp_path
+
+
+@CASES
+@given(text=sweep_files())
+def test_any_sweep_file_is_checked_or_refused(here, nothing_started, text):
+    Path("sweep.yml").write_text(text, encoding="utf-8", errors="surrogatepass")
+    run("sweep", "sweep.yml", "--dry-run")
+
+
+@CASES
+@given(damage=damages(), of_config=st.booleans())
+def test_a_damaged_sweep_file_is_checked_or_refused(here, nothing_started, damage, of_config):
+    files = {"config.yml": CONFIG, "sweep.yml": yaml.safe_dump(SWEEP)}
+    for name, text in files.items():
+        Path(name).write_bytes(damaged(text.encode(), damage) if of_config == (name == "config.yml") else text.encode())
+    run("sweep", "sweep.yml", "--dry-run")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    for number, planned in enumerate(write_sweep(folder, {"callback": ["none", "redo"]}, ["CartPole-v1"], (0, 1))):
+        write_run(*planned, parquet=number % 2 == 0)
+    return folder
+
+
+@CASES
+@given(
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), damages()), min_size=1, max_size=3),
+)
+def test_a_damaged_run_folder_is_reported(made, tmp_path, nothing_started, undrawn, damage):
+    folder = tmp_path / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(made, folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for where, how in damage:
+        file = files[int(where * len(files))]
+        file.write_bytes(damaged(file.read_bytes(), how))
+    run("report", folder)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made from the tables that are written in any case, and take seconds."""
+    monkeypatch.setattr(build, "draw", lambda *_: None)
