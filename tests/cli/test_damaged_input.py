@@ -49,7 +49,17 @@ NAMES = st.sampled_from(
     [
         *("os.system", "subprocess.Popen", "sb3_redo.ReDoCallback", "sb3_redo.__main__", "torch.nn.Linear", "gamma"),
         *("replay_ratio", "width", "callback", "policy_kwargs", "policy", "n_envs", "batch_size", "train_freq", ""),
-        *("target_period", "env_kwargs", "normalize", "lin_1", "1e999", "CartPole-v1", "config.yml", "../..", "/dev/zero"),
+        *(
+            "target_period",
+            "env_kwargs",
+            "normalize",
+            "lin_1",
+            "1e999",
+            "CartPole-v1",
+            "config.yml",
+            "../..",
+            "/dev/zero",
+        ),
     ]
 )
 SCALARS = st.one_of(NAMES, st.text(max_size=20), st.integers(), st.floats(), st.booleans(), st.none())
@@ -57,6 +67,14 @@ VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(SCALARS, inner, max_size=3)),
     max_leaves=6,
+)
+# Of the form that a sweep file has somewhere, so that more than the form is tried.
+LIKELY = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, min_size=1, max_size=2),
+    st.dictionaries(NAMES, SCALARS, min_size=1, max_size=2),
+    st.lists(st.dictionaries(NAMES, st.dictionaries(NAMES, SCALARS, max_size=1), min_size=1, max_size=1), min_size=1),
+    VALUES,
 )
 
 
@@ -81,9 +99,9 @@ def sweep_files(draw):
         if how == "remove":
             del owner[last]
         elif how == "add" and isinstance(owner, dict):
-            owner[draw(SCALARS)] = draw(VALUES)
+            owner[draw(SCALARS)] = draw(LIKELY)
         else:
-            owner[last] = draw(VALUES)
+            owner[last] = draw(LIKELY)
     try:
         return yaml.safe_dump(content)
     except yaml.YAMLError:
