@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 import yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 matplotlib.use("Agg")
@@ -156,8 +156,15 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def with_grid(grid, **more):
+    return yaml.safe_dump({**SWEEP, "grid": grid, "per": {}, **more})
+
+
 @CASES
 @given(text=sweep_files())
+@example(text=with_grid({5: [1]}))
+@example(text=with_grid({"gamma": [0.9]}, per={"gamma": {0.9: {"callback": 5}}}))
+@example(text=with_grid({"callback": {"a": [{"os.system": {"command": "true"}}]}}))
 def test_any_sweep_file_is_checked_or_refused(here, nothing_started, text):
     Path("sweep.yml").write_text(text, encoding="utf-8", errors="surrogatepass")
     run("sweep", "sweep.yml", "--dry-run")
