@@ -161,9 +161,12 @@ def test_a_graph_that_was_recorded_before_can_still_be_followed():
             return x * self.scale
 
     network = Scaled()
-    loss = network(OBSERVATIONS.clone().requires_grad_()).sum()
+    inputs = OBSERVATIONS.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(network(inputs).sum(), inputs)
+    loss = network(inputs).sum()
     measure_dormancy(network, observations=OBSERVATIONS)
     loss.backward()
+    assert torch.equal(inputs.grad, expected)
 
 
 def test_parameters_are_not_copied_where_none_is_written():

@@ -528,7 +528,9 @@ def test_settings_and_schedulers_are_nothing_that_is_kept():
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch)
     step(network, [optimizer])
     scheduler.step()
-    OptimizerState(network.parameters(), [optimizer])
+    weight = next(network.parameters())
+    kept = OptimizerState(network.parameters(), [optimizer]).of(weight)
+    assert {entry.key for entry in kept} == set(optimizer.state[weight])
 
 
 @pytest.mark.parametrize(

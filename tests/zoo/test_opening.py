@@ -147,7 +147,9 @@ def test_what_acting_does_not_need_stops_nothing(saved, tmp_path):
         "goal_selection_strategy": gone,
         "eval_env": gone,
     }
-    open_agent(changed(saved / "DQN.zip", tmp_path / "old.zip", **old), options=CARTPOLE).close()
+    opened = weights(open_agent(changed(saved / "DQN.zip", tmp_path / "old.zip", **old), options=CARTPOLE).model.policy)
+    for name, value in DQN.load(saved / "DQN.zip").policy.state_dict().items():
+        assert torch.equal(opened[name], value), name
 
 
 def test_noise_of_old_releases_acts_and_noise_that_is_gone_is_said(saved, tmp_path):
