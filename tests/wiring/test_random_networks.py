@@ -307,6 +307,7 @@ def test_all_of_it_holds_of_hundreds_of_networks():
         tried.add(str(network))
         census.update(set(network.operations) | {network.plan.form, network.plan.head})
         census.update({kind for kind in REASONS for layer in wiring if kind in (layer.reason or "")})
+        census[CAUTION] += sum(CAUTION in (layer.reason or "") for layer in wiring)
         census.update(open_doubts(network).values())
         census["networks"] += 1
         census["layers"] += len(wiring.layers)
@@ -323,6 +324,7 @@ def test_all_of_it_holds_of_hundreds_of_networks():
     print("\n" + "\n".join(f"{count:6} {kind}" for kind, count in census.most_common()))
     assert census["networks"] >= 400
     assert census["scored layers"] > 0.8 * census["layers"]
+    assert census[CAUTION] < 0.05 * census["layers"]
     assert 0.3 < census["recyclable layers"] / census["layers"] < 0.9
     often = ("convolutions", "recycled with equal outputs", "recycled above 0", "residual", "norm", "cat", "reshape")
     assert min(census[kind] for kind in often) >= 60, census
