@@ -6,6 +6,7 @@ For sweeps that are started in the root of a clone, whose files name them ``stud
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,26 @@ def median_of_live(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> 
 def own_second_moment(tensor: Tensor, axis: int, renewed: Tensor, live: Tensor) -> Tensor:
     """Return what the second moment was, for a :class:`SecondMoment`."""
     return tensor.index_select(axis, renewed)
+
+
+def as_many_at_random(report: DormancyReport, callback: ReDoCallback) -> Mapping[str, Tensor]:
+    """Select random neurons of each layer, as many as are dormant in it: dormant ones and others alike.
+
+    :return: layer name to long tensor of neurons
+    """
+    generator = torch_generator((callback.measurer.seed + crc32(b"as_many_at_random"), callback.gradient_step))
+    neurons = {layer.name: layer.neurons for layer in report.layers}
+    return {
+        layer: torch.randperm(neurons[layer], generator=generator)[: len(dormant)].to(dormant.device)
+        for layer, dormant in report.dormant_neurons().items()
+    }
+
+
+class RandomReDo(ReDoCallback):
+    """Recycles random neurons at the counts at which ReDo would recycle dormant ones: the control of a study."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(select=as_many_at_random, **settings)
 
 
 class MedianReDo(ReDoCallback):
