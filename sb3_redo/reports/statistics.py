@@ -1,13 +1,24 @@
-"""Computes interquartile means and how sure of them one can be."""
+"""Computes what runs come to, by how much they differ from other runs, and how certain that is.
+
+There is one rule for all tables. With fewer than :data:`FEW_RUNS` runs in a condition, values are means with t
+intervals: a bootstrap of so few runs gives intervals that are too short. From there on they are interquartile means
+with stratified bootstrap intervals.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+FEW_RUNS = 10
+"""With fewer runs than this, intervals are those of Student's t distribution."""
+TOO_FEW_RUNS = 5
+"""With fewer runs than this, a reader is warned."""
+_PERCENTILES = (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE))
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,139 @@ def interquartile_mean(scores: np.ndarray) -> float:
     return float(_middle_mean(flat, int(np.isfinite(flat).sum()))[0])
 
 
+@dataclass(frozen=True)
+class Interval:
+    """Holds one value with its 95 % interval; NaN where there is none.
+
+    :param count: the number of runs, or of pairs of runs
+    :param p_value: of no difference, two-sided, where the value is a difference
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+    p_value: float = np.nan
+
+
+def is_few(counts: Sequence[int]) -> bool:
+    """Say whether some condition of a table has so few runs that the whole table has means with t intervals.
+
+    :param counts: the number of runs of each condition
+    """
+    return min(counts, default=0) < FEW_RUNS
+
+
+def mean_interval(scores: np.ndarray) -> Interval:
+    """Compute the mean over all runs with its t interval.
+
+    Runs of several environments form strata: only the spread within an environment counts, and the degrees of freedom
+    are those of Satterthwaite (1946). With one environment this is the ordinary t interval.
+
+    :param scores: ``[runs]`` or ``[runs, environments]``, NaN where a run is missing
+    :return: with the p-value of a mean of 0. Interval and p-value are NaN where an environment has a single run
+
+    >>> found = mean_interval(np.array([1.0, 2.0, 3.0]))
+    >>> found.value, round(found.low, 3), round(found.high, 3), found.count
+    (2.0, -0.484, 4.484, 3)
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    columns = [column[np.isfinite(column)] for column in scores.reshape(len(scores), -1).T]
+    columns = [column for column in columns if len(column)]
+    count = sum(map(len, columns))
+    if not count:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    mean = float(np.concatenate(columns).mean())
+    if min(map(len, columns)) < 2:
+        return Interval(mean, np.nan, np.nan, count)
+    # The variance of the mean, by environment.
+    parts = np.array([len(column) * column.var(ddof=1) for column in columns]) / count**2
+    variance = parts.sum()
+    if variance == 0:
+        return Interval(mean, mean, mean, count, float(mean == 0))
+    freedom = variance**2 / sum(part**2 / (len(column) - 1) for part, column in zip(parts, columns, strict=True))
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(variance))
+    p_value = float(2 * stdtr(freedom, -abs(mean) / np.sqrt(variance)))
+    return Interval(mean, mean - half, mean + half, count, p_value)
+
+
+def paired_difference(scores: np.ndarray, baseline: np.ndarray, few: bool = True, seed: int = 0) -> Interval:
+    """Compute by how much runs exceed those of a baseline, paired by seed. Runs without a partner are left out.
+
+    :param scores: ``[seeds]`` or ``[seeds, environments]``, NaN where a run is missing
+    :param baseline: the same of the baseline: entries at the same place are of the same seed and environment
+    :param few: mean difference, t interval and p-value of the paired t test if so; else the difference of the
+        interquartile means, resampled in pairs
+    :param seed: of the resamples
+    :return: ``count`` is the number of pairs
+    """
+    scores, baseline = (np.asarray(each, dtype=np.float64).reshape(len(each), -1) for each in (scores, baseline))
+    differences = scores - baseline
+    if few:
+        return mean_interval(differences)
+    alone = ~np.isfinite(differences)
+    count = int((~alone).sum())
+    mine, theirs = np.where(alone, np.nan, scores), np.where(alone, np.nan, baseline)
+    value = interquartile_mean(mine) - interquartile_mean(theirs)
+    if np.isfinite(differences).sum(axis=0).max(initial=0) < 2:
+        return Interval(value, np.nan, np.nan, count)
+    # The same seed draws the same pairs from both.
+    drawn = _resampled_means(mine, seed, RESAMPLES) - _resampled_means(theirs, seed, RESAMPLES)
+    low, high = np.percentile(drawn, _PERCENTILES)
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return Interval(value, float(low), float(high), count, float(min(1.0, 2 * (tail + 1) / (RESAMPLES + 1))))
+
+
+def probability_of_improvement(scores: np.ndarray, baseline: np.ndarray) -> float:
+    """Compute how probable it is that a run exceeds one of the baseline in the same environment (Agarwal et al. 2021).
+
+    This is the Mann-Whitney U statistic over its maximum, the mean over environments. Ties count half.
+
+    :param scores: ``[runs]`` or ``[runs, environments]``, NaN where a run is missing
+    :param baseline: the same of the baseline; it may have another number of runs
+    :return: in [0, 1]; NaN where no environment has runs of both
+
+    >>> probability_of_improvement(np.array([1.0, 3.0]), np.array([2.0, 0.0]))
+    0.75
+    """
+    found = []
+    for mine, theirs in zip(*(np.reshape(each, (len(each), -1)).T for each in (scores, baseline)), strict=True):
+        signs = np.sign(mine[np.isfinite(mine)][:, None] - theirs[np.isfinite(theirs)])
+        if signs.size:
+            found.append((1 + signs.mean()) / 2)
+    return float(np.mean(found)) if found else np.nan
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Adjust the p-values of a family of comparisons by the method of Holm (1979).
+
+    :param p_values: of all comparisons of the family; those that are NaN do not count
+    :return: in the same order. Rejecting those of at most 0.05 makes one or more false findings in at most 5 % of cases
+
+    >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(values.shape, np.nan)
+    order = np.argsort(values)[: int(np.isfinite(values).sum())]  # NaN is sorted to the end
+    steps = values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def score_intervals(scores: np.ndarray, few: bool, seed: int = 0) -> Estimate:
+    """Compute what runs come to at each checkpoint, by the rule of this module.
+
+    :param scores: ``[runs, environments, checkpoints]``, NaN where a run is missing or did not come that far
+    :param few: means with t intervals if so, else interquartile means with stratified bootstrap intervals
+    :param seed: of the resamples
+    """
+    if not few:
+        return stratified_intervals(scores, seed)
+    found = [mean_interval(scores[:, :, checkpoint]) for checkpoint in range(scores.shape[2])]
+    return Estimate(*(np.array([getattr(each, name) for each in found]) for name in ("value", "low", "high")))
+
+
 def stratified_intervals(scores: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Compute interquartile means over runs and environments, with percentile intervals of a stratified bootstrap.
 
@@ -50,7 +194,7 @@ def stratified_intervals(scores: np.ndarray, seed: int = 0, resamples: int = RES
         mine = scores[:, :, checkpoint]
         value[checkpoint] = interquartile_mean(mine)
         if np.isfinite(mine).sum(axis=0).max(initial=0) > 1:
-            low[checkpoint], high[checkpoint] = _interval(mine, seed, resamples)
+            low[checkpoint], high[checkpoint] = np.percentile(_resampled_means(mine, seed, resamples), _PERCENTILES)
     return Estimate(value, low, high)
 
 
@@ -67,7 +211,8 @@ def stacked(of_environments: Sequence[np.ndarray]) -> np.ndarray:
     return scores
 
 
-def _interval(scores: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+def _resampled_means(scores: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """Return the interquartile mean of every resample of scores ``[runs, environments]``."""
     present = np.isfinite(scores)
     counts = present.sum(axis=0)
     # Present runs first, so that a draw below an environment's count is one of them.
@@ -76,10 +221,7 @@ def _interval(scores: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     counts = counts[counts > 0]
     drawn = packed[_draws(tuple(counts.tolist()), seed, resamples), np.arange(len(counts))]
     drawn[:, np.arange(counts.max())[:, None] >= counts] = np.nan
-    means = _middle_mean(drawn.reshape(resamples, -1), int(counts.sum()))
-    tail = (1 - CONFIDENCE) / 2
-    interval: np.ndarray = np.percentile(means, [100 * tail, 100 * (1 - tail)])
-    return interval
+    return _middle_mean(drawn.reshape(resamples, -1), int(counts.sum()))
 
 
 @lru_cache(maxsize=4)  # the checkpoints of a curve have the same
