@@ -17,7 +17,7 @@ from torch import Tensor
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.experiments.settings import Settings
 from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RESULT, RUN, locked, read_json, write_json
-from sb3_redo.sweeps.run import describe_run
+from sb3_redo.sweeps.run import describe_run, machine
 from sb3_redo.tensorboard import dormancy_values, persistence_values, write_point
 
 _SECONDS_BETWEEN_PROGRESS = 2.0
@@ -100,6 +100,7 @@ def write_program_run(
             "steps_per_second": steps / seconds,
             "final_return": None,
             "final_dormant_fraction": last["dormancy/fraction"],
+            "machine": machine(),
         }
         write_json(folder / OUTCOME, outcome | {name: last.get(key) for name, key in last_of.items()})
 

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
+import platform
 import shlex
 import sys
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -157,7 +160,26 @@ def describe_run(
     """Write down what a run is: ``run.json``, from which a report knows it."""
     about = {"environment": environment, "algorithm": algorithm, "condition": condition, "seed": seed}
     versions = {"python": sys.version.split()[0], "sb3-redo": __version__} | {name: version(name) for name in _PACKAGES}
-    write_json(folder / RUN, {**about, **more, "versions": versions})
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json(folder / RUN, {**about, **more, "date": date, "versions": versions})
+
+
+def machine() -> dict[str, Any]:
+    """Describe what this process runs on: system, processor, cores and, once it was used, GPU. Names no host."""
+    found = {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
 
 
 def state_of(folder: Path) -> str:

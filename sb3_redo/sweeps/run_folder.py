@@ -18,7 +18,7 @@ from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.sweeps.checkpoint import restore_checkpoint, save_checkpoint
 from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RESULT, RUN, locked, write_json
-from sb3_redo.sweeps.run import describe_run
+from sb3_redo.sweeps.run import describe_run, machine
 from sb3_redo.validation import listed, non_negative_number, one_of
 
 FINAL_RETURN = "sweep/final_return"
@@ -190,4 +190,5 @@ class RunFolder(BaseCallback):
             "final_return": safe_mean([episode["r"] for episode in episodes]) if episodes else None,
             "final_dormant_fraction": self._latest_fraction(),
             "recycled_total": Memory.recycled_total_of(self.model) if recycles else None,
+            "machine": machine(),
         }

@@ -20,6 +20,7 @@ class Sweep:
     :param name: the file's
     :param axes: name of each axis to its labels
     :param runs: all of them, in the order of environments, grid and seeds
+    :param text: of the file
     """
 
     name: str
@@ -29,6 +30,7 @@ class Sweep:
     seeds: list[int]
     n_timesteps: int | None
     runs: list[Run] = field(repr=False)
+    text: str = field(default="", repr=False)
 
     def plan(self) -> dict[str, Any]:
         """Return what is written into the sweep's folder."""
@@ -59,4 +61,5 @@ def read_sweep_file(file: Path, seeds: int | None = None, readers: Iterable[type
         list(reader.content["seeds"]),
         reader.content.get("n_timesteps"),
         reader.runs(),
+        document.text,
     )

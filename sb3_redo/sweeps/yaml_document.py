@@ -45,9 +45,9 @@ class Document:
         self._seen: set[int] = set()
         self._sizes: dict[int, int] = {}
         self.content: Any = None
-        text = self._text()
+        self.text = self._text()
         try:
-            loader = yaml.SafeLoader(text)
+            loader = yaml.SafeLoader(self.text)
             node = loader.get_single_node()
             if node is not None:
                 # Before anything is built: aliases of aliases can stand for more values than memory holds.

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import platform
+from datetime import datetime, timezone
 
 import numpy as np
 import pytest
@@ -208,6 +210,16 @@ def test_the_outcome_says_what_came_out(tmp_path):
     assert found["final_return"] == pytest.approx(np.mean([episode["r"] for episode in model.ep_info_buffer]))
     assert found["final_dormant_fraction"] == points(tmp_path, "dormancy/fraction")[-1][1]
     assert points(tmp_path, "sweep/final_return") == [(STEPS, pytest.approx(found["final_return"]))]
+
+
+def test_a_report_can_say_when_and_on_what_it_was_trained(tmp_path):
+    train(tmp_path)
+    date = datetime.fromisoformat(json.loads((tmp_path / "run.json").read_text())["date"])
+    assert abs((datetime.now(timezone.utc) - date).total_seconds()) < 60
+    machine = outcome(tmp_path)["machine"]
+    assert set(machine) - {"gpu"} == {"system", "processor", "cores"}
+    assert all(machine.values())
+    assert platform.node() not in str(machine)
 
 
 def test_ctrl_c_keeps_what_was_trained_and_is_no_end(tmp_path):

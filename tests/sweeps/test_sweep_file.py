@@ -76,6 +76,7 @@ def test_runs_are_the_product_of_environments_grid_and_seeds(read):
     assert sweep.runs[0].name == "CartPole-v1/replay_ratio=0.25,width=1,callback=none/seed=0"
     assert sweep.runs[-1].condition == {"replay_ratio": 2, "width": 2, "callback": "redo"}
     assert sweep.plan()["axes"] == {"replay_ratio": [0.25, 2], "width": [1, 2], "callback": ["none", "redo"]}
+    assert sweep.plan()["text"] == TEXT
 
 
 def test_what_a_run_changes_is_what_its_condition_says(read):
