@@ -67,12 +67,12 @@ def _undrawn():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "draw_without_rendering", lambda self: None)
-        patch.setattr(Figure, "savefig", lambda self, path, **settings: path.write_bytes(b""))
+        patch.setattr(Figure, "savefig", lambda self, path, **settings: path.write_text("<svg></svg>"))
         yield
 
 
 @pytest.fixture
 def undrawn():
-    """Figures that are made, and saved as empty files: drawing takes most of the time of a report."""
+    """Figures that are made, and saved as files without a picture: drawing takes most of the time of a report."""
     with _undrawn():
         yield

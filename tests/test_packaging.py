@@ -30,7 +30,6 @@ OPTIONAL = (
     *("ale_py", "cv2", "huggingface_sb3", "imageio", "jsonschema", "matplotlib", "mpl_toolkits", "mujoco", "optuna"),
     *(
         "pandas",
-        "plotly",
         "pyarrow",
         "ray",
         "rich",

@@ -70,6 +70,7 @@ def add_report(commands: Any, **settings: Any) -> None:
     parser.add_argument("folder", metavar="DIR", type=folder, help="the sweep's folder")
     parser.add_argument("--out", metavar="DIR", type=folder, help="where to (default: report/ in the sweep's folder)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)d)")
+    parser.add_argument("--holm", action="store_true", help="adjust p-values for the number of comparisons")
 
 
 def check_resources(arguments: argparse.Namespace) -> None:
@@ -176,5 +177,5 @@ def _tell_end(standing: "Standing", out: Path) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     with needs("report", "a report"):
         from sb3_redo.reports.build import write_report
-    print(write_report(arguments.folder, arguments.out, arguments.seed))
+    print(write_report(arguments.folder, arguments.out, arguments.seed, with_holm=arguments.holm))
     return 0

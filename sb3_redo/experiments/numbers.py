@@ -16,7 +16,7 @@ from sb3_redo.reports.curves import ALL
 from sb3_redo.reports.outcomes import condition_outcomes, run_outcomes
 from sb3_redo.reports.paper import Published, published_numbers
 from sb3_redo.reports.scores import game_of
-from sb3_redo.reports.statistics import stacked, stratified_intervals
+from sb3_redo.reports.statistics import score_intervals, stacked
 from sb3_redo.reports.styles import short_labels
 from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, SweepRecord, text
 from sb3_redo.validation import one_of
@@ -114,8 +114,8 @@ def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, names: Iterable[str]
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
     :param names: of quantities, in :func:`quantities`; those that no run logged are left out
     :param seed: of the bootstrap
-    :return: columns ``environment``, ``condition``, the axes, ``quantity`` (its name), ``value`` (interquartile mean
-        over runs), ``low``, ``high`` (95 % stratified bootstrap), ``runs``, ``measure`` (in words)
+    :return: columns ``environment``, ``condition``, the axes, ``quantity`` (its name), ``value``, ``low``, ``high`` (by
+        the rule of :mod:`sb3_redo.reports.statistics`), ``runs``, ``measure`` (in words)
     """
     outcomes = run_outcomes(sweep, curves)
     finished = outcomes[outcomes["state"] == "finished"] if len(outcomes) else outcomes
@@ -128,10 +128,11 @@ def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, names: Iterable[str]
         for name in names:
             quantity = known[one_of("quantity", name, tuple(known))]
             if quantity.key is None:
-                found = {"value": condition["value"], "low": condition["low"], "high": condition["high"]}
+                of_return = {"value": "return", "low": "return_low", "high": "return_high"}
+                found = {name: condition.get(column, np.nan) for name, column in of_return.items()}
                 words = f"{quantity.words}: {condition['measure']}"
             else:
-                found = _estimate(_ends(curves, mine, quantity), seed)
+                found = _estimate(_ends(curves, mine, quantity), condition["estimator"] == "mean", seed)
                 words = quantity.words
             if np.isfinite(found["value"]):
                 rows.append({**about, "quantity": name, **found, "measure": words})
@@ -148,8 +149,8 @@ def _ends(curves: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) -> list[
     return [ends[runs["environment"] == name].to_numpy(dtype=float)[:, None] for name in runs["environment"].unique()]
 
 
-def _estimate(of_environments: list[np.ndarray], seed: int) -> dict[str, float]:
-    estimate = stratified_intervals(stacked(of_environments), seed)
+def _estimate(of_environments: list[np.ndarray], few: bool, seed: int) -> dict[str, float]:
+    estimate = score_intervals(stacked(of_environments), few, seed)
     return {"value": estimate.value[0], "low": estimate.low[0], "high": estimate.high[0]}
 
 

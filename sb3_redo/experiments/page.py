@@ -24,6 +24,7 @@ from sb3_redo.reports.curves import over_seeds, side_by_side
 from sb3_redo.reports.figures import panels, plot_curves
 from sb3_redo.reports.heat_maps import heat_maps
 from sb3_redo.reports.pictures import save
+from sb3_redo.reports.spreadsheet import neutralised
 from sb3_redo.reports.sweep_folder import read_sweep_folder
 from sb3_redo.reports.tables import read_curves
 from sb3_redo.sweeps.run import Run
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "experiment.md"
-_ABOUT_OURS = "Interquartile means over seeds with 95 % bootstrap intervals in brackets."
+_ABOUT_OURS = (
+    "Means over seeds with 95 % t intervals in brackets; from ten seeds on interquartile means with 95 % bootstrap "
+    "intervals."
+)
 _ABOUT_NUMBERS = (
     f"{_ABOUT_OURS} The paper's numbers are of its own tasks and scales; what is in brackets there is its own interval "
     "where digitised, its standard deviation where printed, and otherwise the range within which it could be read."
@@ -81,7 +85,7 @@ def write_page(
         _part(experiment, sweep, folder, out / sweep.name, seed) for sweep, folder in zip(sweeps, folders, strict=True)
     ]
     numbers = pd.concat([part.numbers for part in parts], ignore_index=True)
-    numbers.to_csv(out / NUMBERS, index=False)
+    neutralised(numbers).to_csv(out / NUMBERS, index=False)
     (out / PAGE).write_text(_page(experiment, preset, sweeps, parts))
     return out / PAGE
 

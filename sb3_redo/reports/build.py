@@ -1,30 +1,35 @@
 """Writes the report of a sweep: tables, figures, a page."""
 
 import os
+import shutil
+import textwrap
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from sb3_redo.reports import page
-from sb3_redo.reports.curves import ALL, is_normalised, measure_of
-from sb3_redo.reports.drawn import Tables, slices, tables_of
-from sb3_redo.reports.figures import AXIS_LABELS
+from sb3_redo.reports.curves import ALL, is_normalised
+from sb3_redo.reports.drawn import Drawing, drawings_of
 from sb3_redo.reports.outcomes import condition_outcomes, run_outcomes
-from sb3_redo.reports.paper import beside_published
-from sb3_redo.reports.pictures import draw
+from sb3_redo.reports.paper import papers_beside
+from sb3_redo.reports.pictures import inline_svg, marks_of, save
+from sb3_redo.reports.provenance import provenance_of, sources_of
 from sb3_redo.reports.scores import reference_of
+from sb3_redo.reports.spreadsheet import neutralised
+from sb3_redo.reports.styles import Style, styles_of
+from sb3_redo.reports.summary import caveats, findings, shown_first, summary_table, text_table
 from sb3_redo.reports.sweep_folder import SweepRecord, read_sweep_folder
-from sb3_redo.reports.tables import gather, write_csv
+from sb3_redo.reports.tables import Gathered, gather, write_csv
 
-_THRESHOLDS = "dormancy_thresholds/"
+_MOST_ROWS = 40
 
 
 @dataclass(frozen=True)
 class Report:
-    """Says what a report was made from; ``print`` shows it in words.
+    """Says what a report was made from, and what came out; ``print`` shows it in words.
 
     :param folder: where the report is
     :param planned: how many runs the sweep has
@@ -32,6 +37,8 @@ class Report:
     :param missing: what is not there in full, and why
     :param broken: files that were skipped, and why
     :param notes: what else a reader of the numbers should know
+    :param table: of :func:`~sb3_redo.reports.summary.summary_table`, the rows that are shown first
+    :param said: what the table says, a sentence each
     """
 
     folder: Path
@@ -40,15 +47,35 @@ class Report:
     missing: tuple[str, ...]
     broken: tuple[str, ...]
     notes: tuple[str, ...]
+    table: pd.DataFrame = field(repr=False)
+    said: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> str:
+        """How many runs there are, by their state."""
+        counts = ", ".join(f"{count} {state}" for state, count in self.states.items() if count)
+        return f"{self.planned} runs planned: {counts or 'none'}"
+
+    @property
+    def of_runs(self) -> str:
+        """What the report was made from, a fact a line."""
+        lines = [self.counts, *self.notes]
+        lines += _listed("missing", self.missing) + _listed("skipped, because it could not be read", self.broken)
+        return "\n".join(lines)
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} {state}" for state, count in self.states.items() if count)
-        lines = [f"{self.planned} runs planned: {counts or 'none'}", *self.notes]
-        lines += _listed("missing", self.missing) + _listed("skipped, because it could not be read", self.broken)
-        return "\n".join([*lines, f"report: {self.folder / 'index.html'}"])
+        shown = self.table.head(_MOST_ROWS)
+        more = [f"and {len(self.table) - _MOST_ROWS} more rows in summary.md"] if len(self.table) > _MOST_ROWS else []
+        width = shutil.get_terminal_size().columns
+        said = "\n".join(textwrap.fill(sentence, width) for sentence in self.said)
+        table = "\n".join([text_table(shown, width), *more])
+        parts = [self.of_runs, table, said, f"report: {self.folder / 'index.html'}"]
+        return "\n\n".join(part for part in parts if part)
 
 
-def write_report(folder: Path, out: Path | None = None, seed: int = 0, only: Collection[str] | None = None) -> Report:
+def write_report(
+    folder: Path, out: Path | None = None, seed: int = 0, only: Collection[str] | None = None, with_holm: bool = False
+) -> Report:
     """Report what the runs of a sweep say so far. Only files are read, and only ``out`` is written.
 
     :param folder: the sweep's folder
@@ -57,10 +84,39 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0, only: Col
         ``summary.md``, ``paper.csv`` where published numbers fit, and ``figures``
     :param seed: of the bootstrap intervals
     :param only: names of the runs to report, as if the sweep had no others; all if not given
+    :param with_holm: whether to adjust p-values for the number of comparisons
     :raises FileNotFoundError: when the folder holds neither ``sweep.json`` nor a run
     """
     sweep = read_sweep_folder(Path(folder), only)
     out = Path(folder) / "report" if out is None else Path(out)
+    gathered, is_whole = _points(sweep, out)
+    outcomes = run_outcomes(sweep, gathered.curves)
+    conditions = condition_outcomes(outcomes, seed, with_holm)
+    paper = papers_beside(sweep, gathered.curves, conditions)
+    first = shown_first(conditions)
+    report = Report(
+        out,
+        len(sweep.planned),
+        _states(sweep),
+        _missing(sweep),
+        (*sweep.broken, *gathered.broken),
+        _notes(sweep, gathered.points, is_whole, conditions),
+        summary_table(first, sweep.axes),
+        (*findings(first, outcomes), *caveats(first)),
+    )
+    drawings = drawings_of(gathered.curves, outcomes, conditions, seed)
+    pictures = [_picture(drawing, out / "figures", styles_of(outcomes)) for drawing in drawings]
+    for name, frame in (("runs", outcomes), ("summary", conditions), ("paper", paper)):
+        neutralised(frame).to_csv(out / f"{name}.csv", index=False)
+    if paper.empty:
+        (out / "paper.csv").unlink()
+    (out / "summary.md").write_text(_markdown(sweep, report, conditions, paper), encoding="utf-8")
+    (out / "index.html").write_text(_page(sweep, report, pictures, outcomes, conditions, paper), encoding="utf-8")
+    return report
+
+
+def _points(sweep: SweepRecord, out: Path) -> tuple[Gathered, bool]:
+    """Write all points. Returns what was read, and whether the CSV file holds all of it."""
     out.mkdir(parents=True, exist_ok=True)
     unfinished = out / f".points.parquet.{os.getpid()}"
     try:
@@ -68,36 +124,28 @@ def write_report(folder: Path, out: Path | None = None, seed: int = 0, only: Col
         os.replace(unfinished, out / "points.parquet")
     finally:
         unfinished.unlink(missing_ok=True)
-    is_whole = write_csv(gathered, out / "points.parquet", out / "points.csv")
-    outcomes = run_outcomes(sweep, gathered.curves)
-    conditions = condition_outcomes(outcomes, seed)
-    rivals = _rivals(sweep)
-    comparable = conditions[conditions["condition"].isin(rivals)] if len(conditions) else conditions
-    if len(comparable):
-        comparable = comparable.assign(rival=comparable["condition"].map(rivals))
-    fractions = _last_fractions(gathered.curves)
-    paper = beside_published(comparable, sweep.algorithm, fractions, _n_steps(sweep), _extractor(sweep))
-    notes = _notes(sweep, gathered.points, is_whole, conditions)
-    report = _report(sweep, out, gathered.broken, notes)
-    tables = tables_of(sweep, gathered.curves, outcomes, conditions, seed)
-    draw(tables, out / "figures")
-    for name, frame in (("runs", outcomes), ("summary", conditions), ("paper", paper)):
-        frame.to_csv(out / f"{name}.csv", index=False) if len(frame) else (out / f"{name}.csv").unlink(missing_ok=True)
-    (out / "summary.md").write_text(_markdown(sweep, report, conditions, paper))
-    (out / "index.html").write_text(_page(sweep, report, tables, conditions, paper))
-    return report
+    return gathered, write_csv(gathered, out / "points.parquet", out / "points.csv")
 
 
-def _report(sweep: SweepRecord, out: Path, broken: tuple[str, ...], notes: tuple[str, ...]) -> Report:
+def _picture(drawing: Drawing, folder: Path, styles: Mapping[str, Style]) -> tuple[str, str]:
+    """Save a figure. Returns the heading of its section of the page, and what stands there (HTML)."""
+    name = save(drawing.figure, folder, drawing.name)
+    svg = inline_svg((folder / f"{name}.svg").read_text(encoding="utf-8"))
+    return drawing.heading, page.picture(svg, marks_of(drawing, styles)) + page.note(drawing.note)
+
+
+def _states(sweep: SweepRecord) -> dict[str, int]:
     states = {state: len(sweep.in_state(state)) for state in ("finished", "unfinished", "failed")}
+    return states | {"not begun": len(sweep.missing)}
+
+
+def _missing(sweep: SweepRecord) -> tuple[str, ...]:
     missing = [f"{run.name}: unfinished" for run in sweep.in_state("unfinished")]
     for run in sweep.in_state("failed"):
         code = (run.failure or {}).get("exit_code")
         last = str((run.failure or {}).get("log_tail", "")).strip().splitlines()[-1:]
         missing.append(": ".join([run.name, f"failed with exit code {code}", *last]))
-    missing += [f"{name}: not begun" for name in sweep.missing]
-    states["not begun"] = len(sweep.missing)
-    return Report(out, len(sweep.planned), states, tuple(missing), (*sweep.broken, *broken), notes)
+    return (*missing, *(f"{name}: not begun" for name in sweep.missing))
 
 
 def _notes(sweep: SweepRecord, points: int, is_whole: bool, conditions: pd.DataFrame) -> tuple[str, ...]:
@@ -105,10 +153,8 @@ def _notes(sweep: SweepRecord, points: int, is_whole: bool, conditions: pd.DataF
     notes = [f"{points:,} points of {len(sweep.runs)} runs; final values are of finished runs only"]
     if not is_whole:
         notes.append("points.csv is thinned evenly; points.parquet has every point")
-    has_return = not len(conditions) or conditions["value"].notna().any()
-    if has_return:
-        notes.append(f"return: {measure_of(environments)}; IQM with 95 % stratified bootstrap intervals")
-    if has_return and not is_normalised(environments):
+    has_return = "return" in conditions and conditions["return"].notna().any()
+    if has_return and len(environments) > 1 and not is_normalised(environments):
         unknown = [name for name in environments if reference_of(name) is None]
         notes.append(f"not aggregated over environments: no reference scores are known for {', '.join(unknown)}")
     for _, row in conditions[conditions["environment"] == ALL].iterrows():
@@ -116,43 +162,6 @@ def _notes(sweep: SweepRecord, points: int, is_whole: bool, conditions: pd.DataF
             of = f"{row['environments']} of {len(environments)} environments"
             notes.append(f"{row['condition']} was finished in {of}: its aggregate does not compare with the others")
     return tuple(notes)
-
-
-def _n_steps(sweep: SweepRecord) -> int:
-    return next((int(run.settings.get("n_steps") or 1) for run in sweep.runs), 1)
-
-
-def _rivals(sweep: SweepRecord) -> dict[str, str]:
-    """Return the conditions that train as one of the paper's, with the rival of ReDo that acts on them, or ``""``."""
-    plain = {"RunFolder", "DormancyCallback", "ReDoCallback"}
-    rivals = {}
-    for run in sweep.runs:
-        acting = {name.rpartition(".")[2] for name in _callbacks(run.settings.get("callback"))} - plain
-        acting |= {"weight_decay"} if "weight_decay" in str(run.settings.get("policy_kwargs")) else set()
-        kind = {"": "", "ResetCallback": "reset", "weight_decay": "weight_decay"}.get(",".join(sorted(acting)))
-        if kind is not None:
-            rivals[run.label] = kind
-    return rivals
-
-
-def _callbacks(listed: object) -> list[str]:
-    """Return the paths of callbacks as the zoo lists them."""
-    listed = [listed] if isinstance(listed, (str, dict)) else listed
-    return [name for each in listed or () for name in ([each] if isinstance(each, str) else each)]  # type: ignore[attr-defined]
-
-
-def _extractor(sweep: SweepRecord) -> str:
-    """Return the name of the features extractor: SB3's, unless the policy is told of another."""
-    told = (run.settings.get("policy_kwargs") for run in sweep.runs)
-    return next((str(kwargs.get("extractor", "nature")) for kwargs in told if isinstance(kwargs, dict)), "nature")
-
-
-def _last_fractions(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return the last dormant fractions at each threshold, means over seeds."""
-    mine = curves[curves["key"].str.startswith(_THRESHOLDS)]
-    last = mine.groupby(["environment", "condition", "run", "key"], observed=True)["value"].last()
-    means = last.groupby(level=["environment", "condition", "key"], observed=True).mean().reset_index()
-    return means.assign(threshold=means["key"].str.removeprefix(_THRESHOLDS).astype(float))
 
 
 def _listed(title: str, items: tuple[str, ...], most: int = 20) -> list[str]:
@@ -167,10 +176,15 @@ _PAPER = (
 
 
 def _markdown(sweep: SweepRecord, report: Report, conditions: pd.DataFrame, paper: pd.DataFrame) -> str:
-    parts = [f"# {sweep.name}", f"```\n{report}\n```", "## Conditions", markdown_table(conditions)]
+    first = shown_first(conditions)
+    about = "\n".join(f"- {heading}: {words}" for heading, words in provenance_of(sweep).items())
+    parts = [f"# {sweep.name}", about, markdown_table(report.table), "\n".join(report.said)]
+    others = conditions.drop(index=first.index)
+    if len(others):
+        parts += ["## By environment", markdown_table(summary_table(others, sweep.axes)), *caveats(others)]
     if len(paper):
         parts += ["## Beside published numbers", _PAPER, markdown_table(paper)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, "## Runs", f"```\n{report.of_runs}\n```"]) + "\n"
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -185,29 +199,49 @@ def _markdown_cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value).replace("|", "\\|")
 
 
-def _page(sweep: SweepRecord, report: Report, tables: Tables, conditions: pd.DataFrame, paper: pd.DataFrame) -> str:
-    sections = [("What there is", page.preformatted(str(report)))]
-    steps = AXIS_LABELS[tables.by]
-    if len(tables.returns):
-        about, measure = tables.returns["unit"].iloc[0], tables.returns["measure"].iloc[0]
-        shading = page.note("Shaded: 95 % stratified bootstrap interval. Dashed: without ReDo.")
-        sections.append(("Return", page.curves(tables.returns, about, f"IQM of {measure}") + shading))
-    if len(tables.ratios):
-        sections.append(("Final return and replay ratio", page.replay_ratios(tables.ratios)))
-    for kind, table in tables.curves.items():
-        parts = [
-            (f"<h3>{part.title}</h3>" if part.title else "") + page.curves(part.table, steps, kind.words, kind.percent)
-            for part in slices(table)
-        ]
-        if parts:
-            shading = page.note("Mean over seeds; shaded from the lowest to the highest seed.")
-            sections.append((kind.heading, "".join(parts) + shading))
-    if len(tables.layers):
-        sections.append(("Dormant neurons by layer", page.layers(tables.layers, steps)))
-    if len(tables.outcomes):
-        sections.append(("Speed", page.speeds(tables.outcomes)))
-    if len(conditions):
-        sections.append(("Conditions", page.table(conditions)))
+def _page(
+    sweep: SweepRecord,
+    report: Report,
+    pictures: list[tuple[str, str]],
+    outcomes: pd.DataFrame,
+    conditions: pd.DataFrame,
+    paper: pd.DataFrame,
+) -> str:
+    styles = styles_of(outcomes) if len(outcomes) else {}
+    sections = [("", page.facts({**provenance_of(sweep), "runs": report.counts}))]
+    sources = sources_of(sweep)
+    sections += [("", "".join(page.folded(name, page.preformatted(words)) for name, words in sources.items()))]
+    sections += [("Result", _result(sweep, shown_first(conditions), outcomes, styles))]
+    others = conditions.drop(index=shown_first(conditions).index)
+    if len(others):
+        sections.append(("", page.folded("Each environment", _result(sweep, others, outcomes, styles))))
+    sections.append(("", page.switches(styles.values())))
+    heading = ""
+    for title, picture in pictures:
+        sections.append((title if title != heading else "", picture))
+        heading = title
     if len(paper):
         sections.append(("Beside published numbers", page.note(_PAPER) + page.table(paper)))
+    if len(outcomes):
+        sections.append(
+            ("Single runs", page.folded(f"{len(outcomes)} runs", page.table(_single_runs(sweep, outcomes))))
+        )
+    sections.append(("Files", page.preformatted(report.of_runs)))
     return page.page(f"Sweep {sweep.name}", sections)
+
+
+def _result(sweep: SweepRecord, conditions: pd.DataFrame, outcomes: pd.DataFrame, styles: Mapping[str, Style]) -> str:
+    """Return the table of conditions, with what it says before it and how it was made behind it."""
+    said = page.paragraph(" ".join(findings(conditions, outcomes)))
+    if conditions.empty:
+        return said
+    table = page.table(summary_table(conditions, sweep.axes), [styles[name] for name in conditions["condition"]])
+    return said + table + page.note(" ".join(caveats(conditions)))
+
+
+def _single_runs(sweep: SweepRecord, outcomes: pd.DataFrame) -> pd.DataFrame:
+    names = ("environment", *sweep.axes, "seed", "state", "final_return", "final_accuracy", "final_loss")
+    names += ("dormant_fraction", "recycled_total", "num_timesteps", "gradient_steps")
+    told = [name for name in names if name in outcomes and outcomes[name].notna().any()]
+    varying = [name for name in told if name == "seed" or len(outcomes) < 2 or outcomes[name].nunique(dropna=False) > 1]
+    return outcomes[varying]

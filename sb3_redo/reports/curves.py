@@ -1,14 +1,15 @@
 """Computes curves over seeds: the runs of a condition at shared checkpoints."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sb3_redo.reports.scores import atari_game, frames_per_step, reference_of
-from sb3_redo.reports.statistics import stacked, stratified_intervals
+from sb3_redo.reports.statistics import is_few, score_intervals, stacked
+from sb3_redo.reports.sweep_folder import RETURN as RETURN
 
-RETURN = "rollout/ep_rew_mean"
 ACCURACY = "classifier/accuracy"
 """Share of all images to which a classifier gives the labels of the present task."""
 LOSS = "offline/loss"
@@ -17,19 +18,23 @@ LAYERS = "dormancy_layers/"
 ALL = "all environments"
 CHECKPOINTS = 50
 
-# A run counts as having come to a checkpoint when it ended this close before: runs of other replay ratios end a
-# few steps apart.
-_REACH = 1.01
+_STEPS = "environment steps"
+# Runs of other replay ratios end a few steps apart.
+_SAME_BUDGET = 0.99
 
 
 def over_seeds(curves: pd.DataFrame, key: str, by: str = "gradient_step", checkpoints: int = 100) -> pd.DataFrame:
     """Compute one key's mean, lowest and highest over the runs that came to a checkpoint, by environment and condition.
 
+    A finished run counts up to the end of its condition's curve. Others do not count at the last checkpoint once one
+    has finished, so that a curve ends with the value of the finished runs.
+
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
     :param key: what was logged, such as ``dormancy/fraction``
     :param by: ``gradient_step`` or ``step``
     :param checkpoints: how many, evenly spaced over the runs of the condition
-    :return: columns that describe the condition, and ``key``, ``by``, ``at``, ``value``, ``low``, ``high``, ``runs``
+    :return: columns that describe the condition, and ``key``, ``by``, ``at``, ``value``, ``low``, ``high``, ``runs``,
+        ``seeds`` (the values of the single runs, a tuple)
     """
     return _over_seeds(curves, [key], by, checkpoints)
 
@@ -63,7 +68,7 @@ def _over_seeds(curves: pd.DataFrame, keys: list[str], by: str, checkpoints: int
         for key in keys:
             group = condition[condition["key"] == key]
             if len(group):
-                values = np.stack([_at(grid, x, y, x[-1]) for x, y in _split(group, by).values()])
+                values = np.stack([_at(grid, *run) for run in _split(group, by).values()])
                 tables.append(_spread(grid, values).assign(key=key, which=condition.index[0]))
     if not tables:
         return pd.DataFrame(columns=["environment", "condition", "setting", "redo", "key", "by", "at", "value"])
@@ -76,7 +81,8 @@ def _spread(grid: np.ndarray, values: np.ndarray) -> pd.DataFrame:
     some = there.any(axis=0)
     values = values[:, some]
     drawn = {"at": grid[some], "value": np.nanmean(values, axis=0), "low": np.nanmin(values, axis=0)}
-    return pd.DataFrame(drawn | {"high": np.nanmax(values, axis=0), "runs": there[:, some].sum(axis=0)})
+    drawn |= {"high": np.nanmax(values, axis=0), "runs": there[:, some].sum(axis=0)}
+    return pd.DataFrame(drawn).assign(seeds=list(map(tuple, values.T.tolist())))
 
 
 def pooled(curves: pd.DataFrame) -> pd.DataFrame:
@@ -100,81 +106,113 @@ def measure_of(environments: Iterable[str]) -> str:
     return "normalised return (0 and 1: the zoo's reference scores)"
 
 
-def return_curves(curves: pd.DataFrame, n_timesteps: int | None = None, seed: int = 0) -> pd.DataFrame:
-    """Compute the interquartile mean of the return over runs and environments, with 95 % bootstrap intervals.
+def blocks_of(environments: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Return title and environments of each block of a table: all together where that can be, then each by itself."""
+    names = list(dict.fromkeys(environments))
+    together = [(ALL, names)] if len(names) > 1 and is_normalised(names) else []
+    return together + [(name, [name]) for name in names]
+
+
+def return_curves(curves: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Compute what the runs of each condition return at checkpoints, with intervals by the rule of the statistics.
 
     Normalised, and over all environments, where the reference scores of every one are known; otherwise of the raw
-    return, for each environment by itself. Where environments were given different budgets, up to the shortest.
+    return, for each environment by itself. The last value is that of the finished runs in
+    :func:`~sb3_redo.reports.outcomes.condition_outcomes`.
 
-    :param n_timesteps: environment steps of a whole run; without it, those of the longest
     :param seed: of the bootstrap
-    :return: as :func:`over_seeds`, with ``unit`` (of ``at``), ``measure``
+    :return: as :func:`over_seeds`, with ``unit`` (of ``at``), ``measure``, ``estimator`` (``mean`` or ``IQM``)
     """
     mine = _of_keys(curves, [RETURN], "step")
     names = list(mine["environment"].unique())
-    ends = curves.groupby("run", observed=True)["step"].max()
-    together = is_normalised(names)
-    groups = [names] if together else [[name] for name in names]
+    blocks = blocks_of(names)
     tables = []
-    for group in groups if names else []:
+    for title, group in blocks[:1] if blocks and blocks[0][0] == ALL else blocks:
         of_group = mine[mine["environment"].isin(group)]
-        frames = {frames_per_step(name) for name in group}
-        unit = max(frames) if len(frames) == 1 else 1
-        last = of_group.groupby("environment", observed=True)["step"].max().min()
-        grid = np.linspace(0, n_timesteps or last, CHECKPOINTS + 1)[1:]
+        few = is_few(_counts(curves[curves["environment"].isin(group)]))
+        ends = of_group.groupby("environment", observed=True)["step"].max()
         for _, condition in of_group.groupby("condition", observed=True, sort=False):
-            scores = scores_at(condition, group, grid, ends)
-            estimate = stratified_intervals(scores, seed)
-            drawn = pd.DataFrame({"at": grid * unit, "value": estimate.value, "low": estimate.low})
-            drawn = drawn.assign(high=estimate.high, runs=np.isfinite(scores).sum(axis=(0, 1)))
-            words = "frames (4 in an environment step)" if unit > 1 else "environment steps"
-            title = ALL if together and len(group) > 1 else group[0]
-            drawn = drawn[drawn["runs"] > 0].assign(which=condition.index[0], unit=words, title=title)
-            tables.append(drawn)
+            scores = scores_at(condition, group)
+            estimate = score_intervals(scores, few, seed)
+            drawn = pd.DataFrame({"value": estimate.value, "low": estimate.low, "high": estimate.high})
+            drawn = drawn.assign(runs=np.isfinite(scores).sum(axis=(0, 1)), **_axis(ends, condition))
+            drawn = drawn.assign(seeds=list(map(tuple, scores.reshape(-1, CHECKPOINTS).T.tolist())))
+            drawn = drawn[drawn["runs"] > 0].assign(which=condition.index[0], title=title)
+            tables.append(drawn.assign(estimator="mean" if few else "IQM"))
     if not tables:
         return pd.DataFrame(columns=["environment", "condition", "at", "value"])
     described = _described(pd.concat(tables, ignore_index=True), mine).assign(measure=measure_of(names))
     return described.assign(environment=described["title"]).drop(columns="title")
 
 
-def scores_at(curves: pd.DataFrame, environments: list[str], grid: np.ndarray, ends: pd.Series) -> np.ndarray:
+def _counts(curves: pd.DataFrame) -> list[int]:
+    """Return how many runs of each condition have finished; where none has, how many there are."""
+    runs = curves.drop_duplicates("run")
+    return list((runs[runs["finished"]] if runs["finished"].any() else runs)["condition"].astype(str).value_counts())
+
+
+def _axis(ends: pd.Series, condition: pd.DataFrame) -> dict[str, Any]:
+    """Return where the checkpoints of a condition are drawn, and in which unit.
+
+    Environments with budgets that differ are drawn against the share of the budget.
+
+    :param ends: the last environment step of any run, by environment
+    """
+    mine = condition.groupby("environment", observed=True)["step"].max()
+    parts = np.linspace(0, 1, CHECKPOINTS + 1)[1:]
+    if ends.min() < _SAME_BUDGET * ends.max():
+        return {"at": parts * float((mine / ends).max()) * 100, "unit": "share of the training [%]"}
+    frames = {frames_per_step(name) for name in ends.index}
+    unit = max(frames) if len(frames) == 1 else 1
+    return {"at": parts * mine.max() * unit, "unit": "frames (4 in an environment step)" if unit > 1 else _STEPS}
+
+
+def scores_at(curves: pd.DataFrame, environments: list[str]) -> np.ndarray:
     """Compute one condition's returns at checkpoints, normalised where references are known.
 
-    :param ends: the last environment step of each run; its return is held from its last log up to there
+    The checkpoints of an environment are evenly spaced up to the last step of the condition's runs in it.
+
+    :param environments: whose runs belong together
     :return: ``[runs, environments, checkpoints]``
     """
-    of: list[list[np.ndarray]] = [[] for _ in environments]
-    environment_of = dict(zip(curves["run"], curves["environment"], strict=True))
-    for name, (steps, returns) in _split(curves, "step").items():
-        environment = environment_of[name]
-        values = _at(grid, steps, returns, ends[name])
+    of = []
+    for environment in environments:
+        mine = curves[curves["environment"] == environment]
+        grid = np.linspace(0, mine["step"].max() if len(mine) else 1, CHECKPOINTS + 1)[1:]
+        values = [_at(grid, *run) for run in _split(mine, "step").values()] if len(mine) else []
         reference = reference_of(environment) if is_normalised(environments) else None
-        of[environments.index(environment)].append(values if reference is None else reference.normalise(values))
-    return stacked([np.reshape(runs, (-1, len(grid))) for runs in of])
+        scores = np.reshape(values, (-1, CHECKPOINTS))
+        of.append(scores if reference is None else reference.normalise(scores))
+    return stacked(of)
 
 
 def _of_keys(curves: pd.DataFrame, keys: list[str], by: str) -> pd.DataFrame:
     mine = curves[curves["key"].isin(keys) & curves[by].notna() & np.isfinite(curves["value"])]
-    return mine.sort_values(["run", by], kind="stable", ignore_index=True)
+    # By seed, as the table has them: the bootstrap draws by place.
+    return mine.sort_values(["seed", "run", by], kind="stable", ignore_index=True)
 
 
-def _split(group: pd.DataFrame, by: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the steps and values of each run, of a table that is sorted by run."""
+def _split(group: pd.DataFrame, by: str) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    """Return the steps and values of each run, and up to where it counts, of a table that is sorted by run."""
     codes = group["run"].cat.codes.to_numpy()
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     names = group["run"].cat.categories[codes[starts]]
-    parts = (np.split(group[column].to_numpy(), starts[1:]) for column in (by, "value"))
-    return dict(zip(names, zip(*parts, strict=True), strict=True))
+    finished = group["finished"].to_numpy()[starts]
+    xs, ys = (np.split(group[column].to_numpy(), starts[1:]) for column in (by, "value"))
+    # Nothing of an unfinished run stands at the last checkpoint, which is that of the finished ones.
+    before = np.nextafter(group[by].max(), 0) if finished.any() else np.inf
+    reaches = (np.inf if whole else min(x[-1], before) for x, whole in zip(xs, finished, strict=True))
+    return dict(zip(names, zip(xs, ys, reaches, strict=True), strict=True))
 
 
-def _at(grid: np.ndarray, x: np.ndarray, y: np.ndarray, end: float) -> np.ndarray:
+def _at(grid: np.ndarray, x: np.ndarray, y: np.ndarray, reach: float) -> np.ndarray:
     values = np.asarray(np.interp(grid, x, y, left=np.nan))
-    values[grid > end * _REACH] = np.nan
+    values[grid > reach] = np.nan
     return values
 
 
 def _described(drawn: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Add the columns that describe the condition of each row: those of the row ``which`` of the curves."""
-    varying = ["run", "seed", "key", "step", "gradient_step", "value"]
+    varying = ["run", "seed", "finished", "key", "step", "gradient_step", "value"]
     described = curves.drop(columns=varying).loc[drawn["which"]].reset_index(drop=True)
     return pd.concat([drawn.drop(columns="which"), described], axis=1)

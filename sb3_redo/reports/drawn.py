@@ -1,16 +1,22 @@
-"""Decides which figures and which parts of the page a sweep gives."""
+"""Decides which figures a sweep gives, for files and for the page alike."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from sb3_redo.reports import figures
 from sb3_redo.reports.curves import ACCURACY, LAYERS, layers_over_seeds, over_seeds, pooled, return_curves
 from sb3_redo.reports.outcomes import by_replay_ratio
-from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH, SweepRecord, text
+from sb3_redo.reports.styles import Style, styles_of
+from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH, text
 
-# Heat maps of more environments than this are pooled in the figure; the page has each of them.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# With more environments than this, their heat maps are pooled.
 _HEAT_MAPS = 3
 
 
@@ -20,41 +26,97 @@ class CurveKind(NamedTuple):
     :param name: of their figures
     :param heading: on the page
     :param key: under which they were logged
-    :param words: what their values are, on the page
-    :param label: the same in the figures
+    :param label: what their values are
     :param percent: whether their values are shares, else they are counts
     """
 
     name: str
     heading: str
     key: str
-    words: str
     label: str
     percent: bool = True
 
 
-_BEFORE = "overlap with the measurement before"
 _LABEL_BEFORE = "overlap with the dormant neurons\nof the measurement before [%]"
-_SO_FAR = "neurons recycled so far"
 CURVE_KINDS = (
-    CurveKind("dormant_fraction", "Dormant neurons", "dormancy/fraction", "dormant neurons", "dormant neurons [%]"),
-    CurveKind("overlap", "Overlap", "dormancy/overlap", _BEFORE, _LABEL_BEFORE),
-    CurveKind("recycled", "Recycled neurons", "redo/recycled_total", _SO_FAR, _SO_FAR, percent=False),
-    CurveKind("accuracy", "Accuracy", ACCURACY, "accuracy", "accuracy [%]"),
+    CurveKind("dormant_fraction", "Dormant neurons", "dormancy/fraction", "dormant neurons [%]"),
+    CurveKind("overlap", "Overlap", "dormancy/overlap", _LABEL_BEFORE),
+    CurveKind("recycled", "Recycled neurons", "redo/recycled_total", "neurons recycled so far", percent=False),
+    CurveKind("accuracy", "Accuracy", ACCURACY, "accuracy [%]"),
 )
+_RANGE = "Mean over seeds; shaded from the lowest to the highest seed."
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Holds what is drawn, one table a kind of figure. A table without rows is not drawn."""
+class Drawing:
+    """Holds one figure, and what the page can say of its marks.
 
-    returns: pd.DataFrame
-    curves: Mapping[CurveKind, pd.DataFrame]
-    layers: pd.DataFrame
-    layers_pooled: pd.DataFrame
-    ratios: pd.DataFrame
-    outcomes: pd.DataFrame
-    by: str
+    :param name: of its files
+    :param heading: of its section of the page
+    :param note: what the marks are
+    :param table: what is drawn: columns ``at``, ``value``, and ``low``, ``high``, ``runs``, ``seeds`` where there are
+        such, for each ``condition``; nothing where the page says nothing of it
+    :param by: the column whose value is the label of the axes
+    :param percent: whether the values are shares
+    """
+
+    name: str
+    heading: str
+    figure: "Figure"
+    note: str = ""
+    table: pd.DataFrame | None = None
+    by: str = "environment"
+    percent: bool = False
+
+
+def drawings_of(curves: pd.DataFrame, outcomes: pd.DataFrame, conditions: pd.DataFrame, seed: int) -> Iterator[Drawing]:
+    """Draw every figure for which there is something. A condition has the same colour and line in all of them.
+
+    Dormancy is against gradient steps where they were logged, else against environment steps.
+
+    :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
+    :param outcomes: from :func:`~sb3_redo.reports.outcomes.run_outcomes`
+    :param conditions: from :func:`~sb3_redo.reports.outcomes.condition_outcomes`
+    :param seed: of the bootstrap
+    """
+    if outcomes.empty:
+        return
+    styles = styles_of(outcomes)
+    panels = partial(figures.panels, styles=styles)
+    returns = return_curves(curves, seed)
+    if len(returns):
+        note = "Shaded: 95 % interval, as in the table. Dashed: without recycling."
+        yield Drawing("return", "Return", panels(returns, figures.plot_return), note, returns)
+    ratios = by_replay_ratio(conditions)
+    if len(ratios):
+        figure = panels(ratios, figures.plot_replay_ratio)
+        shown = ratios.drop(columns="condition").rename(columns={"series": "condition", "replay_ratio": "at"})
+        shown = shown.rename(columns={"return": "value", "return_low": "low", "return_high": "high"})
+        yield Drawing("return_by_replay_ratio", "Final return and replay ratio", figure, "", shown)
+    has_clock = curves.loc[curves["key"] == "dormancy/fraction", "gradient_step"].notna().any()
+    by = "gradient_step" if has_clock else "step"
+    for kind in CURVE_KINDS:
+        plot = partial(figures.plot_curves, label=kind.label, scale="share" if kind.percent else "count")
+        for part in slices(over_seeds(curves, kind.key, by)):
+            figure = panels(part.table, plot, title=part.title)
+            yield Drawing(kind.name + part.name, kind.heading, figure, _RANGE, part.table, percent=kind.percent)
+    yield from _layers(curves, by, styles)
+    timed = outcomes[outcomes["steps_per_second"].notna()]
+    if len(timed):
+        figure = panels(timed.assign(all=""), figures.plot_speed, by="all")
+        note = "It depends on what else ran on the machine, and on how many runs at a time: compare it with care."
+        yield Drawing("steps_per_second", "Speed", figure, note)
+
+
+def _layers(curves: pd.DataFrame, by: str, styles: dict[str, Style]) -> Iterator[Drawing]:
+    logged = curves[curves["key"].str.startswith(LAYERS)]
+    are_many = curves["environment"].nunique() > _HEAT_MAPS
+    table = layers_over_seeds(pooled(logged) if are_many else logged, by)
+    for environment, mine in table.groupby("environment", sort=False, observed=True):
+        title = str(environment)
+        figure = figures.panels(mine, figures.plot_layers_over_time, "condition", title, across=2, styles=styles)
+        name = f"layers_{environment}"
+        yield Drawing(name, "Dormant neurons by layer", figure, "Mean over seeds.", mine, "condition", percent=True)
 
 
 @dataclass(frozen=True)
@@ -67,30 +129,6 @@ class Slice:
     name: str
     title: str
     table: pd.DataFrame
-
-
-def tables_of(
-    sweep: SweepRecord, curves: pd.DataFrame, outcomes: pd.DataFrame, conditions: pd.DataFrame, seed: int
-) -> Tables:
-    """Compute everything that is drawn.
-
-    Dormancy is against gradient steps where they were logged, else against environment steps.
-
-    :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
-    """
-    has_clock = curves.loc[curves["key"] == "dormancy/fraction", "gradient_step"].notna().any()
-    by = "gradient_step" if has_clock else "step"
-    are_many = curves["environment"].nunique() > _HEAT_MAPS
-    layers = layers_over_seeds(curves, by)
-    return Tables(
-        return_curves(curves, sweep.n_timesteps, seed),
-        {kind: over_seeds(curves, kind.key, by) for kind in CURVE_KINDS},
-        layers,
-        layers_over_seeds(pooled(curves[curves["key"].str.startswith(LAYERS)]), by) if are_many else layers,
-        by_replay_ratio(conditions),
-        outcomes[outcomes["steps_per_second"].notna()] if len(outcomes) else outcomes,
-        by,
-    )
 
 
 def slices(table: pd.DataFrame) -> Iterator[Slice]:
@@ -115,5 +153,8 @@ def slices(table: pd.DataFrame) -> Iterator[Slice]:
 
 
 _DESCRIBING = frozenset(
-    ("environment", "condition", "setting", "redo", "key", "by", "at", "value", "low", "high", "runs", "layer")
+    (
+        *("environment", "condition", "setting", "redo", "key", "by", "at", "value", "low", "high", "runs", "seeds"),
+        "layer",
+    )
 )

@@ -1,12 +1,14 @@
 """Draws figures for papers and notebooks: each function draws a tidy table on ``ax`` and returns ``ax``."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from sb3_redo.reports.styles import COLOURS, Style, styles_of
+from sb3_redo.reports.styles import Style, short_labels, styles_of
 from sb3_redo.validation import needs, one_of
 
 if TYPE_CHECKING:
@@ -14,11 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 with needs("report", "a figure"):
+    from matplotlib import rc_context
     from matplotlib.figure import Figure as _Figure
     from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
 
+PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
+"""Matplotlib's setting by which no name is a formula."""
 AXIS_LABELS = {"gradient_step": "gradient steps", "step": "environment steps"}
 Styles = Mapping[str, Style]
+_GREY = "0.5"
+_APART = 1.04  # so that intervals at the same replay ratio do not cover each other
 
 
 def plot_return(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
@@ -30,29 +37,39 @@ def plot_return(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | 
     ax = plot_curves(table, ax, styles)
     if len(table):
         ax.set_xlabel(table["unit"].iloc[0])
-        ax.set_ylabel("IQM of " + table["measure"].iloc[0].replace(" (", "\n(", 1))
+        ax.set_ylabel(f"{table['estimator'].iloc[0]} of {table['measure'].iloc[0]}".replace(" (", "\n(", 1))
     return ax
 
 
-def plot_replay_ratio(table: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+def plot_replay_ratio(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
     """Draw the final return against the replay ratio, one line a series (with and without ReDo), with 95 % intervals.
 
+    Marks have the colours of their conditions.
+
     :param table: of one environment, from :func:`~sb3_redo.reports.outcomes.by_replay_ratio`
+    :param styles: of the conditions; without them, those of this table
     """
     ax = _axes(ax)
+    styles = styles_of(table) if styles is None else styles
     for number, (name, series) in enumerate(table.groupby("series", sort=False)):
         series = series.sort_values("replay_ratio")
-        errors = [series["value"] - series["low"], series["high"] - series["value"]]
-        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "capsize": 3, "marker": "os^Dv"[number % 5]}
-        line = "-" if bool(series["redo"].iloc[0]) else "--"
-        ax.errorbar(series["replay_ratio"].astype(float), series["value"], errors, linestyle=line, label=name, **style)
+        line, marker = styles[series["condition"].iloc[0]].line, "os^Dv"[number % 5]
+        at = series["replay_ratio"].astype(float) * _APART**number
+        ax.plot(at, series["return"], color=_GREY, linestyle=line)
+        ax.plot([], [], color=_GREY, linestyle=line, marker=marker, label=name)
+        for ratio, (_, row) in zip(at, series.iterrows(), strict=True):
+            errors = [[row["return"] - row["return_low"]], [row["return_high"] - row["return"]]]
+            style = styles[row["condition"]]
+            bars = ax.errorbar(ratio, row["return"], errors, color=style.colour, capsize=3, marker=marker)
+            for artist in bars.get_children():
+                artist.set_gid(_gid(style, ax, "mark"))
     ratios = sorted({float(ratio) for ratio in table["replay_ratio"]})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("replay ratio\n(gradient steps per environment step)")
     if len(table):
-        ax.set_ylabel("IQM of final " + table["measure"].iloc[0].replace(" (", "\n(", 1))
+        ax.set_ylabel(f"{table['estimator'].iloc[0]} of final {table['measure'].iloc[0]}".replace(" (", "\n(", 1))
         ax.legend(frameon=False)
     return _tidied(ax)
 
@@ -85,8 +102,13 @@ def plot_curves(
     styles = styles_of(table) if styles is None else styles
     for condition, mine in table.groupby("condition", sort=False, observed=True):
         style = styles[condition]
-        ax.plot(mine["at"], mine["value"], color=style.colour, linestyle=style.line, label=style.label or "all runs")
-        ax.fill_between(mine["at"], mine["low"], mine["high"], color=style.colour, alpha=0.15, linewidth=0)
+        drawn: dict[str, Any] = {"color": style.colour, "gid": _gid(style, ax, "mark")}
+        ax.plot(mine["at"], mine["value"], linestyle=style.line, label=style.label or "all runs", **drawn)
+        ax.fill_between(mine["at"], mine["low"], mine["high"], alpha=0.15, linewidth=0, **drawn)
+        if "seeds" in mine:  # which the page can draw into the same axes
+            seeds = np.array(mine["seeds"].tolist())
+            ends = mine["at"].iloc[0], np.nanmin(seeds), mine["at"].iloc[0], np.nanmax(seeds)
+            ax.update_datalim(np.reshape(ends, (2, 2)))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     if len(table):
         ax.legend(frameon=False, fontsize="small")
@@ -128,17 +150,19 @@ def plot_layers_over_time(table: pd.DataFrame, ax: "Axes | None" = None, *, with
     return ax
 
 
-def plot_speed(outcomes: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+def plot_speed(outcomes: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
     """Draw the environment steps per second of every run, by condition.
 
     :param outcomes: from :func:`~sb3_redo.reports.outcomes.run_outcomes`
+    :param styles: of the conditions; without them, those of this table
     """
     ax = _axes(ax)
-    styles = styles_of(outcomes)
+    styles = styles_of(outcomes) if styles is None else styles
     for row, (condition, style) in enumerate(styles.items()):
         mine = outcomes.loc[outcomes["condition"] == condition, "steps_per_second"]
-        marker: dict[str, Any] = {"markerfacecolor": style.colour if style.line != "--" else "white"}
-        ax.plot(mine, [row] * len(mine), "o", color=style.colour, alpha=0.6, clip_on=False, **marker)
+        drawn: dict[str, Any] = {"color": style.colour, "alpha": 0.6, "gid": _gid(style, ax, "mark")}
+        drawn["markerfacecolor"] = style.colour if style.line != "--" else "white"
+        ax.plot(mine, [row] * len(mine), "o", clip_on=False, **drawn)
     ax.set_yticks(range(len(styles)), [style.label or "all runs" for style in styles.values()], fontsize="small")
     ax.set_ylim(len(styles) - 0.5, -0.5)
     ax.set_xlim(left=0)
@@ -146,25 +170,35 @@ def plot_speed(outcomes: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     return _tidied(ax)
 
 
+@rc_context(PLAIN_TEXT)
 def panels(
-    table: pd.DataFrame, plot: Callable[..., "Axes"], by: str = "environment", title: str = "", across: int = 4
+    table: pd.DataFrame,
+    plot: Callable[..., "Axes"],
+    by: str = "environment",
+    title: str = "",
+    across: int = 3,
+    styles: Styles | None = None,
 ) -> "Figure":
     """Return a figure, which no window shows, with one panel for each value of a column, and one legend.
 
     :param plot: one of the functions above
-    :param by: the column; its value is the panel's title
+    :param by: the column; its value is the panel's title, and the label of its axes
     :param across: panels in a row at most
+    :param styles: of the conditions, and of others; without them, those of this table
     """
     values = list(dict.fromkeys(table[by]))
     columns = max(1, min(across, len(values)))
     rows = max(1, -(-len(values) // columns))
-    styles = styles_of(table)
+    labels = short_labels(list(dict.fromkeys(table["condition"].astype(str))))
+    known = styles_of(table) if styles is None else styles
+    styles = {condition: replace(known[condition], label=label) for condition, label in labels.items()}
     is_styled = "styles" in signature(plot).parameters
     width = 5.0 if plot is plot_layers_over_time else 3.6
     figure = _Figure(figsize=(max(6.4, width * columns), 1.6 + 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for number, (ax, value) in enumerate(zip(axes.flat, values, strict=False)):
         mine = table[table[by] == value]
+        ax.set_label(str(value))
         if plot is plot_layers_over_time:
             plot_layers_over_time(mine, ax, with_bar=number % columns == columns - 1)
         else:
@@ -203,6 +237,10 @@ def _share_legend(figure: "Figure", axes: Any) -> None:
     fitting = int(figure.get_figwidth() * 12 / (max(map(len, entries)) + 6))
     ncols = max(1, min(4, fitting))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols, frameon=False)
+
+
+def _gid(style: Style, ax: "Axes", kind: str) -> str:
+    return f"{style.key}-{ax.figure.axes.index(ax)}-{kind}"
 
 
 def _axes(ax: "Axes | None") -> "Axes":

@@ -1,14 +1,23 @@
 """Computes what runs ended with, and what their conditions ended with."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sb3_redo.reports.curves import ACCURACY, ALL, LOSS, RETURN, is_normalised, measure_of
+from sb3_redo.reports.curves import ACCURACY, ALL, LOSS, RETURN, blocks_of, is_normalised, measure_of
 from sb3_redo.reports.scores import frames_per_step, reference_of
-from sb3_redo.reports.statistics import stacked, stratified_intervals
-from sb3_redo.reports.sweep_folder import REPLAY_RATIO, RunRecord, SweepRecord
+from sb3_redo.reports.statistics import (
+    holm,
+    is_few,
+    mean_interval,
+    paired_difference,
+    probability_of_improvement,
+    score_intervals,
+)
+from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, RunRecord, SweepRecord
 
 # Column of the outcomes: name in result.json, key whose last point stands in for it.
 _SOURCES = {
@@ -22,6 +31,7 @@ _SOURCES = {
 }
 # Of classifiers, and of trainings on stored transitions.
 _OF_SOME = ("final_accuracy", "final_loss")
+_MEANS = ("dormant_fraction", "recycled_total", "steps_per_second", "num_timesteps", "frames", "gradient_steps")
 
 
 def run_outcomes(sweep: SweepRecord, curves: pd.DataFrame) -> pd.DataFrame:
@@ -37,7 +47,7 @@ def run_outcomes(sweep: SweepRecord, curves: pd.DataFrame) -> pd.DataFrame:
     steps = curves.groupby("run", observed=True)["step"].max()
     redo = dict(curves.groupby("condition", observed=True)["redo"].first())
     rows = [_outcome(run, last, steps) | {"redo": bool(redo.get(run.label, False))} for run in sweep.runs]
-    outcomes = pd.DataFrame(rows)
+    outcomes = pd.DataFrame(rows, columns=None if rows else ["run", "environment", "condition", "seed", "state"])
     return outcomes.drop(columns=[name for name in _OF_SOME if name in outcomes and outcomes[name].isna().all()])
 
 
@@ -57,45 +67,132 @@ def _outcome(run: RunRecord, last: pd.DataFrame, steps: pd.Series) -> dict[str, 
     return row
 
 
-def condition_outcomes(outcomes: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Return one row an environment and condition, of its finished runs.
+def condition_outcomes(outcomes: pd.DataFrame, seed: int = 0, with_holm: bool = False) -> pd.DataFrame:
+    """Return one row an environment and condition, of its finished runs, compared with its baseline.
 
     Where returns can be normalised, there is a row a condition over all environments, too.
 
     :param outcomes: from :func:`run_outcomes`
     :param seed: of the bootstrap
-    :return: columns that describe the condition, ``measure``, ``value`` (interquartile mean of the final return),
-        ``low``, ``high`` (95 % stratified bootstrap), ``runs``, ``environments``, and means over the runs:
-        ``dormant_fraction``, ``recycled_total``, ``steps_per_second``, ``num_timesteps``, ``frames``, and of
-        some ``final_accuracy`` or ``final_loss``
+    :param with_holm: whether to adjust the p-values of an environment's comparisons by the method of Holm
+    :return: columns that describe the condition, ``measure``, ``estimator`` (``mean`` or ``IQM``), ``runs``,
+        ``environments``; ``return``, ``return_low``, ``return_high``, or the same of the ``accuracy`` of classifiers
+        and of the ``loss`` of trainings on stored transitions; ``dormant_fraction`` with its interval; ``baseline``
+        (see :func:`baselines_of`), ``pairs``, ``difference`` with its interval, ``probability_of_improvement``,
+        ``p_value``, ``p_value_holm``; and means over the runs
     """
     finished = outcomes[outcomes["state"] == "finished"] if len(outcomes) else outcomes
     if finished.empty:
-        return pd.DataFrame(columns=["environment", "condition", "value"])
-    names = list(finished["environment"].unique())
-    tables = [(name, [name]) for name in names]
-    if len(names) > 1 and is_normalised(names):
-        tables.insert(0, (ALL, names))
-    rows = [
-        _condition_row(group, title, environments, seed)
-        for title, environments in tables
-        for _, group in finished[finished["environment"].isin(environments)].groupby("condition", sort=False)
-    ]
-    return pd.DataFrame(rows)
+        return pd.DataFrame(columns=["environment", "condition", "return"])
+    baselines = baselines_of(outcomes)
+    blocks = []
+    for title, environments in blocks_of(finished["environment"]):
+        mine = finished[finished["environment"].isin(environments)]
+        blocks.append(_Block(title, environments, mine, primary_of(finished), seed).rows(baselines, with_holm))
+    return pd.concat(blocks, ignore_index=True)
 
 
-def _condition_row(group: pd.DataFrame, title: str, environments: list[str], seed: int) -> dict[str, Any]:
-    column = "normalised_return" if is_normalised(environments) else "final_return"
-    per_environment = [group.loc[group["environment"] == name, [column]].to_numpy() for name in environments]
-    estimate = stratified_intervals(stacked(per_environment), seed)
-    varying = {"run", "environment", "seed", "state", "final_return", "normalised_return"}
-    means = ["dormant_fraction", "recycled_total", "steps_per_second", "num_timesteps", "frames", "gradient_steps"]
-    means += [name for name in _OF_SOME if name in group]
-    row: dict[str, Any] = {"environment": title}
-    row |= {name: group[name].iloc[0] for name in group.columns if name not in varying and name not in means}
-    row |= {"measure": measure_of(environments), "runs": len(group), "environments": group["environment"].nunique()}
-    row |= {"value": estimate.value[0], "low": estimate.low[0], "high": estimate.high[0]}
-    return row | {name: group[name].mean() for name in means}
+def baselines_of(outcomes: pd.DataFrame) -> dict[str, str]:
+    """Return the baseline of every condition that is compared with another.
+
+    It is the condition with the same other settings whose callback is called ``none``, or else the first one that does
+    not recycle, or else the first one. In a sweep with one callback it is the first condition.
+
+    :param outcomes: columns ``condition``, ``setting``, ``redo`` and, where it is an axis, ``callback``
+    """
+    conditions = outcomes.drop_duplicates("condition")
+    baselines: dict[str, str] = {}
+    groups = [group for _, group in conditions.groupby("setting", sort=False)]
+    for group in groups if any(len(group) > 1 for group in groups) else [conditions]:
+        named = group[group[CALLBACK].astype(str) == "none"] if CALLBACK in group else group.iloc[:0]
+        plain = group[~group["redo"].astype(bool)] if CALLBACK in group else group.iloc[:0]
+        first = next(each["condition"].iloc[0] for each in (named, plain, group) if len(each))
+        baselines |= {condition: first for condition in group["condition"] if condition != first}
+    return baselines
+
+
+class Primary(NamedTuple):
+    """Says what conditions are compared by.
+
+    :param name: of its column in tables
+    :param column: of :func:`run_outcomes`
+    :param sign: -1 where less is better
+    """
+
+    name: str
+    column: str
+    sign: int = 1
+
+
+def primary_of(outcomes: pd.DataFrame) -> Primary:
+    """Return what the conditions of a sweep are compared by: the return, unless there is an accuracy or a loss."""
+    for primary in (Primary("accuracy", "final_accuracy"), Primary("loss", "final_loss", sign=-1)):
+        if primary.column in outcomes:
+            return primary
+    return Primary("return", "final_return")
+
+
+@dataclass
+class _Block:
+    """Computes the rows of environments that belong together.
+
+    :param runs: that have finished
+    """
+
+    title: str
+    environments: list[str]
+    runs: pd.DataFrame
+    primary: Primary
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.is_few = is_few(list(self.runs["condition"].value_counts()))
+        is_return = self.primary.name == "return"
+        self.column = "normalised_return" if is_return and is_normalised(self.environments) else self.primary.column
+        self.measure = measure_of(self.environments) if is_return else self.primary.name
+
+    def rows(self, baselines: Mapping[str, str], with_holm: bool) -> pd.DataFrame:
+        groups = dict(iter(self.runs.groupby("condition", sort=False)))
+        rows = pd.DataFrame(
+            [self._row(group) | self._compared(name, groups, baselines) for name, group in groups.items()]
+        )
+        return rows.assign(p_value_holm=holm(list(rows["p_value"]))) if with_holm else rows
+
+    def _row(self, group: pd.DataFrame) -> dict[str, Any]:
+        varying = {"run", "environment", "seed", "state", *_MEANS, "normalised_return", "final_return", *_OF_SOME}
+        row: dict[str, Any] = {"environment": self.title}
+        row |= {name: group[name].iloc[0] for name in group.columns if name not in varying}
+        row |= {"measure": self.measure, "estimator": "mean" if self.is_few else "IQM", "runs": len(group)}
+        row["environments"] = group["environment"].nunique()
+        scores = self._scores(group, self.column).to_numpy()
+        found = score_intervals(scores[:, :, None], self.is_few, self.seed)
+        row |= _with_interval(self.primary.name, found.value[0], found.low[0], found.high[0])
+        dormant = mean_interval(self._scores(group, "dormant_fraction").to_numpy())
+        row |= _with_interval("dormant_fraction", dormant.value, dormant.low, dormant.high)
+        return row | {name: group[name].mean() for name in _MEANS[1:]}
+
+    def _compared(
+        self, condition: str, groups: Mapping[str, pd.DataFrame], baselines: Mapping[str, str]
+    ) -> dict[str, Any]:
+        baseline = baselines.get(condition, "")
+        row: dict[str, Any] = {"baseline": baseline}
+        pairs = np.full((1, 1), np.nan), np.full((1, 1), np.nan)
+        if baseline in groups:
+            tables = [self._scores(groups[name], self.column) for name in (condition, baseline)]
+            pairs = tuple(table.to_numpy() for table in tables[0].align(tables[1]))
+        found = paired_difference(*pairs, self.is_few, self.seed)
+        row |= {"pairs": found.count} | _with_interval("difference", found.value, found.low, found.high)
+        improvement = probability_of_improvement(*(self.primary.sign * scores for scores in pairs))
+        return row | {"probability_of_improvement": improvement, "p_value": found.p_value}
+
+    def _scores(self, group: pd.DataFrame, column: str) -> pd.DataFrame:
+        """Return the values of a condition's runs: a row a seed, a column an environment."""
+        values = group.groupby(["seed", "environment"])[column].first().unstack()
+        return values.reindex(columns=[name for name in self.environments if name in values])
+
+
+def _with_interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def by_replay_ratio(conditions: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,13 @@ import pandas as pd
 
 from sb3_redo.reports.curves import ALL
 from sb3_redo.reports.scores import game_of
-from sb3_redo.reports.sweep_folder import REPLAY_RATIO, WIDTH
+from sb3_redo.reports.sweep_folder import REPLAY_RATIO, WIDTH, SweepRecord
+
+_OF_THRESHOLDS = "dormancy_thresholds/"
+_SHIPPED = ("replay_ratio", "replay_ratio_n3", "replay_ratio_resnet", "width", "sac_width", "redo", "interventions")
+
+PAPER_SWEEPS = tuple(f"paper_{name}" for name in _SHIPPED)
+"""Names of the sweeps that are shipped with the settings of the published numbers."""
 
 
 class Published(NamedTuple):
@@ -110,7 +116,7 @@ def _fitting(conditions: pd.DataFrame, number: Published) -> pd.DataFrame:
 
 
 def _row(number: Published, ours: pd.Series, dormancy: pd.DataFrame) -> dict[str, Any] | None:
-    value, low, high = ours["value"], ours["low"], ours["high"]
+    value, low, high = ours["return"], ours["return_low"], ours["return_high"]
     if number.quantity.startswith("dormant"):
         fits = (dormancy["environment"] == ours["environment"]) & (dormancy["condition"] == ours["condition"])
         fits &= np.isclose(dormancy["threshold"], float(number.quantity.rsplit(" ", 1)[1]))
@@ -130,3 +136,50 @@ def _our_scale(ours: pd.Series, number: Published) -> str:
     amount = amount or f"{ours['num_timesteps']:,.0f} environment steps"
     measured = f", {ours['measure'].split(' (')[0]}" if number.quantity == "return" else ""
     return f"{where}, {ours['runs']} runs, {amount}{measured}"
+
+
+def papers_beside(sweep: SweepRecord, curves: pd.DataFrame, conditions: pd.DataFrame) -> pd.DataFrame:
+    """Put published numbers beside those of one of the paper's sweeps that are shipped; of others, none."""
+    rivals = rivals_of(sweep)
+    comparable = conditions[conditions["condition"].isin(rivals)]
+    if sweep.name not in PAPER_SWEEPS or not len(comparable):
+        return pd.DataFrame()
+    comparable = comparable.assign(rival=comparable["condition"].map(rivals))
+    return beside_published(comparable, sweep.algorithm, _last_fractions(curves), _n_steps(sweep), _extractor(sweep))
+
+
+def _n_steps(sweep: SweepRecord) -> int:
+    return next((int(run.settings.get("n_steps") or 1) for run in sweep.runs), 1)
+
+
+def rivals_of(sweep: SweepRecord) -> dict[str, str]:
+    """Return the conditions that train as one of the paper's, with the rival of ReDo that acts on them, or ``""``."""
+    plain = {"RunFolder", "DormancyCallback", "ReDoCallback"}
+    rivals = {}
+    for run in sweep.runs:
+        acting = {name.rpartition(".")[2] for name in _callbacks(run.settings.get("callback"))} - plain
+        acting |= {"weight_decay"} if "weight_decay" in str(run.settings.get("policy_kwargs")) else set()
+        kind = {"": "", "ResetCallback": "reset", "weight_decay": "weight_decay"}.get(",".join(sorted(acting)))
+        if kind is not None:
+            rivals[run.label] = kind
+    return rivals
+
+
+def _callbacks(listed: object) -> list[str]:
+    """Return the paths of callbacks as the zoo lists them."""
+    listed = [listed] if isinstance(listed, (str, dict)) else listed
+    return [name for each in listed or () for name in ([each] if isinstance(each, str) else each)]  # type: ignore[attr-defined]
+
+
+def _extractor(sweep: SweepRecord) -> str:
+    """Return the name of the features extractor: SB3's, unless the policy is told of another."""
+    told = (run.settings.get("policy_kwargs") for run in sweep.runs)
+    return next((str(kwargs.get("extractor", "nature")) for kwargs in told if isinstance(kwargs, dict)), "nature")
+
+
+def _last_fractions(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the last dormant fractions at each threshold, means over seeds."""
+    mine = curves[curves["key"].str.startswith(_OF_THRESHOLDS)]
+    last = mine.groupby(["environment", "condition", "run", "key"], observed=True)["value"].last()
+    means = last.groupby(level=["environment", "condition", "key"], observed=True).mean().reset_index()
+    return means.assign(threshold=means["key"].str.removeprefix(_OF_THRESHOLDS).astype(float))

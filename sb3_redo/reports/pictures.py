@@ -1,32 +1,30 @@
-"""Draws the figures of a report into files."""
+"""Saves figures as files, and makes those of the page: one drawing serves both."""
 
+import json
 import re
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_redo.reports import figures
-from sb3_redo.reports.drawn import Tables, slices
+import numpy as np
+import pandas as pd
+
+from sb3_redo.reports.drawn import Drawing
+from sb3_redo.reports.figures import PLAIN_TEXT
+from sb3_redo.reports.styles import Style
 from sb3_redo.validation import needs
 
 with needs("report", "a figure"):
     import matplotlib
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Without a salt, the names inside an SVG file are drawn at random.
-_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sb3-redo", "svg.fonttype": "none"}
-
-
-def draw(tables: Tables, folder: Path) -> tuple[str, ...]:
-    """Draw every figure for which there is something, as PNG and SVG.
-
-    :param folder: where to; made where it is not there
-    :return: the names of the figures, without their endings
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    return tuple(save(figure, folder, name) for name, figure in _figures(tables))
+_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sb3-redo", "svg.fonttype": "none", **PLAIN_TEXT}
+_POINTS_PER_INCH = 72
+_DIGITS = 4
 
 
 def save(figure: "Figure", folder: Path, name: str) -> str:
@@ -45,19 +43,67 @@ def save(figure: "Figure", folder: Path, name: str) -> str:
     return name
 
 
-def _figures(tables: Tables) -> "list[tuple[str, Figure]]":
-    drawn: list[tuple[str, Figure]] = []
-    if len(tables.returns):
-        drawn.append(("return", figures.panels(tables.returns, figures.plot_return)))
-    if len(tables.ratios):
-        drawn.append(("return_by_replay_ratio", figures.panels(tables.ratios, figures.plot_replay_ratio)))
-    for kind, table in tables.curves.items():
-        plot = partial(figures.plot_curves, label=kind.label, scale="share" if kind.percent else "count")
-        for part in slices(table):
-            drawn.append((kind.name + part.name, figures.panels(part.table, plot, title=part.title)))
-    for environment, table in tables.layers_pooled.groupby("environment", sort=False, observed=True):
-        figure = figures.panels(table, figures.plot_layers_over_time, by="condition", title=str(environment), across=2)
-        drawn.append((f"layers_{environment}", figure))
-    if len(tables.outcomes):
-        drawn.append(("steps_per_second", figures.panels(tables.outcomes.assign(all=""), figures.plot_speed, by="all")))
-    return drawn
+def inline_svg(svg: str) -> str:
+    """Return what a page holds of an SVG file of :func:`save`: in the page's colours, its marks found by class."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style type=.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(
+        r'(<svg\b[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r'\1 style="width: \2pt"', svg, count=1, flags=re.S
+    )
+    # Several marks of a condition would share an identity, and so would the axes of several figures.
+    svg = re.sub(r'<g id="(c\d+)-\d+-mark"', r'<g class="\1"', svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for fixed, of_page in (("#000000", "currentColor"), ("#ffffff", "none"), ("#e6e6e6", "var(--line)")):
+        svg = svg.replace(fixed, of_page)
+    return svg
+
+
+def marks_of(drawing: Drawing, styles: Mapping[str, Style]) -> str:
+    """Return, as JSON, where the axes of a figure lie in its SVG and what is drawn there, in data units."""
+    axes = [] if drawing.table is None else [ax for ax in drawing.figure.axes if ax.axison]
+    panels = []
+    for ax in axes:
+        mine = drawing.table[drawing.table[drawing.by].astype(str) == ax.get_label()]  # type: ignore[index]
+        if len(mine):
+            about = {
+                "box": _box(ax, drawing.figure),
+                "x": ax.get_xlim(),
+                "log": ax.get_xscale() == "log",
+                "percent": drawing.percent,
+            }
+            shown = (
+                {"cells": _cells(mine)} if "layer" in mine else {"y": ax.get_ylim(), "curves": _curves(mine, styles)}
+            )
+            panels.append(about | shown)
+    # What ends a script must not stand in one.
+    return json.dumps(panels, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _box(ax: "Axes", figure: "Figure") -> list[float]:
+    """Return left, top, width and height of axes in the units of the SVG."""
+    (width, height), place = figure.get_size_inches() * _POINTS_PER_INCH, ax.get_position()
+    return _short([place.x0 * width, (1 - place.y1) * height, place.width * width, place.height * height])
+
+
+def _curves(table: pd.DataFrame, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
+    curves = []
+    for condition, mine in table.groupby("condition", sort=False, observed=True):
+        style = styles.get(str(condition))
+        curve = {"name": style.label or "all runs" if style else condition, "key": style.key if style else ""}
+        curve["colour"] = style.colour if style else "currentColor"
+        curve |= {name: _short(mine[name]) for name in ("at", "value", "low", "high", "runs") if name in mine}
+        if "seeds" in mine:
+            curve["seeds"] = [_short(run) for run in np.array(mine["seeds"].tolist()).T]
+        curves.append(curve)
+    return curves
+
+
+def _cells(table: pd.DataFrame) -> list[dict[str, Any]]:
+    parts = table.groupby("layer", sort=False, observed=True)
+    return [{"name": str(layer), "at": _short(mine["at"]), "value": _short(mine["value"])} for layer, mine in parts]
+
+
+def _short(values: Any) -> list[float]:
+    """Return numbers in a few digits, ``None`` for missing ones."""
+    values = np.asarray(values, dtype=float)
+    return [float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None for value in values]  # type: ignore[misc]

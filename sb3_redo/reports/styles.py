@@ -1,6 +1,6 @@
 """Gives conditions the same colour and line everywhere, in figures and on the page."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -15,14 +15,18 @@ _WITHOUT, _WITH, _FURTHER = "--", "-", ("-.", ":")
 
 @dataclass(frozen=True)
 class Style:
-    """Says how a condition is drawn; ``label`` is its name, without what all conditions share."""
+    """Says how a condition is drawn; ``label`` is its name, without what all conditions share.
+
+    :param key: of its marks in a figure, by which the page switches them off
+    """
 
     label: str
     colour: str
     line: str
+    key: str = "c0"
 
 
-def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
+def styles_of(table: pd.DataFrame) -> dict[str, Style]:
     """Return the style of every condition in a table.
 
     The colour tells the setting, the line the callback: dashed without recycling, solid with it, then dash-dotted and
@@ -36,16 +40,18 @@ def styles_of(table: pd.DataFrame) -> Mapping[str, Style]:
     labels = short_labels(list(conditions["condition"]))
     kinds = list(zip(conditions["setting"], callbacks, strict=True))
     coloured: list[object] = list(settings) if len(settings) > 1 else list(dict.fromkeys(kinds))
-    return {
-        condition: Style(
-            labels[condition],
-            COLOURS[coloured.index(setting if len(settings) > 1 else (setting, callback)) % len(COLOURS)],
-            lines[callback, recycles],
-        )
-        for condition, setting, callback, recycles in zip(
-            conditions["condition"], conditions["setting"], callbacks, redo, strict=True
-        )
-    }
+    styles: dict[str, Style] = {}
+    for condition, setting, callback, recycles in zip(
+        conditions["condition"], conditions["setting"], callbacks, redo, strict=True
+    ):
+        colour = _colour(coloured.index(setting if len(settings) > 1 else (setting, callback)))
+        styles[condition] = Style(labels[condition], colour, lines[callback, recycles], f"c{len(styles)}")
+    return styles
+
+
+def _colour(number: int) -> str:
+    # The next round begins one colour further: of a grid, a figure shows every second or fourth setting.
+    return COLOURS[(number + number // len(COLOURS)) % len(COLOURS)]
 
 
 def _lines(kinds: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], str]:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 CALLBACK = "callback"
 REPLAY_RATIO = "replay_ratio"
 WIDTH = "width"
+RETURN = "rollout/ep_rew_mean"
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class RunRecord:
     :param condition: axis to value, in the order of the sweep's axes
     :param result: what ``result.json`` says, for a finished run, or ``outcome.json`` where no sweep has completed it
     :param failure: what ``failed.json`` says, for a failed run
+    :param about: all that ``run.json`` says
     """
 
     name: str
@@ -28,6 +30,7 @@ class RunRecord:
     settings: Mapping[str, Any]
     result: Mapping[str, Any] | None = None
     failure: Mapping[str, Any] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -53,6 +56,7 @@ class SweepRecord:
     :param planned: names of all planned runs; where no ``sweep.json`` says so, of those that are there
     :param runs: those whose folder says what it is
     :param broken: files that could not be read and why
+    :param text: of the sweep file; empty where it is not known
     """
 
     folder: Path
@@ -62,6 +66,7 @@ class SweepRecord:
     planned: tuple[str, ...]
     runs: tuple[RunRecord, ...]
     broken: tuple[str, ...]
+    text: str = ""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -110,6 +115,7 @@ def read_sweep_folder(folder: Path, only: Collection[str] | None = None) -> Swee
         planned,
         tuple(sorted(runs, key=lambda run: (order.get(run.name, len(order)), run.name))),
         tuple(broken),
+        about.get("text") or "",
     )
 
 
@@ -151,6 +157,7 @@ def _read_run(sweep: Path, path: Path, broken: list[str]) -> RunRecord | None:
             {"algorithm": about.get("algorithm", "unknown"), **(about.get("settings") or {})},
             result,
             failure,
+            about,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         broken.append(f"{path.relative_to(sweep)}: {type(error).__name__}: {error}")
@@ -161,7 +168,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-_KINDS: dict[str, Any] = {"runs": list, "algorithm": str, "name": str, "n_timesteps": (int, float)}
+_KINDS: dict[str, Any] = {"runs": list, "algorithm": str, "name": str, "n_timesteps": (int, float), "text": str}
 _SCALAR = (str, int, float, type(None))
 _NUMBERS = ("num_timesteps", "gradient_steps", "seconds", "steps_per_second", "final_return", "recycled_total")
 

@@ -13,7 +13,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from sb3_redo.reports.points import NAME, SCHEMA, read_run
-from sb3_redo.reports.sweep_folder import RunRecord, SweepRecord
+from sb3_redo.reports.spreadsheet import neutral
+from sb3_redo.reports.sweep_folder import RETURN, RunRecord, SweepRecord
 
 POINTS_PER_CURVE = 300
 CSV_ROWS = 1_000_000
@@ -33,11 +34,13 @@ class Gathered:
 def read_curves(sweep: SweepRecord, max_points: int = POINTS_PER_CURVE) -> pd.DataFrame:
     """Read the curves of all runs as one tidy table, each thinned evenly, its first and last point kept.
 
+    The return of a finished run ends with that of its ``result.json``: SB3 logs it every four episodes only.
+
     :param sweep: from :func:`~sb3_redo.reports.sweep_folder.read_sweep_folder`
     :param max_points: of a run and key
     :return: columns ``run``, ``environment``, ``condition``, ``seed``, the sweep's axes, ``setting`` (the condition
-        without its callback), ``redo`` (whether any run of the condition logs recycled neurons), ``key``, ``step``
-        (environment steps), ``gradient_step`` (NaN where unknown), ``value``
+        without its callback), ``redo`` (whether any run of the condition logs recycled neurons), ``finished``,
+        ``key``, ``step`` (environment steps), ``gradient_step`` (NaN where unknown), ``value``
     """
     return gather(sweep, None, max_points).curves
 
@@ -58,7 +61,7 @@ def gather(sweep: SweepRecord, whole: Path | None, max_points: int = POINTS_PER_
             points += mine.table.num_rows
             if writer is not None:
                 writer.write_table(_named(mine.table, run))
-            parts.append(_thinned(mine.table, number, keys, max_points))
+            parts.append(_ended(_thinned(mine.table, number, keys, max_points), run, number, keys))
     finally:
         if writer is not None:
             writer.close()
@@ -81,10 +84,22 @@ def write_csv(gathered: Gathered, whole: Path, out: Path) -> bool:
         every = -(-len(gathered.curves) // CSV_ROWS)
         rows = gathered.curves.iloc[::every][names]
         table = pa.Table.from_pandas(rows.astype({"gradient_step": "Int64"}), preserve_index=False)
+    table = _neutralised(table)
     types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in WHOLE_SCHEMA.types]
     table = table.select(names).cast(pa.schema(list(zip(names, types, strict=True))))
     pyarrow.csv.write_csv(table, out, pyarrow.csv.WriteOptions(quoting_style="needed"))
     return gathered.points <= CSV_ROWS
+
+
+def _neutralised(table: pa.Table) -> pa.Table:
+    """Return points in whose texts no spreadsheet sees a formula. Each text is looked at once."""
+    for number, name in enumerate(table.column_names):
+        if name in _REPEATED:
+            column = table[name].combine_chunks().dictionary_encode()
+            column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            texts = pa.array([neutral(text) for text in column.dictionary.to_pylist()], pa.string())
+            table = table.set_column(number, name, pa.DictionaryArray.from_arrays(column.indices, texts))
+    return table
 
 
 def _named(table: pa.Table, run: RunRecord) -> pa.Table:
@@ -113,6 +128,20 @@ def _thinned(table: pa.Table, run: int, keys: dict[str, int], max_points: int) -
     }
 
 
+def _ended(part: dict[str, np.ndarray], run: RunRecord, number: int, keys: dict[str, int]) -> dict[str, np.ndarray]:
+    """Put the return that a run ended with behind those that it logged."""
+    result = run.result or {}
+    step, value = result.get("num_timesteps"), result.get("final_return")
+    key = keys.get(RETURN)
+    if step is None or value is None or key is None:
+        return part
+    kept = (part["key"] != key) | (part["step"] < step)
+    steps = part["gradient_step"][np.isfinite(part["gradient_step"])]
+    gradient_step = steps.max() if len(steps) else np.nan
+    last = {"run": number, "key": key, "step": step, "gradient_step": gradient_step, "value": value}
+    return {name: np.append(column[kept], np.asarray(last[name], column.dtype)) for name, column in part.items()}
+
+
 def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
     if len(rows) <= most:
         return rows
@@ -138,6 +167,7 @@ def _curves(sweep: SweepRecord, parts: Sequence[dict[str, np.ndarray]], keys: li
         **{axis: described(partial(_value_of, axis)) for axis in sweep.axes},
         "setting": described(lambda run: run.setting),
         "redo": np.array([run.label in recyclers for run in runs], dtype=bool)[of],
+        "finished": np.array([run.state == "finished" for run in runs], dtype=bool)[of],
         "key": pd.Categorical.from_codes(columns["key"].astype(np.int32), categories=keys),
     }
     return pd.DataFrame(frame | {name: columns[name] for name in names[2:]})

@@ -268,7 +268,7 @@ def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(read, tm
         f"targets={targets},callback={callback}" for targets in ("fixed", "shuffled") for callback in ("none", "redo")
     ]
     last = points[3][points[3]["key"] == ACCURACY]["value"].iloc[-1]
-    assert summary["final_accuracy"].iloc[-1] == pytest.approx(last)
+    assert summary["accuracy"].iloc[-1] == pytest.approx(last)
     assert summary["redo"].tolist() == [False, True, False, True]
     assert (tmp_path / "report/figures/accuracy.png").is_file()
 

@@ -453,8 +453,8 @@ def test_runs_of_a_sweep_are_reproduced_to_the_bit_and_read_by_a_report(stored, 
     summary = pd.read_csv(tmp_path / "report/summary.csv")
     assert summary["condition"].tolist() == ["targets=bootstrapped", "targets=fixed"]
     losses = [frame[frame["key"] == LOSS]["value"].iloc[-1] for frame in points[2:4]]
-    assert summary["final_loss"].iloc[-1] == pytest.approx(np.mean(losses))
-    assert "final_accuracy" not in summary
+    assert summary["loss"].iloc[-1] == pytest.approx(np.mean(losses))
+    assert "accuracy" not in summary
     assert (tmp_path / "report/figures/dormant_fraction.png").is_file()
 
 
