@@ -150,45 +150,41 @@ class _Block:
         is_return = self.primary.name == "return"
         self.column = "normalised_return" if is_return and is_normalised(self.environments) else self.primary.column
         self.measure = measure_of(self.environments) if is_return else self.primary.name
+        one_a_run = self.runs.drop_duplicates(["condition", "seed", "environment"])
+        values = one_a_run.set_index(["condition", "seed", "environment"])[[self.column, "dormant_fraction"]].unstack()
+        # A row a condition and seed, a column an environment.
+        self.scores = {name: values[name][self.environments] for name in (self.column, "dormant_fraction")}
 
     def rows(self, baselines: Mapping[str, str], with_holm: bool) -> pd.DataFrame:
         groups = dict(iter(self.runs.groupby("condition", sort=False)))
-        rows = pd.DataFrame(
-            [self._row(group) | self._compared(name, groups, baselines) for name, group in groups.items()]
-        )
+        rows = pd.DataFrame([self._row(name, mine) | self._compared(name, baselines) for name, mine in groups.items()])
         return rows.assign(p_value_holm=holm(list(rows["p_value"]))) if with_holm else rows
 
-    def _row(self, group: pd.DataFrame) -> dict[str, Any]:
+    def _row(self, condition: str, group: pd.DataFrame) -> dict[str, Any]:
         varying = {"run", "environment", "seed", "state", *_MEANS, "normalised_return", "final_return", *_OF_SOME}
         row: dict[str, Any] = {"environment": self.title}
         row |= {name: group[name].iloc[0] for name in group.columns if name not in varying}
         row |= {"measure": self.measure, "estimator": "mean" if self.is_few else "IQM", "runs": len(group)}
         row["environments"] = group["environment"].nunique()
-        scores = self._scores(group, self.column).to_numpy()
+        scores = self.scores[self.column].loc[condition].to_numpy()
         found = score_intervals(scores[:, :, None], self.is_few, self.seed)
         row |= _with_interval(self.primary.name, found.value[0], found.low[0], found.high[0])
-        dormant = mean_interval(self._scores(group, "dormant_fraction").to_numpy())
+        dormant = mean_interval(self.scores["dormant_fraction"].loc[condition].to_numpy())
         row |= _with_interval("dormant_fraction", dormant.value, dormant.low, dormant.high)
         return row | {name: group[name].mean() for name in _MEANS[1:]}
 
-    def _compared(
-        self, condition: str, groups: Mapping[str, pd.DataFrame], baselines: Mapping[str, str]
-    ) -> dict[str, Any]:
+    def _compared(self, condition: str, baselines: Mapping[str, str]) -> dict[str, Any]:
         baseline = baselines.get(condition, "")
         row: dict[str, Any] = {"baseline": baseline}
         pairs = np.full((1, 1), np.nan), np.full((1, 1), np.nan)
-        if baseline in groups:
-            tables = [self._scores(groups[name], self.column) for name in (condition, baseline)]
-            pairs = tuple(table.to_numpy() for table in tables[0].align(tables[1]))
+        scores = self.scores[self.column]
+        if baseline in scores.index:
+            tables = scores.loc[condition].align(scores.loc[baseline])
+            pairs = tables[0].to_numpy(), tables[1].to_numpy()
         found = paired_difference(*pairs, self.is_few, self.seed)
         row |= {"pairs": found.count} | _with_interval("difference", found.value, found.low, found.high)
-        improvement = probability_of_improvement(*(self.primary.sign * scores for scores in pairs))
+        improvement = probability_of_improvement(*(self.primary.sign * values for values in pairs))
         return row | {"probability_of_improvement": improvement, "p_value": found.p_value}
-
-    def _scores(self, group: pd.DataFrame, column: str) -> pd.DataFrame:
-        """Return the values of a condition's runs: a row a seed, a column an environment."""
-        values = group.groupby(["seed", "environment"])[column].first().unstack()
-        return values.reindex(columns=[name for name in self.environments if name in values])
 
 
 def _with_interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
