@@ -196,7 +196,7 @@ def by_replay_ratio(conditions: pd.DataFrame) -> pd.DataFrame:
 
     ``series`` is the condition without its replay ratio.
     """
-    if REPLAY_RATIO not in conditions:
+    if not {REPLAY_RATIO, "return"} <= set(conditions):
         return conditions.iloc[:0]
     whole = conditions[conditions["environment"] == ALL]
     mine = conditions if whole.empty else whole

@@ -145,6 +145,10 @@ def _read_run(sweep: Path, path: Path, broken: list[str]) -> RunRecord | None:
         condition = dict(about.get("condition") or {})
         if not all(isinstance(name, str) and isinstance(value, _SCALAR) for name, value in condition.items()):
             raise ValueError(f"expected a condition of names and values, got {condition!r:.200}")
+        if _DESCRIBING & set(condition):
+            raise ValueError(f"expected axes of other names than {', '.join(sorted(_DESCRIBING))}")
+        if not about["environment"]:
+            raise ValueError("expected the name of an environment, got none")
         seed = int(about["seed"])
         if not 0 <= seed < 2**63:
             raise ValueError(f"expected a seed of at least 0, got {seed!s:.40}")
@@ -170,7 +174,19 @@ def _list(value: Any) -> list[Any]:
 
 _KINDS: dict[str, Any] = {"runs": list, "algorithm": str, "name": str, "n_timesteps": (int, float), "text": str}
 _SCALAR = (str, int, float, type(None))
-_NUMBERS = ("num_timesteps", "gradient_steps", "seconds", "steps_per_second", "final_return", "recycled_total")
+_COUNTS = ("num_timesteps", "gradient_steps", "recycled_total")
+_NUMBERS = (
+    "seconds",
+    "steps_per_second",
+    *(f"final_{name}" for name in ("return", "dormant_fraction", "accuracy", "loss")),
+)
+_LARGEST = {**dict.fromkeys(_NUMBERS, 1e300), **dict.fromkeys(_COUNTS, 2**53)}
+# Columns of tables, of which no axis can have the name.
+_DESCRIBING = frozenset(("run", "environment", "condition", "seed", "setting", "state", "redo"))
+
+
+def _is_no_count(name: str, value: Any) -> bool:
+    return name in _COUNTS and value != value
 
 
 def _read_json(sweep: Path, path: Path, broken: list[str]) -> dict[str, Any] | None:
@@ -182,9 +198,13 @@ def _read_json(sweep: Path, path: Path, broken: list[str]) -> dict[str, Any] | N
         json.dumps(contents, ensure_ascii=False).encode()
         if not isinstance(contents, dict):
             raise ValueError(f"expected an object, got {type(contents).__name__}")
-        for name in (*_NUMBERS, "final_dormant_fraction"):
+        for name, largest in _LARGEST.items():
             value = contents.get(name)
-            if not isinstance(value, (int, float, type(None))) or abs(value or 0) > 1e300:
+            if (
+                not isinstance(value, (int, float, type(None)))
+                or abs(value or 0) > largest
+                or _is_no_count(name, value)
+            ):
                 raise ValueError(f"expected a number as {name}, got {value!r:.200}")
         return contents
     except FileNotFoundError:

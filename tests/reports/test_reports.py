@@ -486,7 +486,12 @@ def test_replay_ratios_and_widths_have_figures_of_their_own(tmp_path, undrawn):
     }
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 5000, b'{"final_return": "much"}', b'{"a": "\\ud800"}'])
+BAD_NUMBERS = (b'{"final_loss": {}}', b'{"num_timesteps": 1e300}', b'{"num_timesteps": NaN}')
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff\xfe", b"[" * 5000, b'{"final_return": "much"}', b'{"a": "\\ud800"}', *BAD_NUMBERS]
+)
 def test_damaged_files_are_named_and_skipped(tmp_path, undrawn, content):
     files = ("result.json", "run.json", "failed.json", "points.parquet")
     sweep_of(tmp_path, {"callback": ["none"]}, seeds=(0, 1, 2, 3, 4))
@@ -499,6 +504,23 @@ def test_damaged_files_are_named_and_skipped(tmp_path, undrawn, content):
         f"{run.relative_to(tmp_path)}/{file}" for run, file in zip(runs, files, strict=False)
     )
     assert report.states["finished"] == 3
+
+
+@pytest.mark.parametrize("about", [{"environment": ""}, {"condition": {"environment": "=x"}}])
+def test_a_run_that_no_table_can_hold_is_named_and_skipped(tmp_path, undrawn, about):
+    sweep_of(tmp_path, {"callback": ["none"]}, seeds=(0, 1))
+    path = next(tmp_path.rglob("seed=1/run.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | about))
+    report = write_report(tmp_path)
+    assert report.broken[0].startswith("CartPole-v1/callback=none/seed=1/run.json: ValueError: expected ")
+    assert report.states["finished"] == 1
+
+
+def test_a_loss_among_returns_is_no_error(tmp_path, undrawn):
+    sweep_of(tmp_path, {"replay_ratio": [1], "callback": ["none", "redo"]}, seeds=(0,))
+    path = next(tmp_path.rglob("result.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"final_loss": 1.0}))
+    assert "loss" in write_report(tmp_path).table
 
 
 @pytest.mark.parametrize("text", ['{"runs": [5]}', '{"algorithm": {}}', ""])
