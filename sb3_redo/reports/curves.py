@@ -136,7 +136,8 @@ def return_curves(curves: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             estimate = score_intervals(scores, few, seed)
             drawn = pd.DataFrame({"value": estimate.value, "low": estimate.low, "high": estimate.high})
             drawn = drawn.assign(runs=np.isfinite(scores).sum(axis=(0, 1)), **_axis(ends, condition))
-            drawn = drawn.assign(seeds=list(map(tuple, scores.reshape(-1, CHECKPOINTS).T.tolist())))
+            if len(group) == 1:  # single runs of several games would need scales of their own
+                drawn = drawn.assign(seeds=list(map(tuple, scores[:, 0].T.tolist())))
             drawn = drawn[drawn["runs"] > 0].assign(which=condition.index[0], title=title)
             tables.append(drawn.assign(estimator="mean" if few else "IQM"))
     if not tables:

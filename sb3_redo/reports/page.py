@@ -30,7 +30,7 @@ def note(words: str) -> str:
 
 
 def paragraph(words: str) -> str:
-    return f"<p>{escape(words)}</p>"
+    return f"<p>{escape(words).replace(' %', '&nbsp;%')}</p>"
 
 
 def preformatted(words: str) -> str:

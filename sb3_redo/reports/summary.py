@@ -151,7 +151,8 @@ def with_interval(row: "pd.Series[Any]", name: str, signed: bool = False) -> str
         return ""
     width = high - low
     scale = width if np.isfinite(width) and width > 0 else abs(value) or 1.0
-    digits = min(max(0, 1 - math.floor(math.log10(scale))), 6)
+    # Two digits of the interval's width, and four of the value at most.
+    digits = max(0, min(1 - math.floor(math.log10(scale)), 3 - math.floor(math.log10(max(abs(value), scale)))))
     form = f"{'+' * signed}.{digits}f" if abs(value) < 1e6 else ".3g"
     told = [_unsigned_zero(format(each, form)) for each in (value, low, high)]
     return f"{told[0]} [{told[1]}, {told[2]}]" if np.isfinite(width) else told[0]

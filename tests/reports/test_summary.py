@@ -14,7 +14,7 @@ from sb3_redo.reports.outcomes import baselines_of, condition_outcomes, run_outc
 from sb3_redo.reports.provenance import provenance_of, sources_of
 from sb3_redo.reports.spreadsheet import neutral
 from sb3_redo.reports.statistics import interquartile_mean, mean_interval
-from sb3_redo.reports.summary import caveats, findings, summary_table, text_table
+from sb3_redo.reports.summary import caveats, findings, summary_table, text_table, with_interval
 from tests.helpers.made_runs import write_run, write_sweep
 
 ATARI = ("PongNoFrameskip-v4", "ALE/Breakout-v5")
@@ -99,6 +99,13 @@ def test_holm_is_for_each_family_and_on_request():
     assert "p (Holm)" in summary_table(found.reset_index(), ("callback",))
 
 
+def test_numbers_have_no_more_digits_than_can_be_read():
+    row = pd.Series({"return": 0.466204, "return_low": 0.46619, "return_high": 0.46626})
+    assert with_interval(row, "return") == "0.4662 [0.4662, 0.4663]"
+    assert with_interval(row * 1e9, "return") == "4.66e+08 [4.66e+08, 4.66e+08]"
+    assert with_interval(row * 0, "return") == "0.0 [0.0, 0.0]"
+
+
 def test_the_table_says_each_thing_once():
     returns = {(ratio, callback): [98.6, 99.1, 99.5] for ratio in ("1", "4") for callback in ("none", "redo")}
     conditions = condition_outcomes(outcomes_of(returns, ("replay_ratio", "callback")))
@@ -168,9 +175,11 @@ def ends_and_conditions(folder):
     return *last, conditions
 
 
-@pytest.mark.parametrize(("environments", "seeds"), [(["CartPole-v1"], 3), (ATARI, 3), (ATARI, 5)])
+@pytest.mark.parametrize(("environments", "seeds"), [(["CartPole-v1"], 3), (ATARI, 3), (ATARI, 7)])
 def test_curves_end_with_the_numbers_of_the_table(tmp_path, environments, seeds):
-    returns, dormant, conditions = ends_and_conditions(made(tmp_path, environments=environments, seeds=range(seeds)))
+    returns, dormant, conditions = ends_and_conditions(
+        made(tmp_path, environments=environments, seeds=range(seeds)[::-1])
+    )
     conditions = conditions[~conditions.index.duplicated()]  # over all environments, where there are several
     for curve, table in (("value", "return"), ("low", "return_low"), ("high", "return_high")):
         assert np.allclose(returns[curve], conditions.loc[returns.index, table])
@@ -208,6 +217,8 @@ def test_single_seeds_are_kept_beside_the_mean(tmp_path):
     for table in (over_seeds(curves, KEYS[1]), return_curves(curves)):
         assert {len(seeds) for seeds in table["seeds"]} == {3}
         assert np.allclose([np.nanmean(seeds) for seeds in table["seeds"]], table["value"])
+    several = read_curves(read_sweep_folder(made(tmp_path / "games", environments=ATARI)))
+    assert "seeds" not in return_curves(several)  # their scales differ
 
 
 # What was run
