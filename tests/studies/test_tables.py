@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from sb3_redo.experiments.numbers import beside_table
 from studies import tables
 from studies.intervals import cell, family
 from studies.null_results import three_seeds
@@ -261,6 +262,13 @@ def test_intervals_in_the_prose_are_those_of_a_table(page, written):
     prose = re.sub("<!-- table: .+?<!-- end of table -->", "", (DOCS / page).read_text(), flags=re.DOTALL)
     claimed = re.findall(r"[-+]?[\d.]+ \[[-+]?[\d.]+, [-+]?[\d.]+\]", prose)
     assert [claim for claim in claimed if claim not in written] == []
+
+
+@pytest.mark.parametrize("name", sorted(file.parent.name for file in DOCS.glob("experiments/*/numbers.csv")))
+def test_pages_of_experiments_have_the_tables_of_their_numbers(name):
+    page, numbers = DOCS / "experiments" / f"{name}.md", DOCS / "experiments" / name / "numbers.csv"
+    for _, mine in pd.read_csv(numbers).groupby("sweep"):
+        assert beside_table(mine).strip() in page.read_text()
 
 
 def test_a_table_that_was_changed_by_hand_is_written_anew():
