@@ -1,6 +1,6 @@
 """Writes the tables of docs/null_results.md: what made no difference that could be told."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ EPISODES = ": episode return (mean of the last 100 episodes)"
 RETURN = f"final return{EPISODES}"
 DORMANT = "dormant neurons at the end"
 PROBED = "plasticity loss from the first probe to the end"
-EXPERIMENTS: dict[str, list[Condition]] = {
+NULLS: dict[str, list[Condition]] = {
     "score_batch_size": [
         ("CartPole-v1", f"{DORMANT}, on 256 observations", "callback=redo 1024", "callback=redo 32"),
         ("CartPole-v1", RETURN, "callback=redo 1024", "callback=redo 32"),
@@ -57,7 +57,14 @@ EXPERIMENTS: dict[str, list[Condition]] = {
         ("sb3_redo/BlockMDP-true-label-v0", PROBED, f"callback={name}", "callback=none")
         for name in ("weight decay", "shrink and perturb")
     ],
+}
+CONTRARY: dict[str, list[Condition]] = {
     "offline": [("CartPole-v1", "dead neurons at the end (threshold 0)", "targets=bootstrapped", "targets=fixed")],
+    "layer_norm": [("CartPole-v1", RETURN, "layer norm=True", "layer norm=False")],
+    "effective_rank": [
+        ("CartPole-v1", f"{rank} rank of the features at the end", "callback=redo", "callback=none")
+        for rank in ("effective", "stable")
+    ],
 }
 
 
@@ -73,13 +80,15 @@ def of_runs() -> str:
     return f"{table}\n\n{rule(len(rows), 'all rows of the table')}"
 
 
-def of_experiments() -> str:
+def of_experiments(chosen: Mapping[str, list[Condition]]) -> str:
     """Write the differences between conditions of the small experiments of three seeds.
 
     Their files have the mean, the lowest and the highest seed, and so all three, but not which is which.
+
+    :param chosen: of each experiment environment, quantity and two conditions
     """
     rows, p_values = [], []
-    for name, conditions in EXPERIMENTS.items():
+    for name, conditions in chosen.items():
         numbers = pd.read_csv(DOCS / "experiments" / name / "numbers.csv").drop_duplicates(
             ["environment", "condition", "quantity", "sweep"]
         )

@@ -14,7 +14,7 @@ import pandas as pd
 
 from studies import census
 from studies.intervals import cell, family, rule
-from studies.null_results import DOCS, RESULTS, of_experiments, of_runs
+from studies.null_results import CONTRARY, DOCS, NULLS, RESULTS, of_experiments, of_runs
 from studies.recycled_figures import LABELS
 from studies.recycled_tables import growth, markdown, pairs, thresholds
 
@@ -77,7 +77,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"{name}: contribution": partial(followed, pairs, name) for name in FOLLOWED},
     "thresholds and periods": lambda: thresholds(pd.read_csv(RESULTS / "recycling_settings.csv")),
     "null results: runs": of_runs,
-    "null results: experiments": of_experiments,
+    "null results: experiments": partial(of_experiments, NULLS),
+    "null results: against the paper": partial(of_experiments, CONTRARY),
     "census: algorithms": partial(of_census, census.by_algorithm, agents=True),
     "census: positions": partial(of_census, census.by_position),
     "census: outcomes": partial(of_census, census.outcomes),
