@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.figure import Figure
 
 from sb3_redo.experiments.numbers import beside_table
@@ -285,3 +286,15 @@ def test_dormancy_without_recycling_grows_in_every_seed(name):
     shares = runs.pivot(index="seed", columns=axis, values="dormant_fraction")
     assert shares.shape == (5, 3)
     assert (np.diff(shares) > 0).all()
+
+
+@pytest.mark.parametrize("file", sorted(DOCS.parent.glob("zoo_configs/sweeps/small_*.yml")), ids=lambda file: file.stem)
+def test_all_conditions_of_a_small_sweep_are_measured_at_one_threshold(file):
+    """But where the threshold is what is varied."""
+    sweep = yaml.safe_load(file.read_text())
+    callbacks = sweep["grid"].get("callback", {})
+    lists = callbacks.values() if isinstance(callbacks, dict) else []
+    settings = [mine for callbacks in lists for callback in callbacks for mine in callback.values()]
+    thresholds = {mine["dormancy_threshold"] for mine in settings if "dormancy_threshold" in mine}
+    assert len(thresholds) <= 1
+    assert "callback" not in str(sweep.get("per", {}).get("replay_ratio", ""))
