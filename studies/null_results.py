@@ -9,7 +9,7 @@ from scipy import stats
 
 from sb3_redo.reports.statistics import holm
 from studies.intervals import MARK, family, rule
-from studies.recycled_tables import markdown
+from studies.recycled_tables import late_tasks, markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
@@ -70,7 +70,7 @@ CONTRARY: dict[str, list[Condition]] = {
 
 def of_runs() -> str:
     """Write the differences between runs that share a seed."""
-    found = [*_of_sweeps(), *_of_settings()]
+    found = [*_of_sweeps(), *_of_settings(), *_of_labels()]
     marked = family([difference for *_, difference in found], "+.3g")
     rows = [
         (what, where, len(difference.dropna()), written)
@@ -111,6 +111,11 @@ def of_experiments(chosen: Mapping[str, list[Condition]]) -> str:
     )
 
 
+def read_labels() -> pd.DataFrame:
+    """Read the classifiers whose labels change, by task."""
+    return pd.read_csv(RESULTS / "recycling_labels.csv", dtype={"epsilon": str})
+
+
 def three_seeds(row: "pd.Series[float]") -> np.ndarray:
     """Return the values of three seeds, of which a file has mean, lowest and highest."""
     assert row["runs"] == 3
@@ -120,9 +125,17 @@ def three_seeds(row: "pd.Series[float]") -> np.ndarray:
 def _of_sweeps() -> Iterator[tuple[str, str, "pd.Series[float]"]]:
     for name, (task, axis, anchor) in SWEEPS.items():
         for value, rows in pd.read_csv(RESULTS / f"{name}_runs.csv").groupby(axis):
+            if (name, value) == ("small_width", 1):
+                continue  # the runs of replay ratio 1 once more
             returns = rows.pivot(index="seed", columns="callback", values="final_return")
             where = f"[{task}, {axis.replace('_', ' ')} {value:g}](results.md#{anchor})"
             yield "return: ReDo less none", where, returns["redo"] - returns["none"]
+    for name in ("small_replay_ratio", "small_replay_ratio_n3"):
+        task, axis, anchor = SWEEPS[name]
+        runs = pd.read_csv(RESULTS / f"{name}_runs.csv")
+        returns = runs[runs["callback"] == "none"].pivot(index="seed", columns=axis, values="final_return")
+        what = "return without recycling: replay ratio 4 less 0.25"
+        yield what, f"[{task}](results.md#{anchor})", returns[4.0] - returns[0.25]
 
 
 def _of_settings() -> Iterator[tuple[str, str, "pd.Series[float]"]]:
@@ -132,3 +145,13 @@ def _of_settings() -> Iterator[tuple[str, str, "pd.Series[float]"]]:
         returns = rows.pivot_table(index="seed", columns="callback", values="return")
         where = f"[{environment}, four thresholds and periods](results/recycling.md#thresholds-and-periods)"
         yield "return: `match` less `clear`", where, returns["match"] - returns["clear"]
+
+
+def _of_labels() -> Iterator[tuple[str, str, "pd.Series[float]"]]:
+    """Yield what drawing weights until the neuron is active adds to the accuracy of a classifier."""
+    for epsilon, rows in late_tasks(read_labels()).groupby("epsilon"):
+        accuracies = rows.pivot(index="seed", columns="callback", values="return")
+        where = f"[changing labels, epsilon {epsilon}](results/recycling.md#a-classifier-whose-labels-change)"
+        for way in ("clear", "match"):
+            what = f"accuracy [points]: `{way}` redrawn until active, less `{way}`"
+            yield what, where, accuracies[f"{way}_active"] - accuracies[way]

@@ -14,9 +14,9 @@ import pandas as pd
 
 from studies import census
 from studies.intervals import cell, family, rule
-from studies.null_results import CONTRARY, DOCS, NULLS, RESULTS, of_experiments, of_runs
+from studies.null_results import CONTRARY, DOCS, NULLS, RESULTS, of_experiments, of_runs, read_labels
 from studies.recycled_figures import LABELS
-from studies.recycled_tables import growth, markdown, pairs, thresholds
+from studies.recycled_tables import growth, late_tasks, markdown, pairs, thresholds, ways
 
 
 def sweep(file: str, axis: str) -> str:
@@ -68,11 +68,13 @@ def of_census(of: Callable[[pd.DataFrame], str], agents: bool = False) -> str:
 FOLLOWED = ("acrobot", "labels", "cheetah", "breakout", "demon_attack")
 TABLES: dict[str, Callable[[], str]] = {
     "small_replay_ratio": partial(sweep, "small_replay_ratio_runs.csv", "replay_ratio"),
+    "small_replay_ratio_fixed_steps": partial(sweep, "small_replay_ratio_fixed_steps_runs.csv", "replay_ratio"),
     "small_replay_ratio_n3": partial(sweep, "small_replay_ratio_n3_runs.csv", "replay_ratio"),
     "small_replay_ratio_resnet": partial(sweep, "small_replay_ratio_resnet_runs.csv", "replay_ratio"),
     "small_width": partial(sweep, "small_width_runs.csv", "width"),
     "small_sac_width": partial(sweep, "small_sac_width_runs.csv", "width"),
     "interventions": interventions,
+    "labels": lambda: ways(late_tasks(read_labels()), "accuracy [%]"),
     **{f"{name}: ages": partial(followed, growth, name) for name in FOLLOWED},
     **{f"{name}: contribution": partial(followed, pairs, name) for name in FOLLOWED},
     "thresholds and periods": lambda: thresholds(pd.read_csv(RESULTS / "recycling_settings.csv")),

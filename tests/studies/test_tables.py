@@ -277,7 +277,10 @@ def test_a_table_that_was_changed_by_hand_is_written_anew():
     assert tables.filled(page) == page.replace("| 99 |", tables.interventions())
 
 
-@pytest.mark.parametrize("name", ["small_replay_ratio", "small_replay_ratio_n3", "small_width"])
+GROWING = ["small_replay_ratio", "small_replay_ratio_fixed_steps", "small_replay_ratio_n3", "small_width"]
+
+
+@pytest.mark.parametrize("name", GROWING)
 def test_dormancy_without_recycling_grows_in_every_seed(name):
     """As docs/results.md and docs/null_results.md have it, with the replay ratio and with the width."""
     runs = pd.read_csv(DOCS / "results" / f"{name}_runs.csv")
