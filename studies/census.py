@@ -2,8 +2,9 @@
 
     python -m studies.census FOLDER --workers 2
 
-Inspects every agent below the folder, writes ``docs/results/census.csv`` and ``docs/images/census.png``, and puts the
-tables into ``docs/census.md``. With ``--from TABLE``, an earlier table is drawn again and nothing is inspected.
+Inspects every agent below the folder, and writes ``docs/results/census.csv`` and ``docs/images/census.png``. With
+``--from TABLE``, an earlier table is drawn again and nothing is inspected. :mod:`studies.tables` writes the tables of
+``docs/census.md``.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import pandas as pd
 from sb3_redo.reports.styles import COLOURS
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, TABLE, FIGURE = DOCS / "census.md", DOCS / "results/census.csv", DOCS / "images/census.png"
+TABLE, FIGURE = DOCS / "results/census.csv", DOCS / "images/census.png"
 THRESHOLDS = ("0", "0.025", "0.1")
 ALGORITHMS = ["DQN", "QRDQN", "DDPG", "TD3", "SAC", "TQC", "PPO", "A2C", "TRPO"]
 
@@ -137,19 +138,8 @@ def draw(agents: pd.DataFrame, to: Path) -> None:
     plt.close(figure)
 
 
-def put(page: str, name: str, content: str) -> str:
-    """Return a page with a part replaced that lies between two comments of its name.
-
-    :param page: Markdown
-    :param name: of the part
-    :param content: of the part
-    """
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{content}\n{end}", page, flags=re.DOTALL)
-
-
 def main() -> None:
-    """Make the table, the figure and the page's tables."""
+    """Make the table and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("folder", nargs="?", type=Path, help="holds the agents")
@@ -160,14 +150,6 @@ def main() -> None:
     table.to_csv(TABLE, index=False)
     agents = of_agents(table)
     draw(agents, FIGURE)
-    page = PAGE.read_text()
-    for name, content in (
-        ("algorithms", by_algorithm(agents)),
-        ("positions", by_position(table)),
-        ("outcomes", outcomes(table)),
-    ):
-        page = put(page, name, content)
-    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

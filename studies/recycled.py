@@ -1,131 +1,123 @@
 """Shows what becomes of recycled neurons in tables and figures, from folders of sweeps and tables of trainings.
 
-    python -m studies.recycled survival runs/recycling_survival --environment CartPole-v1 --figure FILE
-    python -m studies.recycled runs runs/recycling_runs --figure docs/images/recycling_runs.png
+    python -m studies.recycled survival runs/recycling_survival --environment Acrobot-v1 --table FILE
+    python -m studies.recycled runs runs/recycling_runs --figure FILE
     python -m studies.recycled ends runs/small_interventions
-    python -m studies.recycled settings runs/recycling_settings
-    python -m studies.recycled labels runs/shuffled_labels.csv --figure docs/images/recycling_labels.png
+    python -m studies.recycled settings runs/recycling_settings --table docs/results/recycling_settings.csv
+    python -m studies.recycled labels docs/results/recycling_labels.csv --figure docs/images/recycling_labels.png
 
-Prints Markdown. docs/recycling.md has the command of every figure. Files that --table writes are read as folders are.
-Intervals are 95 % percentile intervals of a bootstrap over seeds; differences are paired by seed.
+Prints Markdown. docs/results/recycling.md has the command of every table and figure. Files that --table writes are read
+as folders are. :mod:`studies.tables` writes the tables of the docs.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from studies.intervals import cell
-from studies.recycled_ages import by_age, survival
-from studies.recycled_figures import LABELS, draw_labels, draw_runs
-from studies.recycled_settings import by_settings, settings
+from studies.recycled_ages import by_age, by_task
+from studies.recycled_figures import draw_labels, draw_runs, draw_survival
+from studies.recycled_settings import by_settings
+from studies.recycled_tables import growth, late_tasks, pairs, thresholds, ways
 from studies.sweep_outcomes import outcomes
+
+
+class Kind(NamedTuple):
+    """Something to show: how a folder is read, which tables there are of all that was read, and what draws it."""
+
+    read: Callable[[Path], pd.DataFrame]
+    tables: Callable[[pd.DataFrame], Iterator[str]]
+    draw: Callable[[pd.DataFrame, Path], None] | None = None
 
 
 def gather(paths: list[Path], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
     """Gather one table of all folders, which ``read`` reads, and of all files that ``--table`` wrote."""
-    return pd.concat(
-        [pd.read_csv(path, dtype={"epsilon": str}) if path.suffix == ".csv" else read(path) for path in paths]
-    )
+    return pd.concat([read_file(path) if path.suffix == ".csv" else read(path) for path in paths])
 
 
-def whole_runs(folder: Path) -> pd.DataFrame:
-    """Read :func:`outcomes` with the return's mean, and ``epsilon``."""
-    return with_epsilon(outcomes(folder, "mean").astype({"environment": str, "callback": str}))
+def read_file(path: Path) -> pd.DataFrame:
+    """Read a table that ``--table`` or :mod:`studies.shuffled_labels` wrote."""
+    return by_task(path) if "mode" in pd.read_csv(path, nrows=0) else pd.read_csv(path, dtype={"epsilon": str})
 
 
-def runs(table: pd.DataFrame, figure: Path | None) -> None:
-    """Print and draw how whole runs went, of all sweeps in one figure."""
-    _runs(table, "return, mean over the run", figure)
+def whole_runs(folder: Path, summary: str) -> pd.DataFrame:
+    """Read :func:`outcomes`, with ``epsilon``, which there is part of the callback's label, such as clear_1.5e-4.
+
+    :param summary: of the return: ``mean`` over the run, or ``last`` of it
+    """
+    return with_epsilon(outcomes(folder, summary).astype({"environment": str, "callback": str}))
 
 
 def with_epsilon(table: pd.DataFrame) -> pd.DataFrame:
-    """Add ``epsilon``, which in sweeps of whole runs is part of the callback's label, such as clear_1.5e-4."""
+    """Split the epsilon off the callback's label."""
     parts = table["callback"].str.extract(r"^(?P<callback>\D+?)(?:_(?P<epsilon>\d.*))?$")
     return table.assign(callback=parts["callback"], epsilon=parts["epsilon"].fillna("1e-8"))
 
 
-def ends(folder: Path, figure: Path | None) -> None:
-    """Print and draw the same with the return at the end."""
-    table = outcomes(folder, "last").astype({"environment": str, "callback": str})
-    _runs(with_epsilon(table), "return at the end", figure)
+def tables_of(name: str, table: pd.DataFrame, write: Callable[[pd.DataFrame], str]) -> Iterator[str]:
+    """Yield the table of each environment below its title."""
+    for environment, mine in table.groupby("environment", sort=False):
+        yield f"{environment}{name}\n\n{write(mine)}"
 
 
-def _runs(table: pd.DataFrame, returns: str, figure: Path | None) -> None:
-    for (environment, epsilon), mine in table.groupby(["environment", "epsilon"], sort=False):
-        title = f"{environment}, Adam's epsilon {epsilon}"
-        tell(title, f"dormant at the end [%] | against none | {returns}", mine)
-    if figure is not None:
-        draw_runs(table, returns, figure)
+def of_ages(table: pd.DataFrame) -> Iterator[str]:
+    """Yield the tables of neurons that were recycled once."""
+    yield from tables_of("", table, growth)
+    if "match" in set(table["callback"]):
+        yield from tables_of(", contribution", table, pairs)
 
 
-def tell(title: str, columns: str, mine: pd.DataFrame) -> None:
-    """Print a table with a line for each way to recycle."""
-    print(f"\n{title}, {mine['seed'].nunique()} seeds\n\n| | {columns} | against none |\n|---|---|---|---|---|")
-    for label, cells in rows(mine):
-        print(f"| {label} | {' | '.join(cells)} |")
+def of_runs(returns: str, table: pd.DataFrame) -> Iterator[str]:
+    """Yield the tables of whole runs."""
+    yield from tables_of("", table, partial(ways, returns=returns))
 
 
-def rows(mine: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
-    """Yield a line of the table for each way to recycle."""
-    without = mine[mine["callback"] == "none"].set_index("seed")
-    for callback, label in LABELS.items():
-        of = mine[mine["callback"] == callback].set_index("seed")
-        cells = []
-        for quantity in ("fraction", "return") if len(of) else ():
-            decimals = 0 if mine[quantity].abs().max() >= 10 else 2
-            cells.append(cell(of[quantity], f".{decimals}f"))
-            gain = (of[quantity] - without[quantity]).dropna()
-            cells.append(cell(gain, f"+.{decimals}f") if len(gain) and callback != "none" else "")
-        if cells:
-            yield label, cells
+def of_labels(table: pd.DataFrame) -> Iterator[str]:
+    """Yield the table of classifiers."""
+    yield ways(late_tasks(table), "accuracy [%]")
 
 
-def labels(file: Path, figure: Path | None) -> None:
-    """Print and draw what :mod:`studies.shuffled_labels` wrote; accuracies are means over the last five tasks."""
-    table = pd.read_csv(file, dtype={"epsilon": str})
-    table["fraction"], table["return"] = 100 * table["dormant"], 100 * table["accuracy"]
-    table["callback"] = table["mode"]
-    for epsilon, mine in table.groupby("epsilon", sort=False):
-        last = (
-            mine[mine["task"] >= mine["task"].max() - 4]
-            .groupby(["callback", "seed"], as_index=False)
-            .mean(numeric_only=True)
-        )
-        tell(f"Adam's epsilon {epsilon}, last five tasks", "dormant [%] | against none | accuracy [%]", last)
-    if figure is not None:
-        draw_labels(table, figure)
+def of_settings(table: pd.DataFrame) -> Iterator[str]:
+    """Yield the table of thresholds and periods."""
+    yield thresholds(table)
+
+
+WHOLE, LAST = "return, mean over the run", "return at the end"
+KINDS = {
+    "survival": Kind(by_age, of_ages, draw_survival),
+    "runs": Kind(partial(whole_runs, summary="mean"), partial(of_runs, WHOLE), partial(draw_runs, WHOLE)),
+    "ends": Kind(partial(whole_runs, summary="last"), partial(of_runs, LAST), partial(draw_runs, LAST)),
+    "settings": Kind(by_settings, of_settings),
+    "labels": Kind(by_task, of_labels, draw_labels),
+}
 
 
 def main() -> None:
-    """Print the tables and draw the figure."""
+    """Print the tables, write what they are of, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("survival", "runs", "ends", "settings", "labels"))
-    parser.add_argument(
-        "paths", type=Path, nargs="+", help="folder of the sweep, table; of survival, runs and settings several"
-    )
-    parser.add_argument("--figure", type=Path, help="file for the figure")
-    parser.add_argument("--table", type=Path, help="file for what is shown, of every seed; not of ends and labels")
-    parser.add_argument("--environment", help="show it alone; not of ends and labels")
+    parser.add_argument("what", choices=KINDS)
+    parser.add_argument("paths", type=Path, nargs="+", help="folders of sweeps, and files that --table wrote")
+    parser.add_argument("--figure", type=Path, help="file for the figure; settings have none")
+    parser.add_argument("--table", type=Path, help="file for what is shown, of every seed")
+    parser.add_argument("--environment", help="show it alone")
     options = parser.parse_args()
-    of_several = {"survival": (by_age, survival), "runs": (whole_runs, runs), "settings": (by_settings, settings)}
-    if options.what in of_several:
-        read, show = of_several[options.what]
-        table = gather(options.paths, read)
-        if options.environment is not None:
-            known = ", ".join(table["environment"].unique())
-            table = table[table["environment"] == options.environment]
-            if table.empty:
-                parser.error(f"nothing is of {options.environment}, but of {known}")
-        if options.table is not None:
-            table.to_csv(options.table, index=False, float_format="%.6g")
-        show(table, options.figure)
-        return
-    if len(options.paths) > 1 or options.table is not None or options.environment is not None:
-        parser.error(f"{options.what} is of one folder or table, shown as a whole, and writes no table")
-    of_one = {"ends": ends, "labels": labels}
-    of_one[options.what](options.paths[0], options.figure)
+    kind = KINDS[options.what]
+    if options.figure is not None and kind.draw is None:
+        parser.error(f"{options.what} have no figure")
+    table = gather(options.paths, kind.read)
+    if options.environment is not None:
+        known = ", ".join(table["environment"].unique())
+        table = table[table["environment"] == options.environment]
+        if table.empty:
+            parser.error(f"nothing is of {options.environment}, but of {known}")
+    if options.table is not None:
+        table.to_csv(options.table, index=False, float_format="%.6g")
+    print("\n\n".join(kind.tables(table)))
+    if options.figure is not None and kind.draw is not None:
+        kind.draw(table, options.figure)
 
 
 if __name__ == "__main__":

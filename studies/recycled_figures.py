@@ -102,7 +102,7 @@ def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: flo
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def draw_runs(table: pd.DataFrame, returns: str, figure: Path) -> None:
+def draw_runs(returns: str, table: pd.DataFrame, figure: Path) -> None:
     """Draw a dot for each seed and a tick for the mean, with the epsilons above one another."""
     environments = list(dict.fromkeys(table["environment"]))
     epsilons = list(dict.fromkeys(table["epsilon"]))

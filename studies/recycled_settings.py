@@ -1,4 +1,4 @@
-"""Compares ``match`` with ``clear`` at several thresholds and periods; :mod:`studies.recycled` shows the table."""
+"""Reads sweeps that compare ``match`` with ``clear`` at several thresholds and periods."""
 
 from pathlib import Path
 
@@ -7,15 +7,10 @@ import pandas as pd
 from sb3_redo.experiments.classifier import TASK_ACCURACY
 from sb3_redo.reports import read_sweep_folder
 from sb3_redo.reports.curves import RETURN
-from studies.intervals import cell
 from studies.sweep_outcomes import outcomes
 
 AXES = {"callback.dormancy_threshold": "threshold", "callback.recycling_period": "period", "callback": "callback"}
 CLASSIFIER_AXES = {"dormancy_threshold": "threshold", "period": "period", "optimizer_state": "callback"}
-MODES = ["clear", "match"]
-HEAD = """
-| | threshold | period | dormant [%]: clear | match | difference | return: clear | match | difference |
-|---|---|---|---|---|---|---|---|---|"""
 
 
 def by_settings(folder: Path) -> pd.DataFrame:
@@ -35,19 +30,3 @@ def by_settings(folder: Path) -> pd.DataFrame:
 
 def _late_percents(accuracies: "pd.Series[float]") -> float:
     return 100 * float(accuracies.tail(5).mean())
-
-
-def settings(table: pd.DataFrame, figure: Path | None) -> None:
-    """Print a line for each environment, threshold and period; differences are paired by seed."""
-    if figure is not None:
-        raise SystemExit("settings makes a table and no figure")
-    print(HEAD)
-    for environment, mine in table.groupby("environment", sort=False):
-        decimals = {name: 0 if mine[name].abs().max() >= 10 else 2 for name in ("fraction", "return")}
-        for (threshold, period), rows in mine.groupby(["threshold", "period"]):
-            cells = []
-            for name, digits in decimals.items():
-                values = rows.pivot(index="seed", columns="callback", values=name).reindex(columns=MODES)
-                cells += [cell(values[mode], f".{digits}f") for mode in MODES]
-                cells.append(cell(values["match"] - values["clear"], f"+.{digits}f"))
-            print(f"| {environment} | {threshold:g} | {period:,} | {' | '.join(cells)} |")

@@ -41,9 +41,9 @@ class Surgery:
 
     :param outgoing: ``zero`` clears outgoing weights (the paper), ``random`` redraws them
     :param optimizer_state: what happens to the moments of renewed weights. ``clear`` zeroes both and keeps the
-        optimizer's step (the paper's code). ``restart`` also zeroes the step of the whole tensor. ``match`` clears the
-        first moment and gives the second one the mean over the layer's live neurons, so that renewed weights move at
-        the pace of the others. A :class:`SecondMoment` clears the first moment and is a rule for the second one.
+        optimizer's step (the paper's recipe). ``restart`` also zeroes the step of the whole tensor. ``match`` clears
+        the first moment and gives the second one the mean over the layer's live neurons, so that renewed weights move
+        at the pace of the others. A :class:`SecondMoment` clears the first moment and is a rule for the second one.
         A mapping is ``match``, and says what an optimizer keeps that is not known here: the name of a state tensor to
         ``moment``, ``second_moment``, ``copy`` (of the weights) or ``ignore``.
     :param compensate: whether to add the recycled neurons' mean contribution to their consumers' biases

@@ -1,8 +1,10 @@
 """Renewed weights stay where no gradient moves them, whatever an optimizer keeps; or it is refused by name."""
 
 import copy
+import math
 import re
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -581,3 +583,20 @@ def test_the_page_has_every_optimizer_that_is_tested_or_refused_here():
     rows = [row.split("|")[1:-1] for row in table.splitlines() if row.startswith("| ")][1:]
     named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
     assert named == {name.replace(" ", ".") for name in KNOWN} | {"torch.LBFGS", *JOINT} - {"LBFGS"}
+
+
+def test_cleared_moments_under_a_kept_step_count_move_a_weight_up_to_6_6_times_too_far():
+    """As docs/choosing.md has it."""
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.Adam([weight], lr=1.0, eps=0.0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    state = optimizer.state[weight]
+    state["step"].fill_(1e6)
+    state["exp_avg"].zero_()
+    state["exp_avg_sq"].zero_()
+    places = [weight.item(), *((optimizer.step(), weight.item())[1] for _ in range(30))]
+    steps = [before - after for before, after in pairwise(places)]
+    assert max(steps) == pytest.approx(6.57, abs=0.005)
+    assert steps.index(max(steps)) + 1 == 12
+    assert steps[:2] == pytest.approx([(1 - 0.9**k) / math.sqrt(1 - 0.999**k) for k in (1, 2)])
