@@ -40,6 +40,7 @@ from sb3_redo.interventions import (
     ContinualBackpropCallback,
     GradientReDoCallback,
     NormProjectionCallback,
+    OptimizerResetCallback,
     ParsevalCallback,
     PruningCallback,
     RegenerativeCallback,
@@ -82,6 +83,15 @@ class HalfPruned(PruningCallback):
         self.hold()
 
 
+class ResettingOptimizers(OptimizerResetCallback):
+    """Resets at the period that a target of SB3's DQN has by default: 10,000 steps in the environment."""
+
+    schedule = Schedule("when", 2500)
+
+    def __init__(self) -> None:
+        super().__init__(2500, "moments")  # unlike "both" it leaves as much to reset the next time
+
+
 ALWAYS: tuple[Callable[[], GradientStepCallback], ...] = (
     RegenerativeCallback,
     ParsevalCallback,
@@ -91,11 +101,14 @@ ALWAYS: tuple[Callable[[], GradientStepCallback], ...] = (
     partial(ContinualBackpropCallback, period=10),
     HalfPruned,
 )
+ALWAYS_OF: dict[str, tuple[Callable[[], GradientStepCallback], ...]] = {"Nature CNN": (OptimizerResetCallback,)}
+"""Of those whose targets are copied."""
 SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ReDoCallback,
     ScheduledReDoCallback,
     ReadingGradients,
     ResetCallback,
+    ResettingOptimizers,
     ShrinkAndPerturbCallback,
     PruningCallback,
 )
@@ -179,8 +192,8 @@ def lines(seconds: float, networks: list[str]) -> Iterator[Line]:
         bench = Bench(name)
         for periodic in SOMETIMES:
             yield sometimes(bench, periodic)
-        for regulariser in ALWAYS:
-            yield from always(bench, regulariser, seconds)
+        for acting in (*ALWAYS, *ALWAYS_OF.get(name, ())):
+            yield from always(bench, acting, seconds)
 
 
 def main() -> None:
