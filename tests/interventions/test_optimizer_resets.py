@@ -17,7 +17,7 @@ from sb3_redo.interventions import OptimizerResetCallback
 from sb3_redo.interventions.optimizer_resets import reset_optimizer
 from tests.helpers.algorithms import ALGORITHMS, DISCRETE, OBSERVATIONS, VECTORS, build, half, learn
 from tests.helpers.marks import mostly_slow
-from tests.helpers.runs import Corridor, Tape, differences, dqn, fingerprint, optimizers_of, reloaded
+from tests.helpers.runs import NOISY, Corridor, Tape, differences, dqn, fingerprint, kill, optimizers_of, reloaded
 
 
 class Noting(OptimizerResetCallback):
@@ -251,6 +251,28 @@ def test_with_a_copied_actor_both_are_reset():
     assert set(resets) == {"critic.optimizer step", "actor.optimizer step"}
     assert {int(state["step"]) for state in model.actor.optimizer.state.values()} == {1}
     assert {int(state["step"]) for state in model.critic.optimizer.state.values()} <= {1, 2}
+
+
+def test_layers_that_no_gradient_moves_are_no_copy():
+    model, tape = dqn_of(DQN), Tape()
+    kill(model.q_net.q_net[0], range(8))  # so that only the biases behind are trained
+    kill(model.q_net_target.q_net[0], range(8))
+    trained(model, noting(tape), tape, 90)
+    assert torch.equal(model.q_net.q_net[0].weight, model.q_net_target.q_net[0].weight)
+    assert len(tape.values("optimizer_reset/total")) == 7  # copied after 30, 40 ... 90 environment steps
+
+
+def test_only_parameters_with_a_target_are_reset():
+    model = build("SAC", tau=1.0, policy_kwargs={**NOISY, "share_features_extractor": True})
+    learn(model, OptimizerResetCallback())
+    held = {
+        name: int(model.actor.optimizer.state[parameter]["step"])
+        for name, parameter in model.actor.named_parameters()
+        if parameter in model.actor.optimizer.state
+    }
+    # The critic's target has a copy of the extractor, which the actor's optimizer trains.
+    assert {steps for name, steps in held.items() if name.startswith("features_extractor")} == {1}
+    assert {steps for name, steps in held.items() if not name.startswith("features_extractor")} == {model._n_updates}
 
 
 def test_a_compiled_network_is_compared_with_its_target():
