@@ -110,6 +110,8 @@ SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ResetCallback,
     ResettingOptimizers,
     ShrinkAndPerturbCallback,
+    partial(ShrinkAndPerturbCallback, factor="dormancy"),
+    partial(ShrinkAndPerturbCallback, factor="dormancy", dormancy="linear_outputs", period=50_000),
     PruningCallback,
 )
 
@@ -181,7 +183,8 @@ def sometimes(bench: Bench, make: Callable[[], GradientStepCallback]) -> Line:
     each = median(bench.step() for _ in range(20)) / bench.steps_at_once
     shares = [seconds / (period * each) for seconds in times]
     note = f"{1e3 * median(times):.1f} ms every {period:,} gradient steps of {1e3 * each:.2f} ms"
-    subject = f"{bench.name}, {type(callback).__name__}"
+    settings = [f", {name} {value}" for name, value in getattr(make, "keywords", {}).items()]
+    subject = f"{bench.name}, {type(callback).__name__}{''.join(settings)}"
     return Line(subject, "share at its period", median(shares), min(shares), max(shares), 0.02, note)
 
 

@@ -173,6 +173,12 @@ OTHERS = [
     (ContinualBackpropCallback, {}, {"replacement_rate": 0.1, "decay": 0.5, "maturity": 7, "period": 2, "seed": 1}),
     (ResetCallback, {}, {"layers": 2, "period": 7, "start": 7, "stop": 7, "seed": 1, "entropy_coefficient": True}),
     (ShrinkAndPerturbCallback, {}, {"shrink": 0.5, "perturb": 0.5, "period": 7, "reset_optimizer": True, "seed": 1}),
+    (
+        ShrinkAndPerturbCallback,
+        {"factor": "dormancy"},
+        {"factor_rate": 1, "factor_min": 0, "factor_max": 1, "dormancy": "linear_outputs", "dormancy_threshold": 0.1}
+        | {"factor": None, "batch_size": 7, "networks": ["q_net"]},
+    ),
     (OptimizerResetCallback, {}, {"when": 7, "what": "step", "networks": ["q_net"], "entropy_coefficient": True}),
     (PlasticityInjectionCallback, {"at": 3}, {"at": 4}),
     (RegenerativeCallback, {}, {"strength": 0.5, "logging_period": 7}),
