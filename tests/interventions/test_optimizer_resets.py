@@ -13,8 +13,9 @@ from torch import nn
 
 from sb3_redo import ReDoCallback
 from sb3_redo.algorithms import CategoricalDQN, DoubleDQN
-from sb3_redo.interventions import OptimizerResetCallback
+from sb3_redo.interventions import OptimizerResetCallback, PlasticityInjectionCallback
 from sb3_redo.interventions.optimizer_resets import reset_optimizer
+from sb3_redo.networks import InjectableDQNMlpPolicy
 from tests.helpers.algorithms import ALGORITHMS, DISCRETE, OBSERVATIONS, VECTORS, build, half, learn
 from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import NOISY, Corridor, Tape, differences, dqn, fingerprint, kill, optimizers_of, reloaded
@@ -181,10 +182,10 @@ UPDATES = {
 }
 
 
-def dqn_of(cls, **settings):
+def dqn_of(cls, policy="MlpPolicy", **settings):
     env = DummyVecEnv([lambda: Corridor(7, OBSERVATIONS[VECTORS], DISCRETE)])
     given = {**ALGORITHMS["DQN"].settings, "target_update_interval": 10, "seed": 0, "device": "cpu", **settings}
-    return cls("MlpPolicy", env, policy_kwargs={"net_arch": [8, 8]}, **given)
+    return cls(policy, env, policy_kwargs={"net_arch": [8, 8]}, **given)
 
 
 @pytest.mark.parametrize("make", mostly_slow(UPDATES, list(UPDATES)[1:4]))
@@ -444,6 +445,18 @@ def test_beside_recycling_the_order_makes_no_difference(what):
         return fingerprint(model)
 
     assert differences(left(0), left(1)) == []
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_beside_plasticity_injection_it_goes_on_with_the_new_head(order):
+    model, tape = dqn_of(DQN, policy=InjectableDQNMlpPolicy), Tape()
+    callbacks = [PlasticityInjectionCallback(15)]
+    callbacks.insert(order, OptimizerResetCallback())
+    trained(model, callbacks, tape, 90)
+    assert tape.values("injection/total") == [1]
+    assert len(tape.values("optimizer_reset/total")) == 7  # copied after 30, 40 ... 90 environment steps
+    new = model.q_net.added[0].parameters()
+    assert {int(model.policy.optimizer.state[parameter]["step"]) for parameter in new} == {4}
 
 
 class Own(torch.optim.Adam):

@@ -87,6 +87,34 @@ def test_observations_and_passes_are_pooled():
     assert "forward" not in vars(network[0])
 
 
+class Counted(nn.Linear):
+    """Counts its calls, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__(6, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, value):
+        self.calls += 1
+        return super().forward(value)
+
+
+def test_the_network_its_modes_and_random_streams_are_left_as_they_are():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Counted()).train()
+    batch = torch.randn(10, 3)
+    before, stream = {key: value.clone() for key, value in network.state_dict().items()}, torch.get_rng_state()
+    found = {small_output_fraction(network, ["0", "3"], network, batch, 0.8) for _ in range(3)}
+    assert len(found) == 1
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert all(module.training for module in network.modules())
+    # As an evaluating network computes it.
+    network.eval()
+    means = [each.detach().abs().mean(0) for each in (network[0](batch), network(batch))]
+    assert found == {sum(int((each < 0.8 * each.mean()).sum()) for each in means) / 8}
+
+
 # In a training
 
 
@@ -188,6 +216,14 @@ def test_it_measures_at_each_gradient_step_that_is_due(name):
     if not is_on_policy(name):
         assert len(callback.seen) == len(steps)
     assert model.dormancy_memory["counts"]["perturb"] == len(callback.seen)
+
+
+def test_a_measurement_serves_for_one_perturbation():
+    model, tape = build("PPO"), Tape()
+    learn(model, callback := following(), 48, tape)  # measured at gradient step 7, and acted on after 8
+    model.dormancy_memory[callback.memory_key]["looked_at"] = 0  # as if the periods since had passed without it
+    learn(model, following(), 16, tape)
+    assert len(tape.values("perturb/factor")) == 1
 
 
 @pytest.mark.parametrize(("dormancy", "name"), alternating(DORMANCY, ["DQN", "PPO", "SAC", "A2C", "TRPO"]))
