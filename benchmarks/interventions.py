@@ -40,6 +40,7 @@ from sb3_redo.interventions import (
     ContinualBackpropCallback,
     GradientReDoCallback,
     NormProjectionCallback,
+    OptimizerResetCallback,
     ParsevalCallback,
     PruningCallback,
     RegenerativeCallback,
@@ -82,6 +83,15 @@ class HalfPruned(PruningCallback):
         self.hold()
 
 
+class ResettingOptimizers(OptimizerResetCallback):
+    """Resets at the period that a target of SB3's DQN has by default: 10,000 steps in the environment."""
+
+    schedule = Schedule("when", 2500)
+
+    def __init__(self) -> None:
+        super().__init__(2500, "moments")  # unlike "both" it leaves as much to reset the next time
+
+
 ALWAYS: tuple[Callable[[], GradientStepCallback], ...] = (
     RegenerativeCallback,
     ParsevalCallback,
@@ -91,12 +101,17 @@ ALWAYS: tuple[Callable[[], GradientStepCallback], ...] = (
     partial(ContinualBackpropCallback, period=10),
     HalfPruned,
 )
+ALWAYS_OF: dict[str, tuple[Callable[[], GradientStepCallback], ...]] = {"Nature CNN": (OptimizerResetCallback,)}
+"""Of those whose targets are copied."""
 SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ReDoCallback,
     ScheduledReDoCallback,
     ReadingGradients,
     ResetCallback,
+    ResettingOptimizers,
     ShrinkAndPerturbCallback,
+    partial(ShrinkAndPerturbCallback, factor="dormancy"),
+    partial(ShrinkAndPerturbCallback, factor="dormancy", dormancy="linear_outputs", period=50_000),
     PruningCallback,
 )
 
@@ -168,7 +183,8 @@ def sometimes(bench: Bench, make: Callable[[], GradientStepCallback]) -> Line:
     each = median(bench.step() for _ in range(20)) / bench.steps_at_once
     shares = [seconds / (period * each) for seconds in times]
     note = f"{1e3 * median(times):.1f} ms every {period:,} gradient steps of {1e3 * each:.2f} ms"
-    subject = f"{bench.name}, {type(callback).__name__}"
+    settings = [f", {name} {value}" for name, value in getattr(make, "keywords", {}).items()]
+    subject = f"{bench.name}, {type(callback).__name__}{''.join(settings)}"
     return Line(subject, "share at its period", median(shares), min(shares), max(shares), 0.02, note)
 
 
@@ -179,8 +195,8 @@ def lines(seconds: float, networks: list[str]) -> Iterator[Line]:
         bench = Bench(name)
         for periodic in SOMETIMES:
             yield sometimes(bench, periodic)
-        for regulariser in ALWAYS:
-            yield from always(bench, regulariser, seconds)
+        for acting in (*ALWAYS, *ALWAYS_OF.get(name, ())):
+            yield from always(bench, acting, seconds)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
 from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.injection import PlasticityInjectionCallback
+from sb3_redo.interventions.optimizer_resets import OptimizerResetCallback
 from sb3_redo.interventions.perturbation import ShrinkAndPerturbCallback
 from sb3_redo.interventions.pruning import PruningCallback
 from sb3_redo.interventions.regularisers import (
@@ -18,6 +19,7 @@ __all__ = [
     "ContinualBackpropCallback",
     "GradientReDoCallback",
     "NormProjectionCallback",
+    "OptimizerResetCallback",
     "ParsevalCallback",
     "PlasticityInjectionCallback",
     "PruningCallback",

@@ -88,14 +88,16 @@ class PeriodicCallback(GradientStepCallback):
         generator = torch_generator((seed, gradient_step))
         state = self._fresh_weights.state(int(torch.randint(2**62, (), generator=generator)))
         values = self.intervene({name: state[uncompiled_name(name)] for name in self._names})
+        if values is None:
+            return
         total = self.memory.count(self.prefix)
         write_point(self.logger, {**values, f"{self.prefix}/total": total}, self.model.num_timesteps)
         write_totals(self.logger, {f"{self.prefix}/total": total}, lambda: self.is_training)
 
-    def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
+    def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any] | None:
         """Change the layers.
 
         :param fresh: path of each of their parameters and buffers to what a freshly built policy has there
-        :return: what to log
+        :return: what to log; ``None`` if nothing was changed
         """
         raise NotImplementedError

@@ -15,6 +15,7 @@ from sb3_redo.interventions import (
     ContinualBackpropCallback,
     GradientReDoCallback,
     NormProjectionCallback,
+    OptimizerResetCallback,
     ParsevalCallback,
     PruningCallback,
     RegenerativeCallback,
@@ -315,6 +316,7 @@ ACTING = {
     "NormProjectionCallback": lambda: NormProjectionCallback(logging_period=10),
     "PruningCallback": lambda: PruningCallback(0.5, pruning_period=5, batch_size=16, measuring_period=10),
     "ResetCallback": lambda: ResetCallback("last", period=10),
+    "OptimizerResetCallback": lambda: OptimizerResetCallback(),
     "PlasticityCallback": lambda: PlasticityCallback(10, 16, ["updates"]),
     "BrownianMotionCallback": lambda: BrownianMotionCallback(10, 16, steps=2, vectors=1),
 }

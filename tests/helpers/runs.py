@@ -82,6 +82,7 @@ NOISY = {"features_extractor_class": BatchNormAndDropout}
 
 INTERVENTIONS = (
     "injection",
+    "optimizer_reset",
     "reset",
     "perturb",
     "regenerative",
