@@ -38,6 +38,7 @@ from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
+    FireCallback,
     GradientReDoCallback,
     NormProjectionCallback,
     ParsevalCallback,
@@ -97,6 +98,7 @@ SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ReadingGradients,
     ResetCallback,
     ShrinkAndPerturbCallback,
+    FireCallback,
     PruningCallback,
 )
 

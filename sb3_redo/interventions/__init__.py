@@ -1,6 +1,7 @@
 """What ReDo is compared with: callbacks that change the network, or how it is trained, while it trains."""
 
 from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
+from sb3_redo.interventions.fire import FireCallback
 from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.injection import PlasticityInjectionCallback
 from sb3_redo.interventions.perturbation import ShrinkAndPerturbCallback
@@ -16,6 +17,7 @@ from sb3_redo.interventions.scheduled import ScheduledReDoCallback
 
 __all__ = [
     "ContinualBackpropCallback",
+    "FireCallback",
     "GradientReDoCallback",
     "NormProjectionCallback",
     "ParsevalCallback",

@@ -12,6 +12,7 @@ from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
+    FireCallback,
     ParsevalCallback,
     PlasticityInjectionCallback,
     RegenerativeCallback,
@@ -125,6 +126,7 @@ MADE = [
     lambda: ScheduledReDoCallback(50, recycling_period=20, measuring_period=20, batch_size=8),
     lambda: ContinualBackpropCallback(0.1, maturity=5, logging_period=5),
     lambda: ResetCallback(period=30),
+    lambda: FireCallback(period=30),
     lambda: PlasticityCallback(measuring_period=20, batch_size=8),
     Counting,
 ]
@@ -171,6 +173,7 @@ OTHERS = [
     (ContinualBackpropCallback, {}, {"replacement_rate": 0.1, "decay": 0.5, "maturity": 7, "period": 2, "seed": 1}),
     (ResetCallback, {}, {"layers": 2, "period": 7, "start": 7, "stop": 7, "seed": 1, "entropy_coefficient": True}),
     (ShrinkAndPerturbCallback, {}, {"shrink": 0.5, "perturb": 0.5, "period": 7, "reset_optimizer": True, "seed": 1}),
+    (FireCallback, {}, {"layers": 2, "period": 7, "at": 7, "iterations": 7, "reset_optimizer": True}),
     (PlasticityInjectionCallback, {"at": 3}, {"at": 4}),
     (RegenerativeCallback, {}, {"strength": 0.5, "logging_period": 7}),
     (ParsevalCallback, {}, {"strength": 0.5, "scale": 1.0, "logging_period": 7}),

@@ -18,6 +18,7 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
+    FireCallback,
     GradientReDoCallback,
     NormProjectionCallback,
     ParsevalCallback,
@@ -373,6 +374,7 @@ EVERY = {
     "cbp": lambda: ContinualBackpropCallback(0.2, maturity=3, logging_period=7),
     "reset": lambda: ResetCallback(period=20),
     "perturb": lambda: ShrinkAndPerturbCallback(period=20, reset_optimizer=True),
+    "fire": lambda: FireCallback(period=20),
     "regenerative": lambda: RegenerativeCallback(0.1, logging_period=7),
     "parseval": lambda: ParsevalCallback(logging_period=7),
     "clipping": lambda: WeightClippingCallback(0.5, logging_period=7),

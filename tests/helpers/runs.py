@@ -84,6 +84,7 @@ INTERVENTIONS = (
     "injection",
     "reset",
     "perturb",
+    "fire",
     "regenerative",
     "parseval",
     "clipping",
