@@ -146,7 +146,6 @@ class FireCallback(LayersCallback):
 
     def act(self, gradient_step: int) -> dict[str, Any]:
         self._has_task_changed = False
-        self.store()
         weights = [self.model.policy.get_parameter(name) for name in self._names]
         before = [weight.detach().clone() for weight in weights]
         fire(self.model.policy, self._names, self.agent.optimizers, self.iterations, forget=self.reset_optimizer)
