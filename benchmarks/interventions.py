@@ -36,7 +36,9 @@ from benchmarks.passes import Line, tell
 from sb3_redo import ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule
+from sb3_redo.forward.nested import map_tensors
 from sb3_redo.interventions import (
+    AdaptiveReplayRatioCallback,
     ContinualBackpropCallback,
     FireCallback,
     GradientReDoCallback,
@@ -72,6 +74,23 @@ class ReadingGradients(GradientReDoCallback):
         super().after_gradient_steps(before, gradient_step)
 
 
+class MeasuringBeyondTheBuffer(AdaptiveReplayRatioCallback):
+    """Measures on as many observations as by default, on each eight times: the buffer here holds fewer."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=512)
+        self.schedule = Schedule("measuring_period", self.measuring_period)
+
+    def prepare(self) -> None:
+        super().prepare()
+        draw = self.measurer.sampler.draw
+
+        def eight_times(gradient_step: int) -> Any:
+            return map_tensors(lambda tensor: torch.cat([tensor] * 8), draw(gradient_step))
+
+        vars(self.measurer.sampler)["draw"] = eight_times
+
+
 class HalfPruned(PruningCallback):
     """What it costs to keep half of every layer pruned, at each gradient step."""
 
@@ -100,6 +119,7 @@ SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ShrinkAndPerturbCallback,
     FireCallback,
     PruningCallback,
+    MeasuringBeyondTheBuffer,
 )
 
 

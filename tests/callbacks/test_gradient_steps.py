@@ -11,6 +11,7 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.interventions import (
+    AdaptiveReplayRatioCallback,
     ContinualBackpropCallback,
     FireCallback,
     ParsevalCallback,
@@ -127,6 +128,7 @@ MADE = [
     lambda: ContinualBackpropCallback(0.1, maturity=5, logging_period=5),
     lambda: ResetCallback(period=30),
     lambda: FireCallback(period=30),
+    lambda: AdaptiveReplayRatioCallback(measuring_period=20, batch_size=8),
     lambda: PlasticityCallback(measuring_period=20, batch_size=8),
     Counting,
 ]

@@ -85,6 +85,7 @@ INTERVENTIONS = (
     "reset",
     "perturb",
     "fire",
+    "replay_ratio",
     "regenerative",
     "parseval",
     "clipping",
