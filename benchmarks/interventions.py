@@ -36,8 +36,11 @@ from benchmarks.passes import Line, tell
 from sb3_redo import ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule
+from sb3_redo.forward.nested import map_tensors
 from sb3_redo.interventions import (
+    AdaptiveReplayRatioCallback,
     ContinualBackpropCallback,
+    FireCallback,
     GradientReDoCallback,
     NormProjectionCallback,
     OptimizerResetCallback,
@@ -70,6 +73,23 @@ class ReadingGradients(GradientReDoCallback):
         for read in self._readers:
             read()
         super().after_gradient_steps(before, gradient_step)
+
+
+class MeasuringBeyondTheBuffer(AdaptiveReplayRatioCallback):
+    """Measures on as many observations as by default, on each eight times: the buffer here holds fewer."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=512)
+        self.schedule = Schedule("measuring_period", self.measuring_period)
+
+    def prepare(self) -> None:
+        super().prepare()
+        draw = self.measurer.sampler.draw
+
+        def eight_times(gradient_step: int) -> Any:
+            return map_tensors(lambda tensor: torch.cat([tensor] * 8), draw(gradient_step))
+
+        vars(self.measurer.sampler)["draw"] = eight_times
 
 
 class HalfPruned(PruningCallback):
@@ -112,7 +132,9 @@ SOMETIMES: tuple[Callable[[], GradientStepCallback], ...] = (
     ShrinkAndPerturbCallback,
     partial(ShrinkAndPerturbCallback, factor="dormancy"),
     partial(ShrinkAndPerturbCallback, factor="dormancy", dormancy="linear_outputs", period=50_000),
+    FireCallback,
     PruningCallback,
+    MeasuringBeyondTheBuffer,
 )
 
 

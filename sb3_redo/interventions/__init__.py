@@ -1,6 +1,8 @@
 """What ReDo is compared with: callbacks that change the network, or how it is trained, while it trains."""
 
+from sb3_redo.interventions.adaptive_replay_ratio import AdaptiveReplayRatioCallback
 from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
+from sb3_redo.interventions.fire import FireCallback
 from sb3_redo.interventions.gradients import GradientReDoCallback
 from sb3_redo.interventions.injection import PlasticityInjectionCallback
 from sb3_redo.interventions.optimizer_resets import OptimizerResetCallback
@@ -16,7 +18,9 @@ from sb3_redo.interventions.resets import ResetCallback
 from sb3_redo.interventions.scheduled import ScheduledReDoCallback
 
 __all__ = [
+    "AdaptiveReplayRatioCallback",
     "ContinualBackpropCallback",
+    "FireCallback",
     "GradientReDoCallback",
     "NormProjectionCallback",
     "OptimizerResetCallback",

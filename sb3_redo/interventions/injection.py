@@ -7,13 +7,13 @@ from sb3_redo.callbacks.callback_tree import callbacks_in
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback
 from sb3_redo.interventions.gradients import GradientReDoCallback
-from sb3_redo.interventions.periodic import PeriodicCallback
+from sb3_redo.interventions.periodic import LayersCallback, chosen_steps
 from sb3_redo.interventions.regularisers import RegulariserCallback
 from sb3_redo.networks.injection import Injectable
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import listed, non_negative_integer, positive_integer
+from sb3_redo.validation import non_negative_integer
 
-_KEEP_TO_WHAT_IS_TRAINED = (PeriodicCallback, RegulariserCallback, GradientReDoCallback, ContinualBackpropCallback)
+_KEEP_TO_WHAT_IS_TRAINED = (LayersCallback, RegulariserCallback, GradientReDoCallback, ContinualBackpropCallback)
 
 
 class PlasticityInjectionCallback(GradientStepCallback):
@@ -34,10 +34,7 @@ class PlasticityInjectionCallback(GradientStepCallback):
 
     def __init__(self, at: int | Sequence[int], verbose: int = 0):
         super().__init__(non_negative_integer("verbose", verbose))
-        given = [at] if not isinstance(at, (str, dict)) and not hasattr(at, "__iter__") else listed("at", at)
-        self.at = [positive_integer("at", step) for step in given]
-        if not self.at or self.at != sorted(set(self.at)):
-            raise ValueError(f"at must list gradient steps in ascending order, got {at!r}")
+        self.at = chosen_steps(at)
 
     def prepare(self) -> None:
         policy = self.model.policy

@@ -16,11 +16,30 @@ from sb3_redo.recycling.optimizer_state import OptimizerState
 from sb3_redo.sb3.model import initial_weights_of, wiring_of
 from sb3_redo.sb3.seeds import seed_of, torch_generator
 from sb3_redo.tensorboard import write_point, write_totals
-from sb3_redo.validation import non_negative_integer, one_of, optional_integer, patterns_of_names
+from sb3_redo.validation import (
+    listed,
+    non_negative_integer,
+    one_of,
+    optional_integer,
+    patterns_of_names,
+    positive_integer,
+)
 
 
-class PeriodicCallback(GradientStepCallback):
-    """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses."""
+def chosen_steps(at: Any) -> list[int]:
+    """Return the gradient steps of a setting ``at``, which is one of them or a list in ascending order.
+
+    :raises TypeError, ValueError: when it is neither
+    """
+    given = [at] if not isinstance(at, (str, dict)) and not hasattr(at, "__iter__") else listed("at", at)
+    steps = [positive_integer("at", step) for step in given]
+    if not steps or steps != sorted(set(steps)):
+        raise ValueError(f"at must list gradient steps in ascending order, got {at!r}")
+    return steps
+
+
+class LayersCallback(GradientStepCallback):
+    """Changes some layers after every ``period`` gradient steps; see its subclasses."""
 
     renews = True
 
@@ -31,6 +50,62 @@ class PeriodicCallback(GradientStepCallback):
 
     reset_optimizer = True
     """Whether optimizers forget what they know of the parameters that change."""
+
+    settings_in_key: ClassVar[tuple[str, ...]] = ("layers", "schedule", "exclude")
+
+    def __init__(
+        self,
+        layers: Layers,
+        period: int = 200_000,
+        start: int = 0,
+        stop: int | None = None,
+        verbose: int = 0,
+        exclude: Sequence[str] = (),
+    ):
+        super().__init__(non_negative_integer("verbose", verbose))
+        self.layers = check_layers(layers)
+        self.schedule = Schedule("period", period, start, stop)
+        self.exclude = patterns_of_names("exclude", exclude)
+
+    def prepare(self) -> None:
+        policy = self.model.policy
+        try:
+            names = names_in(policy, wiring_of(self.model, exclude=self.exclude), self.layers)
+        except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+            raise RuntimeError(str(error)) from None
+        self._names = self.choose(not_excluded(policy, names, self.exclude))
+        if not self._names:
+            raise RuntimeError(f"exclude={list(self.exclude)} leaves nothing of layers={self.layers!r} to change")
+        parameters = policy.parameters()
+        OptimizerState(parameters, self.agent.optimizers, forgotten=self.reset_optimizer)  # refuses what is not known
+        if self.verbose > 0:
+            self.logger.info(f"{type(self).__name__} changes {', '.join(self._names)}")
+
+    def choose(self, names: list[str]) -> list[str]:
+        """Return those of some layers' parameters and buffers that it changes: all of them."""
+        return names
+
+    def is_due(self, before: int, gradient_step: int) -> bool:
+        """Return whether to act at the last of some gradient steps; ``before`` is the one before the first."""
+        return self.schedule.is_due(before, gradient_step)
+
+    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
+        if not self.is_due(before, gradient_step):
+            return
+        values = self.act(gradient_step)
+        if values is None:
+            return
+        total = self.memory.count(self.prefix)
+        write_point(self.logger, {**values, f"{self.prefix}/total": total}, self.model.num_timesteps)
+        write_totals(self.logger, {f"{self.prefix}/total": total}, lambda: self.is_training)
+
+    def act(self, gradient_step: int) -> dict[str, Any] | None:
+        """Change the layers, and return what to log; ``None`` if nothing was changed."""
+        raise NotImplementedError
+
+
+class PeriodicCallback(LayersCallback):
+    """Draws fresh values for some layers after every ``period`` gradient steps; see its subclasses."""
 
     settings_in_key: ClassVar[tuple[str, ...]] = ("layers", "schedule", "seed", "exclude")
 
@@ -45,28 +120,14 @@ class PeriodicCallback(GradientStepCallback):
         initial_weights: str = "auto",
         exclude: Sequence[str] = (),
     ):
-        super().__init__(non_negative_integer("verbose", verbose))
-        self.layers = check_layers(layers)
-        self.schedule = Schedule("period", period, start, stop)
+        super().__init__(layers, period, start, stop, verbose, exclude)
         self.seed = optional_integer("seed", seed)
         self.initial_weights = one_of("initial_weights", initial_weights, INITIAL_WEIGHTS)
-        self.exclude = patterns_of_names("exclude", exclude)
 
     def prepare(self) -> None:
-        policy = self.model.policy
-        try:
-            names = names_in(policy, wiring_of(self.model, exclude=self.exclude), self.layers)
-        except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
-            raise RuntimeError(str(error)) from None
-        self._names = not_excluded(policy, names, self.exclude)
-        if not self._names:
-            raise RuntimeError(f"exclude={list(self.exclude)} leaves nothing of layers={self.layers!r} to change")
-        parameters = policy.parameters()
-        OptimizerState(parameters, self.agent.optimizers, forgotten=self.reset_optimizer)  # refuses what is not known
+        super().prepare()
         self._fresh_weights = initial_weights_of(self.model, self.initial_weights)
         self._check_shapes()
-        if self.verbose > 0:
-            self.logger.info(f"{type(self).__name__} changes {', '.join(self._names)}")
 
     def _check_shapes(self) -> None:
         fresh = self._fresh_weights.state(0)
@@ -80,19 +141,12 @@ class PeriodicCallback(GradientStepCallback):
                     "in policy_kwargs, or leave it out of layers."
                 )
 
-    def after_gradient_steps(self, before: int, gradient_step: int) -> None:
-        if not self.schedule.is_due(before, gradient_step):
-            return
+    def act(self, gradient_step: int) -> dict[str, Any] | None:
         # A stream of its own, which is neither the training's nor that of another intervention at the same time.
         seed = seed_of(self.model, self.seed) + crc32(self.prefix.encode())
         generator = torch_generator((seed, gradient_step))
         state = self._fresh_weights.state(int(torch.randint(2**62, (), generator=generator)))
-        values = self.intervene({name: state[uncompiled_name(name)] for name in self._names})
-        if values is None:
-            return
-        total = self.memory.count(self.prefix)
-        write_point(self.logger, {**values, f"{self.prefix}/total": total}, self.model.num_timesteps)
-        write_totals(self.logger, {f"{self.prefix}/total": total}, lambda: self.is_training)
+        return self.intervene({name: state[uncompiled_name(name)] for name in self._names})
 
     def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any] | None:
         """Change the layers.

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sb3_redo.sweeps.replay_ratio import target_update_interval, training_schedule
+from sb3_redo.sb3.replay_ratio import target_update_interval, training_schedule
 from sb3_redo.validation import needs
 from sb3_redo.zoo.policy_names import scalable_policy
 

@@ -13,6 +13,7 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.step_hooks import StepHooks
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
+    FireCallback,
     GradientReDoCallback,
     NormProjectionCallback,
     OptimizerResetCallback,
@@ -317,6 +318,7 @@ ACTING = {
     "PruningCallback": lambda: PruningCallback(0.5, pruning_period=5, batch_size=16, measuring_period=10),
     "ResetCallback": lambda: ResetCallback("last", period=10),
     "OptimizerResetCallback": lambda: OptimizerResetCallback(),
+    "FireCallback": lambda: FireCallback(period=10),
     "PlasticityCallback": lambda: PlasticityCallback(10, 16, ["updates"]),
     "BrownianMotionCallback": lambda: BrownianMotionCallback(10, 16, steps=2, vectors=1),
 }

@@ -12,6 +12,7 @@ from stable_baselines3.common.logger import Logger
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant, trace_wiring
 from sb3_redo.interventions import (
     ContinualBackpropCallback,
+    FireCallback,
     GradientReDoCallback,
     PruningCallback,
     ResetCallback,
@@ -21,7 +22,7 @@ from sb3_redo.interventions import (
 from tests.helpers.runs import Corridor, Tape, dqn
 
 MONITORS = [DormancyCallback, ReDoCallback, ScheduledReDoCallback, GradientReDoCallback, PruningCallback]
-OTHERS = [ContinualBackpropCallback, ResetCallback, ShrinkAndPerturbCallback]
+OTHERS = [ContinualBackpropCallback, FireCallback, ResetCallback, ShrinkAndPerturbCallback]
 CHANGING = {
     "redo": lambda **s: ReDoCallback(0.9, 1, 16, **s),
     "restart": lambda **s: ReDoCallback(0.9, 1, 16, optimizer_state="clear", compensate=True, **s),
@@ -31,6 +32,7 @@ CHANGING = {
     "cbp": lambda **s: ContinualBackpropCallback(0.2, maturity=0, **s),
     "reset": lambda **s: ResetCallback("all", 1, **s),
     "perturb": lambda **s: ShrinkAndPerturbCallback(period=1, **s),
+    "fire": lambda **s: FireCallback(period=1, **s),
 }
 """Each of them acts after every gradient step, on as many neurons as it can."""
 

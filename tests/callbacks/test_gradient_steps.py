@@ -11,7 +11,9 @@ from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.callbacks.schedule import Schedule, is_due
 from sb3_redo.interventions import (
+    AdaptiveReplayRatioCallback,
     ContinualBackpropCallback,
+    FireCallback,
     OptimizerResetCallback,
     ParsevalCallback,
     PlasticityInjectionCallback,
@@ -127,6 +129,8 @@ MADE = [
     lambda: ContinualBackpropCallback(0.1, maturity=5, logging_period=5),
     lambda: ResetCallback(period=30),
     lambda: OptimizerResetCallback(30),
+    lambda: FireCallback(period=30),
+    lambda: AdaptiveReplayRatioCallback(measuring_period=20, batch_size=8),
     lambda: PlasticityCallback(measuring_period=20, batch_size=8),
     Counting,
 ]
@@ -180,6 +184,7 @@ OTHERS = [
         | {"factor": None, "batch_size": 7, "networks": ["q_net"]},
     ),
     (OptimizerResetCallback, {}, {"when": 7, "what": "step", "networks": ["q_net"], "entropy_coefficient": True}),
+    (FireCallback, {}, {"layers": 2, "period": 7, "at": 7, "iterations": 7, "reset_optimizer": True}),
     (PlasticityInjectionCallback, {"at": 3}, {"at": 4}),
     (RegenerativeCallback, {}, {"strength": 0.5, "logging_period": 7}),
     (ParsevalCallback, {}, {"strength": 0.5, "scale": 1.0, "logging_period": 7}),

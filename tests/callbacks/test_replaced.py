@@ -17,7 +17,9 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 from sb3_redo import DormancyCallback, ReDoCallback
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.interventions import (
+    AdaptiveReplayRatioCallback,
     ContinualBackpropCallback,
+    FireCallback,
     GradientReDoCallback,
     NormProjectionCallback,
     OptimizerResetCallback,
@@ -375,6 +377,7 @@ EVERY = {
     "reset": lambda: ResetCallback(period=20),
     "optimizer reset": lambda: OptimizerResetCallback(20),
     "perturb": lambda: ShrinkAndPerturbCallback(period=20, reset_optimizer=True),
+    "fire": lambda: FireCallback(period=20),
     "regenerative": lambda: RegenerativeCallback(0.1, logging_period=7),
     "parseval": lambda: ParsevalCallback(logging_period=7),
     "clipping": lambda: WeightClippingCallback(0.5, logging_period=7),
@@ -396,6 +399,17 @@ def test_every_callback_follows(change, make, tape):
     assert tape.points[-1][0] > 90
     assert hooks_of(model) == []
     assert not model.policy.optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("change", mostly_slow(REPLACED, ["policy"]))
+def test_a_replay_ratio_that_has_risen_stays(change, tape):
+    model, callback = dqn(), AdaptiveReplayRatioCallback(1, 2, 1.0, 7, 8)
+    model.set_logger(Logger(None, [tape]))
+    model.learn(120, callback=[callback, At(60, change)])
+    assert callback.gradient_step == model._n_updates
+    ratios = tape.values("replay_ratio/ratio")
+    assert ratios == [1, *[2] * (len(ratios) - 1)]
+    assert tape.values("replay_ratio/gradient_step")[-1] == model._n_updates // 7 * 7
 
 
 def test_a_layer_of_another_width_is_told_of_by_what_must_know_where_it_began():

@@ -85,6 +85,8 @@ INTERVENTIONS = (
     "optimizer_reset",
     "reset",
     "perturb",
+    "fire",
+    "replay_ratio",
     "regenerative",
     "parseval",
     "clipping",

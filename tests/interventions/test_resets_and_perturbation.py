@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from torch import nn
 
 from sb3_redo import ReDoCallback, trace_wiring
-from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
+from sb3_redo.interventions import FireCallback, ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.resets import reset
 from sb3_redo.interventions.scope import names_in, targets_of
@@ -25,6 +25,7 @@ PERIOD = 7
 INTERVENTIONS = {
     "reset": lambda **settings: ResetCallback(**{"layers": "last", "period": PERIOD, **settings}),
     "perturb": lambda **settings: ShrinkAndPerturbCallback(**{"period": PERIOD, **settings}),
+    "fire": lambda **settings: FireCallback(**{"period": PERIOD, **settings}),
 }
 every_intervention = pytest.mark.parametrize("make", INTERVENTIONS.values(), ids=INTERVENTIONS)
 # One with each kind of networks and targets.
@@ -326,7 +327,7 @@ def test_the_distance_moved_is_logged():
     assert min(tape.values("perturb/distance")) > 0
 
 
-# Both
+# All, and FIRE, which tests/interventions/test_fire.py has more of
 
 
 @cache
@@ -360,7 +361,7 @@ def test_it_happens_between_start_and_stop_and_is_counted(make):
     assert tape.values(f"{callback.prefix}/total") == [1, 2]  # after 14 and 21 gradient steps
 
 
-@every_intervention
+@pytest.mark.parametrize("make", [INTERVENTIONS["reset"], INTERVENTIONS["perturb"]], ids=["reset", "perturb"])
 def test_a_seed_of_its_own_makes_another_run(make):
     runs = [fingerprint(learn(build("DQN"), make(seed=seed))) for seed in (1, 1, 2)]
     assert differences(runs[0], runs[1]) == []

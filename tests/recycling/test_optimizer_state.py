@@ -13,7 +13,13 @@ import schedulefree
 import torch
 
 from sb3_redo import ReDoCallback, recycle_dormant
-from sb3_redo.interventions import ContinualBackpropCallback, PruningCallback, ResetCallback, ShrinkAndPerturbCallback
+from sb3_redo.interventions import (
+    ContinualBackpropCallback,
+    FireCallback,
+    PruningCallback,
+    ResetCallback,
+    ShrinkAndPerturbCallback,
+)
 from sb3_redo.interventions.perturbation import shrink_and_perturb
 from sb3_redo.interventions.pruned_weights import PrunedWeights
 from sb3_redo.interventions.resets import reset
@@ -564,6 +570,7 @@ def test_callbacks_refuse_an_optimizer_when_training_starts_or_when_it_is_known_
         ContinualBackpropCallback(),
         PruningCallback(batch_size=16),
         ShrinkAndPerturbCallback(),
+        FireCallback(),
     ):
         can_say = isinstance(callback, (ReDoCallback, ContinualBackpropCallback))
         with pytest.raises(RuntimeError, match="Own keeps 'exp_foo'.*neuron: " + ("say" if can_say else "train with")):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy
-from sb3_redo.interventions import ResetCallback, ShrinkAndPerturbCallback
+from sb3_redo.interventions import FireCallback, ResetCallback, ShrinkAndPerturbCallback
 from sb3_redo.sb3.model import initial_weights_of
 from tests.helpers.marks import alternating
 
@@ -237,6 +237,7 @@ RARE = {
     "redo": lambda: ReDoCallback(recycling_period=10**6, batch_size=8),
     "reset": lambda: ResetCallback("last", 10**6),
     "perturb": lambda: ShrinkAndPerturbCallback(period=10**6),
+    "fire": lambda: FireCallback(period=10**6),
 }
 ALGORITHMS = {algorithm.__name__: algorithm for algorithm in (PPO, A2C, DQN, SAC)}
 

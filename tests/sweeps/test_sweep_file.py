@@ -3,25 +3,20 @@
 import argparse
 import inspect
 import os
-import re
 import shlex
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import rl_zoo3
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rl_zoo3.utils import ALGOS, StoreDict
 
 from sb3_redo.cli.main import main
 from sb3_redo.experiments.readers import READERS
 from sb3_redo.sweeps.conditions import hyperparameters, python_text
-from sb3_redo.sweeps.replay_ratio import target_update_interval, training_schedule
 from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.sweeps.value_types import complaint_about
 from sb3_redo.validation import UsageError
@@ -399,39 +394,8 @@ def test_wrong_options_are_refused(read, option, capsys):
 # Parts
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.fractions(min_value=Fraction(1, 100), max_value=100, max_denominator=100), st.integers(1, 10))
-def test_a_schedule_gives_its_replay_ratio(ratio, n_envs):
-    schedule = training_schedule(str(ratio), n_envs)
-    assert Fraction(schedule.gradient_steps, schedule.train_freq * n_envs) == ratio
-
-
-@pytest.mark.parametrize(
-    ("ratio", "n_envs", "expected"), [(0.25, 1, (4, 1)), (0.1, 3, (10, 3)), (4, 1, (1, 4)), (0.5, 8, (1, 4))]
-)
-def test_worked_schedules(ratio, n_envs, expected):
-    assert training_schedule(ratio, n_envs) == expected
-
-
 def test_the_number_of_environments_counts():
     assert hyperparameters("dqn", {"n_envs": 4}, {"replay_ratio": 1}) == {"train_freq": 1, "gradient_steps": 4}
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(1, 5000), st.sampled_from([0.25, 0.5, 1, 2, 4, "1/3", "3/4"]), st.integers(1, 8))
-def test_a_target_network_is_copied_after_the_same_gradient_steps_at_every_replay_ratio(period, ratio, n_envs):
-    schedule = training_schedule(ratio, n_envs)
-    try:
-        interval = target_update_interval(period, *schedule, n_envs)
-    except ValueError as refusal:
-        assert period % schedule.gradient_steps
-        near = int(re.search(r"; (\d+) can be had", str(refusal))[1])
-        interval, period = target_update_interval(near, *schedule, n_envs), near
-    # As SB3 counts: calls of all environments, of which every train_freq-th is followed by training.
-    calls = interval // n_envs
-    assert calls * n_envs == interval
-    assert calls % schedule.train_freq == 0
-    assert calls // schedule.train_freq * schedule.gradient_steps == period
 
 
 def test_a_target_period_is_held_by_every_condition(read):
