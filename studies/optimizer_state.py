@@ -29,7 +29,7 @@ CHOOSING_SEEDS, SEEDS = range(50, 52), range(100, 120)
 RESULTS, CHOOSING, CONFIRMING = Path("docs/results"), "optimizer_state_choosing.csv", "optimizer_state.csv"
 
 
-def train(trainings: Sequence[Training], tasks: int = TASKS, steps: int = STEPS) -> pd.DataFrame:
+def train_batch(trainings: Sequence[Training], tasks: int = TASKS, steps: int = STEPS) -> pd.DataFrame:
     """Train networks of one data set and one method, all at once.
 
     :return: a row for each: its settings, ``accuracy`` and ``dormant`` at the ends of the last ``LATE`` tasks, and
@@ -93,7 +93,7 @@ def run(file: Path, batches: Iterable[Sequence[Training]]) -> pd.DataFrame:
         known = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=SETTINGS)
         if ((known["data"] == first.data) & (known["method"] == first.method)).any():
             continue
-        rows = train(trainings)
+        rows = train_batch(trainings)
         # In one write, so that a kill leaves no half of a batch.
         with open(file, "a") as out:
             out.write(rows.to_csv(index=False, header=out.tell() == 0))

@@ -124,11 +124,11 @@ def test_each_method_gets_its_best_settings_by_the_mean_over_seeds():
 def test_a_second_start_trains_what_is_missing(tmp_path, monkeypatch):
     trained = []
 
-    def train(trainings):
+    def train_batch(trainings):
         trained.append(trainings[0].method)
         return outcomes(*((*vars(each).values(), 0.5) for each in trainings))
 
-    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study, "train_batch", train_batch)
     for methods in (["none", "match"], ["match", "count"]):
         table = study.run(tmp_path / "new" / "runs.csv", (study.grid("digits", each, [1]) for each in methods))
     assert trained == ["none", "match", "count"]
@@ -137,7 +137,7 @@ def test_a_second_start_trains_what_is_missing(tmp_path, monkeypatch):
 
 def test_a_training_is_the_same_again_and_learns():
     trainings = [batched.Training("digits", "count", 1e-8, 3e-3, 0.1, 100, seed) for seed in (1, 2)]
-    first, again = (study.train(trainings, tasks=1, steps=200) for _ in range(2))
+    first, again = (study.train_batch(trainings, tasks=1, steps=200) for _ in range(2))
     assert first.equals(again)
     assert first["accuracy"].min() > 0.3  # 0.1 is chance
 
