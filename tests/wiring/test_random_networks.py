@@ -292,18 +292,10 @@ def test_reading_and_measuring_leave_no_trace(plan):
     wiring_untouched(built(plan))
 
 
-# Each part tries as many, and so must find a part of what all of them are to find.
-PARTS = 4
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
-def test_all_of_it_holds_of_thousands_of_networks(part):
+def test_all_of_it_holds_of_thousands_of_networks():
     census, tried = Counter(), set()
 
-    @settings(few, max_examples=3000 // PARTS, database=None)
-    @seed(part)
-    @given(plans)
     def check(plan):
         network = built(plan)
         if str(network) in tried:
@@ -311,7 +303,9 @@ def test_all_of_it_holds_of_thousands_of_networks(part):
         tried.add(str(network))
         census.update(check_all(network))
 
-    check()
+    # Hypothesis varies what it tried before: four beginnings show more kinds than one.
+    for beginning in range(4):
+        seed(beginning)(settings(few, max_examples=750, database=None)(given(plans)(check)))()
     print("\n" + "\n".join(f"{count:6} {kind}" for kind, count in census.most_common()))
     check_census(census)
 
@@ -344,12 +338,12 @@ def check_all(network):
 
 def check_census(census):
     """Enough of everything was tried."""
-    assert census["networks"] >= 2000 / PARTS
+    assert census["networks"] >= 2000
     assert census["scored layers"] > 0.8 * census["layers"]
     assert census[CAUTION] < 0.05 * census["layers"]
     assert 0.3 < census["recyclable layers"] / census["layers"] < 0.9
     often = ("convolutions", "recycled with equal outputs", "recycled above 0", "residual", "norm", "cat", "reshape")
-    assert min(census[kind] for kind in often) >= 400 / PARTS, census
+    assert min(census[kind] for kind in often) >= 400, census
     rarer = (
         "grouped",
         "inexact recyclable layers",
@@ -360,7 +354,7 @@ def check_census(census):
         "crelu",
         "dueling",
     )
-    assert min(census[kind] for kind in rarer) >= 60 / PARTS, census
-    assert min(census[kind] for kind in REASONS) >= 15 / PARTS, census
+    assert min(census[kind] for kind in rarer) >= 60, census
+    assert min(census[kind] for kind in REASONS) >= 15, census
     kinds = {*COMMON, *RARE} - {"freeze", "return"}
-    assert min(census[kind] for kind in kinds) >= 30 / PARTS, census
+    assert min(census[kind] for kind in kinds) >= 30, census
