@@ -142,21 +142,22 @@ def _first_row_times(tensor: Tensor, factor: float) -> Tensor:
 def _conditions(policy: nn.Module) -> Iterator[tuple[dict[Tensor, Tensor], float]]:
     """Yield values of parameters and buffers, and a factor of inputs, with which a gradient may be other than 0.
 
-    First those of the network itself. Then random ones, of the size that new weights have and larger. Many, since a
-    layer of one neuron is shut in half of them.
+    First those of the network itself. Then random ones, each of the size that new weights have or larger, which opens
+    hinges. Many, since a layer of one neuron is shut in half of them.
     """
     yield {}, 1.0
-    for seed, (size, factor) in enumerate(8 * [(1.0, 1.0), (1.0, -1.0), (4.0, 8192.0), (4.0, -8192.0)]):
+    for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
         values = {}
         for tensor in (*policy.parameters(), *policy.buffers()):
             if tensor.is_floating_point() and not is_lazy(tensor) and tensor.layout == torch.strided:
                 fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
+                size = (1.0, 1.0, 4.0, 300.0)[int(torch.randint(0, 4, (), generator=generator))] if seed > 3 else 1.0
                 value = size * torch.randn(tensor.shape, generator=generator) / fan_in**0.5
                 # A buffer that is nowhere negative may be a variance.
                 is_number = isinstance(tensor, nn.Parameter) or bool((tensor < 0).any())
                 values[tensor] = (value if is_number else value.abs()).to(tensor)
-        yield values, factor
+        yield values, (1.0, -1.0, 8192.0, -8192.0)[seed % 4]
 
 
 def _with_zero_gradient(ends: Iterable[Tensor], results: Iterable[tuple[str, Tensor]]) -> set[str]:
