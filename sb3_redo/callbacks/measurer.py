@@ -9,13 +9,14 @@ from torch import Tensor
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
-from sb3_redo.forward.nested import tensors_in
+from sb3_redo.forward.nested import map_tensors, tensors_in
 from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import available_batch_size, sample_batch, stored_observations
-from sb3_redo.sb3.model import last_observations, meter_of, whole_batch
+from sb3_redo.sb3.model import last_observations, meter_of, signature_of, whole_batch
 from sb3_redo.sb3.seeds import seed_of
 from sb3_redo.validation import UnknownNameError, UsageError
+from sb3_redo.wiring.input_variants import first_two_rows
 
 
 class Sampler:
@@ -102,13 +103,19 @@ class Measurer:
 
     def rewire(self) -> None:
         """Read the network anew."""
-        batch = last_observations(self.model)
+        self._read_on = map_tensors(first_two_rows, last_observations(self.model))
+        self._signature = signature_of(self.model, self._read_on)
         try:
-            self.meter = meter_of(self.model, batch, self.networks, self.exclude)
+            self.meter = meter_of(self.model, self._read_on, self.networks, self.exclude)
         except UsageError as error:
             raise UnknownNameError(str(error)) from None
         except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
             raise RuntimeError(str(error)) from None
+
+    def _follow_changes(self) -> None:
+        """Read the network anew if a counter or a schedule of its own has changed what it computes."""
+        if signature_of(self.model, self._read_on) != self._signature:
+            self.rewire()
 
     def measure(self, gradient_step: int) -> DormancyReport | None:
         """Measure on a fresh batch. Returns ``None`` while there are too few observations, or on NaN activations.
@@ -118,6 +125,7 @@ class Measurer:
         batch = self.sampler.draw(gradient_step)
         if batch is None:
             return None
+        self._follow_changes()
         report = self.measure_on(batch)
         if report.not_finite:
             if not self._has_told:

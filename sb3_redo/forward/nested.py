@@ -20,6 +20,8 @@ _WITHOUT_NUMBERS = (
     weakref.ref,
 )
 """What an output may be without showing numbers of the pass."""
+_SIMPLE = frozenset((bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device))
+"""Types of values that hold nothing."""
 _NUMBERS = frozenset(map(np.dtype, "?bhilBfdeFD"))
 """Types of arrays and of numbers in NumPy that torch has, too."""
 _UNSEEN = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, Iterator, Awaitable)
@@ -28,17 +30,19 @@ _UNSEEN = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, func
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield all tensors in nested dictionaries, tuples, lists and dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif _is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name, None))
+    waiting = [value]
+    while waiting:  # a loop, since every torch function of a pass comes here
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, (tuple, list)):
+            waiting += item[::-1]
+        elif type(item) in _SIMPLE:
+            continue
+        elif isinstance(item, Mapping):
+            waiting += list(item.values())[::-1]
+        elif _is_dataclass(item):
+            waiting += [getattr(item, field.name, None) for field in dataclasses.fields(item)][::-1]
 
 
 def outputs_in(value: Any) -> list[Tensor]:

@@ -128,16 +128,22 @@ def wiring_of(model: BaseAlgorithm, batch: Batch | None = None, exclude: Sequenc
     :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`, as the errors
     """
     agent, batch = agent_of(model), last_observations(model) if batch is None else batch
-    try:
-        signature = network_signature(model.policy, agent.forward, batch, agent.optimizers)
-    except Exception:  # reading the network will tell why it does not run
-        signature = object()
+    signature = signature_of(model, batch)
     read = _READ.setdefault(model.policy, [])
     known = next((wiring for before, wiring in read if before == signature), None)
     if known is None:
         known = trace_wiring(model.policy, batch, forward=agent.forward, optimizers=agent.optimizers)
         read[:] = [(signature, known), *read[:3]]
     return excluding(known, model.policy, exclude)
+
+
+def signature_of(model: BaseAlgorithm, batch: Batch) -> Any:
+    """Return what the wiring of a model depends on, see :func:`~sb3_redo.wiring.signature.network_signature`."""
+    agent = agent_of(model)
+    try:
+        return network_signature(model.policy, agent.forward, batch, agent.optimizers)
+    except Exception:  # reading the network will tell why it does not run
+        return object()
 
 
 def meter_of(

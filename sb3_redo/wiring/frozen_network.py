@@ -87,10 +87,12 @@ class _PassWatcher(FunctionWatcher):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
         if self.settings.driven_layer is not None:
-            are_alone = [hasattr(value, ALONE) for value in tensors_in((args, kwargs))]
-            for made in tensors_in(result) if all(are_alone) else ():
-                setattr(made, ALONE, True)
-            self.meets_others |= any(are_alone) and not all(are_alone) and func not in NORMALISATIONS
+            are_alone = {hasattr(value, ALONE) for value in tensors_in((args, kwargs))}
+            if False not in are_alone:
+                for made in tensors_in(result):
+                    setattr(made, ALONE, True)
+            elif True in are_alone:
+                self.meets_others |= func not in NORMALISATIONS
         return result
 
     def on_activation(self, call: int, output: Tensor) -> Tensor:

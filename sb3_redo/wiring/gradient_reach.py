@@ -3,15 +3,18 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.nn.parameter import is_lazy
 
-from sb3_redo.forward.contexts import replaced_forward, seeded, training
+from sb3_redo.forward.contexts import replaced_forward, replaced_values, seeded, training
 from sb3_redo.forward.nested import map_tensors, outputs_in, tensors_in
 from sb3_redo.forward.state import unchanged
+from sb3_redo.wiring.input_variants import first_row
 
 # Their derivative is 0 everywhere: what lies before them is never trained.
 _STEPS = frozenset(
@@ -49,7 +52,8 @@ def real_pass(
     """Run a network with gradients, and follow them back from its outputs. Changes nothing in it.
 
     Networks may stop gradients in one mode only. What counts as reached is reached in evaluation mode, and in
-    training mode too if the network runs in it.
+    training mode too if the network runs in it. A gradient that is 0 whatever the weights, as that of
+    ``h.detach() + 0 * h``, reaches nothing.
 
     :param layers: the layers to watch, by name
     :param heads: name of each layer that feeds no other one to the numbers of the outputs that it reaches. If all of
@@ -76,13 +80,13 @@ def real_pass(
             result = real(*args, **kwargs)
             if result.grad_fn is not None:
                 made_by[result.grad_fn] = name
-            if name in heads:
-                results.append((name, result))
+            results.append((name, result))
             return result
 
         return forward
 
-    def reached_in_a_pass() -> Set[int]:
+    def ends_of_a_pass(inputs: Any) -> list[Tensor]:
+        """Run a pass. Returns what gradients are followed back from."""
         for seen in (ran, results, inputs_of, made_by):  # a graph holds all activations
             seen.clear()
         with seeded(0), torch.inference_mode(False), torch.enable_grad(), replaced_forward(layers, watching):
@@ -92,22 +96,95 @@ def real_pass(
             )
             inputs_of.extend((OUTPUT, output.grad_fn) for output in outputs)
             choices = {i for i, output in enumerate(outputs) if not (output.is_floating_point() or output.is_complex())}
-            scores = [result for name, result in results if heads[name] and heads[name] <= choices]
-            return reached_parameters(policy, outputs + scores)
+            scores = [result for name, result in results if name in heads and heads[name] and heads[name] <= choices]
+            return outputs + scores
+
+    def always_zero() -> set[str]:
+        """Return the layers whose outputs get a gradient of 0 in passes on one row, with other weights too."""
+        found = set(ran)
+        for values, factor in _conditions(policy):
+            with replaced_values(values):
+                ends = ends_of_a_pass(map_tensors(partial(_first_row_times, factor=factor), inputs))
+                found &= _with_zero_gradient(ends, results)
+            results.clear()
+            if not found:
+                break
+        return found
 
     with unchanged(policy):
         try:
-            reached = reached_in_a_pass()
+            reached: Set[int] = reached_parameters(policy, ends_of_a_pass(inputs))
         except Exception as error:  # a backward function of others may raise anything
             problem = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
             return RealPass(set(), replaced, {}, problem)
         feeders = _feeders(inputs_of, made_by)
+        # Values that the network refuses, or functions whose gradient nobody may ask for, leave what the graph says.
+        with suppress(Exception), _without_backward_hooks(policy):
+            idle_layers = always_zero()
+            idle_ones, others = (
+                {id(each) for name in names for each in own[name].values()}
+                for names in (idle_layers, layers.keys() - idle_layers)
+            )
+            reached = reached - (idle_ones - others)
         with training(policy.modules()), suppress(Exception):
-            in_training = reached_in_a_pass()
+            in_training = reached_parameters(policy, ends_of_a_pass(inputs))
             # A layer that is dropped at random may not run.
             idle = {id(each) for name in layers.keys() - ran for each in own[name].values()}
             reached = reached & (in_training | idle)
     return RealPass(reached, replaced, feeders, None)
+
+
+def _first_row_times(tensor: Tensor, factor: float) -> Tensor:
+    row = first_row(tensor)
+    return row * factor if factor != 1 and row.is_floating_point() else row
+
+
+def _conditions(policy: nn.Module) -> Iterator[tuple[dict[Tensor, Tensor], float]]:
+    """Yield values of parameters and buffers, and a factor of inputs, with which a gradient may be other than 0.
+
+    First those of the network itself. Then random ones, each of the size that new weights have or larger, which opens
+    hinges. Many, since a layer of one neuron is shut in half of them.
+    """
+    yield {}, 1.0
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        values = {}
+        for tensor in (*policy.parameters(), *policy.buffers()):
+            if tensor.is_floating_point() and not is_lazy(tensor) and tensor.layout == torch.strided:
+                fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
+                size = (1.0, 1.0, 4.0, 300.0)[int(torch.randint(0, 4, (), generator=generator))] if seed > 3 else 1.0
+                value = size * torch.randn(tensor.shape, generator=generator) / fan_in**0.5
+                # A buffer that is nowhere negative may be a variance.
+                is_number = isinstance(tensor, nn.Parameter) or bool((tensor < 0).any())
+                values[tensor] = (value if is_number else value.abs()).to(tensor)
+        yield values, (1.0, -1.0, 8192.0, -8192.0)[seed % 4]
+
+
+def _with_zero_gradient(ends: Iterable[Tensor], results: Iterable[tuple[str, Tensor]]) -> set[str]:
+    """Return the names of those results, all of them of one name, whose gradient is there and 0."""
+    ends = [end for end in ends if end.requires_grad]
+    names, tensors = zip(*((name, result) for name, result in results if result.requires_grad), strict=True)
+    generator = torch.Generator().manual_seed(0)  # equal gradients would cancel behind a softmax
+    given = [torch.randn(end.shape, generator=generator).to(end) for end in ends]
+    found = torch.autograd.grad(ends, tensors, given, allow_unused=True)
+    is_zero = [each is not None and not bool((each != 0).any()) for each in found]
+    return {name for name, zero in zip(names, is_zero, strict=True) if zero} - {
+        name for name, zero in zip(names, is_zero, strict=True) if not zero
+    }
+
+
+@contextmanager
+def _without_backward_hooks(policy: nn.Module) -> Iterator[None]:
+    """Keep modules from calling what hangs on their gradients."""
+    kinds = ("_backward_hooks", "_backward_pre_hooks")
+    before = [(module, kind, module.__dict__[kind]) for module in policy.modules() for kind in kinds]
+    try:
+        for module, kind, _ in before:
+            module.__dict__[kind] = {}
+        yield
+    finally:
+        for module, kind, hooks in before:
+            module.__dict__[kind] = hooks
 
 
 def _feeders(inputs: Iterable[tuple[str, Any]], made_by: Mapping[Any, str]) -> dict[str, set[str]]:

@@ -319,13 +319,13 @@ class Prober(FrozenNetwork):
         """Return the numbers of the variations that may change what a layer feeds into others."""
         return (0,) if name in self.not_varied else self.inner_variations
 
-    def _values_per_row(self, name: str) -> int:
+    def values_per_row(self, name: str) -> int:
         """Return how many values a layer gives for one row, over all its calls."""
         return sum(call.shape.numel() for call in self.calls[name])
 
     def _levels_per_pass(self, name: str, rows_per_level: int) -> int:
         """Return how many levels fit into a pass whose driven outputs hold at most ``self.size`` values."""
-        return max(1, self.size // (rows_per_level * self._values_per_row(name)))
+        return max(1, self.size // (rows_per_level * self.values_per_row(name)))
 
     def _rows_per_pass(self, name: str, received: ReceivedCodes) -> int:
         """Return how many rows fit into a pass: its largest tensor may hold four fifths of ``self.size`` values.
@@ -333,7 +333,7 @@ class Prober(FrozenNetwork):
         Then a trace never holds more than two copies of the activations of two observations, which a test checks.
         """
         widest_reached = max((code.bits.numel() for code in received.values()), default=0)
-        return 4 * self.size // 5 // max(widest_reached, self._values_per_row(name))
+        return 4 * self.size // 5 // max(widest_reached, self.values_per_row(name))
 
 
 class _RowReader:

@@ -36,7 +36,7 @@ from sb3_redo.wiring.ownership import Ownership
 from sb3_redo.wiring.prober import Prober
 from sb3_redo.wiring.sites import as_module_results, find_sites, is_exact, list_calls
 from sb3_redo.wiring.structure import LayerWiring, Wiring
-from sb3_redo.wiring.variations import vary_outside_layers
+from sb3_redo.wiring.variations import numbers_taken, vary_outside_layers
 
 OBSERVATION = "the observation"
 
@@ -116,9 +116,16 @@ def _trace(
         if name not in apart and not any(place.kind == "input" for place in reading)
     }
     ownership = Ownership(prober, heads, partial(forward, policy), inputs, optimizers)
-    # 6. What was shut in every pass is seen in torch's graph. A layer that feeds no other one is an output.
+    # 6. What was shut in every pass is seen in torch's graph. A layer that feeds no other one is an output, unless
+    #    numbers that leave torch may choose it, or what it returns is multiplied and added up behind its activation.
     unseen = {name: ownership.unseen_feeders(name, feeders[name]) for name in prober.layers}
-    outputs = [name for name in heads if not any(name in others for others in unseen.values())]
+    idle = [name for name in heads if not any(place.kind in ("output", "module") for place in readings[name])]
+    numbers = numbers_taken(prober)
+    if numbers.are_whole or (numbers.any and idle):
+        prober.other_way = prober.other_way or "numbers that forward takes from values"
+    hidden = {name for name in heads if _is_mixed_into_outputs(prober, name, readings[name])}
+    hidden |= {name for others in unseen.values() for name in others} | set(idle if prober.other_way else ())
+    outputs = [name for name in heads if name not in hidden]
     returned = [name for name, reading in readings.items() if any(place.kind == "output" for place in reading)]
     unseen[OUTPUT] = ownership.unseen_feeders(OUTPUT, returned)
     layers = []
@@ -230,5 +237,19 @@ def _why_not_its_positions(name: str, reading: Reading, consumers: dict[str, Ten
         if (positions == SEVERAL_NEURONS).any():
             return f"input positions of {consumer} depend on several of its neurons"
     if any(place.kind == "output" for place in reading):
-        return "it also reaches an output of the policy without passing another layer"
+        return f"it {'also ' if consumers else ''}reaches an output of the policy without passing another layer"
     return None
+
+
+def _is_mixed_into_outputs(prober: Prober, name: str, reading: Reading) -> bool:
+    """Return whether a layer's activations are taken together with another tensor, and no output shows them as such.
+
+    So it is with bilinear forms, products with a matrix that is no layer's, and similarities.
+    """
+    if name not in prober.not_alone or not any(place.kind == "activation" for place in reading):
+        return False
+    each = prober.values_per_row(name) // prober.neurons(name)
+    outputs = [neurons for place, neurons in reading.items() if place.kind == "output"]
+    return bool(outputs) and all(
+        (neurons == SEVERAL_NEURONS).any() or neurons[neurons >= 0].bincount().max() > each for neurons in outputs
+    )

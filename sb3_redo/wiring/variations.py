@@ -4,7 +4,7 @@ A scale, gate, skip or offset that is 0 when training starts is not 0 afterwards
 when one asks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from sb3_redo.wiring.prober import Prober
 _PICKING = ("__getitem__", "__setitem__", "gather", "take", "index", "scatter", "masked_s")
 """What the names of functions begin with that pick elements by a tensor other than their first argument."""
 _PICKING_BY_ANY = ("embedding", "embedding_bag", "one_hot", "nonzero", "argwhere")
+_AS_WHOLE_NUMBERS = ("__int__", "__index__")
 _LEAVING_TORCH = ("item", "tolist", "numpy", "__bool__", "__int__", "__index__", "__float__")
 
 Pair = tuple[Tensor, Tensor]
@@ -232,3 +233,48 @@ class _UseWatcher(TorchFunctionMode):
 
     def _behind(self, tensor: Tensor) -> set[int]:
         return {id(tensor)} if id(tensor) in self.held else self.made.get(id(tensor), (tensor, set()))[1]
+
+
+class NumbersTaken(TorchFunctionMode):
+    """Notes whether a pass takes numbers out of torch that depend on observations or on what layers return.
+
+    Such a number may choose what feeds what. Each pass shows one choice, and no pass shows them all.
+
+    :param held: the tensors of the network, which are no such values
+    """
+
+    def __init__(self, held: Iterable[Tensor]):
+        super().__init__()
+        self.any = False
+        self.are_whole = False  # some number is one that lists and tensors are indexed with
+        self._constant = {id(tensor): tensor for tensor in held}  # also what is made of these alone
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        changing = [tensor for tensor in tensors_in((args, kwargs)) if id(tensor) not in self._constant]
+        if not changing:
+            self._constant.update((id(made), made) for made in tensors_in(result))
+            return result
+        is_whole = not (_holds_numbers(changing[0]) or changing[0].dtype == torch.bool)
+        if name in _LEAVING_TORCH:
+            self.any = True
+            self.are_whole |= name in _AS_WHOLE_NUMBERS or (is_whole and name in ("item", "tolist", "numpy"))
+        if name == "__getitem__":
+            # A tensor that holds one index is such a number, too: torch takes it out.
+            parts = args[1] if isinstance(args[1], tuple) else args[1:]
+            self.are_whole |= any(
+                isinstance(part, Tensor) and part.ndim == 0 and part.dtype != torch.bool and part is not args[0]
+                for part in parts
+                if id(part) not in self._constant
+            )
+        return result
+
+
+def numbers_taken(prober: Prober) -> NumbersTaken:
+    """Run a pass with frozen layers, and return which numbers leave torch in it."""
+    held = [value for module in prober.module.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    watcher = NumbersTaken([*prober.module.parameters(), *prober.module.buffers(), *held])
+    with watcher:
+        prober.run(PassSettings())
+    return watcher

@@ -10,6 +10,7 @@ import torch
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn.utils.prune import random_unstructured
 from torch.optim.optimizer import _global_optimizer_pre_hooks
@@ -425,3 +426,41 @@ def test_after_an_exception_nothing_keeps_the_model_alive():
     del model, callback
     gc.collect()
     assert [reference() for reference in references] == [None, None]
+
+
+class Scheduled(BaseFeaturesExtractor):
+    """Two layers in a row. After many passes, or when its share is raised, the first feeds past the second."""
+
+    def __init__(self, observation_space, passes):
+        super().__init__(observation_space, features_dim=6)
+        self.first, self.second = nn.Linear(observation_space.shape[0], 6), nn.Linear(6, 6)
+        self.passes, self.seen, self.share = passes, 0, 0.0
+
+    def forward(self, x):
+        self.seen += 1
+        first = torch.relu(self.first(x))
+        second = torch.relu(self.second(first))
+        if self.seen > self.passes or self.share:
+            return second + first
+        return second
+
+
+@pytest.mark.parametrize("callback", [DormancyCallback, ReDoCallback])
+@pytest.mark.parametrize(("passes", "share"), [(90, 0.0), (10**6, 0.5)], ids=["a counter", "a schedule"])
+def test_another_way_that_the_network_takes_later_is_followed(callback, passes, share):
+    kwargs = {"features_extractor_class": Scheduled, "features_extractor_kwargs": {"passes": passes}}
+    model, period = dqn(policy_kwargs=kwargs), {"measuring_period": 4, "batch_size": 16}
+    if callback is ReDoCallback:
+        period["recycling_period"] = 4
+    following, reasons = callback(**period), []
+
+    def note(model):
+        reasons.append(following.report.wiring["q_net.features_extractor.first"].reason)
+
+    def change(model):
+        note(model)
+        model.q_net.features_extractor.share = share
+
+    model.learn(96, callback=[following, At(32, change), At(92, note)])
+    assert reasons[0] is None
+    assert "what it feeds into q_net.q_net.0 is also fed by q_net.features_extractor.second" in reasons[1]

@@ -99,6 +99,7 @@ class Program(nn.Module):
         self.ledger = Ledger()
         self.operations: list[str] = []
         self.used: set[int] = set()
+        self.turned: set[int] = set()  # registers that may never be positive
         self.returned: list[int] = []
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.pool = [Register(i, Flow.observed(shape), False, False) for i, shape in enumerate(SHAPES[plan.form])]
@@ -155,6 +156,8 @@ class Program(nn.Module):
         register = Register(self.inputs + len(self.program), flow, positive, fresh)
         names = ", ".join(str(source.number) for source in sources)
         self.recipe.append(f"{register.number} = {text}({names}) {tuple(flow.shape)}")
+        if not positive and any(source.number in self.turned for source in sources):
+            self.turned.add(register.number)
         self.program.append(run)
         self.pool.append(register)
         return register

@@ -78,7 +78,9 @@ class RandomNetwork(Program):
         if choice % 3:
             flow = made.flow._replace(loud=made.flow.feeds)
             return self._emit("dent", lambda _, r: r[made.number].sub_(0.4), flow, (made,))
-        return self._emit("turn", lambda _, r: r[made.number].mul_(-1.5), made.flow, (made,), False)
+        turned = self._emit("turn", lambda _, r: r[made.number].mul_(-1.5), made.flow, (made,), False)
+        self.turned.add(turned.number)
+        return turned
 
     def _crelu(self, source: Register, choice: int, size: int) -> Register | None:
         # Of a layer of its own, since relu(-x) is nothing at all behind an activation that is never negative.
@@ -88,14 +90,13 @@ class RandomNetwork(Program):
         negative = self._emit("minus", lambda _, r: -r[made.number], made.flow, (made,), False)
         return self._join(self._activation(made, 0, 0), self._activation(negative, 0, 0))
 
-    @staticmethod
-    def _may_stay_shut(source: Register) -> bool:
-        """Whether the observation reaches it. Nothing that shuts may follow: no relu, no maximum.
+    def _may_stay_shut(self, source: Register) -> bool:
+        """Whether the observation reaches it, or it was turned. Nothing that shuts may follow: no relu, no maximum.
 
         What the observation reaches is looked for with six values of it, in which relu(x + layer(x)) may stay shut at
-        some positions, so that they look as if fed by the layer alone.
+        some positions, so that they look as if fed by the layer alone. What relu(-relu(x)) lets through is nothing.
         """
-        return bool(source.flow.feeds[0].any())
+        return bool(source.flow.feeds[0].any()) or source.number in self.turned
 
     def _swish(self, source: Register, choice: int, size: int) -> Register:
         return self._product(source, self._activation(source, 5, 0))

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.wiring.tracing import trace_wiring
@@ -213,6 +214,68 @@ def test_a_layer_on_a_learned_vector_is_left_alone():
     assert "what it feeds into out is also fed by experts.0" in wiring["first"].reason
     why = "it runs on vectors without a batch axis, it is left alone"
     assert wiring.left_alone == {"experts.0": why, "experts.1": why}
+
+
+def number_of(net, h):
+    return int(net.gate(h).mean(0).argmax())
+
+
+def experts_of(net, h):
+    return [torch.relu(expert(h)) for expert in net.experts]
+
+
+def tensor_chosen(net, h):
+    return torch.stack(experts_of(net, h))[net.gate(h).mean(0).argmax()]
+
+
+CHOICES = {
+    "where": lambda net, x, h: torch.where(
+        (i := net.gate(h).argmax(1, keepdim=True)) == 0,
+        net.experts[0](h),
+        torch.where(i == 1, net.experts[1](h), torch.where(i == 2, net.experts[2](h), net.experts[3](h))),
+    ),
+    "stack": lambda net, x, h: torch.stack(experts_of(net, h), 1)[torch.arange(len(h)), net.gate(h).argmax(1)],
+    "one hot": lambda net, x, h: (
+        torch.stack(experts_of(net, h), 1) * functional.one_hot(net.gate(h).argmax(1), 4)[:, :, None]
+    ).sum(1),
+    "top two": lambda net, x, h: (
+        torch.stack(experts_of(net, h), 1).gather(
+            1, (top := net.gate(h).topk(2, 1)).indices[:, :, None].expand(-1, -1, 6)
+        )
+        * top.values.softmax(1)[:, :, None]
+    ).sum(1),
+    "by thresholds": lambda net, x, h: torch.where(
+        (z := net.gate(h)[:, :1]).abs() < 0.01, net.experts[0](h), torch.where(z > 0, net.experts[1](h), h)
+    ),
+    "list": lambda net, x, h: experts_of(net, h)[number_of(net, h)],
+    "unbound": lambda net, x, h: torch.stack(experts_of(net, h)).unbind(0)[number_of(net, h)],
+    "slice": lambda net, x, h: torch.cat(experts_of(net, h), 1)[:, 6 * (i := number_of(net, h)) : 6 * i + 6],
+    "a tensor as index": lambda net, x, h: tensor_chosen(net, h),
+    "a number of the observation": lambda net, x, h: experts_of(net, h)[int(x.mean(0)[:4].argmax())],
+    "if": lambda net, x, h: experts_of(net, h)[sum(net.gate(h).mean() > bound for bound in (-0.001, 0, 0.001))],
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_experts_that_are_chosen_are_measured_only_also_those_that_no_pass_chose(kind):
+    wiring = trace_wiring(build(CHOICES[kind]), OBSERVATIONS)
+    experts = [layer for layer in wiring if layer.name.startswith("experts")]
+    assert len(experts) == (2 if kind == "by thresholds" else 4)
+    assert not any(layer.recyclable for layer in experts)
+    assert wiring.outputs[-1] == "out"
+
+
+LOGGED = {
+    "a number for a log": lambda net, x, h: setattr(net, "norm", h.norm().item()) or h,
+    "an assertion": lambda net, x, h: h if torch.isfinite(h).all() else None,
+    "a length of its own": lambda net, x, h: h[:, : int(torch.tensor([6]).max())],
+}
+
+
+@pytest.mark.parametrize("kind", LOGGED)
+def test_numbers_that_choose_nothing_keep_no_layer_from_being_recycled(kind):
+    net = build(lambda net, x, h: torch.relu(net.experts[0](LOGGED[kind](net, x, h))))
+    assert [layer.recyclable for layer in trace_wiring(net, OBSERVATIONS)] == [True, True]
 
 
 @pytest.mark.parametrize("name", ["DentedInside", "DentedThroughData", "NegativeSoftplus", "DentedOutside"])

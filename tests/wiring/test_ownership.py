@@ -41,6 +41,19 @@ class ReverseGradient(torch.autograd.Function):
         return None, -gradient
 
 
+class ScaleGradient(torch.autograd.Function):
+    """Hands values on, and the gradient back times a number."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale = scale
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.scale, None
+
+
 class Net(nn.Module):
     """An encoder of two layers, and a head of two layers on what ``between`` makes of the encoder's features."""
 
@@ -85,8 +98,16 @@ NO_GRADIENT = "weights are reached by no gradient from any output"
         network(between=lambda x: StopGradient.apply(x, 2.0)),
         network(between=lambda x: torch.sign(x - 0.1)),
         network(between=lambda x: torch.round(10 * x)),
+        network(between=lambda x: x.detach() + 0 * x),
+        network(between=lambda x: x.detach() + (x - x)),
+        network(between=lambda x: torch.lerp(x.detach(), x, 0.0)),
+        network(between=lambda x: torch.where(torch.zeros_like(x) > 0, x, x.detach())),
+        network(between=lambda x: ScaleGradient.apply(x, 0.0)),
     ],
-    ids=["no_grad", "detach", "data", "list", "inference_mode", "function", "sign", "round"],
+    ids=[
+        *("no_grad", "detach", "data", "list", "inference_mode", "function", "sign", "round"),
+        *("times 0", "difference", "lerp", "where", "scaled by 0"),
+    ],
 )
 def test_what_no_gradient_reaches_is_measured_only(net):
     assert reasons(net) == {"encoder.0": f"its {NO_GRADIENT}", "encoder.2": f"its {NO_GRADIENT}", "head.0": None}
@@ -101,11 +122,41 @@ def test_what_no_gradient_reaches_is_measured_only(net):
         network(between=lambda x: x.requires_grad_() if x.is_leaf else x),
         pytest.param(network(between=lambda x: checkpoint(torch.tanh, x, use_reentrant=False)), marks=pytest.mark.slow),
         network(between=lambda x: checkpoint(torch.tanh, x, use_reentrant=True)),
+        network(between=lambda x: ScaleGradient.apply(x, 0.5)),
+        network(between=lambda x: 0.1 * x + 0.9 * x.detach()),
+        network(between=lambda x: functional.relu(x - 100)),
     ],
-    ids=["reversed", "straight through", "requires_grad_", "checkpoint", "reentrant checkpoint"],
+    ids=[
+        *("reversed", "straight through", "requires_grad_", "checkpoint", "reentrant checkpoint"),
+        *("scaled", "a tenth", "hinge"),
+    ],
 )
 def test_what_a_gradient_reaches_is_recycled(net):
     assert reasons(net) == ALL
+
+
+def test_layers_that_get_no_gradient_now_but_with_other_weights_are_recycled():
+    shut = network()
+    for part in (shut.encoder[2], shut.head[2]):
+        nn.init.zeros_(part.weight)
+        nn.init.constant_(part.bias, -1.0)
+    assert reasons(shut) == ALL
+
+
+def test_a_straight_through_estimator_of_another_layers_values_is_measured_only():
+    class Other(Net):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Sequential(nn.Linear(5, 4), nn.ReLU())
+
+        def forward(self, x):
+            features = self.encoder(x)
+            return self.head(features + (self.other(x) - features).detach())
+
+    found = reasons(Other())
+    assert found["other.0"] is not None
+    assert found["encoder.2"] is not None
+    assert found["encoder.0"] is found["head.0"] is None
 
 
 def test_a_branch_without_gradient_counts_only_where_there_is_no_other():

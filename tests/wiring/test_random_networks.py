@@ -183,12 +183,17 @@ def check_outputs(network, wiring, optimizer):
     return record.recycled
 
 
-def check_untouched(network):
-    """Reading and measuring leave weights, buffers, attributes, modes and random streams bit for bit."""
+def wiring_untouched(network):
+    """Reading and measuring leave weights, buffers, attributes, modes and random streams bit for bit.
+
+    Returns the wiring.
+    """
     network.train(network.plan.seed > 1)
     before = everything_of(network)
-    report_on(network, wiring_of(network), 0.1)
+    wiring = wiring_of(network)
+    report_on(network, wiring, 0.1)
     assert everything_of(network) == before
+    return wiring
 
 
 def attached_entries(network, report):
@@ -284,50 +289,61 @@ def test_entries_of_other_neurons_stay_bit_for_bit(plan):
 @same
 @given(plans)
 def test_reading_and_measuring_leave_no_trace(plan):
-    check_untouched(built(plan))
+    wiring_untouched(built(plan))
 
 
 @pytest.mark.slow
-def test_all_of_it_holds_of_hundreds_of_networks():
+def test_all_of_it_holds_of_thousands_of_networks():
     census, tried = Counter(), set()
 
-    @settings(few, max_examples=700, database=None)
-    @given(plans)
     def check(plan):
         network = built(plan)
         if str(network) in tried:
             return
-        wiring = wiring_of(network)
-        check_wiring(network, wiring)
-        check_untouched(network)
-        checked = check_scores(network, wiring)
-        optimizer = trained(network)
-        kept = check_outputs(network, wiring, optimizer)
-        changed, reset = check_entries(network, wiring, optimizer)
         tried.add(str(network))
-        census.update(set(network.operations) | {network.plan.form, network.plan.head})
-        census.update({kind for kind in REASONS for layer in wiring if kind in (layer.reason or "")})
-        census[CAUTION] += sum(CAUTION in (layer.reason or "") for layer in wiring)
-        census.update(open_doubts(network).values())
-        census["networks"] += 1
-        census["layers"] += len(wiring.layers)
-        census["recyclable layers"] += sum(layer.recyclable for layer in wiring)
-        census["inexact recyclable layers"] += sum(layer.recyclable and not layer.exact for layer in wiring)
-        census["convolutions"] += any(network.get_submodule(name).weight.ndim > 2 for name in network.ledger.names)
-        census["grouped"] += any(getattr(module, "groups", 1) > 1 for module in network.modules())
-        census["scored layers"] += checked
-        census["recycled with equal outputs"] += kept > 0
-        census["recycled above 0"] += changed > 0
-        census["reset norms"] += reset > 0
+        census.update(check_all(network))
 
-    check()
+    # Hypothesis varies what it tried before: four beginnings show more kinds than one.
+    for beginning in range(4):
+        seed(beginning)(settings(few, max_examples=750, database=None)(given(plans)(check)))()
     print("\n" + "\n".join(f"{count:6} {kind}" for kind, count in census.most_common()))
-    assert census["networks"] >= 400
+    check_census(census)
+
+
+def check_all(network):
+    """All of the above. Returns a census of the network."""
+    census = Counter()
+    wiring = wiring_untouched(network)
+    check_wiring(network, wiring)
+    checked = check_scores(network, wiring)
+    optimizer = trained(network)
+    kept = check_outputs(network, wiring, optimizer)
+    changed, reset = check_entries(network, wiring, optimizer)
+    census.update(set(network.operations) | {network.plan.form, network.plan.head})
+    census.update({kind for kind in REASONS for layer in wiring if kind in (layer.reason or "")})
+    census[CAUTION] += sum(CAUTION in (layer.reason or "") for layer in wiring)
+    census.update(open_doubts(network).values())
+    census["networks"] += 1
+    census["layers"] += len(wiring.layers)
+    census["recyclable layers"] += sum(layer.recyclable for layer in wiring)
+    census["inexact recyclable layers"] += sum(layer.recyclable and not layer.exact for layer in wiring)
+    census["convolutions"] += any(network.get_submodule(name).weight.ndim > 2 for name in network.ledger.names)
+    census["grouped"] += any(getattr(module, "groups", 1) > 1 for module in network.modules())
+    census["scored layers"] += checked
+    census["recycled with equal outputs"] += kept > 0
+    census["recycled above 0"] += changed > 0
+    census["reset norms"] += reset > 0
+    return census
+
+
+def check_census(census):
+    """Enough of everything was tried."""
+    assert census["networks"] >= 2000
     assert census["scored layers"] > 0.8 * census["layers"]
     assert census[CAUTION] < 0.05 * census["layers"]
     assert 0.3 < census["recyclable layers"] / census["layers"] < 0.9
     often = ("convolutions", "recycled with equal outputs", "recycled above 0", "residual", "norm", "cat", "reshape")
-    assert min(census[kind] for kind in often) >= 60, census
+    assert min(census[kind] for kind in often) >= 400, census
     rarer = (
         "grouped",
         "inexact recyclable layers",
@@ -338,7 +354,7 @@ def test_all_of_it_holds_of_hundreds_of_networks():
         "crelu",
         "dueling",
     )
-    assert min(census[kind] for kind in rarer) >= 6, census
-    assert min(census[kind] for kind in REASONS) >= 1, census
+    assert min(census[kind] for kind in rarer) >= 60, census
+    assert min(census[kind] for kind in REASONS) >= 15, census
     kinds = {*COMMON, *RARE} - {"freeze", "return"}
-    assert min(census[kind] for kind in kinds) >= 3, census
+    assert min(census[kind] for kind in kinds) >= 30, census

@@ -341,3 +341,56 @@ def test_random_branching_networks_are_read_right(plan):
     }
     assert found == {layer: consumers for layer, consumers in expected.items() if consumers}
     assert all(layer.recyclable for layer in wiring)
+
+
+class Bilinear(nn.Module):
+    """Two hidden layers whose activations meet in what ``meet`` makes of them."""
+
+    def __init__(self, meet):
+        super().__init__()
+        self.left, self.right, self.meet = nn.Linear(5, 6), nn.Linear(5, 6), meet
+        self.matrix = nn.Parameter(torch.randn(6, 2))
+
+    def forward(self, x):
+        return self.meet(self, torch.relu(self.left(x)), torch.relu(self.right(x)))
+
+
+MEETINGS = {
+    "bilinear form": lambda net, a, b: torch.einsum("bi,bj->bij", a, b),
+    "dot product": lambda net, a, b: torch.bmm(a[:, None], b[:, :, None]).squeeze(-1),
+    "similarities": lambda net, a, b: a @ b.T,
+    "products added up": lambda net, a, b: (a * b).sum(1),
+    "a matrix of its own": lambda net, a, b: torch.cat([a @ net.matrix, b @ net.matrix], 1),
+    "cosines": lambda net, a, b: torch.cosine_similarity(a, b),
+}
+
+
+@pytest.mark.parametrize("kind", MEETINGS)
+def test_hidden_layers_that_only_meet_each_other_are_measured_only(kind):
+    net = Bilinear(MEETINGS[kind])
+    wiring = trace_wiring(net, torch.randn(4, 5))
+    reason = "it reaches an output of the policy without passing another layer"
+    assert {layer.name: layer.reason for layer in wiring} == {"left": reason, "right": reason}
+    assert not wiring.outputs
+
+
+HEADS = {
+    "dueling": lambda net, h: net.value(h) + (a := net.head(h)) - a.mean(1, keepdim=True),
+    "a squashed head of two outputs": lambda net, h: (a := torch.tanh(net.head(h)), a.square().sum(1) + net.value(h)),
+    "a masked head": lambda net, h: torch.sigmoid(net.head(h)) * h[:, :3],
+    "a distribution": lambda net, h: (net.head(h).softmax(1) * torch.arange(3)).sum(1) + net.value(h)[:, 0],
+    "sorted quantiles": lambda net, h: torch.nn.functional.softplus(net.head(h)).cumsum(1),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_stay_outputs_whatever_is_made_of_them(kind):
+    class Headed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head, self.value = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 1)
+
+        def forward(self, x):
+            return HEADS[kind](self, torch.relu(self.first(x)))
+
+    assert [layer.name for layer in trace_wiring(Headed(), torch.randn(4, 5))] == ["first"]
