@@ -1,6 +1,7 @@
 """Names, writes and locks the files in the folder of a sweep and of each of its runs."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ LOCK = "lock"
 SWEEP_LOCK = "sweep.lock"
 """Held by the worker of a sweep that starts the training and completes the folder."""
 
+_LOG = logging.getLogger(__name__)
+
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that is there whole or not at all."""
@@ -55,6 +58,17 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{file} cannot be read: it holds no JSON object") from None
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether the folder of a run has a result. One that cannot be read is set aside, and a warning names it."""
+    file = folder / RESULT
+    try:
+        return read_json(file) is not None
+    except ValueError as error:
+        _LOG.warning("%s: it was set aside, and the run is not finished", error)
+        set_aside(file)
+        return False
 
 
 def set_aside(path: Path) -> None:

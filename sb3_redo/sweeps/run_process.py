@@ -19,6 +19,7 @@ from sb3_redo.sweeps.files import (
     BusyError,
     forget_checkpoint,
     is_busy,
+    is_finished,
     locked,
     write_json,
 )
@@ -44,7 +45,7 @@ def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
     :raises RuntimeError: when the command failed, in one line: where its log is, and how that ends
     """
     with locked(folder, SWEEP_LOCK):
-        if (folder / RESULT).exists():
+        if is_finished(folder):
             return 0.0
         if is_busy(folder):  # somebody typed the command
             raise BusyError(f"another process trains in {folder}")

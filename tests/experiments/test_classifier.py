@@ -17,7 +17,7 @@ from sb3_redo.experiments.readers import READERS
 from sb3_redo.reports import read_points
 from sb3_redo.reports.build import write_report
 from sb3_redo.reports.curves import ACCURACY
-from sb3_redo.sweeps.run import state_of
+from sb3_redo.sweeps.files import is_finished
 from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError
 
@@ -282,7 +282,7 @@ def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(tmp_path):
     assert (outcome["num_timesteps"], outcome["recycled_total"]) == (40, None)
     assert json.loads((tmp_path / "run.json").read_text())["algorithm"] == "classifier"
     (tmp_path / "outcome.json").rename(tmp_path / "result.json")
-    assert state_of(tmp_path) == "finished"
+    assert is_finished(tmp_path)
     with pytest.raises(RuntimeError, match="holds a finished run"):
         run_classifier(tmp_path, settings, 0)
 

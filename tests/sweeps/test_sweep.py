@@ -17,8 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sb3_redo.cli.progress import Progress
 from sb3_redo.sweeps.execution import Resources, _Executor, _import_ray
-from sb3_redo.sweeps.files import BusyError, is_busy, locked, read_json, write_json
-from sb3_redo.sweeps.run import Run, state_of
+from sb3_redo.sweeps.files import BusyError, is_busy, is_finished, locked, read_json, write_json
+from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.run_process import train_run
 from sb3_redo.sweeps.warm_process import Starter
 from sb3_redo.validation import UsageError
@@ -77,7 +77,7 @@ def test_a_killed_sweep_goes_on(folder):
     process.wait()
     # The trainings die with their workers, and let go of their folders.
     wait_for(lambda: not any(is_busy(run) for run in runs))
-    assert [state_of(run) for run in runs] == ["begun", "begun"]
+    assert not any(is_finished(run) for run in runs)
     code, _, complained = sweep(folder, "--workers", "2")
     assert code == 0, complained
     for run in runs:
@@ -105,7 +105,7 @@ def test_a_failed_run_is_told_and_stops_no_other(folder):
     assert "1 runs finished, 1 failed" in said
     assert "failed: CartPole-v1/env_kwargs=bad,callback=redo/seed=0: exit code 1" in complained
     assert "unexpected keyword argument 'nothing'" in complained
-    assert state_of(folder / "out" / "CartPole-v1/env_kwargs=good,callback=redo/seed=0") == "finished"
+    assert is_finished(folder / "out" / "CartPole-v1/env_kwargs=good,callback=redo/seed=0")
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def finishing(folder):
 
 def test_a_result_is_written_last_and_only_of_what_ended_well(tmp_path):
     assert train_run(tmp_path, finishing(tmp_path), 1) > 0
-    assert state_of(tmp_path) == "finished"
+    assert is_finished(tmp_path)
     assert not (tmp_path / "outcome.json").exists()
     assert train_run(tmp_path, script("raise SystemExit(1)"), 1) == 0
 
@@ -158,19 +158,34 @@ def test_a_result_is_written_last_and_only_of_what_ended_well(tmp_path):
 def test_a_failure_is_kept_with_the_end_of_its_log(tmp_path, text):
     with pytest.raises(RuntimeError, match="went wrong"):
         train_run(tmp_path, script(text), 1)
-    assert state_of(tmp_path) == "failed"
+    assert (tmp_path / "failed.json").exists()
+    assert not is_finished(tmp_path)
     assert "went wrong" in read_json(tmp_path / "failed.json")["log_tail"]
     train_run(tmp_path, finishing(tmp_path), 1)
-    assert state_of(tmp_path) == "finished"
+    assert is_finished(tmp_path)
 
 
 def test_what_fails_after_its_training_is_not_finished(tmp_path):
     (tmp_path / "outcome.json").write_text("{}")
     with pytest.raises(RuntimeError, match="exit code 1"):
         train_run(tmp_path, script("raise SystemExit('disk full')"), 1)
-    assert state_of(tmp_path) == "failed"
+    assert (tmp_path / "failed.json").exists()
+    assert not is_finished(tmp_path)
     with pytest.raises(RuntimeError, match="exit code 0"):  # it said nothing of an outcome
         train_run(tmp_path, script(""), 1)
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 90, b'{"final_return": 9', b"[1]", b"\xff"])
+def test_a_damaged_result_is_named_and_its_run_trained_again(tmp_path, caplog, text):
+    (tmp_path / "result.json").write_bytes(text)
+    assert not is_finished(tmp_path)
+    (record,) = caplog.records
+    assert record.message == (
+        f"{tmp_path}/result.json cannot be read: it holds no JSON object: it was set aside, and the run is not finished"
+    )
+    assert (tmp_path / "damaged_result.json").read_bytes() == text
+    train_run(tmp_path, finishing(tmp_path), 1)
+    assert is_finished(tmp_path)
 
 
 def test_a_folder_that_another_sweep_completes_is_left_alone(tmp_path):
