@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH
-from sb3_redo.sweeps.conditions import POLICY_KWARGS, TARGET_PERIOD, entry_of, hyperparameters
+from sb3_redo.sweeps.conditions import INTERVAL, POLICY_KWARGS, TARGET_PERIOD, entry_of, hyperparameters
 from sb3_redo.sweeps.named_classes import check_callbacks, check_policy_settings, policy_class
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.sweep_reader import SweepReader
@@ -63,9 +63,20 @@ class TrainingReader(SweepReader):
 
     def _check_target_period(self) -> None:
         # All others that have one move their targets at every gradient step, at any replay ratio.
-        if TARGET_PERIOD in self.content and "exploration_fraction" not in self.parameters:
-            complaint = f"{self.algorithm} copies no target network: leave {TARGET_PERIOD} out"
-            raise self.document.error(complaint, (TARGET_PERIOD,))
+        if "exploration_fraction" not in self.parameters:
+            if TARGET_PERIOD in self.content:
+                complaint = f"{self.algorithm} copies no target network: leave {TARGET_PERIOD} out"
+                raise self.document.error(complaint, (TARGET_PERIOD,))
+            return
+        changed = (changes for labels in self.per.values() for changes in labels.values())
+        is_given = TARGET_PERIOD in self.content or any(INTERVAL in each for each in (self.settings, self.axes, *changed))
+        if not is_given and len(self.axes.get(REPLAY_RATIO, ())) > 1:
+            complaint = (
+                f"expected a {TARGET_PERIOD} in this file: {self.algorithm} counts {INTERVAL} in environment steps, so "
+                f"that every replay ratio would train on other targets; add '{TARGET_PERIOD}: N  # gradient steps', or "
+                f"{INTERVAL} to settings if that is what you compare"
+            )
+            raise self.document.error(complaint, ("grid", REPLAY_RATIO))
 
     def _check_environments(self) -> None:
         import gymnasium as gym

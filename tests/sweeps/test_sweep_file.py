@@ -457,6 +457,16 @@ def test_what_the_target_period_cannot_be_is_refused(read):
         read("seeds: [0, 1]", "seeds: [0, 1]\ntarget_period: 15", also=("algorithm: dqn", "algorithm: sac"))
 
 
+def test_ratios_whose_targets_would_differ_by_themselves_are_refused(read):
+    per = ("target_update_interval: 7, ", "")
+    with pytest.raises(UsageError, match=r"sweep.yml:8: grid.replay_ratio: expected a target_period .*'target_period: N"):
+        read(also=per)
+    assert read("learning_rate: 0.001", "target_update_interval: 9", also=per)
+    assert read("  width: [1, 2]", "  target_update_interval: [9, 90]", also=per)
+    assert read("[0.25, 2]", "[2]", also=per)
+    assert read("algorithm: dqn", "algorithm: sac", also=per)
+
+
 def test_a_setting_beside_a_value_can_be_of_one_callback_alone(read):
     sweep = read("callback: {dormancy_threshold: 0.5}", "callback: {sb3_redo.ReDoCallback: {dormancy_threshold: 0.5}}")
     found = {
@@ -481,6 +491,19 @@ def test_a_shipped_sweep_can_be_started(file):
     measure_themselves = ("classifier", "offline")
     assert sweep.algorithm in (*ALGOS, *measure_themselves)
     assert all(run.callbacks or sweep.algorithm in measure_themselves for run in sweep.runs)
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yml")), ids=lambda file: file.name)
+def test_a_shipped_sweep_has_the_same_targets_and_the_same_baselines_at_every_replay_ratio(file):
+    measured, periods = {}, {}
+    for run in read_sweep_file(file, readers=READERS).runs:
+        if "target_update_interval" in run.settings and run.replay_ratio is not None:
+            changed = {axis: label for axis, label in run.condition.items() if axis != "replay_ratio"}
+            period = run.settings["target_update_interval"] * run.replay_ratio
+            periods.setdefault(repr(changed), set()).add(period)
+        if [*map(list, run.callbacks)] == [["sb3_redo.DormancyCallback"]]:
+            measured.setdefault(run.condition.get("callback"), set()).add(repr(run.callbacks))
+    assert all(len(found) == 1 for found in (*measured.values(), *periods.values())), (measured, periods)
 
 
 def test_kinds_of_sweeps_whose_readers_are_not_handed_over_are_unknown(read):
