@@ -12,11 +12,12 @@ from typing import Any
 
 from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH
 from sb3_redo.sweeps.conditions import INTERVAL, POLICY_KWARGS, TARGET_PERIOD, entry_of, hyperparameters
-from sb3_redo.sweeps.named_classes import check_callbacks, check_policy_settings, policy_class
+from sb3_redo.sweeps.named_classes import check_callbacks, check_policy_settings, check_wrappers, policy_class
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.sweep_reader import SweepReader
 from sb3_redo.sweeps.value_types import SET_BY_THE_SWEEP, ZOO_SETTINGS, complaint_about
 from sb3_redo.sweeps.yaml_document import Document
+from sb3_redo.sweeps.zoo_python import EVALUATED, read_python
 from sb3_redo.validation import UsageError, needs
 from sb3_redo.zoo.atari import check_atari
 
@@ -69,7 +70,9 @@ class TrainingReader(SweepReader):
                 raise self.document.error(complaint, (TARGET_PERIOD,))
             return
         changed = (changes for labels in self.per.values() for changes in labels.values())
-        is_given = TARGET_PERIOD in self.content or any(INTERVAL in each for each in (self.settings, self.axes, *changed))
+        is_given = TARGET_PERIOD in self.content or any(
+            INTERVAL in each for each in (self.settings, self.axes, *changed)
+        )
         if not is_given and len(self.axes.get(REPLAY_RATIO, ())) > 1:
             complaint = (
                 f"expected a {TARGET_PERIOD} in this file: {self.algorithm} counts {INTERVAL} in environment steps, so "
@@ -131,10 +134,11 @@ class TrainingReader(SweepReader):
     def _check_value(self, name: str, value: Any, *location: Hashable, document: Document | None = None) -> None:
         complaint = complaint_about(name, value, self.parameters)
         if complaint is None and name == "policy":
-            try:
-                policy_class(self.policies, value)
-            except ValueError as error:
-                complaint = str(error)
+            complaint = _complaint_about(policy_class, self.policies, value)
+        if complaint is None and name in EVALUATED and isinstance(value, str):
+            complaint = _complaint_about(read_python, value)
+        if complaint is None and name in ("env_wrapper", "vec_env_wrapper"):
+            complaint = _complaint_about(check_wrappers, value)
         if complaint is not None:
             raise (document or self.document).error(complaint, location)
 
@@ -152,13 +156,16 @@ class TrainingReader(SweepReader):
         return document
 
     def _base(self, environment: str) -> dict[str, Any]:
-        """Return the configuration's entry for an environment, found as the zoo finds it."""
+        return dict(self._checked(self._entry_of(environment)))
+
+    def _entry_of(self, environment: str) -> str:
+        """Return the name of the configuration's entry for an environment, found as the zoo finds it."""
         from rl_zoo3.exp_manager import ExperimentManager
 
         names = (environment, "atari" if ExperimentManager.is_atari(environment) else "default")
         for name in names:
             if name in self._entries.content:
-                return dict(self._checked(name))
+                return name
         raise self.document.error(f"{self.config} has no entry for {environment}", ("config",))
 
     @cache  # noqa: B019  a reader is gone with its file
@@ -202,10 +209,9 @@ class TrainingReader(SweepReader):
                 raise self._error_of(run, CALLBACK, f"the callbacks of {run.name}: {complaint}")
         kwargs = {repr((run.settings.get("policy"), run.settings.get(POLICY_KWARGS))): run for run in reversed(runs)}
         for run in kwargs.values():
-            settings = run.settings.get(POLICY_KWARGS)
-            if isinstance(settings, dict) and "policy" in run.settings:
+            if "policy" in run.settings:
                 policy = policy_class(self.policies, run.settings["policy"])
-                complaint = _complaint_about(check_policy_settings, policy, settings)
+                complaint = _complaint_about(check_policy_settings, policy, run.settings.get(POLICY_KWARGS))
                 if complaint is not None:
                     raise self._error_of(run, POLICY_KWARGS, f"the policy of {run.name}: {complaint}")
 
@@ -216,7 +222,9 @@ class TrainingReader(SweepReader):
         where += [("grid", owner)] if owner in self.axes and owner != CALLBACK else []
         where += [("per",)] if any(owner in changed for each in self.per.values() for changed in each.values()) else []
         where += [("settings", owner)] if owner in self.settings else []
-        return self.document.error(message, [*where, ("config",)][0])
+        if where:
+            return self.document.error(message, where[0])
+        return self._entries.error(message, (self._entry_of(run.environment), owner))
 
     def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run:
         base = self._base(environment)

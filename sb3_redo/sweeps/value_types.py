@@ -1,6 +1,5 @@
 """Checks whether a YAML value can be that of a hyper-parameter, by the algorithm's own annotation and its range."""
 
-import ast
 import math
 import re
 import types
@@ -24,8 +23,6 @@ ZOO_SETTINGS: dict[str, Any] = {
 """What the zoo reads itself, besides what it gives to the algorithm, and what it takes there."""
 SET_BY_THE_SWEEP = frozenset(("env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"))
 """Arguments of the algorithm that the zoo's command line gives."""
-_EVALUATED = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs", "normalize")
-"""Those whose text the zoo evaluates as Python."""
 _MOST = 10**12  # environment steps, transitions: more than fit into a life or a memory
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("gamma", "tau", "gae_lambda"), (0, 1)),
@@ -67,7 +64,7 @@ def complaint_about(name: str, value: Any, parameters: dict[str, Parameter]) -> 
     hint = ZOO_SETTINGS[name] if name in ZOO_SETTINGS else parameters[name].annotation
     kinds = _kinds(hint)
     if not kinds or any(_KINDS[kind][1](value) for kind in kinds):
-        return _out_of_range(name, value) or _no_python(name, value)
+        return _out_of_range(name, value)
     wanted = " or ".join(words for kind, (words, _) in _KINDS.items() if kind in kinds and words)
     return f"expected {wanted}, got {value!r}{_hint(value, kinds)}"
 
@@ -86,17 +83,6 @@ def _out_of_range(name: str, value: Any) -> str | None:
         return None
     limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
     return f"expected a number {limits}, got {value!r}"
-
-
-def _no_python(name: str, value: Any) -> str | None:
-    """Say what is wrong with text that the zoo evaluates; it is only parsed here."""
-    if name not in _EVALUATED or not isinstance(value, str):
-        return None
-    try:
-        ast.parse(value.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return f"expected an expression in Python, got {value[:200]!r}: {error}"
-    return None
 
 
 def _kinds(hint: Any) -> set[Any]:

@@ -181,7 +181,66 @@ WRONG = {
     "a huge number of steps": (WIDTH, f"n_timesteps: [{'9' * 401}]", r"sweep.yml:9: .* 64 bits, got one of 401 char"),
     "an unknown policy": (WIDTH, "policy: [MlpPolcy]", r"sweep.yml:9: grid.policy.0: .* did you mean 'MlpPolicy'\?"),
     "a policy that is none": (WIDTH, "policy: [torch.nn.Linear]", r"sweep.yml:9: .* subclass of BasePolicy"),
-    "an unknown optimizer": (WIDTH, "policy_kwargs: {a: {optimizer_class: torch.optim.Adm}}", r"sweep.yml:9: .* 'Adm'"),
+    "an unknown optimizer": (
+        WIDTH,
+        WIDTH + "\n  policy_kwargs: {a: {optimizer_class: torch.optim.Adm}}",
+        r"sweep.yml:10: .* 'Adm'",
+    ),
+    "a class that stays text": (
+        WIDTH,
+        "policy_kwargs: {a: {activation_fn: torch.nn.ReLU}}",
+        r"sweep.yml:9: .* activation_fn has to be a class, and 'torch.nn.ReLU' is text: write ",
+    ),
+    "a class in Python text": (
+        WIDTH,
+        'policy_kwargs: ["dict(activation_fn=nn.ReLu)"]',
+        r"sweep.yml:9: grid.policy_kwargs.0: .*torch.nn has no 'ReLu'; did you mean 'ReLU'\?",
+    ),
+    "a name in Python text": (
+        WIDTH,
+        'policy_kwargs: ["dict(activation_fn=ReLU)"]',
+        r"sweep.yml:9: grid.policy_kwargs.0: .*the zoo has no 'ReLU'",
+    ),
+    "a class of another kind": (
+        WIDTH,
+        'policy_kwargs: ["dict(optimizer_class=nn.ReLU)"]',
+        r"sweep.yml:9: .* expected a subclass of Optimizer for optimizer_class, got <class",
+    ),
+    "a policy's setting in Python text": (
+        WIDTH,
+        'policy_kwargs: ["dict(dict(net_arch=[8]), net_arhc=[8])"]',
+        r"sweep.yml:9: .* did you mean 'net_arch'\?",
+    ),
+    "settings of a policy that are none": (
+        WIDTH,
+        "policy_kwargs: ['[8]']",
+        r"sweep.yml:9: .* expected a mapping of policy_kwargs, got \[8\]",
+    ),
+    "a call in Python text": (
+        WIDTH,
+        "replay_buffer_kwargs: [\"__import__('os').system('touch called') or {}\", \"dict(n=HerBuffer)\"]",
+        r"sweep.yml:9: grid.replay_buffer_kwargs.1: .*the zoo has no 'HerBuffer'",
+    ),
+    "an unknown wrapper": (
+        WIDTH,
+        "env_wrapper: {a: rl_zoo3.wrappers.FrameSkp}",
+        r"sweep.yml:9: grid.env_wrapper.a: .* no attribute 'FrameSkp'",
+    ),
+    "a wrapper's setting": (
+        WIDTH,
+        "env_wrapper: {a: [{rl_zoo3.wrappers.FrameSkip: {skp: 2}}]}",
+        r"sweep.yml:9: grid.env_wrapper.a: rl_zoo3.wrappers.FrameSkip: got an unexpected keyword argument 'skp'",
+    ),
+    "a wrapper of Python": (
+        WIDTH,
+        "vec_env_wrapper: {a: os.system}",
+        r"sweep.yml:9: grid.vec_env_wrapper.a: .*of Python itself",
+    ),
+    "a wrapper that wraps nothing": (
+        WIDTH,
+        "env_wrapper: {a: torch.__version__}",
+        r"sweep.yml:9: .* that wraps an env",
+    ),
     "an unknown policy setting": (WIDTH, "policy_kwargs: {a: {net_arhc: [8]}}", r"sweep.yml:9: .* mean 'net_arch'\?"),
     "an unknown activation": (
         WIDTH,
@@ -317,6 +376,13 @@ def test_the_zoos_own_settings_pass_for_every_algorithm():
         ("CartPole-v1: {policy: MlpPolicy}", r"config.yml:1: CartPole-v1: expected n_timesteps here or in the sweep"),
         ("CartPole-v1: &a {b: *a}", r"sweep.yml:3: config: config.yml:1: an alias leads back"),
         (CONFIG + "  callback: os.system\n", None),
+        (
+            CONFIG + "  env_wrapper:\n    - rl_zoo3.wrappers.FrameSkp\n",
+            r"config.yml:7: CartPole-v1.env_wrapper: .*'FrameSkp'",
+        ),
+        (CONFIG + "  vec_env_wrapper: 5\n", r"config.yml:7: .*expected the dotted path of a wrapper, got 5"),
+        (CONFIG.replace("net_arch=[8]", "a=nn.L"), r"config.yml:6: CartPole-v1.policy_kwargs: .*has no 'L'"),
+        (CONFIG.replace("net_arch", "net_arhc"), r"config.yml:6: CartPole-v1.policy_kwargs: .*mean 'net_arch'\?"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_its_line(read, config, message):
@@ -459,7 +525,9 @@ def test_what_the_target_period_cannot_be_is_refused(read):
 
 def test_ratios_whose_targets_would_differ_by_themselves_are_refused(read):
     per = ("target_update_interval: 7, ", "")
-    with pytest.raises(UsageError, match=r"sweep.yml:8: grid.replay_ratio: expected a target_period .*'target_period: N"):
+    with pytest.raises(
+        UsageError, match=r"sweep.yml:8: grid.replay_ratio: expected a target_period .*'target_period: N"
+    ):
         read(also=per)
     assert read("learning_rate: 0.001", "target_update_interval: 9", also=per)
     assert read("  width: [1, 2]", "  target_update_interval: [9, 90]", also=per)
