@@ -58,7 +58,7 @@ def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
         if code != 0 or not (folder / OUTCOME).exists():
             tail = (folder / LOG).read_text(errors="replace")[-_TAIL:]
             if shutil.disk_usage(folder).free < _LITTLE_SPACE:
-                tail += f"no space is left on the disk of {folder}: the same command goes on when there is"
+                tail += f"\nno space is left on the disk of {folder}: the same command goes on when there is"
             with suppress(OSError):
                 write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
             last = (tail.strip().splitlines() or ["nothing was said"])[-1]

@@ -4,19 +4,22 @@ import gc
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from sb3_redo.cli.progress import Progress
-from sb3_redo.sweeps.execution import Resources, _Executor, _import_ray
+from sb3_redo.sweeps.execution import Resources, Standing, _Executor, _import_ray
 from sb3_redo.sweeps.files import BusyError, is_busy, is_finished, locked, read_json, write_json
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.run_process import train_run
@@ -103,7 +106,7 @@ def test_a_failed_run_is_told_and_stops_no_other(folder):
     code, said, complained = sweep(folder, "--workers", "2")
     assert code == 1, complained
     assert "1 runs finished, 1 failed" in said
-    assert "failed: CartPole-v1/env_kwargs=bad,callback=redo/seed=0: exit code 1" in complained
+    assert re.search("failed ./2: CartPole-v1/env_kwargs=bad,callback=redo/seed=0: exit code 1", complained)
     assert "unexpected keyword argument 'nothing'" in complained
     assert is_finished(folder / "out" / "CartPole-v1/env_kwargs=good,callback=redo/seed=0")
 
@@ -382,12 +385,6 @@ def test_no_room_at_all_is_an_error():
 
 
 def test_the_table_says_how_a_sweep_stands(tmp_path):
-    from io import StringIO
-
-    from rich.console import Console
-
-    from sb3_redo.sweeps.execution import Standing
-
     runs = [Run("dqn", "CartPole-v1", {}, seed, "c", {}, [], {}, 100) for seed in range(4)]
     for run, steps in zip(runs, (100, 40, 0, 0), strict=True):
         if steps:
@@ -402,4 +399,28 @@ def test_the_table_says_how_a_sweep_stands(tmp_path):
     assert f"{names[1]}: 40 %" in text
     plain = Console(file=StringIO(), width=200)
     Progress(tmp_path, runs, plain).update(standing)
-    assert plain.file.getvalue().splitlines() == [f"finished 1/4: {names[0]}", f"failed 2/4: {names[3]}"]
+    assert plain.file.getvalue().splitlines() == [f"finished 1/4: {names[0]}", f"failed 2/4: {names[3]}: why"]
+
+
+def test_the_first_line_says_how_long_a_sweep_may_take_and_later_ones_what_is_left(tmp_path):
+    runs = [Run("ppo", "CartPole-v1", {}, seed, "c", {}, [], {}, 20_000) for seed in range(5)]
+    progress = Progress(tmp_path, runs, Console(file=StringIO(), width=200))
+    # 25,000 gradient steps each by a rule of thumb, of which a core of ours makes 250 a second.
+    expected = "5 runs, 2 at a time, about 4 minutes (a guess until one has ended), in "
+    assert progress.opening(2) == f"{expected}{tmp_path}"
+    assert progress.opening(None) == f"5 runs, as many at a time as the cluster holds, in {tmp_path}"
+
+    write_json(tmp_path / runs[0].name / "result.json", {"seconds": 1000.0})
+    progress = Progress(tmp_path, runs, Console(file=StringIO(), width=200))
+    expected = "5 runs, 1 of them finished, 2 at a time, about 33 minutes (at the pace of those), in "
+    assert progress.opening(2) == f"{expected}{tmp_path}"
+    assert "about 17 minutes" in progress.opening(8)  # no run is faster with more workers
+    names = [run.name for run in runs]
+    progress.update(Standing(runs[2:], {names[1]: 0.0}, [names[0]]))
+    progress.begun -= 600.0  # in which a run and a half were trained
+    write_json(tmp_path / names[2] / "progress.json", {"num_timesteps": 10_000, "of": 20_000})
+    progress.update(Standing(runs[3:], {names[2]: 0.0}, names[:2]))
+    assert progress.console.file.getvalue() == f"finished 2/5: {names[1]}; about 17 minutes left\n"
+    for run in runs:
+        write_json(tmp_path / run.name / "result.json", {"seconds": 1000.0})
+    assert progress.opening(2) == f"5 runs, 5 of them finished, in {tmp_path}"

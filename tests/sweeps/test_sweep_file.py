@@ -454,6 +454,32 @@ def test_a_dry_run_prints_a_command_for_each_run(read, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_counts_the_runs_of_each_condition(read, capsys):
+    read()
+    assert main(["sweep", "sweep.yml", "--out", "out", "--dry-run"]) == 0
+    first, second, *others = capsys.readouterr().err.splitlines()
+    assert first == "16 runs in out: 1 environment, 8 conditions, 2 seeds"
+    assert second == "  replay_ratio=0.25,width=1,callback=none: 2 runs"
+    assert len(others) == 7
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_papers_sweep_takes_far_less_time_than_its_imports():
+    text = f"""
+import time, sys
+from sb3_redo.cli.main import main
+import sb3_redo.algorithms, sb3_redo.networks, rl_zoo3.exp_manager, sb3_redo.experiments.readers, sb3_redo.cli.progress
+imported = time.process_time()
+main(["sweep", {str(SWEEPS / "paper_replay_ratio.yml")!r}, "--dry-run"])
+print(imported, time.process_time() - imported, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    imports, beyond = map(float, done.stderr.splitlines()[-1].split())
+    assert len(done.stdout.splitlines()) == 680
+    assert beyond < 2
+    assert beyond < imports / 3
+
+
 @pytest.mark.parametrize("option", [["--workers", "0"], ["--threads-per-run", "0"], ["--cpus-per-run", "0"]])
 def test_wrong_options_are_refused(read, option, capsys):
     read()
