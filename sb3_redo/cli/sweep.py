@@ -85,6 +85,8 @@ def check_resources(arguments: argparse.Namespace) -> None:
         non_negative_number("--gpus-per-run", arguments.gpus_per_run)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
+    if arguments.address is not None and not arguments.address.strip():
+        raise UsageError("--address needs that of a Ray cluster, got ''")
     if arguments.address is not None and arguments.workers is not None:
         raise UsageError("--workers is for this machine: with --address the cluster's size and --cpus-per-run decide")
     with needs("sweep", "a sweep"):
@@ -123,7 +125,7 @@ def print_commands(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> 
     conditions = Counter(condition_folder(run.condition) for run in sweep.runs)
     each = [(len(sweep.environments), "environment"), (len(conditions), "condition"), (len(sweep.seeds), "seed")]
     of_each = ", ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in each)
-    print(f"{len(sweep.runs)} runs in {out}: {of_each}", file=sys.stderr)
+    print(f"{len(sweep.runs)} run{'s' * (len(sweep.runs) > 1)} in {out}: {of_each}", file=sys.stderr)
     for name, count in conditions.items():
         print(f"  {name}: {count} run{'s' * (count > 1)}", file=sys.stderr)
     threads = thread_variables(arguments.threads_per_run)

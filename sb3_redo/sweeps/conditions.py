@@ -43,6 +43,9 @@ def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[st
         found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), entry, value)
     n_envs = int(found.get("n_envs", base.get("n_envs", 1)))
     if REPLAY_RATIO in changes:
+        for name in ("train_freq", "gradient_steps"):
+            if name in changes:
+                raise ValueError(f"a replay ratio and {name} exclude each other: give one of them")
         found |= training_schedule(changes[REPLAY_RATIO], n_envs)._asdict()
     if TARGET_PERIOD in changes:
         if INTERVAL in changes:

@@ -26,6 +26,7 @@ _CLASSES = {
     "activation_fn": nn.Module,
 }
 """Those settings of policies that are classes."""
+_MOST_NEURONS = 10**6
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -44,7 +45,7 @@ def import_named(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever it raises while it is imported
-        raise ValueError(f"{module} cannot be imported: {error or type(error).__name__}") from None
+        raise ValueError(f"{module} cannot be imported: {str(error) or type(error).__name__}") from None
 
 
 def _object_named(path: Any, wanted: str) -> Any:
@@ -77,7 +78,7 @@ def check_callbacks(callbacks: Any) -> None:
         kind = class_named(path, BaseCallback)
         try:
             kind(**settings)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(str(error) or type(error).__name__) from None
 
 
@@ -150,9 +151,20 @@ def check_policy_settings(policy: type, settings: Any) -> None:
             raise ValueError(f"{name} has to be a class, and {found!r} is text: write {text}, which the zoo evaluates")
         elif found is not None and found is not UNKNOWN and not (isinstance(found, type) and issubclass(found, base)):
             raise ValueError(f"expected a subclass of {base.__name__} for {name}, got {found!r}")
+    sizes = settings.get("net_arch")
+    for layers in sizes.values() if isinstance(sizes, dict) else [sizes]:
+        if layers is not None and layers is not UNKNOWN and not _are_layers(layers):
+            raise ValueError(f"expected a list of numbers of neurons for net_arch, or a mapping to such, got {sizes!r}")
     if _scales(policy):
         own = {name: settings[name] for name in Scaling.__dataclass_fields__ if name in settings}
         Scaling(**{name: value for name, value in own.items() if value is not UNKNOWN})
+
+
+def _are_layers(layers: Any) -> bool:
+    return isinstance(layers, (list, tuple)) and all(
+        size is UNKNOWN or (isinstance(size, int) and not isinstance(size, bool) and 0 < size < _MOST_NEURONS)
+        for size in layers
+    )
 
 
 def _scales(policy: type) -> bool:

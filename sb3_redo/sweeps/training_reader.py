@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache, cached_property
@@ -21,6 +22,7 @@ from sb3_redo.sweeps.zoo_python import EVALUATED, read_python
 from sb3_redo.validation import UsageError, needs
 from sb3_redo.zoo.atari import check_atari
 
+_OURS = "sb3_redo."
 _SCHEDULE = ("train_freq", "gradient_steps")
 
 
@@ -58,6 +60,8 @@ class TrainingReader(SweepReader):
         if self.content.get("save_replay_buffer") and "buffer_size" not in self.parameters:
             complaint = f"{self.algorithm} has no replay buffer: it is on-policy"
             raise self.document.error(complaint, ("save_replay_buffer",))
+        if "n_timesteps" in self.content and "n_timesteps" in {**self.settings, **self.axes}:
+            raise self.document.error("n_timesteps stands here and among the settings: give it once", ("n_timesteps",))
         for environment in self.content["environments"]:
             self._base(environment)
         self._check_callbacks()
@@ -193,12 +197,35 @@ class TrainingReader(SweepReader):
     def runs(self) -> list[Run]:
         """Make all runs, each in a folder of its own and with callbacks that can be made."""
         runs = super().runs()
-        names = Counter(run.name for run in runs)
+        # On some file systems names that differ in case alone, or in how accents are written, are one.
+        names = Counter(unicodedata.normalize("NFC", run.name).casefold() for run in runs)
         twin = next((name for name, count in names.items() if count > 1), None)
         if twin is not None:
             raise self.document.error(f"two conditions are named alike: {twin}", ("grid",))
         self._check_adjusted(runs)
+        for axis in self.axes:
+            self._check_labels(axis, runs)
         return runs
+
+    def _check_labels(self, axis: str, runs: list[Run]) -> None:
+        """Check that each label of an axis has runs of its own, and that settings of callbacks have a callback."""
+        if entry_of(CALLBACK, axis) and not any(map(_kinds_of_ours, runs)):
+            raise self.document.error("no run has a callback of sb3_redo whose setting this could be", ("grid", axis))
+        trained: dict[str, Hashable] = {}
+        for label in self.axes[axis]:
+            mine = [run for run in runs if run.condition[axis] == label]
+            twin = trained.setdefault(repr([(run.overrides, run.callbacks) for run in mine]), label)
+            if twin != label:
+                raise self.document.error(
+                    f"{twin!r} and {label!r} are the same trainings: leave one out", ("grid", axis)
+                )
+            of_callbacks = self.per.get(axis, {}).get(label, {}).get(CALLBACK, {})
+            there = {kind for run in mine for kind in _kinds_of_ours(run)}
+            for name in of_callbacks:
+                if not there or ("." in str(name) and name not in there):
+                    raise self.document.error(
+                        "no run of these has such a callback", ("per", axis, label, CALLBACK, name)
+                    )
 
     def _check_adjusted(self, runs: list[Run]) -> None:
         """Check the callbacks of a configuration, and those that ``per`` has changed, and the policies' settings."""
@@ -286,6 +313,12 @@ def _complaint_about(check: Callable[..., Any], *arguments: Any) -> str | None:
     return None
 
 
+def _kinds_of_ours(run: Run) -> list[str]:
+    """Return the paths of a run's callbacks whose settings an axis may change."""
+    paths = (next(iter(callback), None) if isinstance(callback, dict) else callback for callback in run.callbacks)
+    return [path for path in paths if isinstance(path, str) and path.startswith(_OURS)]
+
+
 def _listed(callbacks: Any) -> list[Any]:
     return list(callbacks) if isinstance(callbacks, list) else [callbacks]
 
@@ -296,7 +329,7 @@ def _adjusted(callback: Any, settings: Mapping[str, Any]) -> Any:
         ((path, own),) = callback.items()
     else:
         path, own = callback, {}
-    if not isinstance(path, str) or not path.startswith("sb3_redo.") or not isinstance(own, dict):
+    if not isinstance(path, str) or not path.startswith(_OURS) or not isinstance(own, dict):
         return callback
     of_all = {name: value for name, value in settings.items() if "." not in str(name)}
     changed = of_all | settings.get(path, {})

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -14,11 +15,11 @@ ZOO_SETTINGS: dict[str, Any] = {
     "normalize": bool | str | dict,
     "env_wrapper": Any,
     "vec_env_wrapper": Any,
-    "env_kwargs": Any,
+    "env_kwargs": dict | None,
     "frame_stack": int,
     "noise_type": str | None,
     "noise_std": float,
-    "monitor_kwargs": Any,
+    "monitor_kwargs": dict | str | None,
 }
 """What the zoo reads itself, besides what it gives to the algorithm, and what it takes there."""
 SET_BY_THE_SWEEP = frozenset(("env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"))
@@ -27,10 +28,15 @@ _MOST = 10**12  # environment steps, transitions: more than fit into a life or a
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("gamma", "tau", "gae_lambda"), (0, 1)),
     **dict.fromkeys(("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"), (0, 1)),
-    **dict.fromkeys(("n_timesteps", "n_envs", "batch_size", "buffer_size", "n_steps", "n_epochs"), (1, _MOST)),
-    **dict.fromkeys(("train_freq", "target_update_interval", "policy_delay", "frame_stack"), (1, _MOST)),
+    **dict.fromkeys(("n_envs", "frame_stack"), (1, 100_000)),
+    **dict.fromkeys(
+        ("n_timesteps", "stats_window_size", "batch_size", "buffer_size", "n_steps", "n_epochs"), (1, _MOST)
+    ),
+    **dict.fromkeys(("train_freq", "target_update_interval", "policy_delay"), (1, _MOST)),
     **dict.fromkeys(("n_critic_updates", "cg_max_steps", "sub_sampling_factor"), (1, _MOST)),
-    **dict.fromkeys(("learning_rate", "noise_std", "target_policy_noise", "target_noise_clip"), (0, math.inf)),
+    **dict.fromkeys(
+        ("learning_rate", "noise_std", "target_policy_noise", "target_noise_clip"), (0, sys.float_info.max)
+    ),
     **dict.fromkeys(("max_grad_norm", "target_kl"), (0, math.inf)),
     **dict.fromkeys(("learning_starts", "top_quantiles_to_drop_per_net"), (0, _MOST)),
     "gradient_steps": (-1, _MOST),
@@ -81,7 +87,7 @@ def _out_of_range(name: str, value: Any) -> str | None:
     least, most = _RANGES[name]
     if least <= value <= most:
         return None
-    limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+    limits = f"of at least {least:g}" if most >= sys.float_info.max else f"from {least:g} to {most:g}"
     return f"expected a number {limits}, got {value!r}"
 
 

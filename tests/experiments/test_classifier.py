@@ -238,9 +238,13 @@ def test_a_sweep_of_classifiers_has_runs_for_every_condition(read):
         ("layers", "layer", "sweep.yml:4: settings.layer: .* did you mean 'layers'"),
         ("targets", "target", "sweep.yml:6: grid.target: .* did you mean 'targets'"),
         ("fixed", "fixd", "sweep.yml:6: grid.targets: .* did you mean 'fixed'"),
-        ("[none, redo]", "[none, rdo]", "sweep.yml:7: grid.callback.1: 'rdo' is not one of"),
+        ("[none, redo]", "[none, rdo]", "sweep.yml:7: grid.callback.1: expected one of 'none', 'redo', got 'rdo'"),
         ("steps: 20", "steps: 25", "sweep.yml:4: settings.period: period must divide steps"),
-        ("[digits]", "[digit]", "sweep.yml:2: environments.0: 'digit' is not one of"),
+        (
+            "[digits]",
+            "[digit]",
+            "sweep.yml:2: environments.0: expected one of 'digits', 'mnist', 'cifar10', got 'digit'",
+        ),
     ],
 )
 def test_mistakes_are_told_with_their_line(read, old, new, message):
