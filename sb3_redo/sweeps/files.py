@@ -1,5 +1,6 @@
 """Names, writes and locks the files in the folder of a sweep and of each of its runs."""
 
+import errno
 import json
 import logging
 import os
@@ -56,7 +57,10 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return dict(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError, OSError) as error:
+        # What the disk or its owner forbids to read may be sound.
+        if isinstance(error, OSError) and error.errno not in (errno.EISDIR, errno.ELOOP):
+            raise
         raise ValueError(f"{file} cannot be read: it holds no JSON object") from None
 
 
@@ -74,8 +78,9 @@ def is_finished(folder: Path) -> bool:
 def set_aside(path: Path) -> None:
     """Rename a file or folder that cannot be read, so that nothing takes it for sound. Nothing happens without it."""
     target = path.with_name(f"damaged_{path.name}")
-    if path.exists():
+    if os.path.lexists(path):
         shutil.rmtree(target, ignore_errors=True)
+        target.unlink(missing_ok=True)
         os.replace(path, target)
 
 

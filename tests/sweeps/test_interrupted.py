@@ -4,19 +4,20 @@ import contextlib
 import json
 import os
 import random
-import shutil
+import re
 import signal
 import subprocess
 import time
 
 import pandas as pd
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_redo.sweeps.files import is_busy, is_finished
 from tests.helpers.sweeps import CONFIG, SWEEP, names, start, sweep, wait_for, write_sweep
 
 KILLS = 20
-STEPS = 40_000
+STEPS = 8000
 PERIOD = 50
 """Gradient steps between measurements, and between recyclings."""
 NAMES = names(0, 1)
@@ -43,30 +44,46 @@ def written_since(moment, runs, name):
     return any(file.exists() and file.stat().st_mtime > moment for file in files)
 
 
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_twenty_times_finishes_and_counts_nothing_twice(folder):
-    runs = [folder / "out" / name for name in NAMES]
-    moments = random.Random(0)
+def train_between_kills(folder, out, most, moments):
+    """Give the command until its sweep is finished; how often it was killed, at most so many times."""
+    runs = [folder / out / name for name in NAMES]
     finished = {}
-    for number in range(KILLS):
+    for kills in range(most + 1):
         begun = time.time()
-        process = start(folder, "--workers", "2")
-        # The first time after a checkpoint; then at any moment after a training has begun.
-        name = "progress.json" if number else "checkpoint.json"
-        wait_for(lambda begun=begun, name=name: written_since(begun, runs, name))
-        time.sleep(moments.uniform(0, 1.5))
+        process = start(folder, "--workers", "2", out=out)
+        if kills < most:
+            # The first time after a checkpoint; then at any moment after a training has begun.
+            name = "progress.json" if kills else "checkpoint.json"
+            wait_for(
+                lambda begun=begun, name=name, process=process: (
+                    written_since(begun, runs, name) or process.poll() is not None
+                )
+            )
+            time.sleep(moments.uniform(0, 1.5))
+        if kills == most or process.poll() is not None:
+            said, complained = process.communicate(timeout=900)
+            break
         kill(process, runs)
         for run, result in finished.items():
             assert (run / "result.json").read_bytes() == result  # it was not trained again
         finished = {run: (run / "result.json").read_bytes() for run in runs if is_finished(run)}
-    assert len(finished) < len(runs), "too short to be killed so often"
-    code, said, complained = sweep(folder, "--workers", "2")
-    assert code == 0, complained
+    assert process.returncode == 0, complained
     assert "4 runs finished, 0 failed" in said
-    assert not list((folder / "out").rglob("damaged_*"))
-    assert sum(len(list(run.glob("events.out.tfevents.*"))) for run in runs) > KILLS
-    for run in runs:
-        check_whole(run)
+    return kills
+
+
+@pytest.mark.slow
+def test_sweeps_that_are_killed_twenty_times_finish_and_count_nothing_twice(folder):
+    moments = random.Random(0)
+    kills = trainings = 0
+    while kills < KILLS:  # on a fast machine a sweep is finished before
+        out = f"out{kills}"
+        kills += train_between_kills(folder, out, KILLS - kills, moments)
+        assert not list((folder / out).rglob("damaged_*"))
+        for run in (folder / out / name for name in NAMES):
+            check_whole(run)
+            trainings += len(list(run.glob("events.out.tfevents.*")))
+    assert trainings > KILLS, "most trainings began anew"
 
 
 def check_whole(run):
@@ -94,35 +111,48 @@ def check_whole(run):
 
 @pytest.fixture
 def disk(folder):
-    """The sweep's folder on a disk of its own, whose size the test sets."""
-
-    def resize(megabytes):
-        subprocess.run(["mount", "-o", f"remount,size={megabytes}m", str(folder / "out")], check=True)
-
-    (folder / "out").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(folder / "out")]
+    """The sweep's folder on a small disk of its own."""
+    out = folder / "out"
+    out.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(out)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs to be allowed to mount a disk")
-    yield resize
-    subprocess.run(["umount", "--lazy", str(folder / "out")], check=True)
+    yield out
+    subprocess.run(["umount", "--lazy", str(out)], check=True)
 
 
-def fill(file, leave=0):
-    """Take all space but so many bytes, down to the last byte."""
+def fill(file):
+    """Take all the space that is left on a disk."""
     with contextlib.suppress(OSError), open(file, "wb", buffering=0) as stream:
-        stream.write(b"0" * max(shutil.disk_usage(file.parent).free - leave, 0))
-        while not leave:
-            stream.write(b"0")
+        while True:
+            stream.write(bytes(4096))
 
 
 @pytest.mark.slow
 def test_what_a_full_disk_has_stopped_goes_on_when_there_is_space(folder, disk):
-    runs = [folder / "out" / name for name in NAMES]
+    runs = [disk / name for name in NAMES]
+    longest = runs[2:]  # which are started first
     process = start(folder, "--workers", "2")
-    wait_for(lambda: all((run / "checkpoint.json").exists() for run in runs[2:]))
-    fill(folder / "out" / "filler")
+    wait_for(lambda: all((run / "checkpoint.json").exists() for run in longest), seconds=300)
+    fill(disk / "filler")
     said, complained = process.communicate(timeout=300)
-    print(said, complained)
     assert process.returncode == 1
+    assert "0 runs finished, 4 failed" in said
+    _, *lines = complained.splitlines()
+    assert len(lines) == 4
+    assert all(re.search(r"^failed ./4: .*: .*[Nn]o space (is )?left on", line) for line in lines), lines
+    saved = [json.loads((run / "checkpoint.json").read_text())["folder"] for run in longest]
+
+    (disk / "filler").unlink()
+    code, said, complained = sweep(folder, "--workers", "2")
+    assert code == 0, complained
+    assert "4 runs finished, 0 failed" in said
+    for run, checkpoint in zip(longest, saved, strict=True):
+        first, *others = (EventAccumulator(str(file)).Reload() for file in sorted(run.glob("events.out.tfevents.*")))
+        assert first.Scalars("dormancy/fraction")[0].step < 100
+        assert all(each.Scalars("dormancy/fraction")[0].step > int(checkpoint.split("_")[1]) for each in others)
+        assert others
+    for run in runs:
+        check_whole(run)

@@ -191,6 +191,14 @@ def test_a_damaged_result_is_named_and_its_run_trained_again(tmp_path, caplog, t
     assert is_finished(tmp_path)
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, lambda file: file.symlink_to(file)])
+def test_what_is_no_file_in_the_place_of_a_result_is_set_aside(tmp_path, make):
+    (tmp_path / "damaged_result.json").write_text("of before")
+    make(tmp_path / "result.json")
+    assert not is_finished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"damaged_result.json"}
+
+
 def test_a_folder_that_another_sweep_completes_is_left_alone(tmp_path):
     with locked(tmp_path, "sweep.lock"), pytest.raises(BusyError):
         train_run(tmp_path, finishing(tmp_path), 1)
