@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from sb3_redo.sweeps.sweep_file import Sweep
 
 SWEEP_EXAMPLES = """examples:
-  sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --out runs/replay_ratio --workers 2
+  sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --workers 2
   sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --dry-run
 """
 REPORT_EXAMPLES = """example:
-  sb3-redo report runs/replay_ratio
+  sb3-redo report runs/small_replay_ratio
 """
 
 
@@ -51,8 +51,9 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print each run's command line and start nothing")
     parser.add_argument("--workers", metavar="N", type=int, help="runs at a time on this machine (default: its cores)")
     parser.add_argument("--address", metavar="ray://…", help="an existing Ray cluster in place of this machine")
-    parser.add_argument("--cpus-per-run", metavar="X", type=float, default=1.0, help="(default: %(default)g)")
-    parser.add_argument("--gpus-per-run", metavar="X", type=float, default=0.0, help="(default: %(default)g)")
+    for kind, default in (("cpu", 1.0), ("gpu", 0.0)):
+        text = f"{kind.upper()}s that a run holds, or a share of one (default: %(default)g)"
+        parser.add_argument(f"--{kind}s-per-run", metavar="X", type=float, default=default, help=text)
     parser.add_argument("--threads-per-run", metavar="N", type=int, default=1, help="of PyTorch (default: %(default)d)")
 
 
