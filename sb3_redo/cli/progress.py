@@ -151,6 +151,7 @@ def _guessed_seconds(run: Run) -> float:
 
 def duration(seconds: float) -> str:
     """Return a time in words, rounded to a whole number of units."""
-    units = ((86_400, "days"), (3600, "hours"), (60, "minutes"))
-    size, unit = next((each for each in units if seconds >= 2 * each[0]), (1, "seconds"))
-    return f"{seconds / size:.0f} {unit}"
+    units = ((86_400, "day"), (3600, "hour"), (60, "minute"))
+    size, unit = next((each for each in units if seconds >= 2 * each[0]), (1, "second"))
+    count = max(round(seconds / size), 1)
+    return f"{count} {unit}{'s' * (count > 1)}"
