@@ -1,6 +1,7 @@
 """Offers ``sb3-redo experiment``."""
 
 import argparse
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from sb3_redo.validation import UsageError, needs, positive_integer
 EXAMPLES = """examples:
   sb3-redo experiment --list
   sb3-redo experiment label_shuffling --workers 2
-  sb3-redo experiment replay_ratio --preset paper --address ray://HEAD:10001 --gpus-per-run 0.25
+  sb3-redo experiment replay_ratio --preset paper --address ray://HEAD:10001
 """
-_WIDTH = 116
+_WIDEST = 116
 
 
 def add_experiment(commands: Any, **settings: Any) -> None:
@@ -30,7 +31,7 @@ def add_experiment(commands: Any, **settings: Any) -> None:
     parser.set_defaults(run=_experiment)
     parser.add_argument("name", metavar="NAME", nargs="?", help="one of those that --list shows")
     parser.add_argument("--list", action="store_true", help="say what each experiment shows, costs and is made of")
-    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="(default: %(default)s)")
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="of which size (default: %(default)s)")
     parser.add_argument("--seeds", metavar="N", type=int, help="how many, from 0 on (default: the preset's)")
     parser.add_argument(
         "--out", metavar="DIR", type=folder, default=Path("runs"), help="folder of the sweeps (default: %(default)s)"
@@ -40,6 +41,7 @@ def add_experiment(commands: Any, **settings: Any) -> None:
 
 def listing() -> str:
     """Return what ``--list`` prints."""
+    width = min(shutil.get_terminal_size((_WIDEST, 0)).columns, _WIDEST)
     parts = []
     for experiment in catalogue().values():
         small, paper = (experiment.presets[preset] for preset in PRESETS)
@@ -49,8 +51,7 @@ def listing() -> str:
             ("paper", f"{paper.count()} runs: {paper.settings}"),
         ]
         wrapped = (
-            textwrap.fill(text, _WIDTH, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9)
-            for name, text in lines
+            textwrap.fill(text, width, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9) for name, text in lines
         )
         parts.append("\n".join([f"{experiment.name}: {experiment.title}", *wrapped]))
     return "\n\n".join(parts)

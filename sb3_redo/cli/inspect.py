@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   sb3-redo inspect logs/dqn/CartPole-v1_1
-  sb3-redo inspect dqn_cartpole.zip --env CartPole-v1 --csv layers.csv --plot layers.png
+  sb3-redo inspect dqn.zip --env CartPole-v1 --csv layers.csv --plot layers.png
   sb3-redo inspect --recursive logs --env auto --workers 2 --csv agents.csv
   sb3-redo inspect --compare logs/dqn/CartPole-v1_1 logs/dqn/CartPole-v1_2
 """

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -15,6 +16,14 @@ from sb3_redo.validation import UsageError
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves examples as they are, and breaks all other lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        broken = (line if line.startswith(" ") else textwrap.fill(line, width) for line in text.splitlines())
+        return "\n".join(broken)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,12 +51,11 @@ def _failed(message: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser("sb3-redo", description="Dormant neurons in agents.", epilog=EXAMPLES, formatter_class=raw)
+    parser = _Parser("sb3-redo", description="Dormant neurons in agents.", epilog=EXAMPLES, formatter_class=_Help)
     parser.add_argument("--version", action="version", version=f"sb3-redo {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_inspect(commands, formatter_class=raw)
-    add_sweep(commands, formatter_class=raw)
-    add_report(commands, formatter_class=raw)
-    add_experiment(commands, formatter_class=raw)
+    add_inspect(commands, formatter_class=_Help)
+    add_sweep(commands, formatter_class=_Help)
+    add_report(commands, formatter_class=_Help)
+    add_experiment(commands, formatter_class=_Help)
     return parser

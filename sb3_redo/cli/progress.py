@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from sb3_redo.sweeps.execution import Standing
-from sb3_redo.sweeps.files import RESULT, read_json
+from sb3_redo.sweeps.files import RESULT, is_finished, read_json
 from sb3_redo.sweeps.run import Run, progress_of
 from sb3_redo.validation import needs
 
@@ -36,6 +36,29 @@ class Progress:
         self._told: set[str] = set()
         self._live: Live | None = None
 
+    def opening(self, workers: int | None) -> str:
+        """Return the first line: how many runs, how many at a time, about how long, and where.
+
+        The time is that of the runs that are finished, scaled by effort. Without any it is a guess.
+
+        :param workers: ``None`` on a cluster, whose size may change
+        """
+        finished = [run for run in self.runs if is_finished(self.out / run.name)]
+        self._told |= {run.name for run in finished}
+        guessed = [_guessed_seconds(run) for run in self.runs if run.name not in self._told]
+        done = f", {len(finished)} of them finished" if finished else ""
+        if not guessed:
+            return f"{len(self.runs)} runs{done}, in {self.out}"
+        if workers is None:
+            return f"{len(self.runs)} runs{done}, as many at a time as the cluster holds, in {self.out}"
+        pace, source = 1.0, "a guess until one has ended"
+        told = [(read_json(self.out / run.name / RESULT) or {}).get("seconds") for run in finished]
+        taken = sum(seconds for seconds in told if isinstance(seconds, float))
+        if taken > 0:
+            pace, source = taken / sum(map(_guessed_seconds, finished)), "at the pace of those"
+        seconds = pace * max(sum(guessed) / workers, *guessed)
+        return f"{len(self.runs)} runs{done}, {workers} at a time, about {duration(seconds)} ({source}), in {self.out}"
+
     @contextmanager
     def shown(self) -> Iterator["Progress"]:
         """Show the table until the sweep has ended."""
@@ -47,17 +70,23 @@ class Progress:
 
     def update(self, standing: Standing) -> None:
         """Show how it stands now."""
-        self._tell_ends(standing)
+        ended = dict.fromkeys(standing.finished, "finished") | dict.fromkeys(standing.failed, "failed")
+        if self._live is None and self._trained_before is not None and ended.keys() == self._told:
+            return
+        steps = {name: progress_of(self.out / name) for name in self._weights}
+        left = self._seconds_left(standing, steps)
+        self._tell_ends(standing, ended, left)
         if self._live is not None:
-            steps = {name: progress_of(self.out / name) for name in self._weights}
             self._live.update(self.table(standing, steps))
 
-    def _tell_ends(self, standing: Standing) -> None:
-        ended = dict.fromkeys(standing.finished, "finished") | dict.fromkeys(standing.failed, "failed")
+    def _tell_ends(self, standing: Standing, ended: dict[str, str], left: float | None) -> None:
         for name, how in ended.items():
             if name not in self._told:
                 self._told.add(name)
-                line = f"{how} {len(self._told)}/{len(self.runs)}: {name}{self._figures(name)}"
+                about = self._figures(name) if how == "finished" else f": {standing.failed[name]}"
+                line = f"{how} {len(self._told)}/{len(self.runs)}: {name}{about}"
+                if left and len(self._told) == len(ended):
+                    line += f"; about {duration(left)} left"
                 self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _figures(self, name: str) -> str:
@@ -74,13 +103,11 @@ class Progress:
 
     def table(self, standing: Standing, steps: dict[str, tuple[int, int]]) -> Table:
         """Return the table, from the environment steps that each run has made and is to make."""
-        seconds = max(time.monotonic() - self.begun, 1e-9)
+        left = self._seconds_left(standing, steps)
         made = sum(done for done, _ in steps.values())
-        trained = sum(weight * self._share(name, standing, steps) for name, weight in self._weights.items())
-        if self._trained_before is None or self._steps_before is None:
-            self._trained_before, self._steps_before = trained, made
-        pace = (trained - self._trained_before) / seconds
-        left = (sum(self._weights.values()) - trained) / pace if pace > 0 else None
+        if self._steps_before is None:
+            self._steps_before = made
+        seconds = max(time.monotonic() - self.begun, 1e-9)
         table = Table(title=f"{len(self.runs)} runs in {self.out}")
         columns = ("done", "running", "waiting", "failed", "steps/s", "time left")
         for column in columns:
@@ -96,6 +123,14 @@ class Progress:
         table.caption = "\n".join(self._line(name, steps) for name in sorted(standing.running))
         return table
 
+    def _seconds_left(self, standing: Standing, steps: dict[str, tuple[int, int]]) -> float | None:
+        """Return how long it goes on at the pace so far; ``None`` where nothing was trained yet."""
+        trained = sum(weight * self._share(name, standing, steps) for name, weight in self._weights.items())
+        if self._trained_before is None:
+            self._trained_before = trained
+        pace = (trained - self._trained_before) / max(time.monotonic() - self.begun, 1e-9)
+        return (sum(self._weights.values()) - trained) / pace if pace > 0 else None
+
     @staticmethod
     def _line(name: str, steps: dict[str, tuple[int, int]]) -> str:
         done, of = steps[name]
@@ -107,3 +142,16 @@ class Progress:
             return 1.0
         done, of = steps[name]
         return done / of if of else 0.0
+
+
+def _guessed_seconds(run: Run) -> float:
+    """Guess how long a run takes on one core, from gradient steps as they were measured on a slow one."""
+    return run.effort * (0.05 if "Cnn" in str(run.settings.get("policy")) else 0.004)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, rounded to a whole number of units."""
+    units = ((86_400, "day"), (3600, "hour"), (60, "minute"))
+    size, unit = next((each for each in units if seconds >= 2 * each[0]), (1, "second"))
+    count = max(round(seconds / size), 1)
+    return f"{count} {unit}{'s' * (count > 1)}"

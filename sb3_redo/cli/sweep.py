@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,15 +12,14 @@ from sb3_redo.validation import UsageError, needs, non_negative_number, positive
 
 if TYPE_CHECKING:
     from sb3_redo.sweeps.execution import Standing
-    from sb3_redo.sweeps.run import Run
     from sb3_redo.sweeps.sweep_file import Sweep
 
 SWEEP_EXAMPLES = """examples:
-  sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --out runs/replay_ratio --workers 2
+  sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --workers 2
   sb3-redo sweep zoo_configs/sweeps/small_replay_ratio.yml --dry-run
 """
 REPORT_EXAMPLES = """example:
-  sb3-redo report runs/replay_ratio
+  sb3-redo report runs/small_replay_ratio
 """
 
 
@@ -51,8 +51,9 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print each run's command line and start nothing")
     parser.add_argument("--workers", metavar="N", type=int, help="runs at a time on this machine (default: its cores)")
     parser.add_argument("--address", metavar="ray://…", help="an existing Ray cluster in place of this machine")
-    parser.add_argument("--cpus-per-run", metavar="X", type=float, default=1.0, help="(default: %(default)g)")
-    parser.add_argument("--gpus-per-run", metavar="X", type=float, default=0.0, help="(default: %(default)g)")
+    for kind, default in (("cpu", 1.0), ("gpu", 0.0)):
+        text = f"{kind.upper()}s that a run holds, or a share of one (default: %(default)g)"
+        parser.add_argument(f"--{kind}s-per-run", metavar="X", type=float, default=default, help=text)
     parser.add_argument("--threads-per-run", metavar="N", type=int, default=1, help="of PyTorch (default: %(default)d)")
 
 
@@ -86,6 +87,8 @@ def check_resources(arguments: argparse.Namespace) -> None:
         non_negative_number("--gpus-per-run", arguments.gpus_per_run)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
+    if arguments.address is not None and not arguments.address.strip():
+        raise UsageError("--address needs that of a Ray cluster, got ''")
     if arguments.address is not None and arguments.workers is not None:
         raise UsageError("--workers is for this machine: with --address the cluster's size and --cpus-per-run decide")
     with needs("sweep", "a sweep"):
@@ -107,7 +110,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print_commands(sweep, out, arguments)
         return 0
     code = execute_sweep(sweep, out, arguments)
-    print(f"next: sb3-redo report {out}")
+    again = "the same command tries the failed runs again; " if code else ""
+    print(f"next: {again}sb3-redo report {shlex.quote(str(out))}")
     return code
 
 
@@ -117,12 +121,15 @@ def print_commands(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> 
     :param out: the sweep's folder
     :param arguments: with the options of :func:`add_resources`
     """
+    from sb3_redo.sweeps.run import condition_folder
     from sb3_redo.sweeps.run_process import thread_variables
 
-    conditions = Counter(os.path.dirname(run.name) for run in sweep.runs)
-    print(f"{len(sweep.runs)} runs in {out}, {len(conditions)} conditions:", file=sys.stderr)
+    conditions = Counter(condition_folder(run.condition) for run in sweep.runs)
+    each = [(len(sweep.environments), "environment"), (len(conditions), "condition"), (len(sweep.seeds), "seed")]
+    of_each = ", ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in each)
+    print(f"{len(sweep.runs)} run{'s' * (len(sweep.runs) > 1)} in {out}: {of_each}", file=sys.stderr)
     for name, count in conditions.items():
-        print(f"  {name}: {count} seed{'s' * (count > 1)}", file=sys.stderr)
+        print(f"  {name}: {count} run{'s' * (count > 1)}", file=sys.stderr)
     threads = thread_variables(arguments.threads_per_run)
     variables = " ".join(f"{name}={value}" for name, value in threads.items())
     for run in sweep.runs:
@@ -146,30 +153,15 @@ def execute_sweep(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> i
         arguments.gpus_per_run,
         arguments.threads_per_run,
     )
-    at_a_time = "as many at a time as the cluster holds"
-    if resources.address is None:
-        workers = resources.workers or max(1, int((os.cpu_count() or 1) / resources.cpus_per_run))
-        at_a_time = f"{workers} at a time, {_duration(sum(map(_seconds, sweep.runs)) / workers)} in all"
-    print(f"{len(sweep.runs)} runs, {at_a_time}, in {out}", file=sys.stderr, flush=True)
-    with Progress(out, sweep.runs).shown() as progress:
+    workers = resources.workers or max(1, int((os.cpu_count() or 1) / resources.cpus_per_run))
+    progress = Progress(out, sweep.runs)
+    print(progress.opening(None if resources.address else workers), file=sys.stderr, flush=True)
+    with progress.shown():
         standing = execute(sweep, out, resources, progress.update)
     return _tell_end(standing, out)
 
 
-def _seconds(run: "Run") -> float:
-    """Guess how long a run takes on one core, from gradient steps as they were measured on a slow one."""
-    return run.effort * (0.05 if "Cnn" in str(run.settings.get("policy")) else 0.004)
-
-
-def _duration(seconds: float) -> str:
-    units = ((86_400, "days"), (3600, "hours"), (60, "minutes"))
-    size, unit = next((each for each in units if seconds >= 2 * each[0]), (1, "seconds"))
-    return f"about {seconds / size:.0f} {unit}"
-
-
 def _tell_end(standing: "Standing", out: Path) -> int:
-    for name, reason in standing.failed.items():
-        print(f"\nfailed: {name}: {reason}", file=sys.stderr)
     print(f"{len(standing.finished)} runs finished, {len(standing.failed)} failed, in {out}")
     return 1 if standing.failed else 0
 

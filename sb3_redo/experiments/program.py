@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.experiments.settings import Settings
-from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RESULT, RUN, locked, read_json, write_json
+from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RUN, is_finished, locked, read_json, write_json
 from sb3_redo.sweeps.run import describe_run, machine
 from sb3_redo.tensorboard import dormancy_values, persistence_values, write_point
 
@@ -81,7 +81,7 @@ def write_program_run(
     :raises RuntimeError: where the run was finished before, or another one was begun
     """
     with locked(folder):
-        if (folder / RESULT).exists():
+        if is_finished(folder):
             raise RuntimeError(f"{folder} holds a finished run: remove it to train again")
         described = read_json(folder / RUN)
         if described is None:

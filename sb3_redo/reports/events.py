@@ -81,6 +81,8 @@ def read_event_file(path: Path) -> Scalars:
 
 def _events(path: Path) -> Iterator[Event]:
     position = 0
+    with path.open("rb"):  # or TensorBoard raises an error of its own where it cannot be read
+        pass
     for record in RawEventFileLoader(str(path)).Load():
         position += _FRAME + len(record)
         try:

@@ -47,7 +47,7 @@ def training_schedule(replay_ratio: Any, n_envs: int = 1) -> TrainingSchedule:
         raise ValueError(f"a replay ratio must be positive, got {replay_ratio!r}")
     per_step = ratio * n_envs
     if per_step.denominator > LONGEST_ROLLOUT:
-        near = per_step.limit_denominator(LONGEST_ROLLOUT) / n_envs
+        near = max(per_step.limit_denominator(LONGEST_ROLLOUT), Fraction(1, LONGEST_ROLLOUT)) / n_envs
         raise ValueError(
             f"no train_freq up to {LONGEST_ROLLOUT} gives a replay ratio of {replay_ratio} with n_envs={n_envs}; "
             f'"{near}" can be had'

@@ -15,7 +15,8 @@ with needs("sweep", "a sweep"):
 POLICY_KWARGS = "policy_kwargs"
 TARGET_PERIOD = "target_period"
 """Gradient steps between two copies of DQN's target network."""
-_INTERVAL = "target_update_interval"
+INTERVAL = "target_update_interval"
+"""The same in environment steps, as SB3 has it."""
 
 
 def entry_of(mapping: str, axis: str) -> str | None:
@@ -42,13 +43,16 @@ def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[st
         found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), entry, value)
     n_envs = int(found.get("n_envs", base.get("n_envs", 1)))
     if REPLAY_RATIO in changes:
+        for name in ("train_freq", "gradient_steps"):
+            if name in changes:
+                raise ValueError(f"a replay ratio and {name} exclude each other: give one of them")
         found |= training_schedule(changes[REPLAY_RATIO], n_envs)._asdict()
     if TARGET_PERIOD in changes:
-        if _INTERVAL in changes:
-            raise ValueError(f"a target period and {_INTERVAL} exclude each other: give one of them")
+        if INTERVAL in changes:
+            raise ValueError(f"a target period and {INTERVAL} exclude each other: give one of them")
         schedule = {**base, **found}
         made = schedule["train_freq"], schedule["gradient_steps"]
-        found[_INTERVAL] = target_update_interval(changes[TARGET_PERIOD], *made, n_envs)
+        found[INTERVAL] = target_update_interval(changes[TARGET_PERIOD], *made, n_envs)
     if WIDTH in changes:
         found["policy"] = scalable_policy(algorithm, found.get("policy", base.get("policy", "")))
         found[POLICY_KWARGS] = _with_entry(found.get(POLICY_KWARGS, base.get(POLICY_KWARGS)), WIDTH, changes[WIDTH])

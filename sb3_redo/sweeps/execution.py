@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sb3_redo.sweeps.files import SWEEP, BusyError, write_json
-from sb3_redo.sweeps.run import Run, state_of
+from sb3_redo.sweeps.files import SWEEP, BusyError, is_finished, write_json
+from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.run_process import train_run
 from sb3_redo.sweeps.sweep_file import Sweep
 from sb3_redo.validation import needs
@@ -68,7 +68,7 @@ def execute(sweep: Sweep, out: Path, resources: Resources, watch: Callable[[Stan
     standing = Standing([])
     for run in sweep.runs:
         run.check_same(out)
-        if state_of(out / run.name) == "finished":
+        if is_finished(out / run.name):
             standing.finished.append(run.name)
         else:
             standing.open.append(run)
@@ -156,7 +156,7 @@ class _Executor:
                 continue
             self.standing.open.remove(run)
             try:
-                if state_of(self.out / run.name) != "finished":
+                if not is_finished(self.out / run.name):
                     run.describe(self.out, self.resources.threads)
             except OSError as error:  # a full disk, for instance: others may be on their way to make room
                 self.standing.failed[run.name] = f"{error.strerror}: {self.out / run.name}"

@@ -1,6 +1,8 @@
 """Names, writes and locks the files in the folder of a sweep and of each of its runs."""
 
+import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,6 +31,8 @@ LOCK = "lock"
 SWEEP_LOCK = "sweep.lock"
 """Held by the worker of a sweep that starts the training and completes the folder."""
 
+_LOG = logging.getLogger(__name__)
+
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that is there whole or not at all."""
@@ -53,15 +57,30 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return dict(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError, OSError) as error:
+        # What the disk or its owner forbids to read may be sound.
+        if isinstance(error, OSError) and error.errno not in (errno.EISDIR, errno.ELOOP):
+            raise
         raise ValueError(f"{file} cannot be read: it holds no JSON object") from None
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether the folder of a run has a result. One that cannot be read is set aside, and a warning names it."""
+    file = folder / RESULT
+    try:
+        return read_json(file) is not None
+    except ValueError as error:
+        _LOG.warning("%s: it was set aside, and the run is not finished", error)
+        set_aside(file)
+        return False
 
 
 def set_aside(path: Path) -> None:
     """Rename a file or folder that cannot be read, so that nothing takes it for sound. Nothing happens without it."""
     target = path.with_name(f"damaged_{path.name}")
-    if path.exists():
+    if os.path.lexists(path):
         shutil.rmtree(target, ignore_errors=True)
+        target.unlink(missing_ok=True)
         os.replace(path, target)
 
 

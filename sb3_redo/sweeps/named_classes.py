@@ -4,19 +4,29 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
 from torch.optim import Optimizer
 
 from sb3_redo.networks.scalable import Scalable, Scaling
+from sb3_redo.sweeps.zoo_python import UNKNOWN, read_python
 from sb3_redo.validation import one_of
 
 _GIVEN = ("observation_space", "action_space", "lr_schedule", "spaces_and_schedule", "settings", "args", "kwargs")
 """What policies are not given by name in ``policy_kwargs``."""
+_CLASSES = {
+    "optimizer_class": Optimizer,
+    "features_extractor_class": BaseFeaturesExtractor,
+    "activation_fn": nn.Module,
+}
+"""Those settings of policies that are classes."""
+_MOST_NEURONS = 10**6
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -35,7 +45,17 @@ def import_named(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever it raises while it is imported
-        raise ValueError(f"{module} cannot be imported: {error or type(error).__name__}") from None
+        raise ValueError(f"{module} cannot be imported: {str(error) or type(error).__name__}") from None
+
+
+def _object_named(path: Any, wanted: str) -> Any:
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"expected the dotted path of {wanted}, got {path!r}")
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_named(module), name)
+    except AttributeError as error:
+        raise ValueError(str(error)) from None
 
 
 def class_named(path: Any, base: type) -> type:
@@ -43,13 +63,7 @@ def class_named(path: Any, base: type) -> type:
 
     :raises ValueError: when there is none, or it is no subclass of ``base``
     """
-    if not isinstance(path, str) or "." not in path:
-        raise ValueError(f"expected the dotted path of a subclass of {base.__name__}, got {path!r}")
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_named(module), name)
-    except AttributeError as error:
-        raise ValueError(str(error)) from None
+    found = _object_named(path, f"a subclass of {base.__name__}")
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"expected a subclass of {base.__name__}, got {path}")
     return found
@@ -60,17 +74,42 @@ def check_callbacks(callbacks: Any) -> None:
 
     :raises ValueError: saying why they cannot be made
     """
-    for callback in callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]:
-        if isinstance(callback, dict) and len(callback) != 1:
-            raise ValueError(f"expected one callback with its settings, got {callback!r}: check the indentation")
-        path, settings = next(iter(callback.items())) if isinstance(callback, dict) else (callback, {})
+    for path, settings in _each(callbacks, "callback"):
         kind = class_named(path, BaseCallback)
-        if not isinstance(settings, dict):
-            raise ValueError(f"expected a mapping of settings of {path}, got {settings!r}")
         try:
             kind(**settings)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(str(error) or type(error).__name__) from None
+
+
+def check_wrappers(wrappers: Any) -> None:
+    """Look up wrappers of environments and the names of their settings. None is called.
+
+    :raises ValueError: saying what is wrong
+    """
+    for path, settings in _each(wrappers, "wrapper"):
+        wrapper = _object_named(path, "a wrapper")
+        if not callable(wrapper):
+            raise ValueError(f"expected a class or function that wraps an environment, got {path}")
+        try:
+            signature = inspect.signature(wrapper)
+        except ValueError:  # some of C have none
+            continue
+        try:
+            signature.bind(UNKNOWN, **settings)
+        except TypeError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _each(named: Any, what: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield paths and settings of what the zoo makes one after the other."""
+    for each in named if isinstance(named, list) else [] if named is None else [named]:
+        if isinstance(each, dict) and len(each) != 1:
+            raise ValueError(f"expected one {what} with its settings, got {each!r}: check the indentation")
+        path, settings = next(iter(each.items())) if isinstance(each, dict) else (each, {})
+        if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+            raise ValueError(f"expected a mapping of settings of {path}, got {settings!r}")
+        yield path, settings
 
 
 def policy_class(aliases: Mapping[str, type], policy: Any) -> type:
@@ -87,19 +126,45 @@ def policy_class(aliases: Mapping[str, type], policy: Any) -> type:
         raise ValueError(str(error)) from None
 
 
-def check_policy_settings(policy: type, settings: Mapping[str, Any]) -> None:
-    """Check the names of a policy's settings, its optimizer's class, and the values of a scalable policy's own.
+def check_policy_settings(policy: type, settings: Any) -> None:
+    """Check the names of a policy's settings, its classes, and the values of a scalable policy's own.
 
+    :param settings: a mapping, or Python text, which is read and not run
     :raises ValueError: naming what is wrong
     """
+    if isinstance(settings, str):
+        settings = read_python(settings)
+    if settings is None or settings is UNKNOWN:
+        return
+    if not isinstance(settings, dict):
+        raise ValueError(f"expected a mapping of policy_kwargs, got {settings!r}")
     of_each = [inspect.signature(kind).parameters for kind in policy.__mro__ if kind is not object]
     known = {name for parameters in of_each for name in parameters if name not in _GIVEN}
     for name in settings:
         one_of("policy_kwargs", name, sorted({*known, *Scaling.__dataclass_fields__} if _scales(policy) else known))
-    if isinstance(settings.get("optimizer_class"), str):
-        class_named(settings["optimizer_class"], Optimizer)
+    for name, base in _CLASSES.items():
+        found = settings.get(name, UNKNOWN)
+        if isinstance(found, str) and name == "optimizer_class" and _scales(policy):
+            class_named(found, base)
+        elif isinstance(found, str):
+            text = f'policy_kwargs: "dict({name}=…)"'
+            raise ValueError(f"{name} has to be a class, and {found!r} is text: write {text}, which the zoo evaluates")
+        elif found is not None and found is not UNKNOWN and not (isinstance(found, type) and issubclass(found, base)):
+            raise ValueError(f"expected a subclass of {base.__name__} for {name}, got {found!r}")
+    sizes = settings.get("net_arch")
+    for layers in sizes.values() if isinstance(sizes, dict) else [sizes]:
+        if layers is not None and layers is not UNKNOWN and not _are_layers(layers):
+            raise ValueError(f"expected a list of numbers of neurons for net_arch, or a mapping to such, got {sizes!r}")
     if _scales(policy):
-        Scaling(**{name: settings[name] for name in Scaling.__dataclass_fields__ if name in settings})
+        own = {name: settings[name] for name in Scaling.__dataclass_fields__ if name in settings}
+        Scaling(**{name: value for name, value in own.items() if value is not UNKNOWN})
+
+
+def _are_layers(layers: Any) -> bool:
+    return isinstance(layers, (list, tuple)) and all(
+        size is UNKNOWN or (isinstance(size, int) and not isinstance(size, bool) and 0 < size < _MOST_NEURONS)
+        for size in layers
+    )
 
 
 def _scales(policy: type) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sb3_redo import __version__
 from sb3_redo.sweeps.conditions import python_text
-from sb3_redo.sweeps.files import FAILED, OUTCOME, PROGRESS, RESULT, RUN, read_json, set_aside, write_json
+from sb3_redo.sweeps.files import PROGRESS, RUN, is_finished, read_json, set_aside, write_json
 from sb3_redo.validation import UsageError
 
 # Those that sb3_redo.algorithms adds to the zoo's own.
@@ -121,7 +121,7 @@ class Run:
             _LOG.warning("%s: it was set aside", error)
             set_aside(file)
             begun = None
-            if state_of(file.parent) == "finished":
+            if is_finished(file.parent):
                 self.describe(out)  # or no report would know it
         # Through JSON, which has no tuples and no integer keys.
         mine = json.loads(json.dumps({**self.settings, "callback": self.callbacks}))
@@ -180,15 +180,6 @@ def _processor() -> str:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return model or platform.processor() or platform.machine()
-
-
-def state_of(folder: Path) -> str:
-    """Return what the folder of a run says: ``finished``, ``failed``, ``begun`` or ``open``."""
-    if (folder / RESULT).exists():
-        return "finished"
-    if (folder / FAILED).exists():
-        return "failed"
-    return "begun" if (folder / PROGRESS).exists() or (folder / OUTCOME).exists() else "open"
 
 
 def progress_of(folder: Path) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from sb3_redo.callbacks.redo import ReDoCallback
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.sweeps.checkpoint import restore_checkpoint, save_checkpoint
-from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RESULT, RUN, locked, write_json
+from sb3_redo.sweeps.files import OUTCOME, PROGRESS, RUN, is_finished, locked, write_json
 from sb3_redo.sweeps.run import describe_run, machine
 from sb3_redo.validation import listed, non_negative_number, one_of
 
@@ -63,7 +63,7 @@ class RunFolder(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._held.enter_context(locked(self.folder))
-        if (self.folder / RESULT).exists():
+        if is_finished(self.folder):
             self._held.close()
             raise RuntimeError(f"{self.folder} holds a finished run: remove it to train again")
         (self.folder / OUTCOME).unlink(missing_ok=True)  # of a shorter training

@@ -19,6 +19,7 @@ from sb3_redo.sweeps.files import (
     BusyError,
     forget_checkpoint,
     is_busy,
+    is_finished,
     locked,
     write_json,
 )
@@ -44,7 +45,7 @@ def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
     :raises RuntimeError: when the command failed, in one line: where its log is, and how that ends
     """
     with locked(folder, SWEEP_LOCK):
-        if (folder / RESULT).exists():
+        if is_finished(folder):
             return 0.0
         if is_busy(folder):  # somebody typed the command
             raise BusyError(f"another process trains in {folder}")
@@ -57,7 +58,7 @@ def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
         if code != 0 or not (folder / OUTCOME).exists():
             tail = (folder / LOG).read_text(errors="replace")[-_TAIL:]
             if shutil.disk_usage(folder).free < _LITTLE_SPACE:
-                tail += f"no space is left on the disk of {folder}: the same command goes on when there is"
+                tail += f"\nno space is left on the disk of {folder}: the same command goes on when there is"
             with suppress(OSError):
                 write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
             last = (tail.strip().splitlines() or ["nothing was said"])[-1]

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache, cached_property
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH
-from sb3_redo.sweeps.conditions import POLICY_KWARGS, TARGET_PERIOD, entry_of, hyperparameters
-from sb3_redo.sweeps.named_classes import check_callbacks, check_policy_settings, policy_class
+from sb3_redo.sweeps.conditions import INTERVAL, POLICY_KWARGS, TARGET_PERIOD, entry_of, hyperparameters
+from sb3_redo.sweeps.named_classes import check_callbacks, check_policy_settings, check_wrappers, policy_class
 from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.sweep_reader import SweepReader
 from sb3_redo.sweeps.value_types import SET_BY_THE_SWEEP, ZOO_SETTINGS, complaint_about
 from sb3_redo.sweeps.yaml_document import Document
+from sb3_redo.sweeps.zoo_python import EVALUATED, read_python
 from sb3_redo.validation import UsageError, needs
 from sb3_redo.zoo.atari import check_atari
 
+_OURS = "sb3_redo."
 _SCHEDULE = ("train_freq", "gradient_steps")
 
 
@@ -57,15 +60,30 @@ class TrainingReader(SweepReader):
         if self.content.get("save_replay_buffer") and "buffer_size" not in self.parameters:
             complaint = f"{self.algorithm} has no replay buffer: it is on-policy"
             raise self.document.error(complaint, ("save_replay_buffer",))
+        if "n_timesteps" in self.content and "n_timesteps" in {**self.settings, **self.axes}:
+            raise self.document.error("n_timesteps stands here and among the settings: give it once", ("n_timesteps",))
         for environment in self.content["environments"]:
             self._base(environment)
         self._check_callbacks()
 
     def _check_target_period(self) -> None:
         # All others that have one move their targets at every gradient step, at any replay ratio.
-        if TARGET_PERIOD in self.content and "exploration_fraction" not in self.parameters:
-            complaint = f"{self.algorithm} copies no target network: leave {TARGET_PERIOD} out"
-            raise self.document.error(complaint, (TARGET_PERIOD,))
+        if "exploration_fraction" not in self.parameters:
+            if TARGET_PERIOD in self.content:
+                complaint = f"{self.algorithm} copies no target network: leave {TARGET_PERIOD} out"
+                raise self.document.error(complaint, (TARGET_PERIOD,))
+            return
+        changed = (changes for labels in self.per.values() for changes in labels.values())
+        is_given = TARGET_PERIOD in self.content or any(
+            INTERVAL in each for each in (self.settings, self.axes, *changed)
+        )
+        if not is_given and len(self.axes.get(REPLAY_RATIO, ())) > 1:
+            complaint = (
+                f"expected a {TARGET_PERIOD} in this file: {self.algorithm} counts {INTERVAL} in environment steps, so "
+                f"that every replay ratio would train on other targets; add '{TARGET_PERIOD}: N  # gradient steps', or "
+                f"{INTERVAL} to settings if that is what you compare"
+            )
+            raise self.document.error(complaint, ("grid", REPLAY_RATIO))
 
     def _check_environments(self) -> None:
         import gymnasium as gym
@@ -120,10 +138,11 @@ class TrainingReader(SweepReader):
     def _check_value(self, name: str, value: Any, *location: Hashable, document: Document | None = None) -> None:
         complaint = complaint_about(name, value, self.parameters)
         if complaint is None and name == "policy":
-            try:
-                policy_class(self.policies, value)
-            except ValueError as error:
-                complaint = str(error)
+            complaint = _complaint_about(policy_class, self.policies, value)
+        if complaint is None and name in EVALUATED and isinstance(value, str):
+            complaint = _complaint_about(read_python, value)
+        if complaint is None and name in ("env_wrapper", "vec_env_wrapper"):
+            complaint = _complaint_about(check_wrappers, value)
         if complaint is not None:
             raise (document or self.document).error(complaint, location)
 
@@ -141,13 +160,16 @@ class TrainingReader(SweepReader):
         return document
 
     def _base(self, environment: str) -> dict[str, Any]:
-        """Return the configuration's entry for an environment, found as the zoo finds it."""
+        return dict(self._checked(self._entry_of(environment)))
+
+    def _entry_of(self, environment: str) -> str:
+        """Return the name of the configuration's entry for an environment, found as the zoo finds it."""
         from rl_zoo3.exp_manager import ExperimentManager
 
         names = (environment, "atari" if ExperimentManager.is_atari(environment) else "default")
         for name in names:
             if name in self._entries.content:
-                return dict(self._checked(name))
+                return name
         raise self.document.error(f"{self.config} has no entry for {environment}", ("config",))
 
     @cache  # noqa: B019  a reader is gone with its file
@@ -175,12 +197,35 @@ class TrainingReader(SweepReader):
     def runs(self) -> list[Run]:
         """Make all runs, each in a folder of its own and with callbacks that can be made."""
         runs = super().runs()
-        names = Counter(run.name for run in runs)
+        # On some file systems names that differ in case alone, or in how accents are written, are one.
+        names = Counter(unicodedata.normalize("NFC", run.name).casefold() for run in runs)
         twin = next((name for name, count in names.items() if count > 1), None)
         if twin is not None:
             raise self.document.error(f"two conditions are named alike: {twin}", ("grid",))
         self._check_adjusted(runs)
+        for axis in self.axes:
+            self._check_labels(axis, runs)
         return runs
+
+    def _check_labels(self, axis: str, runs: list[Run]) -> None:
+        """Check that each label of an axis has runs of its own, and that settings of callbacks have a callback."""
+        if entry_of(CALLBACK, axis) and not any(map(_kinds_of_ours, runs)):
+            raise self.document.error("no run has a callback of sb3_redo whose setting this could be", ("grid", axis))
+        trained: dict[str, Hashable] = {}
+        for label in self.axes[axis]:
+            mine = [run for run in runs if run.condition[axis] == label]
+            twin = trained.setdefault(repr([(run.overrides, run.callbacks) for run in mine]), label)
+            if twin != label:
+                raise self.document.error(
+                    f"{twin!r} and {label!r} are the same trainings: leave one out", ("grid", axis)
+                )
+            of_callbacks = self.per.get(axis, {}).get(label, {}).get(CALLBACK, {})
+            there = {kind for run in mine for kind in _kinds_of_ours(run)}
+            for name in of_callbacks:
+                if not there or ("." in str(name) and name not in there):
+                    raise self.document.error(
+                        "no run of these has such a callback", ("per", axis, label, CALLBACK, name)
+                    )
 
     def _check_adjusted(self, runs: list[Run]) -> None:
         """Check the callbacks of a configuration, and those that ``per`` has changed, and the policies' settings."""
@@ -191,10 +236,9 @@ class TrainingReader(SweepReader):
                 raise self._error_of(run, CALLBACK, f"the callbacks of {run.name}: {complaint}")
         kwargs = {repr((run.settings.get("policy"), run.settings.get(POLICY_KWARGS))): run for run in reversed(runs)}
         for run in kwargs.values():
-            settings = run.settings.get(POLICY_KWARGS)
-            if isinstance(settings, dict) and "policy" in run.settings:
+            if "policy" in run.settings:
                 policy = policy_class(self.policies, run.settings["policy"])
-                complaint = _complaint_about(check_policy_settings, policy, settings)
+                complaint = _complaint_about(check_policy_settings, policy, run.settings.get(POLICY_KWARGS))
                 if complaint is not None:
                     raise self._error_of(run, POLICY_KWARGS, f"the policy of {run.name}: {complaint}")
 
@@ -205,7 +249,9 @@ class TrainingReader(SweepReader):
         where += [("grid", owner)] if owner in self.axes and owner != CALLBACK else []
         where += [("per",)] if any(owner in changed for each in self.per.values() for changed in each.values()) else []
         where += [("settings", owner)] if owner in self.settings else []
-        return self.document.error(message, [*where, ("config",)][0])
+        if where:
+            return self.document.error(message, where[0])
+        return self._entries.error(message, (self._entry_of(run.environment), owner))
 
     def _run(self, environment: str, condition: dict[str, Any], seed: int) -> Run:
         base = self._base(environment)
@@ -267,6 +313,12 @@ def _complaint_about(check: Callable[..., Any], *arguments: Any) -> str | None:
     return None
 
 
+def _kinds_of_ours(run: Run) -> list[str]:
+    """Return the paths of a run's callbacks whose settings an axis may change."""
+    paths = (next(iter(callback), None) if isinstance(callback, dict) else callback for callback in run.callbacks)
+    return [path for path in paths if isinstance(path, str) and path.startswith(_OURS)]
+
+
 def _listed(callbacks: Any) -> list[Any]:
     return list(callbacks) if isinstance(callbacks, list) else [callbacks]
 
@@ -277,7 +329,7 @@ def _adjusted(callback: Any, settings: Mapping[str, Any]) -> Any:
         ((path, own),) = callback.items()
     else:
         path, own = callback, {}
-    if not isinstance(path, str) or not path.startswith("sb3_redo.") or not isinstance(own, dict):
+    if not isinstance(path, str) or not path.startswith(_OURS) or not isinstance(own, dict):
         return callback
     of_all = {name: value for name, value in settings.items() if "." not in str(name)}
     changed = of_all | settings.get(path, {})

@@ -59,7 +59,7 @@ class Document:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UsageError(f"{file}:{line}: this is no YAML: {error.problem}") from error
-        except (TypeError, yaml.YAMLError) as error:  # keys can be lists in YAML, but not in Python
+        except yaml.YAMLError as error:
             raise UsageError(f"{file} is no YAML: {error}") from error
 
     def _text(self) -> str:
@@ -72,6 +72,8 @@ class Document:
             raise UsageError(f"{self.file} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:
             raise UsageError(f"{self.file} cannot be read: it is no text in UTF-8") from None
+        except UsageError:
+            raise
         except ValueError as error:  # a path with a NUL
             raise UsageError(f"{str(self.file)!r} cannot be read: {error}") from None
         if len(text) > _MOST_CHARACTERS:
@@ -88,6 +90,8 @@ class Document:
             return self._sizes[id(node)]
         if node.tag not in _PLAIN[type(node)]:
             kind = node.tag.replace(_YAML, "!!")
+            if kind == "!!timestamp":
+                raise self._error_at(node, f"expected text, got a date: put {node.value[:80]!r} in quotes")
             raise self._error_at(node, f"expected text, a number, a list or a mapping, got the tag {kind[:80]!r}")
         size = 1
         if isinstance(node, yaml.ScalarNode):
@@ -96,6 +100,8 @@ class Document:
             size += sum(self._measure(loader, item, (*above, id(node))) for item in node.value)
         else:
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise self._error_at(key, "expected text or a number for a key, got a list or a mapping")
                 if key.tag != f"{_YAML}merge":
                     size += self._measure(loader, key, (*above, id(node)))
                 size += self._measure(loader, value, (*above, id(node)))

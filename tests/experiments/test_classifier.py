@@ -17,7 +17,7 @@ from sb3_redo.experiments.readers import READERS
 from sb3_redo.reports import read_points
 from sb3_redo.reports.build import write_report
 from sb3_redo.reports.curves import ACCURACY
-from sb3_redo.sweeps.run import state_of
+from sb3_redo.sweeps.files import is_finished
 from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError
 
@@ -238,9 +238,13 @@ def test_a_sweep_of_classifiers_has_runs_for_every_condition(read):
         ("layers", "layer", "sweep.yml:4: settings.layer: .* did you mean 'layers'"),
         ("targets", "target", "sweep.yml:6: grid.target: .* did you mean 'targets'"),
         ("fixed", "fixd", "sweep.yml:6: grid.targets: .* did you mean 'fixed'"),
-        ("[none, redo]", "[none, rdo]", "sweep.yml:7: grid.callback.1: 'rdo' is not one of"),
+        ("[none, redo]", "[none, rdo]", "sweep.yml:7: grid.callback.1: expected one of 'none', 'redo', got 'rdo'"),
         ("steps: 20", "steps: 25", "sweep.yml:4: settings.period: period must divide steps"),
-        ("[digits]", "[digit]", "sweep.yml:2: environments.0: 'digit' is not one of"),
+        (
+            "[digits]",
+            "[digit]",
+            "sweep.yml:2: environments.0: expected one of 'digits', 'mnist', 'cifar10', got 'digit'",
+        ),
     ],
 )
 def test_mistakes_are_told_with_their_line(read, old, new, message):
@@ -282,7 +286,7 @@ def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(tmp_path):
     assert (outcome["num_timesteps"], outcome["recycled_total"]) == (40, None)
     assert json.loads((tmp_path / "run.json").read_text())["algorithm"] == "classifier"
     (tmp_path / "outcome.json").rename(tmp_path / "result.json")
-    assert state_of(tmp_path) == "finished"
+    assert is_finished(tmp_path)
     with pytest.raises(RuntimeError, match="holds a finished run"):
         run_classifier(tmp_path, settings, 0)
 

@@ -27,7 +27,7 @@ from sb3_redo.experiments.stored import find_agent, find_replay_buffer, load_dqn
 from sb3_redo.reports import read_points
 from sb3_redo.reports.build import write_report
 from sb3_redo.reports.curves import LOSS
-from sb3_redo.sweeps.run import state_of
+from sb3_redo.sweeps.files import is_finished
 from sb3_redo.sweeps.sweep_file import read_sweep_file
 from sb3_redo.validation import UsageError
 from tests.helpers.made_runs import write_events
@@ -469,7 +469,7 @@ def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(stored, tmp_
     about = json.loads((tmp_path / "run.json").read_text())
     assert (about["algorithm"], about["environment"]) == ("offline", "stored")
     (tmp_path / "outcome.json").rename(tmp_path / "result.json")
-    assert state_of(tmp_path) == "finished"
+    assert is_finished(tmp_path)
     with pytest.raises(RuntimeError, match="holds a finished run"):
         run_offline(tmp_path, settings_of(), 0, stored)
 
@@ -477,7 +477,7 @@ def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(stored, tmp_
 def test_a_missing_file_stops_a_run_before_anything_is_trained(tmp_path):
     with pytest.raises(UsageError, match=r"there is no .*agent\.zip: train the sweep that stores it first"):
         run_offline(tmp_path / "run", settings_of(), 0, tmp_path)
-    assert state_of(tmp_path / "run") == "open"
+    assert not is_finished(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ environments: [CartPole-v1]
 config: config.yml
 seeds: [0]
 checkpoint_minutes: 0.005
+target_period: 100
 grid:
   replay_ratio: [0.25, 1]
   callback:

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from sb3_redo.sweeps.files import is_busy
-from sb3_redo.sweeps.run import state_of
+from sb3_redo.sweeps.files import is_busy, is_finished
 from tests.helpers.sweeps import CONFIG, SWEEP, names, start, sweep, wait_for, weights, write_sweep
 
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
@@ -52,7 +51,7 @@ def test_killing_a_node_loses_no_run(folder, cluster):
     doomed = next(node for node in cluster.list_all_nodes() if node is not cluster.head_node)
     cluster.remove_node(doomed, allow_graceful=False)
     # The training dies with its node, and lets go of its folder.
-    wait_for(lambda: sum(is_busy(run) or state_of(run) == "finished" for run in runs) < 4)
+    wait_for(lambda: sum(is_busy(run) or is_finished(run) for run in runs) < 4)
     said, complained = process.communicate(timeout=500)
     assert process.returncode == 0, complained
     assert "4 runs finished, 0 failed" in said

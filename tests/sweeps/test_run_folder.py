@@ -263,6 +263,17 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
         train(tmp_path)
 
 
+def test_a_training_with_a_damaged_result_is_trained_again(tmp_path, caplog):
+    train(tmp_path)
+    (tmp_path / "outcome.json").rename(tmp_path / "result.json")
+    (tmp_path / "checkpoint.json").unlink()
+    (tmp_path / "result.json").write_text("{")
+    train(tmp_path)
+    assert "the run is not finished" in caplog.text
+    assert outcome(tmp_path)["num_timesteps"] == STEPS
+    assert [value for _, value in points(tmp_path, "dormancy/gradient_step")] == list(range(0, 21, 10))
+
+
 def test_a_report_knows_a_training_that_no_sweep_has_described(tmp_path):
     train(tmp_path / "one")
     train(tmp_path / "other", at=100)

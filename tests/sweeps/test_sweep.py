@@ -4,21 +4,24 @@ import gc
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from sb3_redo.cli.progress import Progress
-from sb3_redo.sweeps.execution import Resources, _Executor, _import_ray
-from sb3_redo.sweeps.files import BusyError, is_busy, locked, read_json, write_json
-from sb3_redo.sweeps.run import Run, state_of
+from sb3_redo.sweeps.execution import Resources, Standing, _Executor, _import_ray
+from sb3_redo.sweeps.files import BusyError, is_busy, is_finished, locked, read_json, write_json
+from sb3_redo.sweeps.run import Run
 from sb3_redo.sweeps.run_process import train_run
 from sb3_redo.sweeps.warm_process import Starter
 from sb3_redo.validation import UsageError
@@ -77,7 +80,7 @@ def test_a_killed_sweep_goes_on(folder):
     process.wait()
     # The trainings die with their workers, and let go of their folders.
     wait_for(lambda: not any(is_busy(run) for run in runs))
-    assert [state_of(run) for run in runs] == ["begun", "begun"]
+    assert not any(is_finished(run) for run in runs)
     code, _, complained = sweep(folder, "--workers", "2")
     assert code == 0, complained
     for run in runs:
@@ -103,9 +106,9 @@ def test_a_failed_run_is_told_and_stops_no_other(folder):
     code, said, complained = sweep(folder, "--workers", "2")
     assert code == 1, complained
     assert "1 runs finished, 1 failed" in said
-    assert "failed: CartPole-v1/env_kwargs=bad,callback=redo/seed=0: exit code 1" in complained
+    assert re.search("failed ./2: CartPole-v1/env_kwargs=bad,callback=redo/seed=0: exit code 1", complained)
     assert "unexpected keyword argument 'nothing'" in complained
-    assert state_of(folder / "out" / "CartPole-v1/env_kwargs=good,callback=redo/seed=0") == "finished"
+    assert is_finished(folder / "out" / "CartPole-v1/env_kwargs=good,callback=redo/seed=0")
 
 
 @pytest.mark.slow
@@ -149,7 +152,7 @@ def finishing(folder):
 
 def test_a_result_is_written_last_and_only_of_what_ended_well(tmp_path):
     assert train_run(tmp_path, finishing(tmp_path), 1) > 0
-    assert state_of(tmp_path) == "finished"
+    assert is_finished(tmp_path)
     assert not (tmp_path / "outcome.json").exists()
     assert train_run(tmp_path, script("raise SystemExit(1)"), 1) == 0
 
@@ -158,19 +161,42 @@ def test_a_result_is_written_last_and_only_of_what_ended_well(tmp_path):
 def test_a_failure_is_kept_with_the_end_of_its_log(tmp_path, text):
     with pytest.raises(RuntimeError, match="went wrong"):
         train_run(tmp_path, script(text), 1)
-    assert state_of(tmp_path) == "failed"
+    assert (tmp_path / "failed.json").exists()
+    assert not is_finished(tmp_path)
     assert "went wrong" in read_json(tmp_path / "failed.json")["log_tail"]
     train_run(tmp_path, finishing(tmp_path), 1)
-    assert state_of(tmp_path) == "finished"
+    assert is_finished(tmp_path)
 
 
 def test_what_fails_after_its_training_is_not_finished(tmp_path):
     (tmp_path / "outcome.json").write_text("{}")
     with pytest.raises(RuntimeError, match="exit code 1"):
         train_run(tmp_path, script("raise SystemExit('disk full')"), 1)
-    assert state_of(tmp_path) == "failed"
+    assert (tmp_path / "failed.json").exists()
+    assert not is_finished(tmp_path)
     with pytest.raises(RuntimeError, match="exit code 0"):  # it said nothing of an outcome
         train_run(tmp_path, script(""), 1)
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 90, b'{"final_return": 9', b"[1]", b"\xff"])
+def test_a_damaged_result_is_named_and_its_run_trained_again(tmp_path, caplog, text):
+    (tmp_path / "result.json").write_bytes(text)
+    assert not is_finished(tmp_path)
+    (record,) = caplog.records
+    assert record.message == (
+        f"{tmp_path}/result.json cannot be read: it holds no JSON object: it was set aside, and the run is not finished"
+    )
+    assert (tmp_path / "damaged_result.json").read_bytes() == text
+    train_run(tmp_path, finishing(tmp_path), 1)
+    assert is_finished(tmp_path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda file: file.symlink_to(file)])
+def test_what_is_no_file_in_the_place_of_a_result_is_set_aside(tmp_path, make):
+    (tmp_path / "damaged_result.json").write_text("of before")
+    make(tmp_path / "result.json")
+    assert not is_finished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"damaged_result.json"}
 
 
 def test_a_folder_that_another_sweep_completes_is_left_alone(tmp_path):
@@ -367,12 +393,6 @@ def test_no_room_at_all_is_an_error():
 
 
 def test_the_table_says_how_a_sweep_stands(tmp_path):
-    from io import StringIO
-
-    from rich.console import Console
-
-    from sb3_redo.sweeps.execution import Standing
-
     runs = [Run("dqn", "CartPole-v1", {}, seed, "c", {}, [], {}, 100) for seed in range(4)]
     for run, steps in zip(runs, (100, 40, 0, 0), strict=True):
         if steps:
@@ -387,4 +407,28 @@ def test_the_table_says_how_a_sweep_stands(tmp_path):
     assert f"{names[1]}: 40 %" in text
     plain = Console(file=StringIO(), width=200)
     Progress(tmp_path, runs, plain).update(standing)
-    assert plain.file.getvalue().splitlines() == [f"finished 1/4: {names[0]}", f"failed 2/4: {names[3]}"]
+    assert plain.file.getvalue().splitlines() == [f"finished 1/4: {names[0]}", f"failed 2/4: {names[3]}: why"]
+
+
+def test_the_first_line_says_how_long_a_sweep_may_take_and_later_ones_what_is_left(tmp_path):
+    runs = [Run("ppo", "CartPole-v1", {}, seed, "c", {}, [], {}, 20_000) for seed in range(5)]
+    progress = Progress(tmp_path, runs, Console(file=StringIO(), width=200))
+    # 25,000 gradient steps each by a rule of thumb, of which a core of ours makes 250 a second.
+    expected = "5 runs, 2 at a time, about 4 minutes (a guess until one has ended), in "
+    assert progress.opening(2) == f"{expected}{tmp_path}"
+    assert progress.opening(None) == f"5 runs, as many at a time as the cluster holds, in {tmp_path}"
+
+    write_json(tmp_path / runs[0].name / "result.json", {"seconds": 1000.0})
+    progress = Progress(tmp_path, runs, Console(file=StringIO(), width=200))
+    expected = "5 runs, 1 of them finished, 2 at a time, about 33 minutes (at the pace of those), in "
+    assert progress.opening(2) == f"{expected}{tmp_path}"
+    assert "about 17 minutes" in progress.opening(8)  # no run is faster with more workers
+    names = [run.name for run in runs]
+    progress.update(Standing(runs[2:], {names[1]: 0.0}, [names[0]]))
+    progress.begun -= 600.0  # in which a run and a half were trained
+    write_json(tmp_path / names[2] / "progress.json", {"num_timesteps": 10_000, "of": 20_000})
+    progress.update(Standing(runs[3:], {names[2]: 0.0}, names[:2]))
+    assert progress.console.file.getvalue() == f"finished 2/5: {names[1]}; about 17 minutes left\n"
+    for run in runs:
+        write_json(tmp_path / run.name / "result.json", {"seconds": 1000.0})
+    assert progress.opening(2) == f"5 runs, 5 of them finished, in {tmp_path}"

@@ -105,15 +105,23 @@ def test_the_zoo_reads_from_the_command_what_was_meant(read):
 WIDTH = "width: [1, 2]"
 WRONG = {
     "an unknown key": ("seeds: [0, 1]", "seds: [0, 1]", r"sweep.yml:4: seds: .* did you mean 'seeds'\?"),
-    "a seed that is no number": ("[0, 1]", "[0, one]", r"sweep.yml:4: seeds.1: 'one' is not of type 'integer'"),
+    "a seed that is no number": ("[0, 1]", "[0, one]", r"sweep.yml:4: seeds.1: expected a whole number, got 'one'"),
     "no list": ("width: [1, 2]", "width: 2", r"sweep.yml:9: grid.width: expected a list of values, got 2"),
     "neither a list nor labels": (
         "width: [1, 2]",
         "batch_size: 32",
         r"sweep.yml:9: grid.batch_size: expected a list of values, or a mapping of labels to values, got 32",
     ),
-    "a width of text": ("width: [1, 2]", "width: [1, wide]", r"sweep.yml:9: grid.width.1: 'wide' is not of type"),
-    "a negative width": ("width: [1, 2]", "width: [1, -2]", r"sweep.yml:9: grid.width.1: -2 is less than"),
+    "a width of text": (
+        "width: [1, 2]",
+        "width: [1, wide]",
+        r"sweep.yml:9: grid.width.1: expected a number, got 'wide'",
+    ),
+    "a negative width": (
+        "width: [1, 2]",
+        "width: [1, -2]",
+        r"sweep.yml:9: grid.width.1: expected a number greater than 0, got -2",
+    ),
     "callbacks as a list": (
         "  callback:\n    none:\n      - sb3_redo.DormancyCallback: {dormancy_threshold: 0.1}\n    redo:\n  ",
         "  callback:\n  ",
@@ -177,7 +185,66 @@ WRONG = {
     "a huge number of steps": (WIDTH, f"n_timesteps: [{'9' * 401}]", r"sweep.yml:9: .* 64 bits, got one of 401 char"),
     "an unknown policy": (WIDTH, "policy: [MlpPolcy]", r"sweep.yml:9: grid.policy.0: .* did you mean 'MlpPolicy'\?"),
     "a policy that is none": (WIDTH, "policy: [torch.nn.Linear]", r"sweep.yml:9: .* subclass of BasePolicy"),
-    "an unknown optimizer": (WIDTH, "policy_kwargs: {a: {optimizer_class: torch.optim.Adm}}", r"sweep.yml:9: .* 'Adm'"),
+    "an unknown optimizer": (
+        WIDTH,
+        WIDTH + "\n  policy_kwargs: {a: {optimizer_class: torch.optim.Adm}}",
+        r"sweep.yml:10: .* 'Adm'",
+    ),
+    "a class that stays text": (
+        WIDTH,
+        "policy_kwargs: {a: {activation_fn: torch.nn.ReLU}}",
+        r"sweep.yml:9: .* activation_fn has to be a class, and 'torch.nn.ReLU' is text: write ",
+    ),
+    "a class in Python text": (
+        WIDTH,
+        'policy_kwargs: ["dict(activation_fn=nn.ReLu)"]',
+        r"sweep.yml:9: grid.policy_kwargs.0: .*torch.nn has no 'ReLu'; did you mean 'ReLU'\?",
+    ),
+    "a name in Python text": (
+        WIDTH,
+        'policy_kwargs: ["dict(activation_fn=ReLU)"]',
+        r"sweep.yml:9: grid.policy_kwargs.0: .*the zoo has no 'ReLU'",
+    ),
+    "a class of another kind": (
+        WIDTH,
+        'policy_kwargs: ["dict(optimizer_class=nn.ReLU)"]',
+        r"sweep.yml:9: .* expected a subclass of Optimizer for optimizer_class, got <class",
+    ),
+    "a policy's setting in Python text": (
+        WIDTH,
+        'policy_kwargs: ["dict(dict(net_arch=[8]), net_arhc=[8])"]',
+        r"sweep.yml:9: .* did you mean 'net_arch'\?",
+    ),
+    "settings of a policy that are none": (
+        WIDTH,
+        "policy_kwargs: ['[8]']",
+        r"sweep.yml:9: .* expected a mapping of policy_kwargs, got \[8\]",
+    ),
+    "a call in Python text": (
+        WIDTH,
+        "replay_buffer_kwargs: [\"__import__('os').system('touch called') or {}\", \"dict(n=HerBuffer)\"]",
+        r"sweep.yml:9: grid.replay_buffer_kwargs.1: .*the zoo has no 'HerBuffer'",
+    ),
+    "an unknown wrapper": (
+        WIDTH,
+        "env_wrapper: {a: rl_zoo3.wrappers.FrameSkp}",
+        r"sweep.yml:9: grid.env_wrapper.a: .* no attribute 'FrameSkp'",
+    ),
+    "a wrapper's setting": (
+        WIDTH,
+        "env_wrapper: {a: [{rl_zoo3.wrappers.FrameSkip: {skp: 2}}]}",
+        r"sweep.yml:9: grid.env_wrapper.a: rl_zoo3.wrappers.FrameSkip: got an unexpected keyword argument 'skp'",
+    ),
+    "a wrapper of Python": (
+        WIDTH,
+        "vec_env_wrapper: {a: os.system}",
+        r"sweep.yml:9: grid.vec_env_wrapper.a: .*of Python itself",
+    ),
+    "a wrapper that wraps nothing": (
+        WIDTH,
+        "env_wrapper: {a: torch.__version__}",
+        r"sweep.yml:9: .* that wraps an env",
+    ),
     "an unknown policy setting": (WIDTH, "policy_kwargs: {a: {net_arhc: [8]}}", r"sweep.yml:9: .* mean 'net_arch'\?"),
     "an unknown activation": (
         WIDTH,
@@ -236,9 +303,95 @@ WRONG = {
     ),
     "depth": ("seeds: [0, 1]", f"seeds: {'[' * 5000}", r"sweep.yml: expected values at most 40 deep"),
     "a number of base 60": ("seeds: [0, 1]", f"seeds: [{'1:' * 3000}1]", r"sweep.yml:4: expected a number of 64 bits"),
-    "no date": ("seeds: [0, 1]", "seeds: [2001-02-30]", r"sweep.yml:4: .* got the tag '!!timestamp'"),
-    "no mapping": (TEXT, "- 1", r"sweep.yml:1: .* is not of type 'object'"),
-    "nothing": (TEXT, "", r"sweep.yml:1: None is not of type 'object'"),
+    "no date": (
+        "seeds: [0, 1]",
+        "seeds: [2001-02-30]",
+        r"sweep.yml:4: expected text, got a date: put '2001-02-30' in quotes",
+    ),
+    "a seed with a point": ("seeds: [0, 1]", "seeds: [1.0]", r"sweep.yml:4: seeds.0: expected a whole number, got 1.0"),
+    "a seed twice": (
+        "seeds: [0, 1]",
+        "seeds: [1, 0x1]",
+        r"sweep.yml:4: seeds: expected values that differ, got \[1, 1\]",
+    ),
+    "one seed alone": ("seeds: [0, 1]", "seeds: 5", r"sweep.yml:4: seeds: expected a list, got 5"),
+    "a truth value for a seed": (
+        "seeds: [0, 1]",
+        "seeds: [true]",
+        r"sweep.yml:4: seeds.0: expected a whole number, got Tr",
+    ),
+    "steps with a point": (
+        "seeds:",
+        "n_timesteps: 1.0e+3\nseeds:",
+        r"sweep.yml:4: n_timesteps: expected a whole number, g",
+    ),
+    "steps in two places": (
+        "seeds: [0, 1]\nsettings:",
+        "n_timesteps: 9\nseeds: [0, 1]\nsettings:\n  n_timesteps: 8",
+        r"sweep.yml:4: n_timesteps: n_timesteps stands here and among the settings: give it once",
+    ),
+    "endless time between checkpoints": (
+        "seeds:",
+        "checkpoint_minutes: .inf\nseeds:",
+        r"sweep.yml:4: checkpoint_minutes: expected a number of at most 1,000,000, got inf",
+    ),
+    "an endless learning rate": (
+        "learning_rate: 0.001",
+        "learning_rate: .inf",
+        r"sweep.yml:6: settings.learning_rate: exp",
+    ),
+    "labels that differ in case": (
+        WIDTH,
+        "gamma: {A: 0.9, a: 0.8}",
+        r"sweep.yml:7: grid: two conditions are named alike",
+    ),
+    "labels that look alike": (
+        WIDTH,
+        'gamma: {"\\xe9": 0.9, "e\\u0301": 0.8}',
+        r"sweep.yml:7: grid: two conditions are named alike",
+    ),
+    "labels of the same": (
+        WIDTH,
+        "gamma: {a: 0.9, b: 0.9}",
+        r"sweep.yml:9: grid.gamma: 'a' and 'b' are the same train",
+    ),
+    "a ratio in two ways": (
+        "[0.25, 2]",
+        "[0.25, 1/4, 2]",
+        r"sweep.yml:8: grid.replay_ratio: 0.25 and '1/4' are the same",
+    ),
+    "a schedule beside a ratio": (
+        "learning_rate: 0.001",
+        "train_freq: 8",
+        r"sweep.yml:8: grid.replay_ratio.0: a replay ratio and train_freq exclude each other: give one of them",
+    ),
+    "an axis of no callback": (
+        TEXT[TEXT.index("  callback:") :],
+        "  callback:\n    a: []\n  callback.dormancy_threshold: [0.1]\ntarget_period: 8\n",
+        r"sweep.yml:12: grid.callback.dormancy_threshold: no run has a callback of sb3_redo whose setting",
+    ),
+    "a setting beside a value of no callback": (
+        "callback: {dormancy_threshold: 0.5}",
+        "callback: {sb3_redo.interventions.WeightDecayCallback: {}}",
+        r"sweep.yml:17: per.replay_ratio.2.callback.sb3_redo",
+    ),
+    "a list for a key": (
+        "seeds: [0, 1]",
+        "seeds: [0, 1]\n? [a]\n: 1",
+        r"sweep.yml:5: expected text or a number for a key",
+    ),
+    "settings of an environment": (
+        "learning_rate: 0.001",
+        "env_kwargs: 5",
+        r"sweep.yml:6: settings.env_kwargs: expected",
+    ),
+    "layers without neurons": (
+        WIDTH,
+        "policy_kwargs: {a: {net_arch: [-8]}}",
+        r"sweep.yml:9: .* of neurons for net_arch",
+    ),
+    "no mapping": (TEXT, "- 1", r"sweep.yml:1: expected a mapping, got \[1\]"),
+    "nothing": (TEXT, "", r"sweep.yml:1: expected a mapping, got nothing"),
 }
 
 
@@ -313,6 +466,13 @@ def test_the_zoos_own_settings_pass_for_every_algorithm():
         ("CartPole-v1: {policy: MlpPolicy}", r"config.yml:1: CartPole-v1: expected n_timesteps here or in the sweep"),
         ("CartPole-v1: &a {b: *a}", r"sweep.yml:3: config: config.yml:1: an alias leads back"),
         (CONFIG + "  callback: os.system\n", None),
+        (
+            CONFIG + "  env_wrapper:\n    - rl_zoo3.wrappers.FrameSkp\n",
+            r"config.yml:7: CartPole-v1.env_wrapper: .*'FrameSkp'",
+        ),
+        (CONFIG + "  vec_env_wrapper: 5\n", r"config.yml:7: .*expected the dotted path of a wrapper, got 5"),
+        (CONFIG.replace("net_arch=[8]", "a=nn.L"), r"config.yml:6: CartPole-v1.policy_kwargs: .*has no 'L'"),
+        (CONFIG.replace("net_arch", "net_arhc"), r"config.yml:6: CartPole-v1.policy_kwargs: .*mean 'net_arch'\?"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_its_line(read, config, message):
@@ -343,6 +503,25 @@ def test_an_output_that_is_no_folder_is_refused(read, option, capsys):
     assert "argument --out: expected the name of a folder, got " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("gone.Nothing", "gone cannot be imported: SystemExit"),
+        ("ends.Ends", "bye"),
+        ("stable_baselines3.common.callbacks.BaseCallback", "Can't instantiate abstract class BaseCallback"),
+    ],
+)
+def test_what_ends_python_when_it_is_named_is_refused(read, tmp_path, monkeypatch, path, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "gone.py").write_text("raise SystemExit")
+    (tmp_path / "ends.py").write_text(
+        "from sb3_redo import DormancyCallback\n"
+        "class Ends(DormancyCallback):\n    def __init__(self): raise SystemExit('bye')\n"
+    )
+    with pytest.raises(UsageError, match=rf"sweep.yml:13: grid.callback.redo: {message}"):
+        read("- sb3_redo.ReDoCallback: {dormancy_threshold: 0.1}", f"- {path}")
+
+
 def test_an_environment_without_settings_is_refused(read):
     with pytest.raises(UsageError, match=r"sweep.yml:3: config: config.yml has no entry for CartPole-v1"):
         read(config="Acrobot-v1: {}")
@@ -357,7 +536,7 @@ def test_a_replay_buffer_is_saved_where_the_file_says_so(read):
     assert not any("--save-replay-buffer" in run.command(Path("out")) for run in read().runs)
     command = read("algorithm: dqn", "algorithm: dqn\nsave_replay_buffer: true").runs[0].command(Path("out"))
     assert command.index("--save-replay-buffer") < command.index("-params")
-    with pytest.raises(UsageError, match=r"sweep.yml:\d+: save_replay_buffer: 'often' is not of type 'boolean'"):
+    with pytest.raises(UsageError, match=r"sweep.yml:\d+: save_replay_buffer: expected true or false, got 'often'"):
         read("algorithm: dqn", "algorithm: dqn\nsave_replay_buffer: often")
 
 
@@ -382,6 +561,32 @@ def test_a_dry_run_prints_a_command_for_each_run(read, capsys, tmp_path):
     assert all(line.startswith("OMP_NUM_THREADS=1 ") for line in lines)
     assert all(" python -m rl_zoo3.train --algo dqn " in line for line in lines)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_the_runs_of_each_condition(read, capsys):
+    read()
+    assert main(["sweep", "sweep.yml", "--out", "out", "--dry-run"]) == 0
+    first, second, *others = capsys.readouterr().err.splitlines()
+    assert first == "16 runs in out: 1 environment, 8 conditions, 2 seeds"
+    assert second == "  replay_ratio=0.25,width=1,callback=none: 2 runs"
+    assert len(others) == 7
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_papers_sweep_takes_far_less_time_than_its_imports():
+    text = f"""
+import time, sys
+from sb3_redo.cli.main import main
+import sb3_redo.algorithms, sb3_redo.networks, rl_zoo3.exp_manager, sb3_redo.experiments.readers, sb3_redo.cli.progress
+imported = time.process_time()
+main(["sweep", {str(SWEEPS / "paper_replay_ratio.yml")!r}, "--dry-run"])
+print(imported, time.process_time() - imported, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    imports, beyond = map(float, done.stderr.splitlines()[-1].split())
+    assert len(done.stdout.splitlines()) == 680
+    assert beyond < 2
+    assert beyond < imports / 3
 
 
 @pytest.mark.parametrize("option", [["--workers", "0"], ["--threads-per-run", "0"], ["--cpus-per-run", "0"]])
@@ -422,6 +627,18 @@ def test_what_the_target_period_cannot_be_is_refused(read):
         read("seeds: [0, 1]", "seeds: [0, 1]\ntarget_period: 15", also=("algorithm: dqn", "algorithm: sac"))
 
 
+def test_ratios_whose_targets_would_differ_by_themselves_are_refused(read):
+    per = ("target_update_interval: 7, ", "")
+    with pytest.raises(
+        UsageError, match=r"sweep.yml:8: grid.replay_ratio: expected a target_period .*'target_period: N"
+    ):
+        read(also=per)
+    assert read("learning_rate: 0.001", "target_update_interval: 9", also=per)
+    assert read("  width: [1, 2]", "  target_update_interval: [9, 90]", also=per)
+    assert read("[0.25, 2]", "[2]", also=per)
+    assert read("algorithm: dqn", "algorithm: sac", also=per)
+
+
 def test_a_setting_beside_a_value_can_be_of_one_callback_alone(read):
     sweep = read("callback: {dormancy_threshold: 0.5}", "callback: {sb3_redo.ReDoCallback: {dormancy_threshold: 0.5}}")
     found = {
@@ -446,6 +663,19 @@ def test_a_shipped_sweep_can_be_started(file):
     measure_themselves = ("classifier", "offline")
     assert sweep.algorithm in (*ALGOS, *measure_themselves)
     assert all(run.callbacks or sweep.algorithm in measure_themselves for run in sweep.runs)
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yml")), ids=lambda file: file.name)
+def test_a_shipped_sweep_has_the_same_targets_and_the_same_baselines_at_every_replay_ratio(file):
+    measured, periods = {}, {}
+    for run in read_sweep_file(file, readers=READERS).runs:
+        if "target_update_interval" in run.settings and run.replay_ratio is not None:
+            changed = {axis: label for axis, label in run.condition.items() if axis != "replay_ratio"}
+            period = run.settings["target_update_interval"] * run.replay_ratio
+            periods.setdefault(repr(changed), set()).add(period)
+        if [*map(list, run.callbacks)] == [["sb3_redo.DormancyCallback"]]:
+            measured.setdefault(run.condition.get("callback"), set()).add(repr(run.callbacks))
+    assert all(len(found) == 1 for found in (*measured.values(), *periods.values())), (measured, periods)
 
 
 def test_kinds_of_sweeps_whose_readers_are_not_handed_over_are_unknown(read):
@@ -477,7 +707,7 @@ def test_a_merge_behind_an_anchor_is_no_key_twice(read):
         "    redo:\n      - sb3_redo.ReDoCallback: {dormancy_threshold: 0.1}\n",
         "    redo:\n"
         "      - sb3_redo.ReDoCallback: &one {<<: &settings {dormancy_threshold: 0.1, batch_size: 8}, batch_size: 16}\n"
-        "    again:\n      - sb3_redo.ReDoCallback: *one\n",
+        "    again:\n      - sb3_redo.ReDoCallback: *one\n      - sb3_redo.DormancyCallback\n",
     )
     by_label = {run.condition["callback"]: run.callbacks[0] for run in merged.runs if run.replay_ratio == 0.25}
     expected = {"sb3_redo.ReDoCallback": {"dormancy_threshold": 0.1, "batch_size": 16}}
