@@ -27,9 +27,9 @@ class DormancyCallback(MonitoringCallback):
         policy's wiring
     :param exclude: patterns of layers that are neither measured nor changed, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
-    :param observations: a fixed set to measure on, all of it each time, instead of ``batch_size`` from the buffer: an
-        array or tensor [batch, ...] as the environment gives them (already normalised, if ``VecNormalize`` is used),
-        a dictionary of them, or the ``batch`` of a report. Copied here.
+    :param observations: a fixed set to measure on instead of ``batch_size`` from the buffer. Each measurement uses all
+        of it. An array or tensor [batch, ...] as the environment gives them, a dictionary of them, or the ``batch`` of
+        a report. With ``VecNormalize`` they are already normalised. The set is copied.
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range or an unknown name
     """

@@ -31,9 +31,9 @@ def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Opti
 class ResetCallback(PeriodicCallback):
     """Resets layers while a model trains: fresh weights in the network and its target, optimizer state forgotten.
 
-    :param layers: ``"last"``, which are the output layers of all networks (what Nikishin et al. 2022 reset in SPR on
-        Atari 100k), a number of last layers, ``"all"`` (what they reset in SAC) or a list of module paths, such as
-        ``["q_net.q_net.2"]`` or ``["critic"]``
+    :param layers: ``"last"`` for the output layers of all networks, a number of last layers, ``"all"``, or a list of
+        module paths, such as ``["q_net.q_net.2"]`` or ``["critic"]``. Nikishin et al. 2022 reset ``"last"`` in SPR on
+        Atari 100k, and ``"all"`` in SAC.
     :param period: in gradient steps; theirs were 200,000 for SAC and 20,000 for SPR
     :param start: reset from this gradient step on
     :param stop: reset up to, not including, this gradient step; to the end if not given. The authors leave the time

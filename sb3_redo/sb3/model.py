@@ -57,9 +57,9 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
     """Return a batch from observations that are given.
 
     :param model: any supported model
-    :param observations: arrays or tensors [batch, ...] as the environment gives them (already normalised, if
-        ``VecNormalize`` is used), as a replay buffer's ``sample(n, env=...)`` gives them, or as they lie in it,
-        [n, n_envs, ...], which are normalised here; or a dictionary of them; or a batch as a report has it
+    :param observations: arrays or tensors [batch, ...] as the environment gives them, or as a replay buffer's
+        ``sample(n, env=...)`` does. With ``VecNormalize`` these are normalised already. Rows of a replay buffer,
+        [n, n_envs, ...], are normalised here. A dictionary of these, or the batch of a report.
     :raises ValueError: when they do not fit the model's observation space
     """
     try:
