@@ -30,8 +30,8 @@ def units_of(network: Network, batch: Any, slope: float = 0.01) -> tuple[LayerUn
     """Find the dead and saturated neurons of every hidden layer, in the order in which they run.
 
     The slope is the derivative of the activation function at the neuron's value. That of a tanh is 1 - h², below 0.01
-    beyond \\|h\\| = 0.995. That of a ReLU is 0 or 1, so a dead neuron is saturated, too. A neuron counts as not saturated
-    if torch has no name for its activation: ``x * sigmoid(x)`` written out, or none at all.
+    beyond \\|h\\| = 0.995. That of a ReLU is 0 or 1, so a dead neuron is saturated, too. A neuron counts as not
+    saturated if torch has no name for its activation: ``x * sigmoid(x)`` written out, or none at all.
 
     :param slope: a neuron is saturated where its activation is flatter than this
     :raises RuntimeError: when the network makes other calls than when it was read

@@ -1,0 +1,31 @@
+"""The settings of the site: ``python -m sphinx -W docs docs/_build`` builds it."""
+
+import shutil
+from pathlib import Path
+
+import sb3_redo
+
+project = "sb3_redo"
+author = "The sb3_redo authors"
+project_copyright = f"2026, {author}"
+version = release = sb3_redo.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+suppress_warnings = ["myst.header"]  # a table may come before the first heading of its level
+
+# Sphinx reads only what lies below this folder.
+HERE = Path(__file__).parent
+(HERE / "notebooks").mkdir(exist_ok=True)
+shutil.copy2(HERE.parent / "notebooks/dormancy.ipynb", HERE / "notebooks")
+
+myst_heading_anchors = 4
+nb_execution_mode = "off"  # the suite runs the notebook, and its outputs are stored
+
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of other projects have other markup
+autodoc_class_signature = "mixed"
+
+html_theme = "furo"
+html_title = f"sb3_redo {release}"
