@@ -242,3 +242,12 @@ def test_the_citation_is_complete():
     readme = (ROOT / "README.md").read_text()
     assert citation["preferred-citation"]["title"] in readme
     assert json.dumps(citation, default=str)
+
+
+def test_experimental_rooms_say_so():
+    page = (DOCS / "stability.md").read_text().split("## Experimental")[1].split("\n## ")[0]
+    experimental = re.findall(r"`(sb3_redo\.\w+)`", page)
+    assert len(experimental) == 6
+    packages = {f"sb3_redo.{path.parent.name}": path for path in (ROOT / "sb3_redo").glob("*/__init__.py")}
+    marked = {name for name, path in packages.items() if "Experimental: names may change" in path.read_text()}
+    assert set(experimental) == marked
