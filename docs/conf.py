@@ -1,6 +1,5 @@
 """The settings of the site: ``python -m sphinx -W docs docs/_build`` builds it."""
 
-import shutil
 from pathlib import Path
 
 import sb3_redo
@@ -17,7 +16,8 @@ suppress_warnings = ["myst.header"]  # a table may come before the first heading
 # Sphinx reads only what lies below this folder.
 HERE = Path(__file__).parent
 (HERE / "notebooks").mkdir(exist_ok=True)
-shutil.copy2(HERE.parent / "notebooks/dormancy.ipynb", HERE / "notebooks")
+notebook = (HERE.parent / "notebooks/dormancy.ipynb").read_text(encoding="utf-8")
+(HERE / "notebooks/dormancy.ipynb").write_text(notebook.replace("](../docs/", "](../"), encoding="utf-8")
 
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # the suite runs the notebook, and its outputs are stored
