@@ -16,7 +16,7 @@ from sb3_redo.algorithms.drq import DrQ
 __all__ = ["ALGORITHMS", "CategoricalDQN", "DoubleDQN", "DrQ"]
 
 ALGORITHMS = {"double_dqn": DoubleDQN, "drq": DrQ, "categorical_dqn": CategoricalDQN}
-"""By the zoo's names."""
+"""The zoo's names to algorithms."""
 
 with suppress(ImportError):  # without the zoo there is nothing to register with
     from rl_zoo3.utils import ALGOS as _ALGOS
