@@ -294,7 +294,7 @@ def _optimizers(optimizers: Any, module: nn.Module) -> list[Optimizer]:
             raise TypeError(f"optimizers must hold torch optimizers, got {optimizer!r}")
     theirs = {id(each) for optimizer in given for group in optimizer.param_groups for each in group["params"]}
     if given and theirs.isdisjoint(map(id, module.parameters())):
-        raise ValueError(f"optimizers hold no parameter of this {type(module).__name__}: was it built anew after them?")
+        raise ValueError(f"optimizers hold no parameter of this {type(module).__name__}: was it rebuilt after them?")
     return given
 
 
@@ -315,8 +315,8 @@ def _building(fresh: Any, module: nn.Module, layers: Iterable[str]) -> Callable[
             own = trained.get(uncompiled_name(path))
             if own is not None and own.any() and torch.equal(own.detach().cpu(), parameter.detach().to(own.dtype)):
                 raise ValueError(
-                    f"{path} is not drawn anew: its layer has no reset_parameters() of its own that does, or fresh= "
-                    "copies trained weights. Pass fresh=, a function that builds an untrained module"
+                    f"{path} cannot be redrawn: its layer's reset_parameters() does not redraw it, or fresh= copies "
+                    "trained weights. Pass fresh=, a function that builds an untrained module"
                 )
         return built
 

@@ -144,6 +144,14 @@ def test_links_and_anchors_lead_somewhere(page):
     assert list(dead_links(page, page.read_text(encoding="utf-8"))) == []
 
 
+def test_the_first_page_leads_to_the_answers():
+    first = (DOCS / "index.md").read_text()
+    answers = ("install", "choosing", "own_network", "on_policy", "trackers", "api/index", "changelog", "contributing")
+    assert [name for name in answers if f"]({name}.md" not in first] == []
+    assert "](install.md#versions)" in first
+    assert "## Cite" in first
+
+
 def test_dead_links_are_found():
     text = "[a](wiring.md#no-such-heading) [b](gone.md) [c](wiring.md#the-method) [d](https://x.org/gone) `[e](f)`"
     assert list(dead_links(DOCS / "index.md", text)) == ["wiring.md#no-such-heading", "gone.md"]

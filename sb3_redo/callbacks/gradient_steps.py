@@ -203,7 +203,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         if isinstance(self.parent, EvalCallback) and self.parent.callback_on_new_best is self:
             with self._guarded():
                 raise RuntimeError(
-                    "callback_on_new_best hears nothing of training: give this callback to learn(), beside the "
+                    "callback_on_new_best is not called during training: give this callback to learn(), beside the "
                     "EvalCallback"
                 )
 
@@ -275,7 +275,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         if not self.agent.at_rollout_end and made >= 10 and gradient_step == self.gradient_step:
             self._began = -1, updates
             self._warn(
-                f"{type(self).__name__} has heard of none of {made} gradient steps, and does nothing: they are not "
+                f"{type(self).__name__} has seen none of {made} gradient steps, and does nothing: they are not "
                 f"made by the {type(self.agent.clock).__name__} of the model's policy"
             )
 

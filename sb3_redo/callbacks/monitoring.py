@@ -80,7 +80,7 @@ class MonitoringCallback(GradientStepCallback):
             self.model,
             self.batch_size,
             self.seed,
-            "dormancy is measured on {}, on which more neurons look dormant",
+            "dormancy is measured on {}, and few observations make more neurons look dormant",
             is_waiting=self.memory.is_empty,
             observations=self.observations,
         )

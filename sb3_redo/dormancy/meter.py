@@ -222,8 +222,8 @@ class LayerSite:
         sums = sums if sums.ndim == 1 else sums.flatten()
         if len(sums) != len(self.owners):
             raise RuntimeError(
-                f"the activations of {self.layer} are of shape {tuple(value.shape)}, which is not as it was traced: a "
-                "network that changes from pass to pass cannot be measured"
+                f"the activations of {self.layer} have another shape than when traced, {tuple(value.shape)}: a network "
+                "that changes from pass to pass cannot be measured"
             )
         values_per_sum = value.numel() / len(sums)
         # 3. One sum per element remains, usually one per neuron, in order.

@@ -12,7 +12,7 @@ FRESH, PRETRAINED = "fresh", "pretrained"
 
 def _path(name: str, value: Any) -> str:
     if value == "":
-        raise ValueError(f"{name} is missing: name a file, or a folder below which it is")
+        raise ValueError(f"{name} is missing: name a file, or a folder that contains it")
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a path, got {value!r}")
     return value

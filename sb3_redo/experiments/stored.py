@@ -76,11 +76,11 @@ def load_dqn(path: Path) -> DQN:
     except UsageError as error:
         told = str(error).partition("; ")[2]
         raise UsageError(
-            f"{file} does not tell which algorithm it is of ({told}): take one that the zoo has saved, or one of a "
+            f"{file} does not tell its algorithm ({told}): take one that the zoo has saved, or one of a "
             "policy of SB3's or of sb3_redo.networks"
         ) from None
     if algorithm not in _READABLE:
-        raise UsageError(f"{file} is of {algorithm}, and offline training is of {' or '.join(_READABLE)} alone")
+        raise UsageError(f"{file} is an agent of {algorithm}, and offline training takes only {' or '.join(_READABLE)}")
     if source.settings is not None and (source.settings / "vecnormalize.pkl").exists():
         raise UsageError(f"{file} saw observations that VecNormalize had normalised: offline training does not do that")
     # A full replay buffer may not fit into memory beside the stored one.

@@ -80,8 +80,8 @@ def _parts(item: Any) -> list[Any]:
     attributes = getattr(item, "__dict__", None)
     if isinstance(item, _UNSEEN) or (attributes is None and not any(slots)):
         raise RuntimeError(
-            f"the forward pass must return tensors, and returned a {type(item).__name__}, in which they cannot be "
-            "seen: pass forward=, a function that runs the network and returns its outputs as tensors"
+            f"the forward pass must return tensors, and returned a {type(item).__name__}, which may hide "
+            "them: pass forward=, a function that runs the network and returns its outputs as tensors"
         )
     return [*(attributes or {}).values(), *(getattr(item, name, None) for name in sorted(names))]
 

@@ -95,9 +95,8 @@ class CategoricalQNetwork(dqn.QNetwork):
 
 def _refuse(gradient: Tensor) -> None:
     raise RuntimeError(
-        "this network gives each value as a distribution, which is learnt by cross-entropy, and here the loss is one "
-        "of the distributions' means, such as DQN's: use sb3_redo.algorithms.CategoricalDQN, or a policy that is not "
-        "categorical"
+        "this network learns distributions by cross-entropy, but this loss, like DQN's, is one of their means: use "
+        "sb3_redo.algorithms.CategoricalDQN, or a policy that is not categorical"
     )
 
 

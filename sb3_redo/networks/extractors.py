@@ -133,8 +133,8 @@ class ImpalaCNN(_ImageExtractor):
     def _convolutions(self, channels: int, style: _Style) -> nn.Sequential:
         if issubclass(style.activation_fn, Concatenating):
             raise ValueError(
-                f"{style.activation_fn.__name__} makes two features of each neuron, and what ImpalaCNN's residual "
-                "blocks add up has one: use the nature extractor"
+                f"{style.activation_fn.__name__} gives two features per neuron, and ImpalaCNN's residual blocks need "
+                "one: use the nature extractor"
             )
         stacks: list[nn.Module] = []
         for outputs in (32, 64, 64):

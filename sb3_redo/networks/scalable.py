@@ -110,7 +110,7 @@ class Scalable(BasePolicy):
             settings["activation_fn"] = ACTIVATIONS[activation]
         for name, kind in ACTIVATIONS.items():
             if issubclass(kind, Concatenating) and settings.get("activation_fn") is kind and activation != name:
-                raise ValueError(f"what makes two features of each neuron is given by name: activation={name!r}")
+                raise ValueError(f"an activation with two features per neuron is given by name: activation={name!r}")
         if isinstance(settings.get("optimizer_class"), str):
             settings["optimizer_class"] = optimizer_named(settings["optimizer_class"])
         super().__init__(*spaces_and_schedule, **settings)

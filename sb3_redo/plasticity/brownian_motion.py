@@ -129,8 +129,8 @@ class BrownianMotionCallback(ExaminingCallback):
         model, name = self.model, type(self.model).__name__
         if not isinstance(model, DQN) or not has_td_loss(model, _NETWORK):
             raise RuntimeError(
-                f"{type(self).__name__} is for DQN and those that train as it does (Double DQN, DrQ, CategoricalDQN): "
-                f"no temporal-difference loss is known here of a q_net of {name}"
+                f"{type(self).__name__} supports DQN, Double DQN, DrQ and CategoricalDQN, but not {name}: its "
+                "temporal-difference loss is not known"
             )
         if is_compiled(model.policy.modules()):
             raise RuntimeError("a compiled network cannot be copied as it is: do not compile it")
@@ -139,8 +139,8 @@ class BrownianMotionCallback(ExaminingCallback):
         moving = [path for path, buffer in buffers if path not in fixed and buffer.is_floating_point()]
         if moving:
             raise RuntimeError(
-                f"training changes {_NETWORK}.{moving[0]} on the batches that it runs the network on, and a twin that "
-                "is never trained on any has no such values: use a network without batch or spectral normalisation"
+                f"training changes {_NETWORK}.{moving[0]} in its forward passes, and the twin, which is not trained, "
+                "would not follow: use a network without batch or spectral normalisation"
             )
 
     def _refuse_companions(self) -> None:

@@ -100,7 +100,7 @@ class PlasticityCallback(ExaminingCallback):
         self._initial = initial_parameters_of(self.model) if "distance" in self.instruments else None
         if "distance" in self.instruments and self._initial is None:
             warnings.warn(
-                "this model was trained before: the weights that it began with are not known, and plasticity/distance "
+                "this model was trained before: its initial weights are not known, and plasticity/distance "
                 "is not logged",
                 RuntimeWarning,
                 stacklevel=2,

@@ -69,7 +69,7 @@ class ProbeTaskCallback(ExaminingCallback):
             elif self.networks is None:
                 del self.networks_examined[name]
             else:
-                raise RuntimeError(f"{name} cannot be probed: no optimizer's steps are what changes all of it")
+                raise RuntimeError(f"{name} cannot be probed: no optimizer changes all of it")
         for network in self.networks_examined.values():
             self._fresh(network, 0)
 
@@ -83,8 +83,8 @@ class ProbeTaskCallback(ExaminingCallback):
             if built is None or built.shape != tensor.shape:
                 raise RuntimeError(
                     f"{name} is {tuple(tensor.shape)}, but {'absent' if built is None else tuple(built.shape)} in a "
-                    "policy built from the model's policy_kwargs: a fresh network, whose outputs make the targets, is "
-                    "not known. Give its shape in policy_kwargs."
+                    "policy built from the model's policy_kwargs: no fresh network can be built for the targets. Give "
+                    "its shape in policy_kwargs."
                 )
             fresh[name] = built.to(tensor)
         return fresh

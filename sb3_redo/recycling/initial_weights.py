@@ -213,7 +213,7 @@ class InitialWeights:
         if name not in self.samples and known != like.shape:
             raise RuntimeError(
                 f"{name} is {tuple(like.shape)}, but {'absent' if known is None else tuple(known)} in a freshly built "
-                "network: what it began with is not known. Give its shape where it is built (a model's policy_kwargs "
+                "network: its first weights are not known. Give its shape where it is built (a model's policy_kwargs "
                 "or fresh=)."
             )
         shape = (len(rows), *like.shape[1:])

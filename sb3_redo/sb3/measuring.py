@@ -82,7 +82,7 @@ def _observed(model: BaseAlgorithm, batch_size: int) -> Batch:
     if stored < batch_size and agent.at_rollout_end:
         warnings.warn(
             f"the rollout holds {stored} observations and batch_size is {batch_size}: dormancy is measured on "
-            f"{stored}, on which more neurons look dormant",
+            f"{stored}, and few observations make more neurons look dormant",
             RuntimeWarning,
             stacklevel=5,
         )

@@ -200,8 +200,8 @@ def _fresh_policy(model: BaseAlgorithm) -> BasePolicy:
         )
     except Exception as error:
         raise RuntimeError(
-            f"new weights are drawn as a fresh {model.policy_class.__name__} has them, and none can be built from the "
-            f"model's policy_kwargs ({type(error).__name__}: {error}): give settings from which it can be built again"
+            f"new weights are drawn from a fresh {model.policy_class.__name__}, and none can be built from the "
+            f"model's policy_kwargs ({type(error).__name__}: {error}): give settings that can be used twice"
         ) from error
 
 

@@ -111,7 +111,7 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
     saved_id = source.environment
     wanted = saved_id if options.env in (None, AUTO) else options.env
     if wanted is None:
-        raise UsageError("give --env: a zip on its own does not tell in which environment its agent was trained")
+        raise UsageError("give --env: a zip alone does not tell the agent's environment")
     packages = (*(source.arguments.get("gym_packages") or ()), *options.gym_packages)
     if source.safe:
         _check_harmless(source, options, wanted)

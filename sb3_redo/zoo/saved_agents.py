@@ -140,7 +140,7 @@ class SavedAgent:
             name = source.run.parent.name  # the zoo's folders are <algorithm>/<environment>_<number>
         if name is None:
             reason = f"it may be {' or '.join(possible)}" if possible else "its policy is of a class of your own"
-            raise UsageError(f"give --algo: the file does not tell which algorithm it is of; {reason}")
+            raise UsageError(f"give --algo: the file does not tell its algorithm; {reason}")
         try:
             one_of("--algo", name, tuple(ALGORITHMS))
             known_algorithm(ALGORITHMS[name])
