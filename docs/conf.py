@@ -11,7 +11,7 @@ version = release = sb3_redo.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.header"]  # a table may come before the first heading of its level
+suppress_warnings = ["myst.header"]  # a page may skip a level of headings
 
 # Sphinx reads only what lies below this folder.
 HERE = Path(__file__).parent
@@ -29,3 +29,5 @@ autodoc_class_signature = "mixed"
 
 html_theme = "furo"
 html_title = f"sb3_redo {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
