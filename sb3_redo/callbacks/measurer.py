@@ -101,7 +101,7 @@ class Measurer:
         self.rewire()
 
     def rewire(self) -> None:
-        """Read the network again."""
+        """Read the network anew."""
         batch = last_observations(self.model)
         try:
             self.meter = meter_of(self.model, batch, self.networks, self.exclude)

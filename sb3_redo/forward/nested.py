@@ -19,7 +19,7 @@ _WITHOUT_NUMBERS = (
     *(str, bytes, type(None), type, enum.Enum, torch.dtype, torch.device, torch.Size, torch.Generator, nn.Module),
     weakref.ref,
 )
-"""Types of outputs without numbers of the pass."""
+"""What an output may be without showing numbers of the pass."""
 _NUMBERS = frozenset(map(np.dtype, "?bhilBfdeFD"))
 """NumPy types that torch has, too."""
 _UNSEEN = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, Iterator, Awaitable)

@@ -130,7 +130,7 @@ def wiring_of(model: BaseAlgorithm, batch: Batch | None = None, exclude: Sequenc
     agent, batch = agent_of(model), last_observations(model) if batch is None else batch
     try:
         signature = network_signature(model.policy, agent.forward, batch, agent.optimizers)
-    except Exception:  # reading the wiring reports why the network does not run
+    except Exception:  # reading the network will tell why it does not run
         signature = object()
     read = _READ.setdefault(model.policy, [])
     known = next((wiring for before, wiring in read if before == signature), None)

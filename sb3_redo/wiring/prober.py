@@ -320,11 +320,11 @@ class Prober(FrozenNetwork):
         return (0,) if name in self.not_varied else self.inner_variations
 
     def _values_per_row(self, name: str) -> int:
-        """Return a layer's number of output values per row, over all its calls."""
+        """Return how many values a layer gives for one row, over all its calls."""
         return sum(call.shape.numel() for call in self.calls[name])
 
     def _levels_per_pass(self, name: str, rows_per_level: int) -> int:
-        """Return the number of levels that fit into a pass with at most ``self.size`` driven values."""
+        """Return how many levels fit into a pass whose driven outputs hold at most ``self.size`` values."""
         return max(1, self.size // (rows_per_level * self._values_per_row(name)))
 
     def _rows_per_pass(self, name: str, received: ReceivedCodes) -> int:

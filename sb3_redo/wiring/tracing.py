@@ -116,7 +116,7 @@ def _trace(
         if name not in apart and not any(place.kind == "input" for place in reading)
     }
     ownership = Ownership(prober, heads, partial(forward, policy), inputs, optimizers)
-    # 6. Torch's graph shows connections that were shut in every pass. A layer without consumers is an output.
+    # 6. What was shut in every pass is seen in torch's graph. A layer that feeds no other one is an output.
     unseen = {name: ownership.unseen_feeders(name, feeders[name]) for name in prober.layers}
     outputs = [name for name in heads if not any(name in others for others in unseen.values())]
     returned = [name for name, reading in readings.items() if any(place.kind == "output" for place in reading)]
