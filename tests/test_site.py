@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from stable_baselines3 import DQN
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_redo
 from tests.helpers.made_runs import write_run, write_sweep
@@ -81,10 +82,11 @@ def run(page, monkeypatch, tmp_path):
             exec(shortened(code), module.__dict__)
         if printed:
             assert out.getvalue().split() == printed.split(), code
+        if isinstance(model := module.__dict__.get("model"), BaseAlgorithm) and hasattr(model, "_logger"):
+            model.logger.close()  # SB3 leaves files open
     return module
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # SB3 leaves the files of a logger open
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=name_of)
 def test_snippets_run_and_print_what_stands_below_them(page, monkeypatch, tmp_path, trackers):
     if name_of(page) in RUN_ELSEWHERE:
