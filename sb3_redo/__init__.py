@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sb3_redo.callbacks.dormancy import DormancyCallback as DormancyCallback
     from sb3_redo.callbacks.redo import ReDoCallback as ReDoCallback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["DormancyCallback", "ReDoCallback", "measure_dormancy", "recycle_dormant", "trace_wiring"]
 

@@ -1,6 +1,6 @@
-"""Tracing, measuring and recycling by hand: any torch module, or a model of Stable-Baselines3.
+"""The three public functions. They take any torch module, or a model of Stable-Baselines3.
 
-Modules need torch alone. Models are handed to :mod:`sb3_redo.sb3.measuring`.
+Modules need only torch. Models are passed to :mod:`sb3_redo.sb3.measuring`.
 """
 
 import copy
@@ -52,16 +52,16 @@ def trace_wiring(
 ) -> Wiring:
     """Find the hidden layers of a network and what each of their neurons feeds. Changes nothing in it.
 
-    :param model_or_module: a model of SB3, or any torch module; layers are named by their path below the module, or
-        below the model's policy
-    :param observations: arrays or tensors [batch, ...], or a dictionary of them; at least one row, of which two are
-        used. A model's last observations if not given.
+    :param model_or_module: a model of SB3, or any torch module. Layers are named by their path below the module, or
+        below the model's policy.
+    :param observations: arrays or tensors [batch, ...], or a dictionary of them. Two rows are used; one is enough.
+        Default: a model's last observations.
     :param forward: runs all networks of a module in one pass, given the module and the observations. By default the
         module is called, or its ``actor`` and ``critic`` if it is made of these two.
     :param exclude: patterns of layers that are neither measured nor recycled, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
-    :param optimizers: all that train a module. Layers with weights in none of them are measured only. A model's are
-        known, and a module's not looked at if not given.
+    :param optimizers: all that train a module. Layers with weights in none of them are measured only. Not given: a
+        model's own optimizers; a module's optimizers are not checked.
     :return: the wiring
     :raises RuntimeError: when nothing can be measured
     :raises ValueError: when a module comes without observations or cannot be called, or a pattern matches no layer
@@ -90,17 +90,17 @@ def measure_dormancy(
 ) -> DormancyReport:
     """Measure which neurons of a network are dormant. Changes nothing in it and draws from no random stream.
 
-    A model is measured on its stored observations. A model that stores none, as a loaded one, is run in its
-    environment as it explored, which seeds and steps that environment (and shows in its monitor); training then goes
-    on with a new episode from a new seed.
+    A model is measured on its stored observations. A model that stores none, such as a loaded one, is run in its
+    environment as it explored. This seeds and steps the environment, and its monitor counts the episodes. Training
+    then continues with a new episode from a new seed.
 
     :param model_or_module: a model of SB3, also a loaded one, or any torch module
     :param dormancy_threshold: a neuron is dormant when its score is at most this
-    :param batch_size: how many of a model's observations to measure on; all of a rollout that has fewer. Observations
-        that are given are all measured.
+    :param batch_size: number of a model's observations to measure on. If a rollout has fewer, all of it is used. Given
+        observations are all measured.
     :param observations: measure on these instead: arrays or tensors on any device, [batch, ...], or a dictionary of
-        them. A model takes them as its environment gives them, as ``replay_buffer.sample(n, env=...)`` does, or as they
-        lie in the buffer, [n, n_envs, ...]; critics then see the policy's own actions.
+        them. For a model, as its environment or ``replay_buffer.sample(n, env=...)`` gives them, or rows of the replay
+        buffer, [n, n_envs, ...]. Critics then see the policy's own actions.
     :param forward: runs all networks of a module in one pass, given the module and the observations. By default the
         module is called, or its ``actor`` and ``critic`` if it is made of these two.
     :param exclude: patterns of layers that are neither measured nor recycled, for instance
@@ -154,15 +154,15 @@ def recycle_dormant(
 
     Incoming weights are redrawn from the layer's initial distribution, outgoing ones cleared, biases set to 0, and
     the optimizer state of all of them renewed. A model's target networks follow by the algorithm's own
-    synchronisation; a module's are its owner's to update.
+    synchronisation. Update those of a module yourself.
 
     :param model_or_module: the model or module that was measured
-    :param report: from :func:`measure_dormancy`; layers that cannot be recycled are skipped
+    :param report: from :func:`measure_dormancy`. Layers that cannot be recycled are skipped.
     :param outgoing: ``zero`` or ``random``, see :class:`~sb3_redo.recycling.step.Surgery`
-    :param optimizer_state: ``clear``, ``restart``, ``match``, or what state tensors of an unknown optimizer are, see
-        :class:`~sb3_redo.recycling.step.Surgery`
-    :param compensate: keep the mean input of every consumer where it was
-    :param seed: of the fresh weights. If not given: a model's own seed, and for a module torch's random stream.
+    :param optimizer_state: ``clear``, ``restart``, ``match``, or a dictionary that declares an unknown optimizer's
+        state, see :class:`~sb3_redo.recycling.step.Surgery`
+    :param compensate: keep the mean input of every consumer
+    :param seed: of the fresh weights. Default: a model's own seed; for a module, torch's random stream.
     :param incoming_norm: norm of redrawn incoming weights, as a multiple of the mean norm of live neurons
     :param outgoing_norm: the same for redrawn outgoing weights
     :param optimizers: all optimizers that hold a module's parameters; ``[]`` for none. A layer whose weights are in
@@ -170,13 +170,13 @@ def recycle_dormant(
     :param fresh: builds an untrained twin of a module, from which weights are drawn. By default they are drawn as the
         layers' own ``reset_parameters`` would.
     :param forward: the function that a module was measured with, needed with ``compensate``
-    :param initial_weights: of a model, ``auto`` or ``fresh``, see :class:`~sb3_redo.ReDoCallback`; a module's are
-        always fresh
-    :param exclude: patterns of layers that are not to change, though they were measured
+    :param initial_weights: for a model, ``auto`` or ``fresh``, see :class:`~sb3_redo.ReDoCallback`. New weights of a
+        module are always fresh.
+    :param exclude: patterns of measured layers that must not change
     :return: which neurons were recycled
     :raises TypeError: when an argument is of the wrong type
     :raises ValueError: on an unknown choice, or a report of another network
-    :raises RuntimeError: when an optimizer keeps something of which it is not known what becomes of it
+    :raises RuntimeError: when an optimizer keeps state of unknown meaning
     """
     surgery = Surgery(outgoing, optimizer_state, compensate, incoming_norm, outgoing_norm)
     seed = optional_integer("seed", seed)
@@ -222,13 +222,13 @@ def _without(report: DormancyReport, network: nn.Module, exclude: Sequence[str])
 
 
 def _is_model(model_or_module: Any, function: str) -> "TypeGuard[BaseAlgorithm]":
-    """Return whether it is a model of SB3; a torch module is none.
+    """Return whether the argument is a model of SB3, not a torch module.
 
     :raises TypeError: when it is neither
     """
     if isinstance(model_or_module, nn.Module):
         return False
-    # Where SB3 was never imported there can be no model of it.
+    # Without SB3 imported, the argument cannot be one of its models.
     sb3 = sys.modules.get("stable_baselines3.common.base_class")
     if sb3 is not None and isinstance(model_or_module, sb3.BaseAlgorithm):
         return True
@@ -244,7 +244,7 @@ def _refuse_for_models(**arguments: Any) -> None:
 
 
 def _running(module: nn.Module, observations: Any, forward: Forward | None) -> tuple[Forward, Any]:
-    """Return how a module is run and on what, after two rows have been tried.
+    """Return a module's forward function and its inputs, after a trial on two rows.
 
     :raises ValueError: when it cannot be run
     """
@@ -267,7 +267,7 @@ def _running(module: nn.Module, observations: Any, forward: Forward | None) -> t
 
 
 def _inputs(module: nn.Module, observations: Any) -> Any:
-    """Return observations as tensors on the module's device, floating ones of its parameters' type."""
+    """Return observations as tensors on the module's device. Floating ones get its parameters' type."""
     if observations is None:
         raise ValueError(f"observations= is needed to run {type(module).__name__}: a module has none of its own")
     like = next((each for each in module.parameters() if each.is_floating_point()), torch.empty(0))
@@ -294,12 +294,12 @@ def _optimizers(optimizers: Any, module: nn.Module) -> list[Optimizer]:
             raise TypeError(f"optimizers must hold torch optimizers, got {optimizer!r}")
     theirs = {id(each) for optimizer in given for group in optimizer.param_groups for each in group["params"]}
     if given and theirs.isdisjoint(map(id, module.parameters())):
-        raise ValueError(f"optimizers hold no parameter of this {type(module).__name__}: was it built anew after them?")
+        raise ValueError(f"optimizers hold no parameter of this {type(module).__name__}: was it rebuilt after them?")
     return given
 
 
 def _building(fresh: Any, module: nn.Module, layers: Iterable[str]) -> Callable[[], nn.Module]:
-    """Return a function that builds an untrained twin, and refuses one that has the module's own weights."""
+    """Return a function that builds an untrained twin. It refuses a twin that shares the module's weights."""
     weights = {f"{layer}.weight" for layer in layers}
     trained = {uncompiled_name(name): each for name, each in module.named_parameters() if name in weights}
     storages = {parameter.data_ptr() for parameter in module.parameters()}
@@ -315,8 +315,8 @@ def _building(fresh: Any, module: nn.Module, layers: Iterable[str]) -> Callable[
             own = trained.get(uncompiled_name(path))
             if own is not None and own.any() and torch.equal(own.detach().cpu(), parameter.detach().to(own.dtype)):
                 raise ValueError(
-                    f"{path} is not drawn anew: its layer has no reset_parameters() of its own that does, or fresh= "
-                    "copies trained weights. Pass fresh=, a function that builds an untrained module"
+                    f"{path} cannot be redrawn: its layer's reset_parameters() does not redraw it, or fresh= copies "
+                    "trained weights. Pass fresh=, a function that builds an untrained module"
                 )
         return built
 
@@ -326,7 +326,7 @@ def _building(fresh: Any, module: nn.Module, layers: Iterable[str]) -> Callable[
 
 
 def _reset_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module on the CPU, whose layers are initialised anew by their ``reset_parameters``."""
+    """Return a copy of a module on the CPU. ``reset_parameters`` of each layer initialises it again."""
     try:
         built = copy.deepcopy(module).to("cpu")
     except Exception as error:

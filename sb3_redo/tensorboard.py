@@ -1,4 +1,4 @@
-"""Points at the step they were measured, and a TensorBoard layout to look at them."""
+"""Writes points at the step where they were measured, and a layout for TensorBoard."""
 
 import logging
 import re
@@ -31,13 +31,12 @@ _Totals = dict[str, tuple[float, Callable[[], bool]]]
 def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -> None:
     """Write values to every writer of a logger but the console now, at their own step.
 
-    ``Logger.record`` keeps only the last value until SB3 dumps its log, which it does per episodes, and stamps it
-    with the dump's step. The console is left out: its table cuts keys to 36 characters and stops the run when two
-    of them coincide.
+    ``Logger.record`` keeps only the last value until SB3 dumps its log, every few episodes, and stamps it with the
+    dump's step. The console is left out: its table cuts keys to 36 characters, and two equal keys stop the run.
 
     :param values: key to number, to a tensor for a histogram (not in CSV), or to an ``Image`` (in TensorBoard alone)
-    :param num_timesteps: SB3's own x axis. CSV and JSON rows carry it as ``time/total_timesteps``; a writer that is
-        not SB3's is given it as ``step``.
+    :param num_timesteps: SB3's own x axis. CSV and JSON rows have it as ``time/total_timesteps``. Other writers get it
+        as ``step``.
     """
     if logger.level == DISABLED:
         return
@@ -56,10 +55,9 @@ def write_point(logger: Logger, values: Mapping[str, Any], num_timesteps: int) -
 
 
 def tell(logger: Logger, line: str) -> None:
-    """Write a line to the consoles and text files of a logger; where it has none, to Python's logger ``sb3_redo``.
+    """Write a line to the consoles and text files of a logger. Without any, write to Python's logger ``sb3_redo``.
 
-    So it is seen where SB3's own tables are (``verbose=1``), and is quiet where these are, unless ``logging`` shows
-    ``INFO``.
+    The line appears where SB3's own tables do (``verbose=1``). Otherwise it appears if ``logging`` shows ``INFO``.
     """
     if any(isinstance(output, SeqWriter) for output in logger.output_formats):
         logger.info(line)
@@ -68,7 +66,7 @@ def tell(logger: Logger, line: str) -> None:
 
 
 def how_to_look(logger: Logger) -> str:
-    """Return the command that shows a logger's points, after a semicolon; nothing if it writes no TensorBoard log."""
+    """Return the command that shows a logger's points, after a semicolon. Empty without a TensorBoard log."""
     for output in logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat):
             return f"; tensorboard --logdir {shlex.quote(output.writer.log_dir)}"
@@ -78,11 +76,10 @@ def how_to_look(logger: Logger) -> str:
 def write_totals(logger: Logger, values: Mapping[str, float], are_current: Callable[[], bool] = lambda: True) -> None:
     """Show values in all tables of a logger's consoles from now on, and nowhere else.
 
-    ``Logger.record`` would hand them to every writer, and those that are not SB3's need not look at what they are to
-    exclude.
+    ``Logger.record`` would pass them to every writer. Writers that are not SB3's may ignore what they should exclude.
 
-    :param values: key to number, in the place of those shown before
-    :param are_current: asked at each table; once it says no, the values are forgotten
+    :param values: key to number; they replace those shown before
+    :param are_current: called at each table. The values are dropped once it returns ``False``.
     """
     for output in logger.output_formats:
         if isinstance(output, HumanOutputFormat):
@@ -99,7 +96,7 @@ def _write_with(
     key_excluded: Mapping[str, tuple[str, ...]],
     step: int = 0,
 ) -> None:
-    """Write a table that shows totals, too, as far as they are current."""
+    """Write a table that also shows the current totals."""
     current = {key: (value, is_current) for key, (value, is_current) in totals.items() if is_current()}
     totals.clear()
     totals.update(current)
@@ -130,11 +127,11 @@ def dormancy_values(
 def persistence_values(
     layers: Sequence[LayerDormancy], before: Sequence[Tensor], at_first: Sequence[Tensor], *, log_layers: bool
 ) -> dict[str, float]:
-    """Return what has become of the neurons that were dormant, under its keys. What is not defined has none.
+    """Return overlaps and revived shares of neurons that were dormant, by key. Undefined values are left out.
 
     :param layers: the layers of a measurement
-    :param before: for each of them the bool mask of what was dormant at the measurement before, [neurons]
-    :param at_first: the same of the first measurement
+    :param before: layer name to the mask of neurons dormant at the measurement before, bool [neurons]
+    :param at_first: the same for the first measurement
     :param log_layers: whether to include every layer's share of revived neurons
     """
     dormant = [layer.dormant for layer in layers]
@@ -160,7 +157,7 @@ def numbered(values: Mapping[str, Any], number: int) -> dict[str, Any]:
 def write_layout(logger: Logger, networks: Mapping[str, str], *, log_layers: bool, recycles: bool) -> None:
     """Set up TensorBoard's Custom Scalars tab: all networks in one chart, the layers of each in another.
 
-    A single network, and the single layer of one, are the same curve as what they are part of, and are left out.
+    A single network, or a network's single layer, is left out: its curve equals that of the whole.
 
     :param networks: layer name to network name
     :param recycles: whether neurons are recycled, and not only measured

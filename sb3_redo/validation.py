@@ -1,4 +1,4 @@
-"""Checks of what users set, at the moment they set it."""
+"""Checks settings when they are set."""
 
 import difflib
 import functools
@@ -13,11 +13,11 @@ R = TypeVar("R")
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done, and whoever asked can set it right."""
+    """A request that cannot be fulfilled, for a reason that the user can correct."""
 
 
 class UnknownNameError(RuntimeError):
-    """A setting names what the model does not have. It is seen when training starts, and is no pruned trial."""
+    """A setting names something that the model lacks. Raised when training starts. The zoo prunes no trial for it."""
 
 
 class MissingPackageError(ImportError, UsageError):
@@ -26,13 +26,13 @@ class MissingPackageError(ImportError, UsageError):
 
 @contextmanager
 def needs(extra: str, what: str, instead: str = "") -> Iterator[None]:
-    """Import optional packages. Where one is missing, name the command that installs it.
+    """Import optional packages. If one is missing, name the command that installs it.
 
-    Of nested ones the outermost speaks: it knows what the user asked for.
+    Nested uses raise the outermost message: it names what the user asked for.
 
     :param extra: the extra of ``sb3-redo`` that installs the packages
-    :param what: what needs them, as the message begins
-    :param instead: what else the user can do, as the message ends
+    :param what: what needs them: the start of the message
+    :param instead: an alternative: the end of the message
     :raises MissingPackageError: when an import within fails
     """
     try:
@@ -112,15 +112,15 @@ def flag(name: str, value: Any) -> bool:
 
 
 _MEANT = {"tau": "threshold", "period": "period", "threshold": "threshold", "freq": "period", "interval": "period"}
-"""What others call our settings, and how the names of ours end."""
+"""Names of settings elsewhere, and the endings of ours."""
 
 
 def unknown_argument(function: str, name: str, names: Sequence[str]) -> TypeError:
-    """Return an error that suggests which argument was meant.
+    """Return an error that suggests the nearest argument.
 
-    :param function: what was called
-    :param name: the argument that it does not have
-    :param names: those that it has
+    :param function: name of the function called
+    :param name: the unknown argument
+    :param names: its arguments
     """
     ending = next((ending for word, ending in _MEANT.items() if name.endswith(word)), "none")
     near = [known for known in names if known.endswith(ending)]
@@ -130,7 +130,7 @@ def unknown_argument(function: str, name: str, names: Sequence[str]) -> TypeErro
 
 
 def explains_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that answers a misspelt argument with the one that was meant."""
+    """Decorate a function, so that a misspelt argument raises an error that suggests the nearest one."""
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
@@ -155,7 +155,7 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def some_of(name: str, values: Any, choices: Sequence[str]) -> tuple[str, ...] | None:
-    """Return some of the choices, or ``None`` where ``None`` was given. :raises ValueError: on none of them."""
+    """Return some of the choices, or ``None`` for ``None``. :raises ValueError: on an empty list"""
     if values is None:
         return None
     chosen = tuple(one_of(name, value, choices) for value in listed(name, values))
@@ -167,7 +167,7 @@ def some_of(name: str, values: Any, choices: Sequence[str]) -> tuple[str, ...] |
 
 
 def patterns_of_names(name: str, values: Any) -> tuple[str, ...]:
-    """Return patterns of the names of layers."""
+    """Return patterns of layer names."""
     patterns = tuple(listed(name, values))
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
@@ -176,7 +176,7 @@ def patterns_of_names(name: str, values: Any) -> tuple[str, ...]:
 
 
 def listed(name: str, value: Any) -> list[Any]:
-    """Return a list of what is listed. A lone text is refused, since it would be read letter by letter."""
+    """Return a list. A single string is refused, since it would be read letter by letter."""
     if isinstance(value, (str, dict)) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a list, got {value!r}")
     return list(value)

@@ -158,7 +158,7 @@ def test_trained_weights_do_not_pass_for_fresh_ones(fresh):
         nn.init.ones_(module[0].weight)
         nn.init.zeros_(module[0].bias)
     before = copy.deepcopy(module.state_dict())
-    with pytest.raises(ValueError, match=r"0\.weight is not drawn anew"):
+    with pytest.raises(ValueError, match=r"0\.weight cannot be redrawn"):
         recycle_dormant(module, measure_dormancy(module, 9.0, observations=X), optimizers=[], fresh=fresh)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 

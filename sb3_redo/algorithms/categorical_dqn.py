@@ -23,11 +23,11 @@ from sb3_redo.networks.categorical import (
 
 
 class CategoricalDQN(DQN):
-    """DQN that learns which bin its target lies in, instead of the target's value.
+    """DQN that learns a distribution over bins of its target, by cross-entropy.
 
-    Bins are set by the policy: ``policy_kwargs={"n_bins": 51, "v_min": -10.0, "v_max": 10.0}``. Values beyond the
-    outermost centres cannot be learnt; targets there count as the nearest centre, and ``train/clipped_targets`` is
-    the fraction of them that did in the last ``train()``. All other settings are SB3's.
+    The policy sets the bins: ``policy_kwargs={"n_bins": 51, "v_min": -10.0, "v_max": 10.0}``. Targets beyond the
+    outermost centres are clipped to them. ``train/clipped_targets`` is the fraction of clipped targets in the last
+    ``train()``. All other settings are SB3's.
 
     :raises TypeError: when the policy's network has no bins
     """
@@ -48,7 +48,7 @@ class CategoricalDQN(DQN):
         self.q_net.learns_by_logits = True
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """As SB3's, with the cross-entropy between two-hot targets and the distribution of the action taken."""
+        """Train as SB3 does, on the cross-entropy between two-hot targets and the taken action's distribution."""
         network: Any = self.q_net
         buffer: Any = self.replay_buffer
         losses, clipped = [], []
@@ -73,7 +73,7 @@ class CategoricalDQN(DQN):
 
     @torch.no_grad()
     def _targets(self, batch: Any) -> Tensor:
-        """SB3's: ``r + gamma * max_a Q_target(s', a)``, [batch]."""
+        """Return SB3's targets ``r + gamma * max_a Q_target(s', a)``, [batch]."""
         discounts = self.gamma if batch.discounts is None else batch.discounts.view(-1)
         following = self.q_net_target(batch.next_observations).amax(1)
         targets: Tensor = batch.rewards.view(-1) + (1 - batch.dones.view(-1)) * discounts * following

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class DoubleDQN(DQN):
-    """DQN whose target network values the action that the online network likes best in the next observation.
+    """DQN whose target network evaluates the action that the online network chooses in the next observation.
 
-    Settings, policies and everything else are those of :class:`stable_baselines3.DQN`.
+    Settings and policies are those of :class:`stable_baselines3.DQN`.
     """
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """As SB3's, with other targets: ``r + gamma * Q_target(s', argmax_a Q(s', a))``."""
+        """Train as SB3 does, with other targets: ``r + gamma * Q_target(s', argmax_a Q(s', a))``."""
         target = self.q_net_target
         self.q_net_target = _Chosen(self.q_net, target)  # type: ignore[assignment]
         try:
@@ -24,9 +24,9 @@ class DoubleDQN(DQN):
 
 
 class _Chosen:
-    """Values of the target network for the actions that the online network chooses, minus infinity for the others.
+    """The target network's values of the actions that the online network chooses, minus infinity for the others.
 
-    SB3 takes the largest of what its target network says.
+    SB3 takes the maximum over the target network's values.
     """
 
     def __init__(self, online: Any, target: nn.Module):
@@ -34,7 +34,7 @@ class _Chosen:
         self.target = target
 
     def __call__(self, observations: Any) -> Tensor:
-        # Choosing is no training: batch norm is not to learn from the next observations, nor dropout to choose.
+        # Evaluation mode: the choice must not update batch norm or use dropout.
         self.online.set_training_mode(False)
         chosen = self.online(observations).argmax(1, keepdim=True)
         self.online.set_training_mode(True)

@@ -18,10 +18,10 @@ INTENSITY = 0.05
 
 
 class DrQ(DoubleDQN):
-    """Double DQN on images that are shifted at random and made brighter or darker, each time they are trained on.
+    """Double DQN that shifts images at random and changes their brightness each time it trains on them.
 
-    The authors' agent is dueling, too (:class:`~sb3_redo.networks.DuelingDQNCnnPolicy`), and learns from returns over
-    10 steps (``n_steps=10``); ``zoo_configs/drq.yml`` has all of their settings.
+    The authors' agent also has a dueling network (:class:`~sb3_redo.networks.DuelingDQNCnnPolicy`) and 10-step returns
+    (``n_steps=10``). ``zoo_configs/drq.yml`` has all of their settings.
 
     :raises ValueError: when observations are not images
     """
@@ -32,7 +32,7 @@ class DrQ(DoubleDQN):
             raise ValueError(f"DrQ augments images, and observations are {self.observation_space}")
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """As SB3's, on augmented batches."""
+        """Train as SB3 does, on augmented batches."""
         buffer: Any = self.replay_buffer
         self.replay_buffer = _Augmented(buffer)  # type: ignore[assignment]
         try:
@@ -58,13 +58,13 @@ class _Augmented:
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Return images shifted by up to 4 pixels, the edge repeated, and times a factor of ``1 + 0.05 · z`` each.
+    """Return images shifted by up to 4 pixels, with the edge repeated, and each multiplied by ``1 + 0.05 · z``.
 
-    z is standard normal, cut off at -2 and 2. All channels of an image, which are the frames of a stack, move alike.
+    z is standard normal, clipped to [-2, 2]. All channels of an image, the frames of a stack, get the same shift.
 
     :param images: [batch, channels, height, width], of any dtype
     :return: float32, of the same shape and scale
-    :raises ValueError: unless it has four axes
+    :raises ValueError: unless there are four axes
     """
     if images.ndim != 4:
         raise ValueError(f"DrQ augments images, [batch, channels, height, width], and got {tuple(images.shape)}")

@@ -1,4 +1,4 @@
-"""The callbacks that run beside ours."""
+"""Finds the other callbacks of a training."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 def callbacks_in(callback: Any) -> Iterator[BaseCallback]:
-    """Yield a callback and all callbacks that it holds."""
+    """Yield a callback and all nested callbacks."""
     if callback is None:
         return
     yield callback
@@ -18,14 +18,14 @@ def callbacks_in(callback: Any) -> Iterator[BaseCallback]:
 
 
 def renewing_in(root: BaseCallback | None) -> Iterator[BaseCallback]:
-    """Yield those among a callback and all that it holds that renew neurons or whole layers."""
+    """Yield the nested callbacks that overwrite weights."""
     return (callback for callback in callbacks_in(root) if getattr(callback, "renews", False))
 
 
 def refuse_parallel_training(root: BaseCallback | None) -> None:
     """Refuse the zoo's ParallelTrainCallback, which trains a copy of the model and overwrites this one's weights.
 
-    :raises RuntimeError: when there is one among a callback and all that it holds
+    :raises RuntimeError: when a nested callback is one
     """
     for other in callbacks_in(root):
         if type(other).__name__ == "ParallelTrainCallback":
@@ -36,12 +36,12 @@ def refuse_parallel_training(root: BaseCallback | None) -> None:
 
 
 def listen(root: BaseCallback, **events: Callable[[], None]) -> None:
-    """Call functions at events of the callback that was given to ``learn()``, until training ends.
+    """Call functions at events of the callback given to ``learn()``, until training ends.
 
-    Callbacks inside an ``EventCallback`` need this. It passes on that training starts, but not what follows.
+    Callbacks inside an ``EventCallback`` need this: it forwards the start of training, but no later event.
 
-    :param root: the callback that was given to ``learn()``
-    :param events: name of an event of SB3's to the function to call; ``on_training_end`` must be among them
+    :param root: the callback given to ``learn()``
+    :param events: event of SB3 to the function to call. Must include ``on_training_end``.
     """
 
     def telling(event: str) -> Callable[[], None]:

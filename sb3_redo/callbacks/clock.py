@@ -1,4 +1,4 @@
-"""Counts gradient steps, and acts inside ``train()`` right after each of them."""
+"""Counts gradient steps, and acts inside ``train()`` right after each step."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,15 @@ from sb3_redo.callbacks.step_hooks import StepHooks, give_hooks
 class GradientClock(StepHooks):
     """Counts an optimizer's steps and calls back after each of them.
 
-    SB3's callbacks never see a gradient step: a ``train()`` call makes any number of them and moves its counter
-    afterwards. So the optimizer is asked.
+    SB3's callbacks never see a gradient step: a ``train()`` call makes any number of them, and moves its counter
+    afterwards. So hooks on the optimizer count them.
 
-    :param optimizer: the one whose step ends a gradient step
+    :param optimizer: the optimizer whose step ends a gradient step
     :param gradient_step: gradient steps made before
-    :param on_step: called with the number of the gradient step just made. When it raises, the clock stops first.
-    :param is_current: whether the training that the clock was started for still runs; when not, the clock stops.
-        SB3 tells callbacks nothing when ``learn()`` is left by an exception.
-    :param counts: whether the optimizer is still the one that trains. Steps that it makes afterwards are not counted.
+    :param on_step: called with the number of the gradient step just made. If it raises, the clock stops first.
+    :param is_current: whether the clock's training still runs. If not, the clock stops. SB3 does not notify callbacks
+        when an exception ends ``learn()``.
+    :param counts: whether the optimizer still trains the model. Later steps are not counted.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class GradientClock(StepHooks):
 
     def _tick(self) -> None:
         if not self._is_current():
-            # Torch is going through its hooks: only the last of them can leave, the others wait for their turn.
+            # Torch is iterating over its hooks: only the last one can be removed now, the others when their turn comes.
             if next(reversed(self._optimizer._optimizer_step_post_hooks)) == self._handles[1].id:
                 self.stop()
             return
@@ -57,5 +57,5 @@ class GradientClock(StepHooks):
             raise
 
     def stop(self) -> None:
-        """Take the hooks off the optimizer; may be called any number of times."""
+        """Remove the hooks from the optimizer. Further calls do nothing."""
         self.remove()

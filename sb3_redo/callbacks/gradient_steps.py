@@ -30,7 +30,7 @@ _OF_TRAINING = ("model", "locals", "globals", "parent")
 
 
 class _Meta(ABCMeta):
-    """Keeps the settings that a callback was made with, and explains misspelt ones and classes passed as instances."""
+    """Keeps a callback's settings. Explains misspelt settings, and classes passed instead of instances."""
 
     @property
     def __signature__(cls) -> inspect.Signature:  # that of __call__ says nothing
@@ -38,7 +38,7 @@ class _Meta(ABCMeta):
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(cls, *args: Any, **settings: Any) -> Any:
-        if args and isinstance(args[0], dict) and "self" in args[0]:  # SB3 calls what is no callback with its locals
+        if args and isinstance(args[0], dict) and "self" in args[0]:  # SB3 calls non-callbacks with its locals
             raise TypeError(f"{cls.__name__} is a class: pass an instance of it, callback={cls.__name__}(...)")
         names = _settings_of(cls)
         try:
@@ -49,13 +49,13 @@ class _Meta(ABCMeta):
                 raise
             raise unknown_argument(cls.__name__, unknown[1], list(names)) from None
         given = {**names, **dict(zip(names, args, strict=False)), **settings}
-        # As the callback keeps them, if it does: it may have copied a large one.
+        # The callback's own values, if it keeps them: it may have copied a large one.
         callback._given = {name: vars(callback).get(name, value) for name, value in given.items()}
         return callback
 
 
 def _settings_of(cls: type) -> dict[str, Any]:
-    """Return the settings of a class of callbacks with their defaults, those that it hands to its base included."""
+    """Return a callback class's settings with their defaults, including those passed on to its base."""
     found: dict[str, Any] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
@@ -68,36 +68,36 @@ def _settings_of(cls: type) -> dict[str, Any]:
 
 
 class GradientStepCallback(BaseCallback, metaclass=_Meta):
-    """Acts after gradient steps: exactly there, also inside a long ``train()`` call.
+    """Acts right after gradient steps, also inside a long ``train()`` call.
 
-    A subclass overrides :meth:`after_gradient_steps` and whatever else it needs: :meth:`prepare`,
-    :meth:`before_training`, :meth:`rewire`, :meth:`store` and :attr:`memory_key`. From :meth:`prepare` on it finds
-    :attr:`agent`, :attr:`memory` and :attr:`gradient_step` beside SB3's ``model`` and ``logger``.
+    A subclass overrides :meth:`after_gradient_steps`, and if needed :meth:`prepare`, :meth:`before_training`,
+    :meth:`rewire`, :meth:`store` and :attr:`memory_key`. From :meth:`prepare` on, :attr:`agent`, :attr:`memory` and
+    :attr:`gradient_step` are set beside SB3's ``model`` and ``logger``.
 
-    On-policy algorithms count gradient steps, too. Their networks may change and their observations can be read only
-    between rollouts, so :meth:`after_gradient_steps` is called at :attr:`on_policy_moment`.
+    On-policy algorithms count gradient steps, too. Their networks may change, and their observations can be read, only
+    between rollouts. So :meth:`after_gradient_steps` is called at :attr:`on_policy_moment`.
 
-    When an optimizer, a layer or the whole policy is replaced in the middle of a training, or parameters are frozen,
-    thawed, given to an optimizer or taken from it, :meth:`prepare` is called again, and the count goes on.
+    :meth:`prepare` is called again if an optimizer, a layer or the policy is replaced during training. The same holds
+    if parameters are frozen, thawed, or added to or removed from an optimizer. The count continues.
 
     A callback is pickled and copied without its model and without what it prepared for training.
     """
 
     only_measures: ClassVar[bool] = False
-    """Whether it changes nothing. An error in such a callback becomes a warning, and training goes on without it.
+    """Whether the callback changes nothing. An error in it becomes a warning, and training continues without it.
 
-    A setting that names what the model does not have stays an error when training starts.
+    A setting that names something the model lacks is still an error when training starts.
     """
 
     renews: ClassVar[bool] = False
-    """Whether it gives neurons or whole layers new weights besides training's own steps."""
+    """Whether the callback gives neurons or layers new weights, outside training's own steps."""
 
     on_policy_moment: ClassVar[Literal["rollout_end", "rollout_start", "gradient_step"]] = "rollout_end"
     """When :meth:`after_gradient_steps` is called in on-policy training.
 
-    ``rollout_end``: when a rollout has been collected, and its observations can be measured on. ``rollout_start``:
-    before the next one, when nothing collected with the old network is still to be trained on. ``gradient_step``:
-    after each gradient step, as off-policy.
+    - ``rollout_end``: after a rollout was collected. Its observations can be measured.
+    - ``rollout_start``: before the next rollout. No data of the old network remains to be trained on.
+    - ``gradient_step``: after each gradient step, as off-policy.
     """
 
     settings_in_key: ClassVar[tuple[str, ...]] = ()
@@ -107,7 +107,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     """Networks, optimizers and clock of the model."""
 
     memory: Memory
-    """What is saved with the model, for a callback with the same :attr:`memory_key`."""
+    """Values saved with the model, for a callback with the same :attr:`memory_key`."""
 
     _given: Mapping[str, Any] = MappingProxyType({})
     _settled: tuple[str, ...] | None = None
@@ -130,15 +130,15 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         return " ".join([type(self).__name__, *(str(getattr(self, name)) for name in self.settings_in_key)])
 
     def prepare(self) -> None:
-        """Prepare everything that the first gradient step will need. Called when training starts.
+        """Build everything that the first gradient step needs. Called when training starts.
 
-        Called again when networks, optimizers or what is trained have been replaced.
+        Called again when networks, optimizers or the set of trained parameters have changed.
 
         :raises RuntimeError: when the callback does not fit the model
         """
 
     def before_training(self, gradient_step: int) -> None:
-        """Act before training goes on with new observations. Called at every end of a rollout once training has begun.
+        """Act on new observations, before training continues. Called at each rollout's end once training has begun.
 
         :param gradient_step: gradient steps made so far
         """
@@ -146,16 +146,16 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     def after_gradient_steps(self, before: int, gradient_step: int) -> None:
         """Do what is due. Called after every gradient step, or as :attr:`on_policy_moment` says.
 
-        :param before: gradient steps made when it was called last
+        :param before: gradient steps made at the previous call
         :param gradient_step: gradient steps made now
         """
         raise NotImplementedError
 
     def rewire(self) -> None:
-        """Read the network anew. Called when another callback has changed how it is connected."""
+        """Read the network again. Called when another callback has changed its connections."""
 
     def store(self) -> None:
-        """Put what must survive saving into :attr:`memory`. Called before every rollout and when training ends."""
+        """Store values to be saved in :attr:`memory`. Called before every rollout and when training ends."""
 
     # ---- what a subclass may use
 
@@ -166,28 +166,28 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     @property
     def is_training(self) -> bool:
-        """Whether the training that was prepared for goes on.
+        """Whether the training of the last :meth:`prepare` still runs.
 
-        SB3 does not tell callbacks when ``learn()`` is left by an exception. Hooks stay then, and must ask this.
+        SB3 does not notify callbacks when an exception ends ``learn()``. Hooks remain then, and must check this.
         """
         return self._clock is not None and self.model.start_time == self._learn_call
 
     def keep_hooks(self, *handles: RemovableHandle | StepHooks) -> None:
-        """Keep handles of hooks, which are removed when training ends.
+        """Keep handles of hooks. They are removed when training ends.
 
-        :param handles: whatever has a method ``remove``
+        :param handles: objects with a method ``remove``
         """
         self._handles += handles
 
     def read_anew(self) -> None:
-        """Have :meth:`rewire` called, after another callback has changed how the network is connected."""
+        """Schedule a call of :meth:`rewire`, after another callback has changed the network's connections."""
         self._switches.look(self.model.policy)
         if not self._has_given_up:
             with self._guarded():
                 self.rewire()
 
     def pass_over(self, gradient_step: int) -> None:
-        """Count everything that was due up to a gradient step as done."""
+        """Treat everything due up to a gradient step as done."""
         self.memory.looked_at = gradient_step
 
     # ---- how it works
@@ -203,7 +203,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         if isinstance(self.parent, EvalCallback) and self.parent.callback_on_new_best is self:
             with self._guarded():
                 raise RuntimeError(
-                    "callback_on_new_best hears nothing of training: give this callback to learn(), beside the "
+                    "callback_on_new_best is not called during training: give this callback to learn(), beside the "
                     "EvalCallback"
                 )
 
@@ -227,15 +227,15 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
                 )
 
     def _prepare(self, gradient_step: int) -> None:
-        """Prepare for the networks and optimizers that the model has now, and count on from a gradient step."""
+        """Prepare for the model's current networks and optimizers, and count on from a gradient step."""
         learn_call = self._learn_call
         self.agent = agent_of(self.model)
         self.prepare()
         if self.memory.looked_at is None:
-            self.memory.looked_at = gradient_step  # periods before are none of ours
+            self.memory.looked_at = gradient_step  # earlier periods are not due
         self._trained = Trained(self.model.policy, self.agent.optimizers)
         self._began = gradient_step, self.model._n_updates
-        # Last of all: should anything above fail, nothing hangs on the optimizer.
+        # Last, so that an error above leaves no hook on the optimizer.
         self._clock = GradientClock(
             self.agent.clock,
             gradient_step,
@@ -245,7 +245,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         )
 
     def _follow(self) -> None:
-        """Prepare anew if networks, optimizers or what is trained have been replaced."""
+        """Prepare again if networks, optimizers or the set of trained parameters have changed."""
         trained = Trained(self.model.policy, agent_of(self.model).optimizers)
         changes = trained.changes_since(self._trained)
         if not changes or self._clock is None:
@@ -260,7 +260,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         )
 
     def _before_any_step(self, optimizer: Optimizer) -> None:
-        """Follow at once where ``train()`` itself has replaced an optimizer, which is about to make its first step."""
+        """Follow an optimizer that ``train()`` itself has replaced, before its first step."""
         self._switches.before_step(optimizer)
         is_known = any(optimizer is known for known in self._trained.optimizers)
         if self.is_training and not is_known and not self._has_given_up:
@@ -269,13 +269,13 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
                     self._follow()
 
     def _warn_if_unheard(self) -> None:
-        """Warn, once, where another optimizer than the model's makes the gradient steps."""
+        """Warn once if an optimizer outside the model makes the gradient steps."""
         gradient_step, updates = self._began
         made = self.model._n_updates - updates
         if not self.agent.at_rollout_end and made >= 10 and gradient_step == self.gradient_step:
             self._began = -1, updates
             self._warn(
-                f"{type(self).__name__} has heard of none of {made} gradient steps, and does nothing: they are not "
+                f"{type(self).__name__} has seen none of {made} gradient steps, and does nothing: they are not "
                 f"made by the {type(self.agent.clock).__name__} of the model's policy"
             )
 
@@ -289,7 +289,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
             if not self.only_measures or not isinstance(error, Exception) or is_misuse:
                 self._stop()
                 raise
-            # Torch may be going through the hooks of an optimizer: they are taken away at the next rollout.
+            # Torch may be iterating over an optimizer's hooks. They are removed at the next rollout.
             self._has_given_up = True
             kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
             self._warn(f"{type(self).__name__} measures nothing from here on, and training goes on: {kind}{error}")
@@ -303,7 +303,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
             self.logger.warn(text)
 
     def _unique_key(self) -> str:
-        """Return the memory key, numbered where callbacks before this one have the same."""
+        """Return the memory key, with a number if earlier callbacks have the same key."""
         every = [each for each in callbacks_in(self.locals.get("callback")) if isinstance(each, GradientStepCallback)]
         rivals = [each for each in every if each.memory_key == self.memory_key]
         number = rivals.index(self) if self in rivals else 0

@@ -20,16 +20,16 @@ from sb3_redo.wiring.input_variants import first_two_rows
 
 
 class Sampler:
-    """Draws batches of stored observations, each from a seed of its own. Or gives the same observations each time.
+    """Draws batches of stored observations, each from its own seed. Or returns a fixed set each time.
 
     :param model: the model that trains
-    :param batch_size: observations in a batch; all of a rollout that has fewer
-    :param seed: of the draws, together with the gradient step; the model's own seed if not given
-    :param consequence: of a rollout with fewer observations, for a warning, with {} for their number
-    :param is_waiting: whether nothing has been drawn from this model yet, which is what the first batch is for
-    :param observations: to give each time instead, see :func:`~sb3_redo.sb3.model.whole_batch`; all of them
-    :raises RuntimeError: when the model has no buffer, or a replay buffer that never holds as many observations, or
-        when ``observations`` do not fit its observation space
+    :param batch_size: observations in a batch. If a rollout has fewer, all of it is used.
+    :param seed: of the draws, together with the gradient step. Default: the model's seed.
+    :param consequence: what follows from a rollout with fewer observations, for a warning, with {} for their number
+    :param is_waiting: whether nothing has been drawn from this model yet
+    :param observations: a fixed set to return instead, see :func:`~sb3_redo.sb3.model.whole_batch`
+    :raises RuntimeError: when the model has no buffer, when its replay buffer can never hold ``batch_size``
+        observations, or when ``observations`` do not fit its observation space
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Sampler:
             return
         try:
             self.batch_size = len(next(tensors_in(whole_batch(model, observations))))
-        except ValueError as error:  # which the zoo would take for a pruned trial
+        except ValueError as error:  # the zoo would prune the trial
             raise RuntimeError(str(error)) from error
 
     def draw(self, gradient_step: int) -> Batch | None:
@@ -70,15 +70,15 @@ class Sampler:
 class Measurer:
     """Measures the dormancy of a model that trains. Changes nothing in it.
 
-    :param sampler: draws what is measured on
+    :param sampler: draws the observations
     :param dormancy_threshold: a neuron is dormant when its score is at most this
-    :param networks: names of the networks to measure; all of them if not given
+    :param networks: names of the networks to measure. Default: all.
     :param exclude: patterns of layers to leave out, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
-    :raises RuntimeError: when nothing in them can be measured, or the algorithm has no network or layer of such a name
+    :raises RuntimeError: when nothing in them can be measured, or a name matches no network or layer
     """
 
     meter: Meter
-    """What measures the network as it is connected now."""
+    """The meter of the network as it is connected now."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Measurer:
             self.meter = meter_of(self.model, self._read_on, self.networks, self.exclude)
         except UsageError as error:
             raise UnknownNameError(str(error)) from None
-        except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+        except ValueError as error:  # Optuna, in the zoo, would prune the trial
             raise RuntimeError(str(error)) from None
 
     def _follow_changes(self) -> None:

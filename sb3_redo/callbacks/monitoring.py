@@ -1,4 +1,4 @@
-"""What the measuring and the recycling callback have in common: their monitoring settings, and what they log."""
+"""The base of the measuring and the recycling callback: monitoring settings and logging."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ from sb3_redo.validation import (
 
 
 class MonitoringCallback(GradientStepCallback):
-    """Owns a :class:`~sb3_redo.callbacks.measurer.Measurer`, and logs what it finds.
+    """Owns a :class:`~sb3_redo.callbacks.measurer.Measurer`, and logs its reports.
 
     The settings are those of :class:`~sb3_redo.DormancyCallback`.
     """
@@ -43,7 +43,7 @@ class MonitoringCallback(GradientStepCallback):
     settings_in_key = ("dormancy_threshold", "measuring_period", "batch_size", "networks", "seed", "exclude")
 
     measurer: Measurer
-    """What measures; there from :meth:`prepare` on."""
+    """Measures the model. Set by :meth:`prepare`."""
 
     _first: float | None = None
 
@@ -80,7 +80,7 @@ class MonitoringCallback(GradientStepCallback):
             self.model,
             self.batch_size,
             self.seed,
-            "dormancy is measured on {}, on which more neurons look dormant",
+            "dormancy is measured on {}, and few observations make more neurons look dormant",
             is_waiting=self.memory.is_empty,
             observations=self.observations,
         )
@@ -90,12 +90,12 @@ class MonitoringCallback(GradientStepCallback):
 
     @property
     def purpose(self) -> str:
-        """What it does to the layers that it measures and when, for the line at the start of training."""
+        """What the callback does to the measured layers and when, for the line at the start of training."""
         return f" every {self.measuring_period} gradient steps at threshold {self.dormancy_threshold:g}"
 
     @property
     def outcome(self) -> str:
-        """What it has done to the model, for the line at the end of training."""
+        """What the callback has done to the model, for the line at the end of training."""
         return ""
 
     def _on_training_start(self) -> None:
@@ -132,7 +132,7 @@ class MonitoringCallback(GradientStepCallback):
             self.logger.info(str(self.measurer.meter.wiring))
 
     def _number_among(self, root: BaseCallback | None) -> int:
-        """Return which of the callbacks that log dormancy of this model it is, from 1; a recycler is the first."""
+        """Return this callback's number among those that log dormancy, from 1. A recycler is the first."""
         ours = [callback for callback in callbacks_in(root) if isinstance(callback, MonitoringCallback)]
         ours.sort(key=lambda callback: not callback.renews)
         return 1 + ours.index(self) if self in ours else 1
@@ -147,7 +147,7 @@ class MonitoringCallback(GradientStepCallback):
             self.pass_over(gradient_step)
 
     def measure(self, gradient_step: int) -> DormancyReport | None:
-        """Measure on fresh observations. Returns ``None`` while there are too few, or where something is not finite.
+        """Measure on fresh observations. Returns ``None`` while there are too few, or if activations are not finite.
 
         :param gradient_step: gradient steps made so far
         """
@@ -157,9 +157,9 @@ class MonitoringCallback(GradientStepCallback):
         return report
 
     def measure_for_change(self, before: int, gradient_step: int) -> DormancyReport | None:
-        """Measure before neurons are changed. Also logs the measurement where ``measuring_period`` is over.
+        """Measure before neurons are changed. Also logs the measurement if ``measuring_period`` is over.
 
-        :param before: gradient steps made when :meth:`after_gradient_steps` was called last
+        :param before: gradient steps made at the previous call of :meth:`after_gradient_steps`
         :param gradient_step: gradient steps made now
         """
         report = self.measure(gradient_step)

@@ -1,4 +1,4 @@
-"""The settings that ReDo was published with, by algorithm."""
+"""Published settings of ReDo, by algorithm."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
 
 def published_settings(model: BaseAlgorithm) -> tuple[str, dict[str, float]] | None:
-    """Return what Sokar et al. (2023) trained that is like a model, and their settings of a ``ReDoCallback``.
+    """Return the algorithm of Sokar et al. (2023) that a model matches, and their settings of a ``ReDoCallback``.
 
-    For DQN the threshold depends on the replay ratio (google/dopamine issue 226). ``None`` if they trained nothing
-    of the kind.
+    For DQN the threshold depends on the replay ratio (google/dopamine issue 226). ``None`` if they did not train the
+    algorithm.
 
-    :param model: of any algorithm
+    :param model: a model of any algorithm
     """
     if isinstance(model, SAC):
         return "SAC", {"dormancy_threshold": 0.0, "recycling_period": 200_000, "batch_size": 256}
@@ -26,7 +26,7 @@ def published_settings(model: BaseAlgorithm) -> tuple[str, dict[str, float]] | N
 
 
 def _replay_ratio(model: DQN) -> float | None:
-    """Return gradient steps per environment step; ``None`` where ``train_freq`` counts episodes."""
+    """Return gradient steps per environment step, or ``None`` if ``train_freq`` counts episodes."""
     every: Any = model.train_freq
     if model.gradient_steps < 0:
         return 1.0

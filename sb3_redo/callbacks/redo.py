@@ -1,4 +1,4 @@
-"""Recycling dormant neurons while a model trains."""
+"""Recycles dormant neurons while a model trains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,35 +25,35 @@ Selection = Callable[[DormancyReport, "ReDoCallback"], Mapping[str, Tensor]]
 class ReDoCallback(MonitoringCallback):
     """Recycles dormant neurons while a model trains (ReDo, Sokar et al. 2023), and logs what it does.
 
-    After every ``recycling_period`` gradient steps the neurons that are dormant on a fresh batch get new incoming
-    weights from their layer's initial distribution, their outgoing weights are cleared and the optimizer state of
-    both is renewed. Defaults are the paper's for DQN, ``optimizer_state`` apart. A line of the log says, when
-    training starts, how the settings differ from those that the paper has for the algorithm.
+    Measures on a fresh batch after every ``recycling_period`` gradient steps. Dormant neurons get new incoming weights
+    from their layer's initial distribution. Their outgoing weights are cleared, and the optimizer state of both is
+    renewed. Defaults are the paper's for DQN, except ``optimizer_state``. When training starts, a log line says how
+    the settings differ from the paper's for the algorithm.
 
-    :param dormancy_threshold: recycle neurons with a score of at most this; see
+    :param dormancy_threshold: recycle neurons with a score of at most this, see
         :class:`~sb3_redo.DormancyCallback`
     :param recycling_period: in gradient steps. The authors tuned 1,000 on DQN; for SAC they used 200,000.
     :param batch_size: observations per measurement
     :param start: recycle from this gradient step on
-    :param stop: recycle up to, not including, this gradient step; to the end if not given
+    :param stop: recycle before this gradient step. Default: to the end.
     :param outgoing: ``"zero"`` clears outgoing weights (the paper); ``"random"`` redraws them
-    :param optimizer_state: ``"clear"``, ``"restart"``, ``"match"``, or for an optimizer that is not known here what
-        its state tensors are; see :class:`~sb3_redo.recycling.step.Surgery`
+    :param optimizer_state: ``"clear"``, ``"restart"``, ``"match"``, or a dictionary that declares an unknown
+        optimizer's state, see :class:`~sb3_redo.recycling.step.Surgery`
     :param compensate: add what recycled neurons contributed on average to their consumers' biases
-    :param measuring_period: in gradient steps; recycling measures for itself where the two do not coincide
-    :param thresholds: see :class:`~sb3_redo.DormancyCallback`, as all up to ``verbose``
-    :param networks: names of the networks to measure and recycle; all of them if not given
+    :param measuring_period: in gradient steps. Recycling also measures when this period is not over.
+    :param thresholds: further thresholds at which the pooled fraction is logged
+    :param networks: names of the networks to measure and recycle. Default: all.
     :param log_layers: whether to log a curve for every layer
     :param log_histograms: whether to log a histogram of every layer's scores
-    :param seed: of the observations and weights drawn; the model's own seed if not given
+    :param seed: of the observations and weights drawn. Default: the model's seed.
     :param verbose: 0 writes one line to the model's log when training starts and one when it ends; 1 also writes the
         policy's wiring
     :param incoming_norm: norm of redrawn incoming weights, as a multiple of the mean norm of the layer's live neurons
-        (``weight_scaling`` in the authors' code); as drawn if not given
+        (``weight_scaling`` in the authors' code). Default: as drawn.
     :param outgoing_norm: the same for outgoing weights, for each consumer's columns, with ``outgoing="random"``
-    :param select: chooses the neurons to recycle, see :data:`Selection`; those that are dormant if not given
-    :param initial_weights: ``"fresh"`` draws new weights as a freshly built policy has them. ``"auto"`` does so too,
-        unless the model was initialised by hand before its first training: then as those weights are distributed
+    :param select: chooses the neurons to recycle, see :data:`Selection`. Default: the dormant ones.
+    :param initial_weights: ``"fresh"`` draws new weights as a new policy does. ``"auto"`` does so too, unless the model
+        was initialised by hand before its first training. Then it draws from the distribution of those weights.
     :param exclude: patterns of layers that are neither measured nor changed, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :param observations: a fixed set to measure on, see :class:`~sb3_redo.DormancyCallback`
@@ -122,7 +122,7 @@ class ReDoCallback(MonitoringCallback):
         )
 
     def _unlike_published(self) -> str:
-        """Say in which settings the paper's differ."""
+        """Name the settings that differ from the paper's."""
         published = published_settings(self.model)
         if published is None:
             return f"; Sokar et al. (2023) give no settings for {type(self.model).__name__}"

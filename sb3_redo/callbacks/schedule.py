@@ -1,4 +1,4 @@
-"""When a callback acts, in gradient steps."""
+"""Schedules of callbacks, in gradient steps."""
 
 from typing import Any
 
@@ -6,24 +6,24 @@ from sb3_redo.validation import non_negative_integer, optional_integer, positive
 
 
 def is_due(period: int, before: int, gradient_step: int) -> bool:
-    """Return whether a multiple of a period lies among some gradient steps.
+    """Return whether a multiple of a period was reached.
 
     :param period: in gradient steps
-    :param before: the gradient step before the first of them
-    :param gradient_step: the last of them
+    :param before: gradient steps made at the previous check
+    :param gradient_step: gradient steps made now
     """
     return gradient_step // period > before // period
 
 
 class Schedule:
-    """A period from a first gradient step on, up to, not including, another one.
+    """A period within [start, stop) in gradient steps.
 
-    :param name: what the period is called, for messages
+    :param name: name of the period's setting, for messages
     :param period: in gradient steps
     :param start: the first gradient step
-    :param stop: the gradient step before which it ends; never if not given
-    :raises TypeError: when one is no integer
-    :raises ValueError: when one is out of range
+    :param stop: the gradient step before which it ends. Default: never.
+    :raises TypeError: when a setting is no integer
+    :raises ValueError: when a setting is out of range
     """
 
     def __init__(self, name: str, period: Any, start: Any = 0, stop: Any = None):
@@ -44,10 +44,10 @@ class Schedule:
         return f"every {self.period} gradient steps{start}{stop}"
 
     def is_due(self, before: int, gradient_step: int) -> bool:
-        """Return whether the period is over at the last of some gradient steps, and that step is within the bounds.
+        """Return whether a multiple of the period was reached, and the gradient step is within the bounds.
 
-        :param before: the gradient step before the first of them
-        :param gradient_step: the last of them
+        :param before: gradient steps made at the previous check
+        :param gradient_step: gradient steps made now
         """
         within = self.start <= gradient_step and (self.stop is None or gradient_step < self.stop)
         return within and is_due(self.period, before, gradient_step)

@@ -1,4 +1,4 @@
-"""Hooks around an optimizer's steps that run once for each of them."""
+"""Hooks around an optimizer's steps that run once per step."""
 
 import weakref
 from collections import OrderedDict
@@ -14,8 +14,8 @@ class StepHooks:
     """Calls functions before and after each step of an optimizer, once per step.
 
     Torch's own hooks also run for every ``super().step()`` in an optimizer's class, if the process has ever built an
-    optimizer of that base class. Only the outermost step counts here. The function before it sees the gradients as
-    training left them. The function after it sees all that the step changed.
+    optimizer of that base class. Only the outermost step counts here. ``before`` sees the gradients as training
+    left them. ``after`` sees all changes of the step.
 
     :param optimizer: the optimizer
     :param before: called with the gradients in place
@@ -48,15 +48,15 @@ class StepHooks:
             self._after()
 
     def remove(self) -> None:
-        """Take the hooks off the optimizer; may be called any number of times."""
+        """Remove the hooks from the optimizer. Further calls do nothing."""
         for handle in self._handles:
             handle.remove()
 
 
 def give_hooks(optimizer: Any) -> None:
-    """Give an optimizer what torch's constructor gives, which some wrappers do not call, for hooks to be heard.
+    """Add the hooks that torch's constructor adds. Some wrappers do not call it.
 
-    :raises RuntimeError: when it is none of torch's optimizers and has no hooks
+    :raises RuntimeError: when the optimizer is not torch's and has no hooks
     """
     if hasattr(optimizer, "register_step_post_hook") and hasattr(optimizer, "_optimizer_step_post_hooks"):
         return
@@ -71,9 +71,9 @@ def give_hooks(optimizer: Any) -> None:
 def before_any_step(owner: Any, act: Callable[[Any, Optimizer], object]) -> RemovableHandle:
     """Call a function before every step of every optimizer of the process, before all hooks of that optimizer.
 
-    :param owner: kept weakly, since an exception may leave the hook behind; without it the hook does nothing
+    :param owner: kept weakly, since an exception may leave the hook behind. Once it is gone, the hook does nothing.
     :param act: called with the owner and the optimizer
-    :return: what removes the hook; not to be used inside ``act``
+    :return: a handle that removes the hook. Do not use it inside ``act``.
     """
     reference = weakref.ref(owner)
 

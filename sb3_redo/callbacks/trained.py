@@ -1,4 +1,4 @@
-"""Which networks, parameters and optimizers a training has at one moment."""
+"""Snapshots of a training's networks, parameters and optimizers."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 class Trained:
-    """Remembers what a model trains, to be compared with what it trains later.
+    """Remembers a model's trained parameters, to compare them with later ones.
 
     :param policy: the model's policy
     :param optimizers: all that hold its parameters
@@ -17,7 +17,7 @@ class Trained:
 
     def __init__(self, policy: nn.Module, optimizers: Iterable[Optimizer]):
         self.optimizers = tuple(optimizers)
-        # Kept, and not their ids alone: a later object may lie where one was that is gone.
+        # Objects are kept, not only their ids: a later object may reuse the id of one that is gone.
         self._modules = list(policy.modules())
         self._parameters = [tuple(module._parameters.items()) for module in self._modules]
         held = {
@@ -28,7 +28,7 @@ class Trained:
         self._is_trained = [(each.requires_grad, id(each) in held) for _, each in known]
 
     def changes_since(self, before: "Trained") -> str:
-        """Return in words what is not as it was before; an empty text if all is."""
+        """Return the differences in words, or an empty string."""
         changes = []
         if len(self.optimizers) != len(before.optimizers) or any(
             now is not then for now, then in zip(self.optimizers, before.optimizers, strict=True)
@@ -43,11 +43,11 @@ class Trained:
 
 @dataclass
 class _Switch:
-    """When a parameter required gradients.
+    """Records when a parameter required gradients.
 
-    :param between_train_calls: whether it did at the last look
-    :param is_trained: whether it did so, or else at the last step of an optimizer that holds it
-    :param was_stepped: whether there was a step since the last look
+    :param between_train_calls: whether it required them at the last look
+    :param is_trained: whether it required them then, or at the last step of its optimizer
+    :param was_stepped: whether its optimizer made a step since the last look
     """
 
     parameter: Tensor
@@ -57,10 +57,10 @@ class _Switch:
 
 
 class Switches:
-    """Tells parameters that are frozen from those whose gradients ``train()`` switches off for a part of each step.
+    """Distinguishes frozen parameters from those whose gradients ``train()`` switches off for a part of each step.
 
-    Some implementations of SAC switch the critic's gradients off for the actor's loss. They are off when the actor's
-    optimizer makes its step, although the critic is trained. They were on at the step of the critic's own optimizer.
+    Some implementations of SAC switch the critic's gradients off for the actor's loss. They are off at the step of the
+    actor's optimizer, although the critic is trained. They were on at the step of the critic's optimizer.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,8 @@ class Switches:
         looked_at = {}
         for parameter in policy.parameters():
             is_on, before = parameter.requires_grad, self._switches.get(id(parameter))
-            # What was off before train(), on at the optimizer's step and is off again is switched by train().
+            # A parameter that was off before train(), on at its optimizer's step, and is off again is switched by
+            # train().
             is_switched = before is not None and not before.between_train_calls and before.is_trained
             looked_at[id(parameter)] = _Switch(parameter, is_on, is_on or is_switched)
         self._switches = looked_at
@@ -86,10 +87,10 @@ class Switches:
 
     @contextmanager
     def set_as_trained(self) -> Iterator[None]:
-        """Let parameters require gradients if they are trained, for a while in which no graph is alive."""
+        """Let trained parameters require gradients within this context. No graph may be alive."""
         switched = []
         for switch in self._switches.values():
-            # One that was on before train() and had no step since may have been frozen after the look.
+            # A parameter that was on before train() and had no step since may have been frozen after the look.
             is_known = switch.was_stepped or not switch.between_train_calls
             if is_known and switch.parameter.requires_grad != switch.is_trained:
                 switch.parameter.requires_grad_(switch.is_trained)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_redo.validation import UsageError, needs, non_negative_integer, non_negative_number, positive_integer
 
-# Whatever imports torch is imported where it is used, so that --help does not wait for it.
+# Modules that import torch are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
     from sb3_redo.zoo.inspection import Failure, Inspection
 
@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 
 
 def add_inspect(commands: Any, formatter_class: Any) -> None:
-    """Add the command to those of the command line."""
+    """Add the command to the command line."""
     inspect = commands.add_parser(
         "inspect",
         help="measure which neurons of trained agents are dormant",
@@ -76,7 +76,7 @@ def add_inspect(commands: Any, formatter_class: Any) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     _check(arguments)
-    # SB3, the zoo and environments print what they do, and stdout is for the report alone.
+    # SB3, the zoo and environments print messages. Stdout is for the report only.
     with stdout_for_the_report_alone():
         paths = _paths(arguments)
         if arguments.compare and len(paths) != 2:
@@ -89,7 +89,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _paths(arguments: argparse.Namespace) -> list[Path]:
-    """Return the agents that are meant. The folder of a sweep means all of its runs."""
+    """Return the paths of the agents. The folder of a sweep stands for all of its runs."""
     with needs("zoo", "sb3-redo inspect"):
         from sb3_redo.zoo.sources import agents_in
 
@@ -153,7 +153,7 @@ def _bar(arguments: argparse.Namespace, total: int, **settings: Any) -> Any:
     with needs("zoo", "sb3-redo inspect"):
         from tqdm import tqdm
 
-    # disable=None: shown only where someone is watching
+    # disable=None: shown only on a terminal
     return tqdm(total=total, file=sys.stderr, disable=True if arguments.quiet else None, **settings)
 
 
@@ -163,11 +163,11 @@ def _in_turn(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[t
 
 
 def _at_once(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[tuple[int, "Inspection | Failure"]]:
-    """Inspect agents in several processes. Yields their numbers and what was found, as they end."""
+    """Inspect agents in several processes. Yields numbers and results as they finish."""
     from sb3_redo.zoo.inspection import failed
 
     with ExitStack() as stack:
-        # A simulator may take its process with it. So each process is a pool of its own, to be replaced by another.
+        # A simulator may crash its process. So each process is a separate pool that can be replaced.
         def new_pool() -> ProcessPoolExecutor:
             return stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), _alone_with_stderr))
 
@@ -190,21 +190,21 @@ def _at_once(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[t
 
 
 def _guarded(arguments: argparse.Namespace, path: Path) -> "Inspection | Failure":
-    """Inspect an agent. Returns what went wrong where something did."""
+    """Inspect an agent. Returns a failure instead of raising an error."""
     from sb3_redo.zoo.inspection import failed
 
     try:
         return _inspected(arguments, path).light()
-    except Exception as error:  # code of others: environments, wrappers, pickles
+    except Exception as error:  # third-party code: environments, wrappers, pickles
         return failed(path, error)
 
 
 def _inspected(arguments: argparse.Namespace, path: Path, progress: Callable[[int], Any] | None = None) -> "Inspection":
-    """Inspect an agent as the command line says."""
+    """Inspect an agent with the settings of the command line."""
     from sb3_redo.zoo.inspection import inspect_agent
     from sb3_redo.zoo.saved_agents import one_line
 
-    # As python -m has it: wrappers and environments of a project lie where its commands are typed.
+    # As python -m does: a project's wrappers and environments lie in the working directory.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -233,12 +233,12 @@ def _inspected(arguments: argparse.Namespace, path: Path, progress: Callable[[in
 
 @contextmanager
 def stdout_for_the_report_alone() -> Iterator[None]:
-    """Send what is printed inside to stderr, what C code prints too."""
+    """Redirect everything printed within this context to stderr, including output of C code."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     try:
         kept = os.dup(1)
-    except OSError:  # there is no stdout
+    except OSError:  # no stdout
         kept = None
     try:
         if kept is not None:
@@ -260,7 +260,7 @@ def _alone_with_stderr() -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """All that can be told to be wrong before anything is loaded."""
+    """Check the arguments before anything is loaded."""
     try:
         for option, value in (
             ("--n-samples", arguments.n_samples),
@@ -304,7 +304,7 @@ def _check_writable(option: str, target: Path) -> None:
 
 
 def _env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments from ``key:value``, the values as Python writes them."""
+    """Return keyword arguments from ``key:value`` pairs with Python literals as values."""
     found = {}
     for pair in pairs:
         key, _, value = pair.partition(":")

@@ -27,10 +27,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; what it finds goes to stdout, all else to stderr.
+    """Run a command. Results go to stdout, everything else to stderr.
 
-    :param argv: the arguments; those of the process if not given
-    :return: the exit code: 0, or 1 for what failed, 2 for what was asked wrongly, 130 when interrupted
+    :param argv: the arguments. Default: those of the process.
+    :return: the exit code: 0, 1 for a failure, 2 for a usage error, 130 when interrupted
     """
     try:
         arguments = _parser().parse_args(argv)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    # A file that somebody else wrote may hold what steers a terminal.
+    # Files of others may contain terminal control sequences.
     shown = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
     print(f"sb3-redo: error: {shown}", file=sys.stderr)
     return code

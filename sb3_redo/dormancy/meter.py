@@ -47,15 +47,15 @@ class Meter:
         for number, layer in enumerate(self.layers):
             for site in layer.sites:
                 self._sites[site.kind, site.name, site.call].append(LayerSite(number, layer, site))
-        # Every layer is followed, of other modules those with sites.
+        # Follows every layer, and other modules that have sites.
         modules = dict(policy.named_modules())
         self._layers = {name: module for name, module in modules.items() if isinstance(module, LAYER_TYPES)}
         names = {name for kind, name, _ in self._sites if kind != "activation"} - self._layers.keys()
         self._modules_with_sites = {name: modules[name] for name in names}
         self._parametrisations = parametrisations(modules.items())
-        # Watching every function takes time: set it where other activation calls must be noticed, too.
+        # Watching every function takes time. Set it where other activation calls must be noticed, too.
         self.watches_functions = any(kind == "activation" for kind, _, _ in self._sites)
-        self._stateful = dict.fromkeys(wiring.stateful)  # the parts that a pass was seen to change
+        self._stateful = dict.fromkeys(wiring.stateful)  # the parts that a pass has changed
         self._draws_elsewhere = draws_from_global_streams(wiring.stateful)
         self._runs = 0
 
@@ -73,7 +73,7 @@ class Meter:
         sums = [torch.cat(totals.comparable_sums()) for totals in self._run(forward, batch, LayerSite.magnitudes)]
         # 2. The sums of several passes are added in float64 on the CPU, since some devices lack float64.
         pooled = sums[0] if len(sums) == 1 else torch.stack([part.cpu().double() for part in sums]).sum(0).to(sums[0])
-        # 3. Scores are relative to a layer's mean, so its sums serve as well as means over the batch.
+        # 3. Scores are relative to a layer's mean, so sums give the same scores as means.
         scores = dormancy_scores(pooled, self._sizes)
         dormant = torch.split(scores <= dormancy_threshold, self._sizes)
         layers = tuple(
@@ -96,11 +96,11 @@ class Meter:
         return {layer.name: deviation for layer, deviation in zip(self.layers, _means(parts), strict=True)}
 
     def totals(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> dict[str, Tensor]:
-        """Returns a statistic of every layer, added up over its sites and over all passes.
+        """Return a statistic of every layer, summed over its sites and over all passes.
 
         :param forward: runs the policy on a batch, as it was traced
         :param batch: the argument of ``forward``, nested tensors [observations, ...]
-        :param statistic: sums up the values at a site; its sums may have any shape, the same for all sites of a layer
+        :param statistic: sums up the values at a site. Its sums may have any shape, the same for all sites of a layer.
         :raises RuntimeError: when a pass makes other calls than when the policy was traced
         """
         parts = [part.of_layers() for part in self._run(forward, batch, statistic)]
@@ -109,8 +109,8 @@ class Meter:
 
     def _run(self, forward: Callable[[Any], Any], batch: Any, statistic: "Statistic") -> list["_Totals"]:
         """Run the networks over a batch, in parts if memory demands it, and sum up every site in each part."""
-        # 1. All that a pass might change is looked at in runs 1, 2, 4, 8 ..., since that takes as long as some passes.
-        #    In every run, what was seen to change is put back.
+        # 1. Runs 1, 2, 4, 8 ... compare all state that a pass might change, which takes as long as several passes.
+        #    Every run restores the state that was found to change.
         self._runs += 1
         is_looked_at = self._runs & (self._runs - 1) == 0
         seeds = (everything_seeded if is_looked_at or self._draws_elsewhere else seeded)(0)
@@ -133,18 +133,18 @@ class Meter:
         modules = {**self._layers, **self._modules_with_sites, **self._parametrisations}
         with replaced_forward(modules, self._following(calls, totals)), watcher or nullcontext():
             forward(batch)
-        # 2. The pass is over. It must have made all calls, or the wiring does not hold for it.
+        # 2. The pass is over. If it missed a call, the wiring does not describe it.
         calls.end()
         return totals
 
     def _expected_calls(self) -> list[Call]:
-        """Return the calls of a pass that are followed, as they were made when the policy was traced."""
+        """Return the followed calls of a pass, as recorded when the policy was traced."""
         followed = {"layer": self._layers, "module": self._modules_with_sites}
         functions = self.watches_functions
         return [call for call in self.wiring.calls if call.name in followed.get(call.kind, [call.name] * functions)]
 
     def _following(self, calls: CallSequence, totals: "_Totals") -> Callable[[str, nn.Module], Callable[..., Any]]:
-        """Return what makes a module's new ``forward``. Hooks take longer to register and remove."""
+        """Return a function that builds a module's new ``forward``. Hooks take longer to register and remove."""
 
         def make(name: str, module: nn.Module) -> Callable[..., Any]:
             if name in self._parametrisations:
@@ -158,7 +158,7 @@ class Meter:
                 if calls.is_inside:
                     return real(*args, **kwargs)
                 number = next(numbers)
-                # 2. A layer counts when it begins and another module when it returns, as when the policy was traced.
+                # 2. A layer is counted when it begins, another module when it returns, as in tracing.
                 if kind == "layer":
                     calls.add(kind, name)
                 for site in self._sites.get(("input", name, number), ()):
@@ -190,7 +190,7 @@ class LayerSite:
         self.neurons = layer.neurons
         self.is_non_negative = site.is_non_negative
         self.shape = site.neurons.shape
-        # Axes of size 1 do not tell neurons apart: sums go over them and over the batch, which is axis 0 of a value.
+        # Sums go over the axes of size 1, which hold one neuron, and over the batch, axis 0 of a value.
         self.summed_axes = tuple(axis + 1 for axis, size in enumerate(self.shape) if size == 1)
         self.owners = site.neurons.flatten()  # the neuron at each element that remains, -1 for none
         self.is_one_each = torch.equal(self.owners, torch.arange(layer.neurons))
@@ -198,14 +198,14 @@ class LayerSite:
         self.elements_per_neuron = torch.bincount(self.owners[self.owned], minlength=layer.neurons).float()
 
     def magnitudes(self, value: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return the sum of \\|h\\| per neuron, [neurons], and the number of values in it: one for all, or [neurons].
+        """Return the sum of \\|h\\| per neuron, [neurons], and the number of values: one for all, or [neurons].
 
         :param value: the activations h at this site, [observations, ...]
         """
         return self.sums(value if self.is_non_negative else value.abs())
 
     def deviations(self, value: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return the same of \\|h - mean h\\|.
+        """Return the same for \\|h - mean h\\|.
 
         :param mean: each neuron's mean h, [neurons]
         """
@@ -222,14 +222,14 @@ class LayerSite:
         sums = sums if sums.ndim == 1 else sums.flatten()
         if len(sums) != len(self.owners):
             raise RuntimeError(
-                f"the activations of {self.layer} are of shape {tuple(value.shape)}, which is not as it was traced: a "
-                "network that changes from pass to pass cannot be measured"
+                f"the activations of {self.layer} have another shape than when traced, {tuple(value.shape)}: a network "
+                "that changes from pass to pass cannot be measured"
             )
         values_per_sum = value.numel() / len(sums)
-        # 3. One sum per element remains. Most often that is one per neuron, in order.
+        # 3. One sum per element remains, usually one per neuron, in order.
         if self.is_one_each:
             return sums, values_per_sum
-        # 4. Else the sums of a neuron's elements are added up, and those of no neuron dropped.
+        # 4. Otherwise, sums of a neuron's elements are added. Elements of no neuron are dropped.
         owners, owned = self.owners[self.owned].to(sums.device), self.owned.to(sums.device)
         per_neuron = sums.new_zeros(self.neurons).index_add_(0, owners, sums[owned])
         return per_neuron, self.elements_per_neuron.to(sums) * values_per_sum
@@ -240,7 +240,7 @@ Statistic = Callable[[LayerSite, Tensor], tuple[Tensor, Tensor | float]]
 
 
 class _Totals:
-    """Adds up a statistic during a pass of ``rows`` observations, before anything can overwrite the activations."""
+    """Sums a statistic during a pass of ``rows`` observations, before activations can be overwritten."""
 
     def __init__(self, layers: int, rows: int, statistic: Statistic):
         self.rows = rows
@@ -255,14 +255,14 @@ class _Totals:
         self.counts[site.number] = self.counts[site.number] + number
 
     def of_layers(self) -> list[tuple[Tensor, Tensor | float]]:
-        """Return for each layer the neurons' sums and the number of values in them, at least 1."""
+        """Return, per layer, the neurons' sums and the number of values in them, at least 1."""
         sums = [total for total in self.sums if total is not None]
-        # A neuron that is dropped before its activation has none: its sum is 0, of 0 values.
+        # A neuron dropped before its activation has no values. Its sum is 0.
         counts = [number.clamp(min=1) if isinstance(number, Tensor) else number for number in self.counts]
         return list(zip(sums, counts, strict=True))
 
     def comparable_sums(self) -> list[Tensor]:
-        """Return for each layer sums in proportion to its neurons' means and to the number of rows."""
+        """Return, per layer, sums proportional to its neurons' means and to the number of rows."""
         pairs = self.of_layers()
         return [total * (self.rows / number) if isinstance(number, Tensor) else total for total, number in pairs]
 
@@ -277,11 +277,11 @@ def _means(parts: list[_Totals]) -> list[Tensor]:
 
 
 Sites = dict[tuple[str, str, int], list[LayerSite]]
-"""Kind, name and call of sites to the sites there."""
+"""Kind, name and call to the sites there."""
 
 
 class _SiteWatcher(FunctionWatcher):
-    """Adds up the sites that are the output of an activation call."""
+    """Sums the values at outputs of activation calls."""
 
     def __init__(self, calls: CallSequence, sites: Sites, totals: _Totals):
         super().__init__(calls)

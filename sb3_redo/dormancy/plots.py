@@ -30,14 +30,14 @@ Layers = Sequence[LayerDormancy]
 
 
 def figure_of(layers: Layers, dormancy_threshold: float, observations: int) -> "Figure":
-    """Return a figure with what :func:`plot_layers` draws. No window shows it."""
+    """Return a figure drawn by :func:`plot_layers`, without a window."""
     figure = _Figure(figsize=_size(layers), layout="tight")
     plot_layers(layers, dormancy_threshold, observations, figure.subplots())
     return figure
 
 
 def plot_layers(layers: Layers, dormancy_threshold: float, observations: int, ax: "Axes | None" = None) -> "Axes":
-    """Draw layers measured on so many observations; see :meth:`~sb3_redo.dormancy.DormancyReport.plot`."""
+    """Draw layers measured on a number of observations, see :meth:`~sb3_redo.dormancy.DormancyReport.plot`."""
     if ax is None:
         from matplotlib import pyplot  # here, because it chooses a backend
 
@@ -94,7 +94,7 @@ def _draw_bars(ax: "Axes", layers: Layers, colours: dict[str, str]) -> None:
 
 
 def _draw_scores(strip: "Axes", layers: Layers, dormancy_threshold: float, colours: dict[str, str]) -> None:
-    # Scores average 1, and dormancy begins below. The few far greater scores are drawn at the edge.
+    # Scores average 1, and dormant ones are far below. The few much greater scores are drawn at the edge.
     last = max(4, math.ceil(2 * dormancy_threshold))
     are_many = sum(layer.neurons for layer in layers) > 2000
     for row, layer in enumerate(layers):

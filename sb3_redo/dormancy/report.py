@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class DormancyReport:
-    """Says which neurons of a policy were dormant on one batch.
+    """The neurons of a policy that were dormant on one batch.
 
     :param layers: the measured layers, in the order in which they run
     :param dormancy_threshold: a neuron is dormant when its score is at most this
-    :param wiring: what was measured, and why some layers cannot be recycled
-    :param batch: what it was measured on, nested tensors [observations, ...]
+    :param wiring: the wiring that was measured, with the reasons why layers cannot be recycled
+    :param batch: the observations, nested tensors [observations, ...]
     """
 
     layers: tuple[LayerDormancy, ...]
@@ -40,7 +40,7 @@ class DormancyReport:
 
     @property
     def observations(self) -> int:
-        """Return how many observations it was measured on."""
+        """Return the number of observations."""
         return len(next(tensors_in(self.batch)))
 
     @property
@@ -54,9 +54,9 @@ class DormancyReport:
         return tuple(layer.name for layer in self.layers if not layer.is_finite)
 
     def dormant_neurons(self) -> dict[str, Tensor]:
-        """Return the dormant neurons that can be recycled; none where any activation was not finite.
+        """Return the dormant neurons that can be recycled. Empty if any activation was not finite.
 
-        :return: layer name to long tensor of neurons, ascending; layers without any are left out
+        :return: layer name to long tensor of neurons, ascending. Layers without dormant neurons are left out.
         """
         if self.not_finite:
             return {}
@@ -73,7 +73,7 @@ class DormancyReport:
 
     @staticmethod
     def fraction(masks: Iterable[Tensor]) -> float:
-        """Return the share of neurons that masks select, pooled over all masks, in [0, 1]."""
+        """Return the share of selected neurons, pooled over all masks, in [0, 1]."""
         pooled = torch.cat(list(masks))
         return float(pooled.sum()) / len(pooled)
 
@@ -90,7 +90,7 @@ class DormancyReport:
         return pandas.DataFrame(rows, columns=columns)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw a bar per layer, its dormant fraction, and beside it the scores of its neurons as a strip.
+        """Draw each layer's dormant fraction as a bar, and its neurons' scores as a strip.
 
         :param ax: where to draw, shared between bars and strips. Default: a new figure.
         :return: the axes of the bars
@@ -107,7 +107,7 @@ class DormancyReport:
         return f"{dormant} of {neurons} neurons dormant ({dormant / neurons:.1%}) {where}"
 
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Return layer, network, dormant neurons of all, dormant fraction and a note, for each layer."""
+        """Return a row per layer: layer, network, dormant of all neurons, dormant fraction, note."""
         rows = []
         for layer in self.layers:
             note = "" if layer.recyclable else "measured only"

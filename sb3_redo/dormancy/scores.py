@@ -1,4 +1,4 @@
-"""Computes dormancy scores, dormant neurons and what becomes of dormant neurons (Sokar et al. 2023, section 3)."""
+"""Computes dormancy scores, overlaps and revived shares (Sokar et al. 2023, section 3)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,18 +10,18 @@ from torch import Tensor
 def dormancy_scores(mean_activations: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """Return each neuron's mean absolute activation over the mean of its layer (Sokar et al. 2023, eq. 1).
 
-    The scores of a layer average 1; the paper's "sum to 1" is a slip (google/dopamine issue 209). If all activations
+    The scores of a layer average 1. The paper's "sum to 1" is a slip (google/dopamine issue 209). If all activations
     of a layer are 0, so are its scores.
 
     :param mean_activations: mean \\|h\\| over the batch, and over space for a convolution, [neurons]. A factor that
         all neurons of a layer share makes no difference.
-    :param sizes: how many neurons each layer has, one layer after the other. Default: all are of one layer.
+    :param sizes: number of neurons of each layer, in order. Default: one layer.
     :return: [neurons]
 
     >>> dormancy_scores(torch.tensor([0.0, 1.0, 3.0, 4.0]))
     tensor([0.0000, 0.5000, 1.5000, 2.0000])
     """
-    # All layers at once where possible: for small networks the number of operations decides the cost.
+    # All layers at once where possible: in small networks the number of operations determines the cost.
     layers = torch.split(mean_activations, list(sizes or [len(mean_activations)]))
     means = torch.cat([layer.mean().expand(len(layer)) for layer in layers])
     return mean_activations / means.masked_fill_(means == 0, 1.0)
@@ -44,10 +44,10 @@ def overlap(one: Iterable[Tensor], other: Iterable[Tensor]) -> float | None:
 
 
 def revived(now: Iterable[Tensor], before: Iterable[Tensor]) -> float | None:
-    """Return the share of the neurons dormant before that are not dormant now, or ``None`` if none was, in [0, 1].
+    """Return the share of previously dormant neurons that are active now, in [0, 1]. ``None`` if none was dormant.
 
-    :param now: a bool mask per layer of what is dormant, [neurons]
-    :param before: a bool mask per layer of what was, in the same order
+    :param now: masks of dormant neurons, one per layer, bool [neurons]
+    :param before: the earlier masks, in the same order
     """
     were = still = 0
     for is_dormant, was_dormant in zip(now, before, strict=True):
@@ -58,10 +58,10 @@ def revived(now: Iterable[Tensor], before: Iterable[Tensor]) -> float | None:
 
 @dataclass(frozen=True)
 class LayerDormancy:
-    """Describes the dormancy of one layer on one batch.
+    """The dormancy of one layer on one batch.
 
     :param name: module path below the policy
-    :param network: the network it belongs to, for instance ``q_net`` or ``critic``
+    :param network: its network, for instance ``q_net`` or ``critic``
     :param scores: dormancy scores, [neurons]; NaN where the activations were not finite
     :param dormant: bool mask, [neurons]: score at most the threshold
     :param recyclable: whether its neurons can be recycled

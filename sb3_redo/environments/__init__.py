@@ -5,7 +5,9 @@
 >>> gymnasium.make("sb3_redo/BlockMDP-true-label-v0").observation_space.shape
 (8, 8, 1)
 
-The zoo imports it when told to: ``--gym-packages sb3_redo.environments``.
+The zoo imports it with ``--gym-packages sb3_redo.environments``.
+
+Experimental: names may change in any release.
 """
 
 import gymnasium

@@ -15,9 +15,9 @@ VARIANTS = ("true-label", "random-label", "sparse-reward")
 
 
 class BlockMDP(gymnasium.Env[NDArray[np.uint8], np.int64]):
-    """States that are seen as images: in state s an image with label s, each time another one, drawn uniformly.
+    """An MDP whose observations are images. In state s, the observation is a random image with label s.
 
-    There is a state and an action for each class, ten in the paper.
+    There is one state and one action per class, ten in the paper.
 
     ============= =================== ========================= ====================================
     variant       labels              reward                    next state
@@ -27,22 +27,22 @@ class BlockMDP(gymnasium.Env[NDArray[np.uint8], np.int64]):
     sparse-reward the images' classes 1 if a = s = 9, else 0    s + 1 if a = s, else drawn uniformly
     ============= =================== ========================= ====================================
 
-    The paper leaves open the first state and the one that follows the last (s = 9): both are drawn uniformly, and no
-    state ends an episode. Registered environments are truncated after 100 steps.
+    The paper leaves open the first state and the successor of the last (s = 9). Both are drawn uniformly, and no state
+    ends an episode. Registered environments are truncated after 100 steps.
 
-    In the sparse variant a wrong action is not always worse: from the lower half of the states a random state is nearer
-    to the reward, on average, than one right action after the other.
+    In the sparse variant a wrong action may help: in the lower half of the states, a random state is closer to the
+    reward on average than the next state.
 
     Each reset and step returns ``{"state": s}`` beside the observation.
 
     :param variant: ``true-label``, ``random-label`` or ``sparse-reward``
     :param data: ``digits`` (scikit-learn's), ``mnist`` or ``cifar10``, or images of your own
-    :param folder: where the files of MNIST or CIFAR-10 are; nothing is downloaded
-    :param label_seed: of the random labels. ``reset(seed=...)`` does not change them, so that environments that run
-        side by side, or evaluate, label alike.
-    :param n_images: how many images to use, from the first; all if not given
-    :param enlarge: whole factor on height and width. SB3's ``NatureCNN`` needs 36 pixels at least: 5 for digits, 2
-        for the others
+    :param folder: folder of the MNIST or CIFAR-10 files. Nothing is downloaded.
+    :param label_seed: of the random labels. ``reset(seed=...)`` does not change them, so that parallel and evaluation
+        environments have the same labels.
+    :param n_images: number of images to use, from the first. Default: all.
+    :param enlarge: integer factor on height and width. SB3's ``NatureCNN`` needs at least 36 pixels: 5 for digits, 2
+        for the others.
     :param render_mode: ``rgb_array`` renders the observation
     :raises TypeError, ValueError: on wrong settings, and when a label has no image; :raises ImportError: without
         scikit-learn; :raises FileNotFoundError: saying which files are missing and where to get them
@@ -101,7 +101,7 @@ class BlockMDP(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return observation, reward, False, False, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """What was observed last, [height, width, 3]; nothing without ``render_mode``."""
+        """Return the last observation, [height, width, 3], or ``None`` without ``render_mode``."""
         if self.render_mode is None:
             return None
         return np.broadcast_to(self._shown, (*self._shown.shape[:2], 3)).copy()
@@ -116,5 +116,5 @@ class BlockMDP(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def _observe(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         image = self.images[self.np_random.choice(self._images_of[self.state])]
         self._shown: NDArray[np.uint8] = image.repeat(self.enlarge, 0).repeat(self.enlarge, 1)
-        # A copy: whoever changes an observation must not change what is shown.
+        # A copy, so that changes of an observation do not show.
         return self._shown.copy(), {"state": self.state}

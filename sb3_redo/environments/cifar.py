@@ -1,6 +1,6 @@
 """CIFAR-10's training images, from its Python or its binary version (https://www.cs.toronto.edu/~kriz/cifar.html).
 
-The Python version consists of pickles, which may run anything: our reader builds nothing but arrays of bytes.
+The Python version consists of pickles, which may run any code. This reader builds only arrays of bytes.
 """
 
 import io
@@ -24,7 +24,7 @@ the first. Nothing is downloaded here."""
 def read_cifar10(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return images, [images, 32, 32, 3], and labels, [images], of all five training batches.
 
-    :param folder: that of the batches, or the one that it is in
+    :param folder: folder of the batches, or its parent
     :raises FileNotFoundError: naming what is missing; :raises ValueError: on files of another format
     """
     for kind, ending, read in (("py", "", read_python_batch), ("bin", ".bin", read_binary_batch)):
@@ -65,11 +65,11 @@ def _images(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Builds what a pickled array of bytes is made of, and refuses to look up any other name."""
+    """Builds arrays of bytes from a pickle, and refuses to look up any other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
-            ("numpy", "ndarray"): None,  # the class that _reconstruct is to make one of
+            ("numpy", "ndarray"): None,  # the class that _reconstruct builds
             ("numpy", "dtype"): _bytes_dtype,
             # Before and since NumPy 2.
             ("numpy.core.multiarray", "_reconstruct"): _empty_array,

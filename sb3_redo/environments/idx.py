@@ -18,7 +18,7 @@ torchvision.datasets.MNIST(folder, download=True) brings them too. Nothing is do
 def read_mnist(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return images, [images, 28, 28, 1], and labels, [images], of MNIST's training files.
 
-    :param folder: that of the files, or the one given to torchvision
+    :param folder: folder of the files, or the one given to torchvision
     :raises FileNotFoundError: naming what is missing; :raises ValueError: on files of another format
     """
     images = read_idx(_find(folder, "train-images", "idx3-ubyte"))
@@ -30,7 +30,7 @@ def read_mnist(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def _find(folder: Path, name: str, kind: str) -> Path:
     for place in (folder, folder / "MNIST" / "raw"):
-        # Some programs unpack with a dot in place of the last hyphen.
+        # Some programs unpack with a dot instead of the last hyphen.
         for file in (f"{name}-{kind}", f"{name}.{kind}"):
             for path in (place / file, place / f"{file}.gz"):
                 if path.is_file():

@@ -1,4 +1,4 @@
-"""Images with a class each, from what scikit-learn brings or from files that are there."""
+"""Labelled images from scikit-learn or from local files."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ SOURCES = ("digits", "mnist", "cifar10")
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images and their classes, neither of which can be written to.
+    """Images and their classes, both read-only.
 
     :param images: [images, height, width, channels], uint8, with 1 or 3 channels
     :param labels: [images], integers from 0 to the number of classes less 1, each of them at least once
@@ -48,9 +48,9 @@ class LabelledImages:
 
 
 def load_images(data: str | LabelledImages, folder: Any = None) -> LabelledImages:
-    """Return the images that a name stands for, or those given. Environments that run side by side share them.
+    """Return the images of a name, or given ones. Parallel environments share them.
 
-    :param folder: where the files of ``mnist`` or ``cifar10`` are
+    :param folder: folder of the files of ``mnist`` or ``cifar10``
     """
     if isinstance(data, LabelledImages) or one_of("data", data, SOURCES) == "digits":
         if folder is not None:
@@ -72,6 +72,6 @@ def _digits() -> LabelledImages:
     with needs("environments", "data='digits'", instead):
         from sklearn.datasets import load_digits
     digits = load_digits()
-    # Whole numbers from 0 to 16.
+    # Integers from 0 to 16.
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return LabelledImages(images[..., None], digits.target)

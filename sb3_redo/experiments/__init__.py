@@ -1,1 +1,4 @@
-"""The papers' experiments: sweeps with a page of figures and numbers beside the published ones."""
+"""The papers' experiments: sweeps with a page of figures and numbers beside the published ones.
+
+Experimental: names may change in any release.
+"""

@@ -13,7 +13,7 @@ _CALLBACKS = {"none": False, "redo": True}
 
 
 class ClassifierReader(SettingsReader):
-    """Makes runs of a sweep file of classifiers, whose environments are names of images."""
+    """Makes the runs of a sweep file of classifiers. Its environments are names of image sets."""
 
     schema = Path(__file__).with_name("classifier_schema.json")
     algorithm = CLASSIFIER

@@ -2,7 +2,7 @@
 
     python -m sb3_redo.experiments.classifier_run --folder runs/one --seed 0 --settings '{"targets": "shuffled"}'
 
-A training that was stopped begins anew.
+A stopped training starts again from the beginning.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_classifier(
     folder: Path, settings: ClassifierSettings, seed: int, condition: dict[str, Any] | None = None
 ) -> None:
-    """Train into a folder. Raises an error in one that holds a finished run.
+    """Train into a folder.
 
-    :param condition: of a run that no sweep has described
-    :raises RuntimeError: where the run was finished before, or another one was begun
+    :param condition: the condition of a run outside a sweep
+    :raises RuntimeError: when the folder has a finished run, or another run
     """
     about = {"environment": settings.data, "algorithm": CLASSIFIER, "condition": dict(condition or {}), "seed": seed}
     last_of = {"final_accuracy": TASK_ACCURACY, "recycled_total": "redo/recycled_total"}

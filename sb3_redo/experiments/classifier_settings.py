@@ -20,9 +20,9 @@ class ClassifierSettings(Settings):
         of the image, as those of all later tasks are
     :param channels: of 3x3 convolutions, each with a ReLU and a pooling that halves height and width; none if empty
     :param layers: neurons of the hidden layers behind them, each with a ReLU
-    :param optimizer: ``"adam"`` with PyTorch's own settings, ``"adam_default"`` and ``"adam_tuned"`` with those that
-        Lyle et al. 2023 compare (appendix A.1): an epsilon of 1e-9, and for the latter a decay of 0.9 for the second
-        moment and an epsilon of 1e-3 inside the root; or ``"sgd"`` without momentum
+    :param optimizer: ``"adam"`` with PyTorch's settings, or ``"sgd"`` without momentum. ``"adam_default"`` and
+        ``"adam_tuned"`` are those of Lyle et al. 2023 (appendix A.1). The former has an epsilon of 1e-9. The latter has
+        an epsilon of 1e-3 inside the root, and a decay of 0.9 for the second moment.
     :param tasks: labellings, or as many times the first one
     :param steps: gradient steps of a task
     :param batch_size: images of a gradient step, drawn with replacement

@@ -1,5 +1,7 @@
-"""Trains a DQN's Q-network on stored transitions alone, with targets that move, stay or come from a teacher
-(Sokar et al. 2023, figures 4 and 8)."""
+"""Trains a DQN's Q-network on stored transitions only, with bootstrapped, fixed or a teacher's targets.
+
+See Sokar et al. 2023, figures 4 and 8.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -24,24 +26,24 @@ from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.model import meter_of
 from sb3_redo.validation import UsageError
 
-# Added to the seed: whatever is drawn from it is not what the student is drawn from.
+# Added to the seed, so that its draws differ from the student's.
 _OF_TARGETS = 1_000_003
 _OF_MEASUREMENTS = 2_000_003
 
 
 class Regression(NamedTuple):
-    """Holds values as they are and as they should be, [transitions, actions] or, for the action taken, [..., 1]."""
+    """Predicted values and their targets, [transitions, actions], or [..., 1] for the taken action."""
 
     predicted: Tensor
     wanted: Tensor
 
 
 class Student:
-    """Trains a DQN with gradient steps that are SB3's own but for their targets.
+    """Trains a DQN with SB3's gradient steps on other targets.
 
-    :param model: with a replay buffer; trained in place
+    :param model: has a replay buffer; trained in place
     :param settings: its paths are not read
-    :param teacher: for targets of that kind; not changed
+    :param teacher: for a teacher's targets; not changed
     """
 
     def __init__(self, model: DQN, settings: OfflineSettings, teacher: DQN | None = None):
@@ -52,7 +54,7 @@ class Student:
             self._teacher = teacher.q_net
             self._teacher.set_training_mode(False)
             self._regression = self._taught
-        model.set_logger(Logger(None, []))  # which SB3 tells the learning rate
+        model.set_logger(Logger(None, []))  # SB3 logs the learning rate to it
 
     def step(self, gradient_step: int) -> None:
         """Make one gradient step as ``DQN.train(1)`` does, in place.
@@ -61,7 +63,7 @@ class Student:
         """
         model, settings = self.model, self.settings
         made = gradient_step - 1
-        # Here and not at the end of the step before, after which the loss is measured on the targets that were learnt.
+        # Updated here, not after the previous step: the loss must be measured on the targets that were learned.
         if settings.targets == BOOTSTRAPPED and made and made % settings.target_update_interval == 0:
             polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), model.tau)
             polyak_update(model.batch_norm_stats, model.batch_norm_stats_target, 1.0)
@@ -77,13 +79,13 @@ class Student:
         model.policy.optimizer.step()
 
     def loss(self, transitions: Any) -> float:
-        """Return the loss on transitions as a replay buffer samples them. Nothing changes."""
+        """Return the loss on transitions of a replay buffer's sample. Changes nothing."""
         with torch.no_grad(), evaluating(self.model.policy.modules()):
             return float(smooth_l1_loss(*self._regression(transitions)))
 
     def _bellman(self, transitions: Any) -> Regression:
         """Compare the actions' values with ``r + gamma * max_a Q_target(s', a)``, as ``DQN.train`` does."""
-        # For n-step returns the buffer has gamma**n.
+        # For n-step returns, the buffer has gamma**n.
         discounts = self.model.gamma if transitions.discounts is None else transitions.discounts
         with torch.no_grad():
             ahead = self.model.q_net_target(transitions.next_observations).max(dim=1).values.reshape(-1, 1)
@@ -99,12 +101,12 @@ class Student:
 
 
 def make_student(settings: OfflineSettings, seed: int, root: Path = Path()) -> Student:
-    """Make the student as it is before its first gradient step, with its transitions.
+    """Make the untrained student with its transitions.
 
-    Seeds the random streams of the process, as SB3 does whenever a model is made; batches are drawn from NumPy's.
+    Seeds the random streams of the process, as SB3 does for each new model. Batches are drawn from NumPy's.
 
-    :param root: folder that the settings' paths start from
-    :raises UsageError: when something stored is missing or does not fit
+    :param root: root of the settings' paths
+    :raises UsageError: when a stored file is missing or does not fit
     """
     teacher = None if settings.teacher is None else load_dqn(root / settings.teacher)
     model = load_dqn(root / settings.agent)
@@ -118,13 +120,13 @@ def make_student(settings: OfflineSettings, seed: int, root: Path = Path()) -> S
     model.replay_buffer = load_transitions(root / settings.replay_buffer, model)
     if teacher is not None:
         _see_that_it_fits(teacher, model, str(settings.teacher))
-    # So that batches depend on the seed alone, and not on what was drawn while models were made.
+    # Seeded again, so that batches do not depend on draws made while models were built.
     model.set_random_seed(seed)
     return Student(model, settings, teacher)
 
 
 def _anew(model: DQN, settings: OfflineSettings, seed: int) -> DQN:
-    """Set weights, targets and optimizer to what they are before training with another seed, in place."""
+    """Reset weights, target and optimizer to an untrained model's of another seed, in place."""
     model.seed = seed
     if settings.learning_rate is not None:
         model.learning_rate = settings.learning_rate
@@ -141,7 +143,7 @@ def _see_that_it_fits(teacher: DQN, student: DQN, name: str) -> None:
 
 
 class _Watch:
-    """Measures a student on the same transitions throughout."""
+    """Measures a student, always on the same transitions."""
 
     def __init__(self, student: Student, seed: int):
         self.student = student
@@ -165,13 +167,13 @@ class _Watch:
 
 
 def train_offline(settings: OfflineSettings, seed: int, root: Path = Path()) -> Iterator[Point]:
-    """Train, and yield what there is to log: before the first gradient step, and after each period.
+    """Train, and yield the values to log, before the first gradient step and after each period.
 
-    Initial weights of a fresh student, batches, and what is measured on depend on the seed alone: conditions differ in
-    nothing else. Seeds the random streams of the process and draws from them while it goes on.
+    A fresh student's initial weights, the batches, and the measured transitions depend only on the seed, so conditions
+    differ in nothing else. Seeds the random streams of the process and draws from them.
 
-    :param root: folder that the settings' paths start from
-    :raises UsageError: when something stored is missing or does not fit
+    :param root: root of the settings' paths
+    :raises UsageError: when a stored file is missing or does not fit
     """
     student = make_student(settings, seed, root)
     watch = _Watch(student, seed)

@@ -3,7 +3,7 @@
     python -m sb3_redo.experiments.offline_run --folder runs/one --seed 0 \\
         --settings '{"agent": "agent.zip", "replay_buffer": "replay_buffer.pkl", "targets": "fixed"}'
 
-A training that was stopped begins anew.
+A stopped training starts again from the beginning.
 """
 
 from collections.abc import Sequence
@@ -43,13 +43,13 @@ def run_offline(
     environment: str = "stored",
     condition: dict[str, Any] | None = None,
 ) -> None:
-    """Train into a folder. Raises an error in one that holds a finished run.
+    """Train into a folder.
 
-    :param root: folder that the settings' paths start from
-    :param environment: what the transitions are of, for a run that no sweep has described
-    :param condition: the same
-    :raises RuntimeError: where the run was finished before, or another one was begun
-    :raises UsageError: when something stored is missing or does not fit
+    :param root: root of the settings' paths
+    :param environment: the environment of the transitions, for a run outside a sweep
+    :param condition: the condition of a run outside a sweep
+    :raises RuntimeError: when the folder has a finished run, or another run
+    :raises UsageError: when a stored file is missing or does not fit
     """
     about = {"environment": environment, "algorithm": OFFLINE, "condition": dict(condition or {}), "seed": seed}
     write_program_run(folder, about, train_offline(settings, seed, root), settings.gradient_steps, {"final_loss": LOSS})

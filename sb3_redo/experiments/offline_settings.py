@@ -1,4 +1,4 @@
-"""Declares what can be set of a training on stored transitions."""
+"""Declares the settings of a training on stored transitions."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ FRESH, PRETRAINED = "fresh", "pretrained"
 
 def _path(name: str, value: Any) -> str:
     if value == "":
-        raise ValueError(f"{name} is missing: name a file, or a folder below which it is")
+        raise ValueError(f"{name} is missing: name a file, or a folder that contains it")
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a path, got {value!r}")
     return value
@@ -20,27 +20,26 @@ def _path(name: str, value: Any) -> str:
 
 @dataclass(frozen=True)
 class OfflineSettings(Settings):
-    """Declares the settings of a DQN's Q-network that is trained on stored transitions, without an environment.
+    """Declares the settings of training a DQN's Q-network on stored transitions, without an environment.
 
-    Paths are of files, or of folders below which the newest is meant: of agents, that which the zoo has trained; see
-    :mod:`sb3_redo.experiments.stored`.
+    A path is a file, or a folder in which the newest file is used, see :mod:`sb3_redo.experiments.stored`.
 
-    :param agent: a saved DQN, of which the student has policy, discount, gradient clipping and, unless they are set
-        here, learning rate and batch size
-    :param replay_buffer: the transitions, as ``save_replay_buffer`` writes them
-    :param targets: what the student learns: ``"bootstrapped"`` as DQN does; ``"fixed"`` the same with a target network
-        that is drawn at random and never changes; ``"teacher"`` the values that a saved agent gives all actions
-    :param teacher: a saved DQN, for these targets alone
-    :param student: ``"fresh"`` with weights drawn from the seed, or ``"pretrained"`` with those of the agent; its
-        optimizer begins anew either way
+    :param agent: a saved DQN. The student gets its policy, discount and gradient clipping, and by default its learning
+        rate and batch size.
+    :param replay_buffer: the transitions, written by ``save_replay_buffer``
+    :param targets: ``"bootstrapped"`` as in DQN, ``"fixed"`` from a random target network that never changes, or
+        ``"teacher"`` for a saved agent's values of all actions
+    :param teacher: a saved DQN, for ``"teacher"``
+    :param student: ``"fresh"`` with weights drawn from the seed, or ``"pretrained"`` with the agent's. Its optimizer is
+        new in both cases.
     :param gradient_steps: of the whole training
-    :param batch_size: transitions of a gradient step; the agent's if not given
-    :param learning_rate: the agent's, over the gradient steps as it had it over its own training, if not given
-    :param target_update_interval: in gradient steps, of bootstrapped targets
-    :param dormancy_threshold: dormant at a score of at most this
+    :param batch_size: transitions per gradient step. Default: the agent's.
+    :param learning_rate: default: the agent's, with its schedule stretched over ``gradient_steps``
+    :param target_update_interval: of bootstrapped targets, in gradient steps
+    :param dormancy_threshold: a neuron is dormant when its score is at most this
     :param measuring_period: in gradient steps
-    :param score_batch_size: transitions that dormancy and loss are measured on, the same at every measurement
-    :raises ValueError: also on a teacher that is missing or of no use
+    :param score_batch_size: number of transitions to measure dormancy and loss on, the same ones each time
+    :raises ValueError: also on a missing or unused teacher
     """
 
     training = "offline training"

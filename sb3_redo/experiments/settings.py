@@ -1,4 +1,4 @@
-"""Checks the settings of trainings where they are declared: ``steps: Annotated[int, positive_integer] = 700``.
+"""Declares settings of trainings with their checks: ``steps: Annotated[int, positive_integer] = 700``.
 
 A check takes name and value. It returns the value to keep, or raises an error that begins with the name.
 """
@@ -16,7 +16,7 @@ _Self = TypeVar("_Self", bound="Settings")
 class Settings:
     """Base of frozen dataclasses whose fields are annotated with checks.
 
-    Pydantic is no help here. It takes ``"5"`` and ``True`` for numbers, or refuses 1e3 and lists when ``strict``. Its
+    Pydantic is not used: it takes ``"5"`` and ``True`` for numbers, or refuses 1e3 and lists when ``strict``. Its
     messages name neither the value nor the nearest name.
 
     :raises TypeError: on a setting of the wrong type
@@ -24,7 +24,7 @@ class Settings:
     """
 
     training: ClassVar[str]
-    """What the settings are of, for messages."""
+    """The kind of training, for messages."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
@@ -35,7 +35,7 @@ class Settings:
     def of(cls: type[_Self], settings: Mapping[str, Any]) -> _Self:
         """Make settings from names and values.
 
-        :raises ValueError: on an unknown name, naming the nearest one, or one that is missing
+        :raises ValueError: on an unknown name, with the nearest one, or on a missing one
         """
         for name in settings:
             one_of(f"a setting of {cls.training}", name, cls.names())

@@ -1,6 +1,6 @@
-"""Loads what was stored of trainings: agents and replay buffers, in the formats of Stable-Baselines3.
+"""Loads stored agents and replay buffers, in the formats of Stable-Baselines3.
 
-Both are pickles, at least in parts: open only what you trust.
+Both contain pickles: open only trusted files.
 """
 
 from pathlib import Path
@@ -15,15 +15,15 @@ from sb3_redo.zoo.saved_agents import algorithm_of
 from sb3_redo.zoo.sources import find_model
 
 REPLAY_BUFFER = "replay_buffer.pkl"
-"""Named so by the zoo."""
+"""The zoo's file name."""
 
 _READABLE = ("dqn", "double_dqn")
 
 
 def find_agent(path: Path) -> Path:
-    """Find the zip that a path means: itself, or the newest agent that the zoo saved below it at a training's end.
+    """Find a path's zip: itself, or the newest final agent of a zoo training below it.
 
-    :raises UsageError: when there is none, with what to do
+    :raises UsageError: when there is none, with a remedy
     """
     if not path.is_dir():
         _see_that_it_is_there(path, path.with_name(f"{path.name}.zip"))
@@ -33,14 +33,14 @@ def find_agent(path: Path) -> Path:
 
 
 def find_replay_buffer(path: Path) -> Path:
-    """Find the pickle that a path means: itself, or the newest ``replay_buffer.pkl`` below a folder.
+    """Find a path's pickle: itself, or the newest ``replay_buffer.pkl`` below a folder.
 
-    :raises UsageError: when there is none, with what to do
+    :raises UsageError: when there is none, with a remedy
     """
     if not path.is_dir():
         _see_that_it_is_there(path)
         return path
-    # Checkpoints of a training that goes on have files of that name with other contents.
+    # Checkpoints of a running training have files of the same name with other contents.
     files = [file for file in path.glob(f"**/{REPLAY_BUFFER}") if not file.parent.name.startswith("checkpoint_")]
     return _newest(path, files, REPLAY_BUFFER)
 
@@ -64,10 +64,10 @@ _WHAT_TO_DO = (
 
 
 def load_dqn(path: Path) -> DQN:
-    """Load a saved DQN without an environment, on the device that SB3 chooses.
+    """Load a saved DQN without an environment, on SB3's default device.
 
-    :param path: as :func:`find_agent` takes it
-    :raises UsageError: when there is none, or it is of another algorithm, or saw normalised observations
+    :param path: see :func:`find_agent`
+    :raises UsageError: when there is none, or it is of another algorithm, or was trained on normalised observations
     """
     file = find_agent(path)
     source = find_model(file)
@@ -76,22 +76,22 @@ def load_dqn(path: Path) -> DQN:
     except UsageError as error:
         told = str(error).partition("; ")[2]
         raise UsageError(
-            f"{file} does not tell which algorithm it is of ({told}): take one that the zoo has saved, or one of a "
+            f"{file} does not tell its algorithm ({told}): take one that the zoo has saved, or one of a "
             "policy of SB3's or of sb3_redo.networks"
         ) from None
     if algorithm not in _READABLE:
-        raise UsageError(f"{file} is of {algorithm}, and offline training is of {' or '.join(_READABLE)} alone")
+        raise UsageError(f"{file} is an agent of {algorithm}, and offline training takes only {' or '.join(_READABLE)}")
     if source.settings is not None and (source.settings / "vecnormalize.pkl").exists():
         raise UsageError(f"{file} saw observations that VecNormalize had normalised: offline training does not do that")
-    # A replay buffer of the size used for training may not fit into memory beside the stored one.
+    # A full replay buffer may not fit into memory beside the stored one.
     return DQN.load(file, buffer_size=1, optimize_memory_usage=False, replay_buffer_class=None, replay_buffer_kwargs={})
 
 
 def load_transitions(path: Path, model: DQN) -> ReplayBuffer:
     """Load stored transitions, on the device of a model.
 
-    :param path: as :func:`find_replay_buffer` takes it
-    :param model: that is to be trained on them
+    :param path: see :func:`find_replay_buffer`
+    :param model: the model to train on them
     :raises UsageError: when there are none, or they are of another environment than the model
     """
     file = find_replay_buffer(path)

@@ -8,7 +8,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 
 class Call(NamedTuple):
-    """Describes one call of a pass.
+    """One call of a pass.
 
     :param kind: ``layer``, ``module``, ``activation`` or ``normalisation``
     :param name: path of the layer or module, or name of the function
@@ -19,13 +19,13 @@ class Call(NamedTuple):
 
 
 class ChangedCallsError(RuntimeError):
-    """Says that a pass makes other calls than an earlier one."""
+    """A pass makes other calls than an earlier one."""
 
 
 class CallSequence:
-    """Notes the calls of one pass in order. What runs inside a layer is part of that layer's call.
+    """Records the calls of one pass in order. Calls inside a layer are part of that layer's call.
 
-    :param expected: the calls of an earlier pass, which this pass must make too, in the same order; if not given, any
+    :param expected: the calls of an earlier pass. This pass must make the same ones, in the same order. Default: any.
     :param purpose: what cannot be done with a network that makes other calls, for the error
     """
 
@@ -34,24 +34,24 @@ class CallSequence:
         self.purpose = purpose
         self.made: list[Call] = []
         self.is_inside = False  # whether a layer runs now
-        self.error: ChangedCallsError | None = None  # kept, since the network may catch it
+        self.error: ChangedCallsError | None = None  # kept, since the network may catch the exception
 
     def add(self, kind: str, name: str) -> None:
-        """Note a call.
+        """Record a call.
 
-        :raises ChangedCallsError: when another call is expected here
+        :raises ChangedCallsError: when another call is expected
         """
         call, number = Call(kind, name), len(self.made)
         self.made.append(call)
         if self.expected is None or (number < len(self.expected) and self.expected[number] == call):
             return
-        # The call is one too many, or one was left out before it.
+        # This call is additional, or the call before it is missing.
         is_extra = self.made.count(call) > self.expected.count(call)
         self.error = self._changed(call if is_extra else self.expected[number])
         raise self.error
 
     def end(self) -> None:
-        """Note that the pass is over.
+        """Finish the pass.
 
         :raises ChangedCallsError: when more calls are expected, or when another call was made
         """
@@ -61,7 +61,7 @@ class CallSequence:
             raise self._changed(self.expected[len(self.made)])
 
     def inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that does the same, but whose calls are not noted."""
+        """Return a function that does the same without recording its calls."""
 
         def quiet(*args: Any, **kwargs: Any) -> Any:
             before, self.is_inside = self.is_inside, True
@@ -73,7 +73,7 @@ class CallSequence:
         return quiet
 
     def after(self) -> str:
-        """Return where the pass is, in words."""
+        """Return the position in the pass, in words."""
         layers = [name for kind, name in self.made if kind == "layer"]
         return f"after {layers[-1]}" if layers else "before the first layer"
 

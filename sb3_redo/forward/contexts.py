@@ -15,8 +15,8 @@ from torch import Tensor, nn
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Switch modules to evaluation mode and gradients off. Restores each module's own mode afterwards.
 
-    This is when ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` would take a fused path, in which their layers
-    and activations are not called. It is switched off inside.
+    In this mode ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` would take a fused path, which does not call
+    their layers and activations. The fused path is switched off.
 
     :param modules: all modules that run, for instance ``policy.modules()``
     """
@@ -45,7 +45,7 @@ def training(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _set_mode(modules: Iterable[nn.Module], *, training: bool) -> list[nn.Module]:
-    """Set the mode of modules. Returns those whose mode was another."""
+    """Set the mode of modules. Returns those whose mode has changed."""
     changed = [module for module in modules if getattr(module, "training", training) != training]
     for module in changed:
         if isinstance(module, torch.jit.ScriptModule):
@@ -68,7 +68,7 @@ def is_compiled(modules: Iterable[nn.Module]) -> bool:
 def uncompiled(compiled: bool = True) -> AbstractContextManager[Any]:
     """Run compiled modules as they were written.
 
-    Compiled code ignores a replaced ``forward``, or is compiled anew for each one.
+    Compiled code ignores a replaced ``forward``, or is recompiled for each one.
 
     :param compiled: whether any module is compiled. If not, this does nothing: loading torch's compiler takes a
         second, and entering its context 6 microseconds.
@@ -119,9 +119,9 @@ def seeded(seed: int) -> Iterator[None]:
 def everything_seeded(seed: int) -> Iterator[None]:
     """Seed the random streams of torch, NumPy and Python. Restores their states afterwards.
 
-    Use this around code of others, which may draw from any of the three.
+    Use this around foreign code, which may draw from any of the three.
 
-    :param seed: any integer; NumPy gets it modulo 2**32
+    :param seed: any integer. NumPy gets it modulo 2**32.
     """
     streams = np.random.get_state(), random.getstate()
     try:
@@ -136,17 +136,17 @@ def everything_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def replaced_values(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Give tensors other values. Puts their own memory back afterwards, after an error too.
+    """Give tensors other values. Restores their memory afterwards, also after an error.
 
-    The tensors stay the same objects, so that optimizers and shared parameters need no change. What a network writes
-    into them meanwhile is lost.
+    The tensors stay the same objects, so optimizers and shared parameters need no change. Values that a network writes
+    into them are lost.
 
-    :param values: tensor to its values, of the same shape, type and device
+    :param values: tensor to its temporary values, of the same shape, type and device
     """
     before = {tensor: tensor.data for tensor in values}
     try:
         for tensor, value in values.items():
-            tensor.data = value.clone()  # so that every pass starts from the same
+            tensor.data = value.clone()  # so that every pass starts from the same values
         yield
     finally:
         for tensor, value in before.items():
@@ -155,7 +155,7 @@ def replaced_values(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(layers: Mapping[str, nn.Module], make: Callable[[str, nn.Module], Any]) -> Iterator[None]:
-    """Replace the ``forward`` of modules. Restores each one afterwards, after an error too.
+    """Replace the ``forward`` of modules. Restores each one afterwards, also after an error.
 
     :param layers: name to module
     :param make: called with a name and its module, returns the new ``forward``

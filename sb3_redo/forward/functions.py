@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from sb3_redo.forward.calls import CallSequence
 
 NON_NEGATIVE = ("relu", "relu6", "sigmoid", "hardsigmoid")
-"""Names of activations whose output needs no absolute value. That of softplus may be negative: its beta may be."""
+"""Activations with non-negative output. Not softplus, which is negative if its beta is."""
 _ACTIVATION_NAMES = (
     *NON_NEGATIVE,
     *("softplus", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "threshold"),
@@ -23,7 +23,7 @@ _JOINING_NAMES = ("cat", "concat", "concatenate", "stack", "hstack", "dstack", "
 
 
 def _callables_named(names: Iterable[str]) -> dict[Callable[..., Any], str]:
-    """Return every function and method that torch has under these names, in-place forms included, and its name."""
+    """Return all torch functions and methods of these names, including in-place forms, with their names."""
     owners = (functional, torch, torch.Tensor)
     forms = [(name, name + suffix) for name in names for suffix in ("", "_")]
     return {getattr(owner, form): name for owner in owners for name, form in forms if hasattr(owner, form)}
@@ -43,9 +43,9 @@ class FunctionWatcher(TorchFunctionMode):
     """Numbers the activation and normalisation calls of a forward pass, and lets a subclass act on each.
 
     Calls inside a layer, or in the computation of a parametrised weight, have no number: a frozen layer does not make
-    them. A call keeps its number from pass to pass while the network makes the same calls, which ``calls`` checks.
+    them. A call has the same number in every pass if the network makes the same calls. ``calls`` checks this.
 
-    :param calls: notes the calls of the pass
+    :param calls: records the calls of the pass
     """
 
     def __init__(self, calls: CallSequence | None = None) -> None:

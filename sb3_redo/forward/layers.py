@@ -17,12 +17,12 @@ def neuron_axis(layer: nn.Module) -> int:
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a module's own parameters and buffers by name; those of its children too where torch runs them unseen."""
+    """Yield a module's own parameters and buffers by name. Includes those of children that torch runs invisibly."""
     is_whole = isinstance(module, torch.jit.ScriptModule)
     yield from module.named_parameters(recurse=is_whole)
     yield from module.named_buffers(recurse=is_whole)
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Return whether a layer's forward pass is that of torch's own class, whatever computes its weights."""
+    """Return whether a layer has the forward pass of torch's class. Parametrised weights are allowed."""
     return "forward" not in layer.__dict__ and any(type(layer).forward is kind.forward for kind in LAYER_TYPES)

@@ -23,9 +23,9 @@ _WITHOUT_NUMBERS = (
 _SIMPLE = frozenset((bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device))
 """Types of values that hold nothing."""
 _NUMBERS = frozenset(map(np.dtype, "?bhilBfdeFD"))
-"""Types of arrays and of numbers in NumPy that torch has, too."""
+"""NumPy types that torch has, too."""
 _UNSEEN = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, Iterator, Awaitable)
-"""What may hold tensors where nobody sees them."""
+"""Types that may hide tensors."""
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -46,10 +46,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def outputs_in(value: Any) -> list[Tensor]:
-    """Return all tensors that a pass returned, in whatever objects they lie. Numbers and arrays become tensors.
+    """Return all tensors in a pass's return value, inside any objects. Numbers and arrays become tensors.
 
-    :param value: what the pass returned
-    :raises RuntimeError: when it is or holds something that cannot be looked into, or when it holds no tensor
+    :param value: the return value
+    :raises RuntimeError: when a part of it cannot be searched, or when it has no tensor
     """
     found: list[Tensor] = []
     met: dict[int, Any] = {}
@@ -61,7 +61,7 @@ def outputs_in(value: Any) -> list[Tensor]:
         elif isinstance(item, (bool, int, float, complex)) or getattr(item, "dtype", None) in _NUMBERS:
             found.append(torch.as_tensor(item))
         elif not isinstance(item, _WITHOUT_NUMBERS) and id(item) not in met:
-            met[id(item)] = item  # held, so that no other object gets its id
+            met[id(item)] = item  # kept, so that no other object gets its id
             waiting += reversed(_parts(item))
     if not found:
         raise RuntimeError(
@@ -72,7 +72,7 @@ def outputs_in(value: Any) -> list[Tensor]:
 
 
 def _parts(item: Any) -> list[Any]:
-    """Return what lies in an object: the items of a container, or its attributes."""
+    """Return the parts of an object: a container's items, or its attributes."""
     if isinstance(item, Mapping):
         return list(item.values())
     if isinstance(item, (tuple, list, np.ndarray)):
@@ -84,8 +84,8 @@ def _parts(item: Any) -> list[Any]:
     attributes = getattr(item, "__dict__", None)
     if isinstance(item, _UNSEEN) or (attributes is None and not any(slots)):
         raise RuntimeError(
-            f"the forward pass must return tensors, and returned a {type(item).__name__}, in which they cannot be "
-            "seen: pass forward=, a function that runs the network and returns its outputs as tensors"
+            f"the forward pass must return tensors, and returned a {type(item).__name__}, which may hide "
+            "them: pass forward=, a function that runs the network and returns its outputs as tensors"
         )
     return [*(attributes or {}).values(), *(getattr(item, name, None) for name in sorted(names))]
 
@@ -99,8 +99,8 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
     Arrays become tensors first.
 
-    :param function: takes a tensor, and most often returns one
-    :param value: the nested value; other values in it stay as they are
+    :param function: takes a tensor, usually returns one
+    :param value: the nested value. Other values in it are kept.
     :return: a nested value of the same structure
     """
     if isinstance(value, np.ndarray):
@@ -125,7 +125,7 @@ def chunks(batch: Any, rows: int) -> Iterator[Any]:
     """Cut nested tensors along their first axis.
 
     :param batch: nested tensors, each [rows, ...]
-    :param rows: most rows of one part
+    :param rows: maximum rows of one part
     :return: the parts in order, of the same structure
     """
     whole = len(next(tensors_in(batch)))

@@ -1,4 +1,4 @@
-"""Remembers what a forward pass may change in a network, and puts it back: buffers, attributes, random streams."""
+"""Saves and restores everything that a forward pass may change: buffers, attributes, random streams."""
 
 import queue
 import random
@@ -22,13 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sb3_redo.forward.nested import tensors_in
 
 Part = tuple[str, str]
-"""A module's path and the name of an attribute of it; an empty name for which attributes the module has."""
+"""A module's path and the name of an attribute. An empty name stands for the set of attributes."""
 
 _STREAMS: dict[Part, Any] = {
     ("", "<numpy.random>"): np.random.get_state.__self__,  # type: ignore[attr-defined]
     ("", "<random>"): random.getstate.__self__,  # type: ignore[attr-defined]
 }
-"""NumPy's and Python's own generators, which no attribute is called like."""
+"""The global generators of NumPy and Python, under names that no attribute can have."""
 
 _ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _LEFT_ALONE = (
@@ -40,38 +40,38 @@ _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Thread)
 _GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.BitGenerator, np.random.Generator)
 _QUEUES = (queue.Queue, queue.SimpleQueue)
 _LIBRARIES = {"torch", "numpy", "gymnasium", "stable_baselines3", "sb3_contrib", "sb3_redo", *sys.stdlib_module_names}
-"""Packages whose functions keep no state of their own."""
+"""Packages whose functions keep no state."""
 _LARGE = 2**26  # bytes
 _STANDARD = frozenset((*nn.Module().__dict__, "forward")) - {"_parameters", "_buffers"}
-"""Attributes of every module that no pass changes, or that we change, and its children, which have their own turn."""
+"""Attributes of every module that no pass changes, or that we change, and its children, handled separately."""
 
 
 def all_parts(module: nn.Module) -> list[Part]:
-    """Return everything that a pass through a network may change."""
+    """Return all parts that a pass through a network may change."""
     modules = module.named_modules()
     return [*((path, name) for path, each in modules for name in ("", *_own_attributes(each))), *_STREAMS]
 
 
 class State:
-    """The state of a network at the time when this is made.
+    """The state of a network when this object is made.
 
-    Covers parameters, buffers, and whatever the modules' attributes, classes, hooks and functions lead to: numbers,
-    containers, tensors, arrays, random generators and plain objects; of a function's globals random generators and
-    functions alone. Left alone are optimizers, environments, iterators, what several threads share, and arrays above
-    64 MiB.
+    Covers parameters, buffers, and all objects reachable from the modules' attributes, classes, hooks and functions:
+    numbers, containers, tensors, arrays, random generators and plain objects. Of a function's globals it covers only
+    random generators and functions. It skips optimizers, environments, iterators, objects shared by threads, and arrays
+    above 64 MiB.
 
     :param module: the network
-    :param parts: those that may change, as another state found them; all of them if not given, and then parameters and
-        large tensors are only copied when :meth:`copying_on_write` sees that they are written
+    :param parts: the parts that may change, found by another state. Default: all. Then parameters and large tensors are
+        copied only when :meth:`copying_on_write` sees a write to them.
     """
 
     def __init__(self, module: nn.Module, parts: Collection[Part] | None = None):
-        self.moved: dict[Part, None] = {}  # parts that were found changed
+        self.moved: dict[Part, None] = {}  # parts found changed
         self._on_write = parts is None
         self._cells: list[tuple[Part, _Cell]] = []
-        self._met: dict[int, Any] = {}  # what was looked at, held so that no id is given twice
-        self.iterators: list[Any] = []  # what was met and cannot be put back
-        if parts is None:  # every module has its own turn, even where another has it in a list, too
+        self._met: dict[int, Any] = {}  # visited objects, kept so that no id is reused
+        self.iterators: list[Any] = []  # visited iterators, which cannot be restored
+        if parts is None:  # every module is handled separately, even if another one has it in a list
             self._met.update((id(each), each) for each in module.modules())
         self._parts = all_parts(module) if parts is None else parts
         for part in self._parts:
@@ -84,19 +84,19 @@ class State:
                 self._remember(part, *self._open_module(_at(module, path)))
 
     def put_back(self, *, moved_only: bool = False) -> None:
-        """Put back what has changed since.
+        """Restore all changed parts.
 
-        :param moved_only: look only at parts that were found changed before
+        :param moved_only: check only parts that were found changed before
         """
         for part, cell in self._cells if self.moved or not moved_only else ():
             if (not moved_only or part in self.moved) and cell.put_back():
-                # What a module does at every hundredth pass, say, it does by a number or a buffer that always changes.
+                # A module that acts at every hundredth pass, say, has a counter that changes at every pass.
                 alike = [each for each in self._parts if each[0] == part[0] and each not in _STREAMS]
                 self.moved |= dict.fromkeys(alike if part[1] in ("", "_buffers") else [part])
 
     @contextmanager
     def copying_on_write(self) -> Iterator[None]:
-        """Copy parameters and large tensors before they are written inside."""
+        """Copy parameters and large tensors before they are written within this context."""
         by_storage: dict[int, list[_TensorCell]] = defaultdict(list)
         for _, cell in self._cells:
             if isinstance(cell, _TensorCell) and cell.values is None:
@@ -118,7 +118,7 @@ class State:
             cells, inner = self._open(value)
 
     def _open_module(self, module: nn.Module) -> "tuple[list[_Cell], list[Any]]":
-        """Return what puts back which attributes a module has, and the values around it: those of hooks and classes."""
+        """Return the cells of a module's set of attributes, and the values of its hooks and classes."""
         if isinstance(module, torch.jit.ScriptModule):
             script = _ScriptCell(module)
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -129,7 +129,7 @@ class State:
         return self._with_classes(module, cells, inner)
 
     def _with_classes(self, value: Any, cells: "list[_Cell]", inner: list[Any]) -> "tuple[list[_Cell], list[Any]]":
-        """Return these, and what puts the attributes of an object's classes back and the values there."""
+        """Return these with the cells of an object's class attributes, and the values of these."""
         for kind in type(value).__mro__:
             if id(kind) not in self._met and kind.__module__.partition(".")[0] not in _LIBRARIES:
                 self._met[id(kind)] = kind
@@ -140,7 +140,7 @@ class State:
         return cells, inner
 
     def _open(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
-        """Return what puts a value back, and the values inside."""
+        """Return the cells of a value, and the values inside it."""
         if isinstance(value, Tensor):
             if is_lazy(value) or value.is_meta or value.layout != torch.strided:
                 return [], []
@@ -166,7 +166,7 @@ class State:
             return [_ContainerCell(value)], list(value.values()) if isinstance(value, dict) else list(value)
         if isinstance(value, (tuple, frozenset)):
             return [], list(value)
-        if isinstance(value, nn.Module):  # one that is no child of another, such as in a list
+        if isinstance(value, nn.Module):  # no child of another module, such as one in a list
             cells, inner = self._open_module(value)
             return cells, [*inner, *value._modules.values(), *_own_attributes(value).values()]
         return self._open_object(value)
@@ -182,19 +182,19 @@ class State:
         return self._with_classes(value, cells, [*attributes.values(), *slots.values.values()])
 
     def _is_left_alone(self, value: Any) -> bool:
-        is_environment = hasattr(type(value), "step") and hasattr(type(value), "reset")  # it moves on while we gather
+        is_environment = hasattr(type(value), "step") and hasattr(type(value), "reset")  # it changes while we gather
         return isinstance(value, (*_LEFT_ALONE, Optimizer)) or (is_environment and not isinstance(value, nn.Module))
 
     def _are_shared(self, attributes: Mapping[str, Any]) -> bool:
-        """Return whether several threads share what has these attributes."""
+        """Return whether several threads share the object with these attributes."""
         return any(isinstance(each, _LOCKS) for each in attributes.values())
 
 
 class ObjectState(State):
-    """The state of any object, such as a buffer, as :class:`State` has that of a network.
+    """The state of any object, such as a buffer, see :class:`State`.
 
-    :param owner: the object; locks that it holds are left alone
-    :param left_alone: further types of what is left alone
+    :param owner: the object. Its locks are skipped.
+    :param left_alone: further types to skip
     """
 
     def __init__(self, owner: Any, left_alone: tuple[type, ...]):
@@ -217,7 +217,7 @@ class ObjectState(State):
 
 
 def _closure_of(function: types.FunctionType) -> "tuple[list[_Cell], list[Any]]":
-    """Return what puts a function's variables back, and the values that it can reach."""
+    """Return the cells of a function's variables, and the values that it can reach."""
     if (function.__module__ or "").partition(".")[0] in _LIBRARIES:
         return [], []
     cells: list[_Cell] = [_ClosureCell(cell) for cell in function.__closure__ or ()]
@@ -238,7 +238,7 @@ def _is_builtin_iterator(value: Any) -> bool:
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module but for those that every module has, and those kept by TorchScript."""
+    """Return a module's attributes, without those of every module and those kept by TorchScript."""
     attributes = {} if isinstance(module, torch.jit.ScriptModule) else module.__dict__
     return {key: value for key, value in attributes.items() if key not in _STANDARD}
 
@@ -248,17 +248,17 @@ def _at(module: nn.Module, path: str) -> Any:
 
 
 def draws_from_global_streams(parts: Collection[Part]) -> bool:
-    """Return whether NumPy's or Python's own generator is among the parts of a network that change."""
+    """Return whether a global generator of NumPy or Python is among a network's changing parts."""
     return any(part in _STREAMS for part in parts)
 
 
 @contextmanager
 def unchanged(module: nn.Module, parts: Collection[Part] | None = None) -> Iterator[State]:
-    """Put a network's state back afterwards, after an error too.
+    """Restore a network's state afterwards, also after an error.
 
     :param module: the network
-    :param parts: those that may change, as ``Wiring.stateful`` has them. All if not given: this looks at every
-        attribute and function call, which takes longer than a small network's pass.
+    :param parts: the parts that may change, from ``Wiring.stateful``. Default: all. This checks every attribute and
+        function call, which takes longer than a small network's pass.
     """
     state = State(module, parts)
     try:
@@ -272,14 +272,14 @@ class _Cell:
     """Something that a pass may change."""
 
     def put_back(self) -> bool:
-        """Put it back. Returns whether it had changed."""
+        """Restore it. Returns whether it had changed."""
         raise NotImplementedError
 
 
 class _TensorCell(_Cell):
     def __init__(self, tensor: Tensor, *, is_copied: bool):
         self.tensor = tensor
-        self.alias = tensor.data  # the same memory, and a version of its own: autograd does not notice what we do
+        self.alias = tensor.data  # own version counter: autograd does not notice our writes
         self.values = self.alias.clone() if is_copied else None
 
     def copy(self) -> None:
@@ -309,7 +309,7 @@ class _ArrayCell(_Cell):
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """Return an array's bytes, without a copy where they can be seen in place."""
+    """Return an array's bytes, without a copy if possible."""
     if array.flags.c_contiguous and not array.dtype.hasobject:
         return array.reshape(-1).view(np.uint8)
     return np.frombuffer(array.tobytes(), np.uint8)
@@ -337,7 +337,7 @@ class _StreamCell(_Cell):
 
 
 class _ClosureCell(_Cell):
-    """The variable that a function has from the one around it."""
+    """A variable in a function's closure."""
 
     def __init__(self, cell: types.CellType):
         self.cell, self.values = cell, getattr(cell, "cell_contents", None)
@@ -376,7 +376,7 @@ class _ContainerCell(_Cell):
 
 
 class _AttributesCell(_Cell):
-    """The attributes of a module or of a class, as objects, but for those that every module has."""
+    """The attributes of a module or of a class, as objects, without those of every module."""
 
     def __init__(self, owner: Any, attributes: Mapping[str, Any]):
         self.owner, self.attributes = owner, attributes
@@ -418,7 +418,7 @@ class _SlotsCell(_Cell):
 
 
 class _ScriptCell(_Cell):
-    """The attributes of a TorchScript module, which are converted whenever they are read."""
+    """The attributes of a TorchScript module, which are converted at each read."""
 
     def __init__(self, module: Any):
         kind, self.module = module.__dict__.get("_concrete_type"), module
@@ -456,7 +456,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _same_values(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal, NaN at the same places included."""
+    """Return whether two tensors are equal. NaN equals NaN."""
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
@@ -474,7 +474,7 @@ def _same_state(one: Any, other: Any) -> bool:
 
 
 def _access(stream: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """Return how a generator's state is read and written."""
+    """Return the functions that read and write a generator's state."""
     if isinstance(stream, random.Random):
         return stream.getstate, stream.setstate
     if isinstance(stream, np.random.BitGenerator):

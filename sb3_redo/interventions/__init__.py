@@ -1,4 +1,7 @@
-"""What ReDo is compared with: callbacks that change the network, or how it is trained, while it trains."""
+"""Callbacks that ReDo is compared with. They change the network, or how it is trained, during training.
+
+Experimental: names may change in any release.
+"""
 
 from sb3_redo.interventions.adaptive_replay_ratio import AdaptiveReplayRatioCallback
 from sb3_redo.interventions.continual_backprop import ContinualBackpropCallback

@@ -32,25 +32,26 @@ from sb3_redo.validation import (
 
 
 class ContinualBackpropCallback(GradientStepCallback):
-    """Replaces the neurons of least use, a few at a time, while a model trains (Dohare et al. 2024).
+    """Replaces the least useful neurons, a few at a time, while a model trains (Dohare et al. 2024).
 
-    A neuron's utility is the running mean of \\|activation\\| times the sum of its \\|outgoing weights\\|. It is read
-    from training's own passes. After each gradient step a share of every layer's mature neurons is due; parts of a
-    neuron add up. Those of least utility get fresh incoming weights and no outgoing ones. Their consumers' biases get
-    what they contributed on average. Their utility and age begin anew. On-policy networks change between steps, too.
+    A neuron's utility is the running mean of \\|activation\\| times the sum of its \\|outgoing weights\\|, from
+    training's own passes. After each gradient step a share of every layer's mature neurons is due. Fractions of a
+    neuron accumulate. The least useful neurons get fresh incoming weights, and outgoing weights of 0. Their mean
+    contribution is added to their consumers' biases. Their utility and age are reset. On-policy networks also change
+    between steps.
 
-    Defaults are those of the authors' PPO; ``docs/interventions.md`` has their other settings. Logs ``cbp/replaced``
-    (since the point before), ``cbp/replaced_total`` and ``cbp/mature``, the share of neurons that may be replaced.
+    Defaults are those of the authors' PPO. ``docs/interventions.md`` has their other settings. Logs ``cbp/replaced``
+    (since the previous point), ``cbp/replaced_total`` and ``cbp/mature``, the share of neurons that may be replaced.
 
     :param replacement_rate: in [0, 1], share of a layer's mature neurons to replace per gradient step
     :param decay: in [0, 1), of utility and mean activation per gradient step
     :param maturity: a neuron is mature when it is older than this, in gradient steps
-    :param period: gradient steps from one look at the activations to the next; more than 1 costs less
-    :param compensate: add what replaced neurons contributed on average to their consumers' biases
-    :param optimizer_state: of renewed weights, see :class:`~sb3_redo.ReDoCallback`, as ``incoming_norm``
+    :param period: gradient steps between two readings of the activations. More than 1 costs less.
+    :param compensate: add the mean contribution of replaced neurons to their consumers' biases
+    :param optimizer_state: of renewed weights, see :class:`~sb3_redo.ReDoCallback`
     :param logging_period: in gradient steps
-    :param seed: of the weights drawn; the model's own seed if not given
-    :param initial_weights: ``"auto"`` or ``"fresh"``, see :class:`~sb3_redo.ReDoCallback`, as ``exclude``
+    :param seed: of the weights drawn. Default: the model's seed.
+    :param initial_weights: ``"auto"`` or ``"fresh"``, see :class:`~sb3_redo.ReDoCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
@@ -101,7 +102,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         self._seed = seed_of(self.model, self.seed)
         try:
             self._wiring = wiring_of(self.model, exclude=self.exclude)
-        except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+        except ValueError as error:  # Optuna, in the zoo, would prune the trial
             raise RuntimeError(str(error)) from None
         recyclable = self.surgery.recyclable(policy, self._wiring, self.agent.optimizers)
         consumers = {name: policy.get_submodule(name) for layer in recyclable for name in layer.consumers}
@@ -111,13 +112,13 @@ class ContinualBackpropCallback(GradientStepCallback):
         self._kept = self.memory.tensors("contributions")
         for contribution in self.contributions:
             if contribution.load(self._kept):
-                # Gradient steps that were made without this callback do not count.
+                # Gradient steps made without this callback do not count.
                 contribution.pass_over(now - int(self._kept["gradient_step"]))
         self._replaced, self._total = (int(self._kept.get(name, 0)) for name in ("replaced", "total"))
         self._watch(consumers)
 
     def _watch(self, consumers: dict[str, nn.Module]) -> None:
-        """Have every consumer show what it is called with in training."""
+        """Watch the inputs of every consumer in training."""
         feeds: dict[str, list[tuple[Contribution, Feed]]] = defaultdict(list)
         for contribution in self.contributions:
             for name, feed in contribution.feeds.items():
@@ -126,7 +127,7 @@ class ContinualBackpropCallback(GradientStepCallback):
             self.keep_hooks(module.register_forward_pre_hook(partial(self._see, feeds[name]), with_kwargs=True))
 
     def _see(self, feeds: list[tuple[Contribution, Feed]], module: nn.Module, args: Any, kwargs: Any) -> None:
-        # Acting, evaluating, measuring and target values all run without gradients, but for some instruments.
+        # Acting, evaluating, measuring and target values run without gradients, except some instruments.
         if not self.is_training or not torch.is_grad_enabled() or is_apart_from_training():
             return
         for contribution, feed in feeds:
@@ -143,7 +144,7 @@ class ContinualBackpropCallback(GradientStepCallback):
             self._log()
 
     def _due(self, contribution: Contribution, gradient_step: int) -> Tensor | None:
-        """Bring a layer's utilities up to date, and return the neurons that are to be replaced, if any."""
+        """Update a layer's utilities, and return the neurons to replace, if any."""
         elapsed = contribution.update(gradient_step, self.decay)
         mature = contribution.mature(self.maturity)
         number = int(mature.count_nonzero()) if elapsed else 0
@@ -174,7 +175,7 @@ class ContinualBackpropCallback(GradientStepCallback):
         self.memory.add_recycled(record.recycled)
 
     def _mean_contributions(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What some input positions of each consumer have contributed to its output on average."""
+        """Return the mean contribution of some input positions to each consumer's output."""
         effects = {}
         for consumer, chosen in columns.items():
             means = [each.corrected_mean(consumer, self.decay) for each in self.contributions if consumer in each.feeds]

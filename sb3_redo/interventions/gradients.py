@@ -1,4 +1,4 @@
-"""Recycling neurons whose weights get next to no gradient (ReGraMa, Liu et al. 2025)."""
+"""Recycles neurons whose weights get almost no gradient (ReGraMa, Liu et al. 2025)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,11 +16,11 @@ from sb3_redo.validation import non_negative_number
 
 
 def gradient_report(report: DormancyReport, magnitudes: Mapping[str, Tensor], threshold: float) -> DormancyReport:
-    """Return a report whose scores are those of gradients.
+    """Return a report with gradient scores.
 
     :param report: the measurement, for its layers
-    :param magnitudes: layer name to mean \\|gradient\\| of each neuron's incoming weights, [neurons]; other layers
-        are left out
+    :param magnitudes: layer name to mean \\|gradient\\| of each neuron's incoming weights, [neurons]. Other layers
+        are left out.
     :param threshold: a neuron counts as dormant when its gradient score is at most this
     """
     layers = []
@@ -32,9 +32,9 @@ def gradient_report(report: DormancyReport, magnitudes: Mapping[str, Tensor], th
 
 
 def low_gradients(report: DormancyReport, callback: ReDoCallback) -> dict[str, Tensor]:
-    """Select the neurons whose gradient score is at most the callback's ``gradient_threshold``, and log their shares.
+    """Select neurons with a gradient score of at most the callback's ``gradient_threshold``, and log their shares.
 
-    :param report: the measurement, whose activations are not looked at
+    :param report: the measurement. Its activations are not used.
     :param callback: a :class:`GradientReDoCallback`
     """
     assert isinstance(callback, GradientReDoCallback)
@@ -50,20 +50,20 @@ def low_gradients(report: DormancyReport, callback: ReDoCallback) -> dict[str, T
 
 
 class GradientReDoCallback(ReDoCallback):
-    """Recycles neurons whose incoming weights get next to no gradient (ReGraMa, Liu et al. 2025, "Measure gradients,
-    not activations!").
+    """Recycles neurons whose incoming weights get almost no gradient.
 
-    The score of a neuron is the mean \\|gradient\\| of its incoming weights over the mean of that in its layer. As in
-    the authors' code the gradients are training's own, read right before the optimizer makes the step that is due.
-    Clipping makes no difference to a ratio; what regularisers of the same list have added before does.
+    See ReGraMa, Liu et al. 2025, "Measure gradients, not activations!". The score of a neuron is the mean
+    \\|gradient\\| of its incoming weights over its layer's mean. As in the authors' code, the gradients are training's
+    own, read right before the optimizer step that is due. Clipping does not change the ratio. Gradients added by
+    regularisers of the same list count.
 
-    A network whose optimizer steps more seldom (``policy_delay``) is judged by its latest step before. On-policy
-    algorithms recycle when a rollout has been collected, by the last step on the rollout before. ``dormancy_threshold``
-    is for what is logged. Whenever it recycles it logs the share of neurons at most at the threshold:
-    ``gradients/fraction``, ``gradients/<network>`` and ``gradients_layers/<layer>``.
+    If a network's optimizer steps less often (``policy_delay``), its latest step counts. On-policy algorithms recycle
+    at a rollout's end, by the last step on the previous rollout. ``dormancy_threshold`` only affects the logged
+    fractions. Each recycling logs the share of neurons with a score of at most the threshold: ``gradients/fraction``,
+    ``gradients/<network>`` and ``gradients_layers/<layer>``.
 
-    :param gradient_threshold: recycle neurons with a score of at most this. 0.01 is ours: the authors' code has 0, and
-        its instructions 0.1.
+    :param gradient_threshold: recycle neurons with a score of at most this. 0.01 is our choice. The authors' code has
+        0, and its instructions have 0.1.
     :param settings: of :class:`~sb3_redo.ReDoCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
@@ -85,7 +85,7 @@ class GradientReDoCallback(ReDoCallback):
         self.magnitudes = self.memory.tensors("gradient magnitudes")
         for layer in self.measurer.meter.layers:
             if len(self.magnitudes.get(layer.name, ())) != layer.neurons:
-                self.magnitudes.pop(layer.name, None)  # of one that was replaced by a wider or narrower one
+                self.magnitudes.pop(layer.name, None)  # the layer was replaced by one of another width
         recyclable = [layer.name for layer in self.measurer.meter.layers if layer.recyclable]
         weights = {name: self.model.policy.get_parameter(f"{name}.weight") for name in recyclable}
         for optimizer in self.agent.optimizers:
@@ -103,7 +103,7 @@ class GradientReDoCallback(ReDoCallback):
         return read
 
     def is_due_soon(self) -> bool:
-        """Return whether this may be the last step of an optimizer before neurons are recycled."""
+        """Return whether this may be an optimizer's last step before neurons are recycled."""
         made = self.gradient_step
         since = (self.memory.looked_at or 0) if self.agent.at_rollout_end else made
         return is_due(self.recycling_period, since, made + getattr(self.model, "policy_delay", 1))

@@ -1,4 +1,4 @@
-"""The weights with which layers read neurons that are pruned."""
+"""The weights that read pruned neurons."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from sb3_redo.wiring.structure import LayerWiring
 
 @dataclass(frozen=True, eq=False)
 class PrunedWeights:
-    """The weights with which a consumer reads pruned neurons.
+    """The weights of a consumer that read pruned neurons.
 
     :param weight: of the consumer
-    :param mask: True for those, of a shape that broadcasts to the weight's
+    :param mask: True for these weights, in a shape that broadcasts to ``weight``
     """
 
     weight: Tensor
@@ -25,8 +25,8 @@ class PrunedWeights:
 
     @cached_property
     def _others(self) -> Tensor:
-        """0 for them and 1 for all other weights: to multiply takes a quarter of the time that to fill takes."""
-        # What is infinite becomes NaN. A step on such a gradient would break the network without pruning, too.
+        """0 for them and 1 for all other weights. Multiplying takes a quarter of the time of filling."""
+        # Infinite values become NaN. A step on such a gradient would break the network without pruning, too.
         return (~self.mask).to(self.weight.dtype)
 
     def clear(self) -> None:
@@ -35,24 +35,24 @@ class PrunedWeights:
             self.weight.mul_(self._others)
 
     def clear_state(self, state: OptimizerState) -> None:
-        """Set what optimizers remember of them to what it began with, in place, so that nothing moves them."""
+        """Reset the optimizers' state of these weights, in place, so that no momentum moves them."""
         for entry in state.of(self.weight):
-            # A mean over an axis is that of other weights, too.
+            # A mean over an axis also belongs to other weights.
             if entry.kind.what != "ignore" and getattr(entry.value, "shape", None) == self.weight.shape:
                 entry.value.masked_fill_(self.mask, entry.initial)
 
     def without_gradient(self, gradient: Tensor) -> Tensor:
-        """Return a gradient of the weight, with 0 for them."""
+        """Return a gradient of the weight, with 0 for these entries."""
         return gradient * self._others
 
 
 def weights_of_pruned(
     policy: nn.Module, wiring: Iterable[LayerWiring], pruned: dict[str, Tensor]
 ) -> dict[str, PrunedWeights]:
-    """Return what consumers read pruned neurons with, by the consumer's name.
+    """Return the weights that read pruned neurons, by consumer name.
 
     :param wiring: layers of the policy
-    :param pruned: layer name to bool mask [neurons]; other layers have none
+    :param pruned: layer name to bool mask [neurons]. Other layers have no pruned neurons.
     """
     positions: dict[str, Tensor] = {}
     for layer in wiring:
@@ -67,7 +67,7 @@ def weights_of_pruned(
         weight = module.weight
         assert isinstance(weight, Tensor)
         parts = groups(module, weight)
-        # One row stands for all of them where all read the same positions.
+        # If all rows read the same positions, one row of the mask is enough.
         mask = torch.zeros(1 if len(parts) == 1 else len(weight), *weight.shape[1:2], dtype=torch.bool)
         for rows, columns in parts:
             mask[rows] = chosen[columns]

@@ -1,4 +1,4 @@
-"""Pruning dormant neurons for good (Sokar et al. 2023, figures 6 and 19): to see whether they are missed."""
+"""Prunes dormant neurons permanently, to see whether they matter (Sokar et al. 2023, figures 6 and 19)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,24 +21,24 @@ from sb3_redo.tensorboard import write_point, write_totals
 
 
 class PruningCallback(MonitoringCallback):
-    """Removes dormant neurons for good while a model trains (Sokar et al. 2023, figures 6 and 19), and logs how many.
+    """Removes dormant neurons permanently while a model trains, and logs how many.
 
-    After every ``pruning_period`` gradient steps the neurons that are dormant on a fresh batch are pruned: all weights
-    with which other layers read them become 0 and stay 0. Their gradients are removed before gradients are clipped,
-    their optimizer state is cleared, and they are set to 0 again after every optimizer step. At a threshold of 0 no
-    output changes on the batch that was measured, unless a normalisation or an offset follows the neuron.
+    See Sokar et al. 2023, figures 6 and 19. After every ``pruning_period`` gradient steps, neurons that are dormant on
+    a fresh batch are pruned: all weights that read them become 0 and stay 0. Gradients of these weights are removed
+    before clipping, their optimizer state is cleared, and they are set to 0 again after every optimizer step. At a
+    threshold of 0 no output changes on the measured batch, unless a normalisation or an offset follows the neuron.
 
-    Layers are those that can be recycled, see :class:`~sb3_redo.ReDoCallback`. Target networks follow by their own
-    synchronisation. Pruned neurons are measured as before, and count in a layer norm that they go through. Which
-    neurons are pruned is saved with the model, for any PruningCallback that goes on with it. Logs ``pruning/pruned``,
-    ``pruning/pruned_total`` and ``pruning/pruned_fraction``, the share of all measured neurons.
+    Prunes layers that can be recycled, see :class:`~sb3_redo.ReDoCallback`. Target networks follow by their own
+    synchronisation. Pruned neurons are still measured, and still count in a layer norm. The set of pruned neurons is
+    saved with the model, for any later PruningCallback. Logs ``pruning/pruned``, ``pruning/pruned_total`` and
+    ``pruning/pruned_fraction``, the share of all measured neurons.
 
-    :param dormancy_threshold: prune neurons with a score of at most this. The paper does not give it; 0.025 is what
-        its authors used with DQN's default setting.
-    :param pruning_period: in gradient steps; ours
+    :param dormancy_threshold: prune neurons with a score of at most this. The paper does not state it. Its authors used
+        0.025 with DQN's default setting.
+    :param pruning_period: in gradient steps; our choice
     :param batch_size: observations per measurement
     :param start: prune from this gradient step on
-    :param stop: prune up to, not including, this gradient step; to the end if not given. What is pruned stays so.
+    :param stop: prune before this gradient step. Default: to the end. Pruned neurons stay pruned.
     :param settings: of :class:`~sb3_redo.DormancyCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
@@ -66,8 +66,8 @@ class PruningCallback(MonitoringCallback):
                 f"{type(self).__name__} keeps weights at 0 after each optimizer step, and {type(self.model).__name__} "
                 "changes its policy without an optimizer: what is pruned would come back"
             )
-        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # refuses what is not known
-        # Not the memory of these settings, since other ones are to go on with what these have pruned.
+        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # refuses unknown state
+        # The memory is not kept per settings: callbacks with other settings continue with the same pruned neurons.
         self.pruned = Memory(self.model, PruningCallback.__name__).tensors("pruned")
         self._weights: dict[str, PrunedWeights] = {}
         self._handles_of: set[str] = set()
@@ -109,7 +109,7 @@ class PruningCallback(MonitoringCallback):
             raise RuntimeError("no layer can be pruned, as none can be recycled:\n" + "\n".join(map(str, layers)))
 
     def hold(self) -> None:
-        """Keep at 0 what reads the neurons that are pruned now."""
+        """Keep the weights that read pruned neurons at 0."""
         wiring = self.measurer.meter.wiring
         pruned = {layer.name: self._mask_of(layer.name, layer.neurons) for layer in wiring}
         self._weights = weights_of_pruned(self.model.policy, wiring, pruned)
@@ -120,7 +120,7 @@ class PruningCallback(MonitoringCallback):
                 self.keep_hooks(weight.register_hook(partial(self._masked, consumer)))  # type: ignore[no-untyped-call]
 
     def _mask_of(self, layer: str, neurons: int) -> Tensor:
-        """Which neurons of a layer are pruned, bool [neurons], on the CPU; none of one that was replaced by a wider."""
+        """Return the mask of a layer's pruned neurons, bool [neurons], on the CPU. A resized layer has none."""
         mask = self.pruned.get(uncompiled_name(layer))
         return torch.zeros(neurons, dtype=torch.bool) if mask is None or len(mask) != neurons else mask
 
@@ -132,7 +132,7 @@ class PruningCallback(MonitoringCallback):
             return
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for weights in self._weights.values():
-            # One without a gradient was not stepped, and a graph that is still to be differentiated may hold it.
+            # Without a gradient there was no step, and a pending backward pass may need the weight.
             if weights.weight in held and weights.weight.grad is not None:
                 weights.clear()
 

@@ -1,4 +1,4 @@
-"""Regularisers that act on every gradient step: penalties whose gradient is added, and constraints on the weights."""
+"""Regularisers that act on every gradient step: penalties, whose gradient is added, and weight constraints."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,10 +20,10 @@ from sb3_redo.validation import non_negative_integer, non_negative_number, patte
 
 
 class RegulariserCallback(GradientStepCallback):
-    """Acts on an algorithm's parameters at every step of their optimizers; see its subclasses."""
+    """Acts on an algorithm's parameters at every step of their optimizers, see its subclasses."""
 
     prefix: str
-    """Of the keys that are logged, every ``logging_period`` gradient steps."""
+    """Prefix of the keys logged every ``logging_period`` gradient steps."""
 
     settings_in_key: ClassVar[tuple[str, ...]] = ("logging_period",)
 
@@ -37,7 +37,7 @@ class RegulariserCallback(GradientStepCallback):
         if self.exclude:
             try:
                 wiring_of(self.model, exclude=self.exclude)
-            except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+            except ValueError as error:  # Optuna, in the zoo, would prune the trial
                 raise RuntimeError(str(error)) from None
         kept = not_excluded(self.model.policy, trained, self.exclude)
         self._parameters = {name: trained[name] for name in kept}
@@ -54,16 +54,16 @@ class RegulariserCallback(GradientStepCallback):
                 act(names)
 
     def prepare_parameters(self) -> None:
-        """Prepare all that the first gradient step will need; ``_parameters`` are those that are trained."""
+        """Prepare everything that the first gradient step needs. ``_parameters`` has the trained ones."""
 
     def before_step(self, names: list[str]) -> None:
-        """Told of the parameters of an optimizer that is about to step, whose gradients are there."""
+        """Act before an optimizer's step, with the gradients of its parameters in place."""
 
     def after_step(self, names: list[str]) -> None:
-        """Told of the parameters of an optimizer that has stepped."""
+        """Act after an optimizer's step on its parameters."""
 
     def values(self) -> dict[str, float]:
-        """What to log, without the prefix."""
+        """Return the values to log, by key without the prefix."""
         raise NotImplementedError
 
     def after_gradient_steps(self, before: int, gradient_step: int) -> None:
@@ -79,7 +79,7 @@ class RegulariserCallback(GradientStepCallback):
             )
 
     def _gradients(self, names: list[str]) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, parameter and gradient of those that have one."""
+        """Yield name, parameter and gradient of parameters with a gradient."""
         for name in names:
             parameter = self._parameters[name]
             if parameter.grad is not None:
@@ -90,7 +90,7 @@ class RegulariserCallback(GradientStepCallback):
         return RuntimeError(f"this model was trained without {name}: the values that it began with are not known")
 
     def _layer_weights(self, with_outputs: bool) -> dict[str, Tensor]:
-        """The trained weights of linear layers and convolutions, by their names."""
+        """Return the trained weights of linear layers and convolutions, by name."""
         wiring = wiring_of(self.model)
         layers = [layer.name for layer in wiring] + (list(wiring.outputs) if with_outputs else [])
         modules = {name: self.model.policy.get_submodule(name) for name in layers}
@@ -101,13 +101,13 @@ class RegulariserCallback(GradientStepCallback):
 class RegenerativeCallback(RegulariserCallback):
     """Regenerative regularisation (L2 init, Kumar et al. 2023): pulls every parameter towards its initial value.
 
-    The loss gets ``strength · ‖θ - θ₀‖²``; its gradient, ``2 · strength · (θ - θ₀)``, is added before the optimizer
-    steps, and so after SB3 has clipped gradients. The initial values are kept on the model as
-    ``initial_parameters``, which is saved with it. Logs ``regenerative/distance``, ‖θ - θ₀‖.
+    The loss gets ``strength · ‖θ - θ₀‖²``. Its gradient, ``2 · strength · (θ - θ₀)``, is added before the optimizer's
+    step, after SB3 has clipped gradients. The model keeps the initial values as ``initial_parameters``, which is saved
+    with it. Logs ``regenerative/distance``, ‖θ - θ₀‖.
 
     :param strength: of the penalty
     :param logging_period: in gradient steps
-    :param exclude: patterns of layers that are left alone, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :param exclude: patterns of layers that do not change, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
@@ -141,7 +141,7 @@ class RegenerativeCallback(RegulariserCallback):
         if not having:
             return
         _, parameters, gradients = map(list, zip(*having, strict=True))
-        # Without a tensor in between, which would be as large as the network.
+        # In place, without a temporary tensor of the network's size.
         torch._foreach_add_(gradients, parameters, alpha=2 * self.strength)
         torch._foreach_sub_(gradients, [self._initial[name] for name, _, _ in having], alpha=2 * self.strength)
 
@@ -154,14 +154,14 @@ class ParsevalCallback(RegulariserCallback):
     """Parseval regularisation (Chung et al. 2024): keeps the rows of hidden layers orthogonal.
 
     The loss gets ``strength · Σ ‖W Wᵀ - s·I‖²`` over the weights of hidden layers, each flattened to ``[neurons,
-    inputs]``; its gradient, ``4 · strength · (W Wᵀ - s·I) W``, is added before the optimizer steps, and so after SB3
-    has clipped gradients. A layer with more neurons than inputs gets as near to it as it can. Logs
+    inputs]``. Its gradient, ``4 · strength · (W Wᵀ - s·I) W``, is added before the optimizer's step, after SB3 has
+    clipped gradients. A layer with more neurons than inputs can only come close to orthogonal rows. Logs
     ``parseval/penalty``, the sum.
 
     :param strength: of the penalty
-    :param scale: s, the square of the norm that rows are to have
+    :param scale: s, the squared target norm of rows
     :param logging_period: in gradient steps
-    :param exclude: patterns of layers that are left alone, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :param exclude: patterns of layers that do not change, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
@@ -198,15 +198,14 @@ class ParsevalCallback(RegulariserCallback):
 
 
 class WeightClippingCallback(RegulariserCallback):
-    """Weight clipping (Elsayed et al. 2024): after every step, weights and biases beyond a bound are put on it.
+    """Weight clipping (Elsayed et al. 2024): clips weights and biases to a bound after every step.
 
-    The bound of a layer is ``bound`` times that of PyTorch's uniform initialisation, one over the root of the number
-    of inputs that a neuron has. Other parameters are left alone. Logs ``clipping/fraction``, the share of entries
-    that are on the bound.
+    The bound of a layer is ``bound`` times that of PyTorch's uniform initialisation: one over the root of a neuron's
+    number of inputs. Other parameters do not change. Logs ``clipping/fraction``, the share of entries at the bound.
 
-    :param bound: in units of the initialisation's
+    :param bound: as a multiple of the initialisation's bound
     :param logging_period: in gradient steps
-    :param exclude: patterns of layers that are left alone, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :param exclude: patterns of layers that do not change, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
@@ -237,16 +236,15 @@ class WeightClippingCallback(RegulariserCallback):
 
 
 class NormProjectionCallback(RegulariserCallback):
-    """Weight projection (the second half of normalise-and-project, Lyle et al. 2024): after every step, each layer's
-    weights are scaled back to the norm that they began with.
+    """Weight projection: scales each layer's weights back to their initial norm after every step.
 
-    The first half is a normalisation before every activation, so that the weights' scale changes no output: use a
-    policy of ``sb3_redo.networks`` with ``layer_norm: true``. Hidden layers are projected, output layers are not. The
-    initial norms are saved with the model as ``initial_norms``. Logs ``projection/output_norm``, the norm of the
-    output layers' weights.
+    It is the second half of normalise-and-project (Lyle et al. 2024). The first half is a normalisation before every
+    activation, so that the weights' scale changes no output: use a policy of ``sb3_redo.networks`` with ``layer_norm:
+    true``. Hidden layers are projected, output layers are not. The initial norms are saved with the model as
+    ``initial_norms``. Logs ``projection/output_norm``, the norm of the output layers' weights.
 
     :param logging_period: in gradient steps
-    :param exclude: patterns of layers that are left alone, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
+    :param exclude: patterns of layers that do not change, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 

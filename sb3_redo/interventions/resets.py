@@ -15,10 +15,10 @@ from sb3_redo.validation import flag
 
 
 def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Optimizer]) -> None:
-    """Give parameters and buffers fresh values, in place, and their twins in target networks, too.
+    """Give parameters and buffers fresh values, in place, also in target networks.
 
     :param fresh: path below the policy to new values
-    :param optimizers: forget what they know of the parameters, and go on training them
+    :param optimizers: their state of the parameters is cleared
     """
     state = OptimizerState(policy.parameters(), optimizers, forgotten=True)
     with torch.no_grad():
@@ -31,16 +31,16 @@ def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Opti
 class ResetCallback(PeriodicCallback):
     """Resets layers while a model trains: fresh weights in the network and its target, optimizer state forgotten.
 
-    :param layers: ``"last"``, which are the output layers of all networks (what Nikishin et al. 2022 reset in SPR on
-        Atari 100k), a number of last layers, ``"all"`` (what they reset in SAC) or a list of module paths, such as
-        ``["q_net.q_net.2"]`` or ``["critic"]``
-    :param period: in gradient steps; theirs were 200,000 for SAC and 20,000 for SPR
+    :param layers: ``"last"`` for the output layers of all networks, a number of last layers, ``"all"``, or a list of
+        module paths, such as ``["q_net.q_net.2"]`` or ``["critic"]``. Nikishin et al. 2022 reset ``"last"`` in SPR on
+        Atari 100k, and ``"all"`` in SAC.
+    :param period: in gradient steps. Theirs were 200,000 for SAC and 20,000 for SPR.
     :param start: reset from this gradient step on
-    :param stop: reset up to, not including, this gradient step; to the end if not given. The authors leave the time
-        before the end of training alone, and so should a run whose last return is to be compared.
+    :param stop: reset before this gradient step. Default: to the end. The authors make no reset shortly before the end.
+        Do the same to compare final returns.
     :param entropy_coefficient: reset a learned entropy coefficient and its optimizer too
-    :param settings: ``seed`` of the weights drawn, the model's own if not given, ``initial_weights`` and
-        ``exclude`` as of :class:`~sb3_redo.ReDoCallback`, and ``verbose``
+    :param settings: ``seed`` of the weights drawn (default: the model's), ``initial_weights`` and ``exclude`` as for
+        :class:`~sb3_redo.ReDoCallback`, and ``verbose``
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
@@ -72,9 +72,9 @@ class ResetCallback(PeriodicCallback):
 
 
 def reset_entropy_coefficient(model: Any) -> None:
-    """Set a learned entropy coefficient to what it began with, in place, and forget its optimizer's state.
+    """Reset a learned entropy coefficient to its initial value, in place, and clear its optimizer's state.
 
-    :param model: SAC or one of its kin whose ``ent_coef`` is ``"auto"`` or ``"auto_0.1"``
+    :param model: SAC or a variant with an ``ent_coef`` of ``"auto"`` or ``"auto_0.1"``
     """
     _, _, initial = str(model.ent_coef).partition("_")
     with torch.no_grad():

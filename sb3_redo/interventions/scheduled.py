@@ -1,4 +1,4 @@
-"""Recycling a given share of every layer, whether or not its neurons are dormant (Sokar et al. 2023, figure 15)."""
+"""Recycles a given share of every layer, dormant or not (Sokar et al. 2023, figure 15)."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SELECTIONS = ("lowest", "random", "highest", "utility", "cbp")
 
 
 def least(ranks: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return the neurons with the least ranks, exactly so many. Chance decides between equal ones.
+    """Return exactly ``count`` neurons with the lowest ranks. Ties are broken at random.
 
     :param ranks: [neurons]
     :param count: in 0 to the number of neurons
@@ -34,7 +34,7 @@ def least(ranks: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class ScheduledSelection:
-    """Selects a share of every layer, which falls with the gradient steps; see :class:`ScheduledReDoCallback`."""
+    """Selects a share of every layer that falls with the gradient steps, see :class:`ScheduledReDoCallback`."""
 
     end: int = 2_500_000
     fraction: float = 0.1
@@ -55,7 +55,7 @@ class ScheduledSelection:
         deviations = measurer.deviations(report.batch) if self.selection == "cbp" else {}
         selected = {}
         for layer in report.layers:
-            # Drawn for every layer, so that what one gets does not depend on whether another can be recycled.
+            # Drawn for every layer, so that a layer's draw does not depend on the others.
             count = round(layer.neurons * self.share(gradient_step))
             ranks = self.ranks(layer, report.wiring[layer.name], callback.model.policy, deviations.get(layer.name))
             neurons = least(ranks, count, generator)
@@ -64,12 +64,12 @@ class ScheduledSelection:
         return selected
 
     def ranks(self, layer: LayerDormancy, wiring: LayerWiring, policy: nn.Module, deviations: Tensor | None) -> Tensor:
-        """Return ranks of a layer's neurons, [neurons]; the least are recycled."""
+        """Return ranks of a layer's neurons, [neurons]. The lowest are recycled."""
         if self.selection == "random":
             return torch.zeros_like(layer.scores)
         if self.selection == "highest":
             return -layer.scores
-        # What cannot be recycled may have weights that are laid out in another way, and is left alone however it ranks.
+        # Layers that cannot be recycled may have another weight layout. Their ranks are not used.
         if self.selection == "lowest" or not layer.recyclable:
             return layer.scores
         outgoing = neuron_magnitudes(policy, wiring)
@@ -78,22 +78,22 @@ class ScheduledSelection:
         incoming = policy.get_submodule(layer.name).weight
         assert isinstance(incoming, Tensor)
         magnitudes = incoming.detach().abs().flatten(1).sum(1)
-        # Without incoming weights an activation is constant, and its deviation 0.
+        # Without incoming weights, an activation is constant and its deviation is 0.
         return deviations * outgoing / magnitudes.clamp(min=torch.finfo(magnitudes.dtype).tiny)
 
 
 class ScheduledReDoCallback(ReDoCallback):
-    """Recycles a share of every layer at each period; the share falls from ``fraction`` to 0 as a cosine does.
+    """Recycles a share of every layer at each period. The share falls from ``fraction`` to 0 along a cosine.
 
-    The share is ``fraction · cos(π/2 · gradient step / end)``, rounded to whole neurons of each layer, which may be
-    none. (The authors' code recycles at least one.) ``dormancy_threshold`` is for what is logged.
+    The share is ``fraction · cos(π/2 · gradient step / end)``, rounded to whole neurons per layer, possibly none. The
+    authors' code recycles at least one. ``dormancy_threshold`` only affects the logged fractions.
 
-    :param end: gradient step at which the share has come to 0; the authors' 2,500,000
-    :param fraction: in [0, 1], the share at the start; the paper's 0.1
+    :param end: gradient step at which the share reaches 0. The authors' value is 2,500,000.
+    :param fraction: in [0, 1], the share at the start. The paper's value is 0.1.
     :param selection: ``"lowest"`` recycles the neurons with the lowest scores, ``"highest"`` those with the highest,
-        ``"random"`` any, and ``"utility"`` those with the least mean \\|h\\| · Σ \\|outgoing weights\\| (Dohare et al.
-        2024). ``"cbp"`` is what the authors have for it: mean \\|h - mean h\\| · Σ \\|outgoing weights\\| /
-        Σ \\|incoming weights\\|.
+        ``"random"`` random ones. ``"utility"`` recycles those with the lowest mean \\|h\\| · Σ \\|outgoing weights\\|
+        (Dohare et al. 2024). ``"cbp"`` uses the authors' formula for it: mean \\|h - mean h\\| · Σ \\|outgoing
+        weights\\| / Σ \\|incoming weights\\|.
     :param settings: of :class:`~sb3_redo.ReDoCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """

@@ -1,4 +1,4 @@
-"""Which parameters of a policy an intervention is to change."""
+"""Finds the parameters of a policy that an intervention changes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ from sb3_redo.wiring.exclusion import Exclusion
 from sb3_redo.wiring.structure import Wiring
 
 Layers = str | int | Sequence[str]
-"""``"all"``, ``"last"``, how many of the last layers, or module paths below the policy."""
+"""``"all"``, ``"last"``, a number of last layers, or module paths below the policy."""
 
 
 def check_layers(layers: Any) -> Layers:
@@ -31,10 +31,10 @@ def check_layers(layers: Any) -> Layers:
 
 
 def names_in(policy: nn.Module, wiring: Wiring, layers: Layers) -> list[str]:
-    """Return the paths of the parameters and buffers of some layers. Leaves out frozen ones and target networks.
+    """Return the paths of the parameters and buffers of some layers, except frozen ones and target networks.
 
-    ``"last"`` are the layers that feed no other one, of all networks; ``2`` are those and the ones that feed them,
-    and so on, with the normalisations behind them. A module path stands for everything below it.
+    ``"last"`` selects the output layers of all networks. ``2`` also selects the layers that feed them, and so on. The
+    normalisations after a layer go with it. A module path stands for everything below it.
 
     :raises ValueError: when a path leads to no parameter, or there are fewer layers
     """
@@ -60,11 +60,11 @@ def not_excluded(policy: nn.Module, names: Iterable[str], patterns: Sequence[str
 
 
 def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each path that has a twin in a target network, and the twin's path."""
+    """Yield each path with a counterpart in a target network, and the counterpart's path."""
     tensors = dict((*policy.named_parameters(remove_duplicate=False), *policy.named_buffers(remove_duplicate=False)))
     paths = {uncompiled_name(name): name for name in tensors}
     for name in names:
-        # What actor and critic share has the actor's name, and its twin the critic's.
+        # Modules shared by actor and critic have the actor's name. Their counterparts have the critic's.
         for alias in (other for other, tensor in tensors.items() if tensor is tensors[name]):
             network, _, rest = uncompiled_name(alias).partition(".")
             twin = paths.get(f"{network}{_TARGET}.{rest}")
@@ -74,7 +74,7 @@ def targets_of(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, s
 
 
 def with_twins(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yield each path with its tensor and, if there is one, that of its twin in a target network."""
+    """Yield each path with its tensor and, if any, that of its counterpart in a target network."""
     names = list(names)
     state = dict((*policy.named_parameters(), *policy.named_buffers()))
     twins = dict(targets_of(policy, names))
@@ -83,7 +83,7 @@ def with_twins(policy: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, l
 
 
 def _last(wiring: Wiring, number: int) -> set[str]:
-    """Return the module paths of the last layers, and of the normalisations behind them."""
+    """Return the module paths of the last layers, and of the normalisations after them."""
     depths = dict.fromkeys(wiring.outputs, 1)
     consumers = {layer.name: layer for layer in wiring}
     for layer in reversed(list(wiring)):
@@ -94,7 +94,7 @@ def _last(wiring: Wiring, number: int) -> set[str]:
         raise ValueError(f"there are only {max(depths.values())} layers to reset behind one another, not {number}")
     chosen = {name for name, depth in depths.items() if depth <= number}
     normalisations = {path for name in chosen if name in consumers for path in consumers[name].normalisations}
-    # All of a normalisation, since counters go with its statistics.
+    # The whole normalisation, since counters belong to its statistics.
     return chosen | {path.rpartition(".")[0] for path in normalisations}
 
 

@@ -1,4 +1,4 @@
-"""What neurons contribute to their consumers while a network trains (Dohare et al. 2024, continual backpropagation)."""
+"""Tracks the contribution of neurons to their consumers during training (Dohare et al. 2024)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from sb3_redo.wiring.structure import LayerWiring
 
 
 class Feed:
-    """Follows what one layer feeds into one of its consumers, in a few small operations per gradient step.
+    """Tracks one layer's contribution to one of its consumers, with a few small operations per gradient step.
 
     :param consumer: the consumer
     :param owners: the neuron that feeds each of its input positions, -1 for none, [input positions]
@@ -29,15 +29,15 @@ class Feed:
         self._shares = self.seen.new_empty(0)
         self.calls = 0
         self.running = torch.zeros(2, len(owners), device=weight.device)
-        """Running means, not yet corrected for their beginning at 0: \\|input\\| · Σ \\|outgoing weights\\| of each
-        position, and its input."""
+        """Running means without bias correction: \\|input\\| · Σ \\|outgoing weights\\| of each position, and its
+        input."""
 
     def see(self, value: Tensor) -> None:
-        """Take in what the consumer is called with."""
+        """Add an input of the consumer."""
         value = value.detach()
         is_flat = value.ndim == 2 and neuron_axis(self.consumer) == -1
         if is_flat and value.dtype == self.seen.dtype:
-            # Products with 1 / batch, which take a mean and add it in one operation instead of two.
+            # Products with 1 / batch compute a mean and add it in one operation instead of two.
             if len(self._shares) != len(value):
                 self._shares = self.seen.new_full((len(value),), 1 / len(value))
             self._means.addmv_(value.T, self._shares)
@@ -51,7 +51,7 @@ class Feed:
         self.calls += 1
 
     def update(self, new: float) -> None:
-        """Take what was seen into the running means, with the weight ``new``, and see anew."""
+        """Update the running means with the inputs seen, with weight ``new``, and clear these."""
         self._magnitudes.mul_(position_magnitudes(self.consumer))
         if self.calls > 1:
             self.seen.div_(self.calls)
@@ -70,38 +70,38 @@ class Feed:
 class Contribution:
     """Keeps the running utility, age and outstanding replacements of a layer's neurons.
 
-    The utility of a neuron is a running mean of \\|h\\| · Σ \\|outgoing weights\\|. h is what its consumers receive,
-    behind a normalisation, if there is one, and place by place where a channel feeds several columns.
+    The utility of a neuron is a running mean of \\|h\\| · Σ \\|outgoing weights\\|. h is its consumers' input, after
+    any normalisation. If a channel feeds several columns, each column has its own h.
 
     :param layer: the layer's wiring
     :param modules: its consumers by name
-    :param gradient_step: from which its age counts
+    :param gradient_step: the gradient step at age 0
     """
 
     def __init__(self, layer: LayerWiring, modules: Mapping[str, nn.Module], gradient_step: int):
         self.name = layer.name
         self.neurons = layer.neurons
         self.feeds = {name: Feed(modules[name], owners) for name, owners in layer.consumers.items()}
-        # On the CPU, so that nobody waits for a GPU to learn that nothing is to be replaced.
+        # On the CPU, so that the usual case without replacements does not wait for a GPU.
         self.born = torch.full((layer.neurons,), gradient_step)
-        """The gradient step from which each neuron's age counts."""
+        """The gradient step at which each neuron's age is 0."""
         self.outstanding = 0.0
         self.updated_at = gradient_step
 
     @property
     def ages(self) -> Tensor:
-        """Gradient steps, [neurons]."""
+        """Return the neurons' ages in gradient steps, [neurons]."""
         return self.updated_at - self.born
 
     @property
     def utility(self) -> Tensor:
-        """Running utility, not yet corrected for its beginning at 0, [neurons]."""
+        """Return the running utility without bias correction, [neurons]."""
         return torch.stack([feed.utility(self.neurons) for feed in self.feeds.values()]).sum(0)
 
     def update(self, gradient_step: int, decay: float) -> int:
-        """Take in what was seen since the last time, if every consumer was called.
+        """Add the inputs seen since the last update, if every consumer was called.
 
-        :return: the gradient steps since then; 0 if some consumer was not called
+        :return: the gradient steps since then, or 0 if a consumer was not called
         """
         if not all(feed.calls for feed in self.feeds.values()):
             return 0
@@ -112,28 +112,28 @@ class Contribution:
         return elapsed
 
     def mature(self, maturity: int) -> Tensor:
-        """Return which neurons are older than ``maturity``, bool on the CPU, [neurons]."""
+        """Return the mask of neurons older than ``maturity``, bool [neurons], on the CPU."""
         return self.born < self.updated_at - maturity
 
     def due(self, mature: int, expected: float) -> int:
-        """Return how many of the ``mature`` neurons to replace, after ``expected`` more; parts of a neuron wait."""
+        """Return the number of ``mature`` neurons to replace, after adding ``expected``. Fractions are kept."""
         self.outstanding += expected
         whole = int(self.outstanding)
         self.outstanding -= whole
         return min(whole, mature)
 
     def corrected_utility(self, decay: float) -> Tensor:
-        """Return the utility as it would be had it not begun at 0, [neurons]; 0 at age 0."""
+        """Return the bias-corrected utility, [neurons], or 0 at age 0."""
         return self._corrected(self.utility, self._weight_so_far(decay))
 
     def corrected_mean(self, consumer: str, decay: float) -> Tensor:
-        """Return the same for the mean input of a consumer's positions; 0 where this layer feeds none."""
+        """Return the same for the mean input of a consumer's positions, or 0 where this layer feeds none."""
         feed = self.feeds[consumer]
         means = self._corrected(feed.running[1], self._weight_so_far(decay)[feed.owners])
         return means.where(feed.owners >= 0, 0.0)
 
     def _weight_so_far(self, decay: float) -> Tensor:
-        """Of all that went into each neuron's running means since its age was 0, [neurons]."""
+        """Return the total weight in each neuron's running means since age 0, [neurons]."""
         return (1 - decay ** self.ages.double()).to(next(iter(self.feeds.values())).running)
 
     @staticmethod
@@ -141,18 +141,18 @@ class Contribution:
         return (mean / weight).where(weight > 0, 0.0)
 
     def forget(self, neurons: Tensor) -> None:
-        """Begin anew for some neurons."""
+        """Reset some neurons."""
         self.born[neurons.cpu()] = self.updated_at
         for feed in self.feeds.values():
             feed.running[:, torch.isin(feed.owners, neurons.to(feed.owners))] = 0.0
 
     def pass_over(self, gradient_steps: int) -> None:
-        """Grow no older by gradient steps that nobody watched."""
+        """Exclude unwatched gradient steps from the ages."""
         self.born += gradient_steps
         self.updated_at += gradient_steps
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that it knows, on the CPU."""
+        """Return the whole state, on the CPU."""
         state = {"born": self.born, "progress": torch.tensor([self.outstanding, self.updated_at], dtype=torch.double)}
         for name, feed in self.feeds.items():
             state |= {f"running {name}": feed.running.cpu(), f"seen {name}": feed.seen.cpu()}
@@ -160,7 +160,7 @@ class Contribution:
         return {f"{self.name} {key}": value for key, value in state.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> bool:
-        """Go on from what :meth:`state` gave, if it is there and of a layer as wide. Returns whether it was."""
+        """Load a result of :meth:`state`, if it has one of a layer of this width. Returns whether it had."""
         if any(key not in state or state[key].shape != value.shape for key, value in self.state().items()):
             return False
         self.born.copy_(state[f"{self.name} born"])

@@ -1,4 +1,7 @@
-"""Networks whose width is one number: features extractors and policies for Stable-Baselines3."""
+"""Features extractors and policies for Stable-Baselines3 that scale in width.
+
+Experimental: names may change in any release.
+"""
 
 from sb3_redo.networks.categorical import (
     CategoricalDQNCnnPolicy,

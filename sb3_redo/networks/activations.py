@@ -1,4 +1,4 @@
-"""Activations that make two features of every neuron."""
+"""Activations that give two features per neuron."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Concatenating(nn.Module):
-    """Puts two functions of its input side by side: ``[batch, neurons, ...]`` becomes ``[batch, 2 · neurons, ...]``.
+    """Concatenates two functions of its input: ``[batch, neurons, ...]`` becomes ``[batch, 2 · neurons, ...]``.
 
-    SB3 builds networks whose layers have as many inputs as the one before has neurons, so these are for the policies
-    and extractors of :mod:`sb3_redo.networks`, which know them as ``activation="crelu"`` and ``"fourier"``.
+    For the policies and extractors of :mod:`sb3_redo.networks`, as ``activation="crelu"`` and ``"fourier"``. SB3's own
+    networks cannot use them: their layers have one input per neuron of the layer before.
     """
 
     neurons: ClassVar[float]
-    """How many neurons a layer gets for each that is asked for."""
+    """Neurons of a layer per requested neuron."""
 
     functions: ClassVar[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
     """The two functions."""
@@ -31,7 +31,8 @@ class Concatenating(nn.Module):
 class CReLU(Concatenating):
     """Concatenated ReLU (Shang et al. 2016; in reinforcement learning Abbas et al. 2023): relu(x) and relu(-x).
 
-    A layer keeps its neurons and the next one gets twice the inputs. ``width: 0.5`` keeps the features instead.
+    A layer keeps its number of neurons, and the next one gets twice the inputs. ``width: 0.5`` keeps the number of
+    features instead.
 
     >>> CReLU()(torch.tensor([[1.0, -2.0]])).tolist()
     [[1.0, 0.0, 0.0, 2.0]]
@@ -44,7 +45,7 @@ class CReLU(Concatenating):
 class Fourier(Concatenating):
     """Deep Fourier features (Lewandowski et al. 2024, arXiv 2410.20634): sin(x) and cos(x).
 
-    A layer gets half the neurons, so that there are as many features as asked for; an odd number is rounded up.
+    A layer gets half the neurons, rounded up, so that it has the requested number of features.
 
     >>> Fourier()(torch.tensor([[0.0, torch.pi / 2]])).round().abs().tolist()
     [[0.0, 1.0, 1.0, 0.0]]

@@ -19,7 +19,7 @@ from sb3_redo.validation import finite_number, positive_integer
 
 @dataclass(frozen=True)
 class Support:
-    """Where the bins lie: their centres are evenly spaced, the first at ``v_min`` and the last at ``v_max``."""
+    """The centres of the bins: evenly spaced from ``v_min`` to ``v_max``."""
 
     n_bins: int = 51
     v_min: float = -10.0
@@ -37,20 +37,20 @@ class Support:
 
 
 def two_hot(values: Tensor, centres: Tensor) -> Tensor:
-    """Return each value as a distribution over the two bins nearest to it, whose mean it is.
+    """Return each value as a distribution over its two nearest bins. The value is the distribution's mean.
 
     >>> two_hot(torch.tensor([0.25, 1.0, 7.0]), torch.tensor([0.0, 1.0, 2.0]))
     tensor([[0.7500, 0.2500, 0.0000],
             [0.0000, 1.0000, 0.0000],
             [0.0000, 0.0000, 1.0000]])
 
-    :param values: [batch]; those beyond the outermost centres count as the nearest of them
+    :param values: [batch]. Values beyond the outermost centres are clipped to them.
     :param centres: [bins], evenly spaced in ascending order
     :return: [batch, bins]
     """
     width = (centres[-1] - centres[0]) / (len(centres) - 1)
     places = (values.clamp(centres[0], centres[-1]) - centres[0]) / width
-    # A bin's mass falls from 1 to 0 with the distance, counted in bins, which is below 1 for two of them at most.
+    # A bin's mass falls from 1 to 0 with its distance in bins. At most two bins are closer than 1.
     bins = torch.arange(len(centres), device=centres.device)
     return (1 - (places[:, None] - bins).abs()).clamp(min=0)
 
@@ -58,18 +58,18 @@ def two_hot(values: Tensor, centres: Tensor) -> Tensor:
 class CategoricalQNetwork(dqn.QNetwork):
     """A network of Q-values that are means of distributions: ``Q = sum(softmax(logits) * centres)``.
 
-    :param support: where the bins lie
+    :param support: the centres of the bins
     :param settings: of :class:`stable_baselines3.dqn.policies.QNetwork`
     """
 
     centres: Tensor
     learns_by_logits = False
-    """Whether the algorithm knows of the distributions: policies are not told which one they are built for."""
+    """Whether the algorithm trains distributions. A policy is not told for which algorithm it is built."""
 
     def __init__(self, *args: Any, support: Support, **settings: Any):
         super().__init__(*args, **settings)
         self.support = support
-        # A buffer, so that weights are never loaded without the values that they stand for.
+        # A buffer, so that weights are always loaded with their centres.
         self.register_buffer("centres", support.centres())
         outputs = int(self.action_space.n) * len(self.centres)
         self.q_net = nn.Sequential(*create_mlp(self.features_dim, outputs, self.net_arch, self.activation_fn))
@@ -82,7 +82,7 @@ class CategoricalQNetwork(dqn.QNetwork):
     def forward(self, obs: Any) -> Tensor:
         """Return Q-values, [batch, actions].
 
-        Differentiating them in training mode raises a RuntimeError, unless the algorithm is a categorical one.
+        Differentiating them in training mode raises a RuntimeError, unless the algorithm is categorical.
         """
         values = self.logits(obs).softmax(2) @ self.centres
         if self.training and values.requires_grad and not self.learns_by_logits:
@@ -95,14 +95,13 @@ class CategoricalQNetwork(dqn.QNetwork):
 
 def _refuse(gradient: Tensor) -> None:
     raise RuntimeError(
-        "this network gives each value as a distribution, which is learnt by cross-entropy, and here the loss is one "
-        "of the distributions' means, such as DQN's: use sb3_redo.algorithms.CategoricalDQN, or a policy that is not "
-        "categorical"
+        "this network learns distributions by cross-entropy, but this loss, like DQN's, is one of their means: use "
+        "sb3_redo.algorithms.CategoricalDQN, or a policy that is not categorical"
     )
 
 
 class _Categorical(Scalable):
-    """Comes before a scalable policy of DQN.
+    """Mixed in before a scalable policy of DQN.
 
     :param n_bins: of each action's distribution, at least 2
     :param v_min: centre of the first bin, and the lowest value that can be learnt

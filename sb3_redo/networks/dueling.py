@@ -12,7 +12,7 @@ from sb3_redo.networks.policies import DQNCnnPolicy, DQNMlpPolicy, DQNMultiInput
 class DuelingQNetwork(dqn.QNetwork):
     """A network of Q-values whose features feed a value and advantages: ``Q = V + A - mean(A)``.
 
-    Each of the two has hidden layers of its own, those of ``net_arch``; with SB3's defaults for images it has none.
+    Value and advantages each have their own hidden layers, those of ``net_arch``. For images SB3's default is none.
 
     :param settings: of :class:`stable_baselines3.dqn.policies.QNetwork`
     """
@@ -25,7 +25,7 @@ class DuelingQNetwork(dqn.QNetwork):
         self.advantage = nn.Sequential(*create_mlp(self.features_dim, actions, self.net_arch, self.activation_fn))
 
     def forward(self, obs: Any) -> Tensor:
-        """Q-values, [batch, actions]."""
+        """Return Q-values, [batch, actions]."""
         features = self.extract_features(obs, self.features_extractor)
         advantage: Tensor = self.advantage(features)
         value: Tensor = self.value(features)
@@ -38,14 +38,14 @@ class _Dueling(dqn.DQNPolicy):
         return DuelingQNetwork(**net_args).to(self.device)
 
 
-# Behind our own make_q_net, which finishes what this one makes, and before SB3's.
+# In the method order after our make_q_net, which finishes this network, and before SB3's.
 class DuelingDQNMlpPolicy(DQNMlpPolicy, _Dueling):
-    """For DQN and its kin on vectors."""
+    """For DQN and its variants on vectors."""
 
 
 class DuelingDQNCnnPolicy(DQNCnnPolicy, _Dueling):
-    """For DQN and its kin on images."""
+    """For DQN and its variants on images."""
 
 
 class DuelingDQNMultiInputPolicy(DQNMultiInputPolicy, _Dueling):
-    """For DQN and its kin on dictionaries."""
+    """For DQN and its variants on dictionaries."""

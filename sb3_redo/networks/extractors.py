@@ -17,7 +17,7 @@ from sb3_redo.validation import flag, one_of
 
 @dataclass(frozen=True)
 class _Style:
-    """How all hidden layers of an extractor are built."""
+    """Builds the hidden layers of an extractor."""
 
     width: float
     layer_norm: bool
@@ -37,7 +37,7 @@ class _Style:
 
 
 class _ImageExtractor(BaseFeaturesExtractor, ABC):
-    """Convolutions, given by a subclass, and a dense layer."""
+    """Convolutions of a subclass, and a dense layer."""
 
     smallest: int
 
@@ -78,7 +78,7 @@ class _ImageExtractor(BaseFeaturesExtractor, ABC):
 
     @abstractmethod
     def _convolutions(self, channels: int, style: _Style) -> nn.Sequential:
-        """All layers up to the flattened input of the dense one."""
+        """Return all layers before the dense one, including the flattening."""
 
     def forward(self, observations: Tensor) -> Tensor:
         """
@@ -92,19 +92,19 @@ class _ImageExtractor(BaseFeaturesExtractor, ABC):
 class NatureCNN(_ImageExtractor):
     """The network of Mnih et al. (2015): 32, 64, 64 channels and 512 neurons, times ``width``.
 
-    At width 1 the same as SB3's, name by name and weight by weight.
+    At width 1 it equals SB3's in all names and weights.
 
     >>> NatureCNN(spaces.Box(0, 255, (4, 84, 84), "uint8"), width=0.25).features_dim
     128
 
     :param observation_space: images, channels first
     :param features_dim: neurons of the dense layer at width 1
-    :param normalized_image: whether images come as floating-point numbers in a range of their own
+    :param normalized_image: whether images are floating-point numbers, scaled already
     :param width: factor on the number of neurons of each layer, the dense one included
     :param layer_norm: whether layer norm follows each layer, before its activation
     :param activation_fn: class of all activations
-    :param initializer: name of a distribution for all kernels, biases being 0; torch's own if not given
-    :raises TypeError, ValueError: on a wrong setting, and unless the observations are images large enough
+    :param initializer: name of a distribution for all kernels, with biases 0. Default: torch's initialisation.
+    :raises TypeError, ValueError: on a wrong setting, or if the observations are not images of sufficient size
     """
 
     smallest = 36
@@ -122,7 +122,7 @@ class ImpalaCNN(_ImageExtractor):
     """The ResNet of Espeholt et al. (2018), without the LSTM, as Sokar et al. use it.
 
     Three stacks of 32, 64, 64 channels (Espeholt et al.: 16, 32, 32) and 512 neurons (256), times ``width``. A stack
-    is a convolution, a max-pooling that halves the image, and two residual blocks. Settings as of :class:`NatureCNN`.
+    is a convolution, a max-pooling that halves the image, and two residual blocks. Settings as for :class:`NatureCNN`.
 
     >>> ImpalaCNN(spaces.Box(0, 255, (4, 84, 84), "uint8"), width=0.25).cnn[0][0]
     Conv2d(4, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
@@ -133,8 +133,8 @@ class ImpalaCNN(_ImageExtractor):
     def _convolutions(self, channels: int, style: _Style) -> nn.Sequential:
         if issubclass(style.activation_fn, Concatenating):
             raise ValueError(
-                f"{style.activation_fn.__name__} makes two features of each neuron, and what ImpalaCNN's residual "
-                "blocks add up has one: use the nature extractor"
+                f"{style.activation_fn.__name__} gives two features per neuron, and ImpalaCNN's residual blocks need "
+                "one: use the nature extractor"
             )
         stacks: list[nn.Module] = []
         for outputs in (32, 64, 64):
@@ -147,7 +147,7 @@ class ImpalaCNN(_ImageExtractor):
 
 
 class _Residual(nn.Module):
-    """Adds to its input what two convolutions make of it, each after an activation."""
+    """Adds two convolutions of its input to it, each after an activation."""
 
     def __init__(self, channels: int, style: _Style) -> None:
         super().__init__()
@@ -166,9 +166,9 @@ EXTRACTORS: dict[str, type[_ImageExtractor]] = {"nature": NatureCNN, "impala": I
 
 
 class CombinedExtractor(BaseFeaturesExtractor):
-    """Features of a dictionary's observations side by side: images through a CNN each, everything else flattened.
+    """Concatenates features of a dictionary's observations: each image through a CNN, everything else flattened.
 
-    At width 1 the same as SB3's.
+    At width 1 it equals SB3's.
 
     :param observation_space: a dictionary
     :param cnn_output_dim: neurons of each CNN's dense layer at width 1
@@ -189,7 +189,7 @@ class CombinedExtractor(BaseFeaturesExtractor):
         cnn = EXTRACTORS[one_of("extractor", extractor, tuple(EXTRACTORS))]
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(f"{type(self).__name__} needs observations that are a dictionary, got {observation_space}")
-        super().__init__(observation_space, features_dim=1)  # until all parts are known, as in SB3
+        super().__init__(observation_space, features_dim=1)  # placeholder until all parts are known, as in SB3
         self.extractors = nn.ModuleDict()
         features = 0
         for key, space in observation_space.spaces.items():

@@ -18,14 +18,14 @@ from sb3_redo.validation import positive_integer
 
 
 class InjectableQNetwork(dqn.QNetwork):
-    """Q-values of a head to which others can be added that begin with no influence: ``Q = h(x) + Σ (a(x) - s(x))``.
+    """Q-values of a head, plus injected pairs that begin without influence: ``Q = h(x) + Σ (a(x) - s(x))``.
 
-    h is the head that SB3 builds. Of each pair, a (in ``added``) and s (in ``subtracted``) are the same fresh head
-    when the pair is injected; then a is trained, and s and all that came before are frozen. The features in front of
-    the heads go on being trained, through all of them. Heads that are not injected yet are not run.
+    h is the head that SB3 builds. In each pair, a (in ``added``) and s (in ``subtracted``) are the same fresh head at
+    the injection. Then a is trained; s and all earlier heads are frozen. The features before the heads are still
+    trained, through all heads. Heads that are not injected yet are not run.
 
-    All heads are there from the beginning. So an optimizer holds them, target networks follow them, and what was saved
-    after an injection fits a network built before it. How many are injected is part of the state dict.
+    All heads exist from the beginning. So the optimizer holds them, target networks follow them, and weights saved
+    after an injection fit a network built before it. The number of injections is part of the state dict.
 
     :param settings: of :class:`stable_baselines3.dqn.policies.QNetwork`
     """
@@ -35,7 +35,7 @@ class InjectableQNetwork(dqn.QNetwork):
         self.added = nn.ModuleList()
         self.subtracted = nn.ModuleList()
         self.injections = 0
-        """How many pairs are injected."""
+        """Number of injected pairs."""
 
     def reserve(self, head: nn.Module) -> None:
         """Keep a fresh head for an injection."""
@@ -44,16 +44,16 @@ class InjectableQNetwork(dqn.QNetwork):
         self._freeze()
 
     def forward(self, obs: Any) -> Tensor:
-        """Q-values, [batch, actions]."""
+        """Return Q-values, [batch, actions]."""
         features = self.extract_features(obs, self.features_extractor)
         values: Tensor = self.q_net(features)
         for number in range(self.injections):
-            # The difference first: it is exactly 0 at the injection, where a sum would be rounded.
+            # The difference first: it is exactly 0 at the injection. A sum would be rounded.
             values = values + (self.added[number](features) - self.subtracted[number](features))
         return values
 
     def inject(self) -> None:
-        """Freeze what is trained and let the next pair take part, in place. No output changes.
+        """Freeze the trained head and activate the next pair, in place. No output changes.
 
         :raises RuntimeError: when there is no pair left
         """
@@ -67,16 +67,16 @@ class InjectableQNetwork(dqn.QNetwork):
         self._freeze()
 
     def _freeze(self) -> None:
-        """Only the latest head is trained."""
+        """Freeze all heads except the latest."""
         self.subtracted.requires_grad_(False)
         for number, head in enumerate((self.q_net, *self.added)):
             head.requires_grad_(number == self.injections)
         for parameter in self.parameters():
             if not parameter.requires_grad:
-                parameter.grad = None  # with which an optimizer would go on
+                parameter.grad = None  # otherwise an optimizer would continue with it
 
     def get_extra_state(self) -> Tensor:
-        """Return how many pairs are injected. Resets and averages would change a buffer."""
+        """Return the number of injected pairs. Not a buffer, which resets and averages would change."""
         return torch.tensor(self.injections)
 
     def set_extra_state(self, state: Any) -> None:
@@ -86,11 +86,11 @@ class InjectableQNetwork(dqn.QNetwork):
 
 
 class Injectable(BasePolicy):
-    """Comes before one of our DQN policies in the bases of a class, and keeps heads for plasticity injection.
+    """Mixed in before one of our DQN policies. Keeps heads for plasticity injection.
 
-    Until the first injection, training is bit for bit what it is without them.
+    Until the first injection, training is bit for bit the same as without them.
 
-    :param injections: how many there can be
+    :param injections: number of possible injections
     :param settings: of the policy
     :raises TypeError: on a setting of the wrong type; :raises ValueError: on a wrong value
     """
@@ -103,7 +103,7 @@ class Injectable(BasePolicy):
         super().__init__(*spaces_and_schedule, **settings)
 
     def make_q_net(self) -> InjectableQNetwork:
-        """A network with a fresh head for each injection."""
+        """Build a network with a fresh head for each injection."""
         network: InjectableQNetwork = super().make_q_net()  # type: ignore[misc]
         with _own_stream():
             for _ in range(self.room):
@@ -111,11 +111,11 @@ class Injectable(BasePolicy):
         return network
 
     def inject_plasticity(self) -> int:
-        """Freeze the head that is trained and add a fresh one to it, in place, in the target network, too.
+        """Freeze the trained head and add a fresh one, in place, also in the target network.
 
-        No output of either network changes. The optimizer holds the fresh head, and has no state of it yet.
+        No output of either network changes. The optimizer holds the fresh head, without state yet.
 
-        :return: how many injections there were so far
+        :return: number of injections so far
         :raises RuntimeError: when there is no room left
         """
         self.q_net.inject()
@@ -128,7 +128,7 @@ class Injectable(BasePolicy):
 
 @contextmanager
 def _own_stream() -> Iterator[None]:
-    """Draw random numbers from a stream that follows from torch's, and leave torch's as it is."""
+    """Draw random numbers from a stream derived from torch's, without moving torch's."""
     before = torch.get_rng_state()
     seed = int(torch.randint(2**62, ()))
     torch.set_rng_state(before)
@@ -143,13 +143,13 @@ class _Networks(dqn.DQNPolicy):
 
 
 class InjectableDQNMlpPolicy(Injectable, DQNMlpPolicy, _Networks):
-    """For DQN and its kin on vectors. The head is the whole network."""
+    """For DQN and its variants on vectors. The head is the whole network."""
 
 
 class InjectableDQNCnnPolicy(Injectable, DQNCnnPolicy, _Networks):
-    """For DQN and its kin on images. The head is all that follows the convolutions: the dense layer is in ``net_arch``.
+    """For DQN and its variants on images. The head is everything after the convolutions, sized by ``net_arch``.
 
-    :param net_arch: hidden layers of the head, ``[512]`` if not given
+    :param net_arch: hidden layers of the head. Default: ``[512]``.
     :param settings: see :class:`Injectable`
     """
 
@@ -162,7 +162,7 @@ class InjectableDQNCnnPolicy(Injectable, DQNCnnPolicy, _Networks):
         super().__init__(*spaces_and_schedule, net_arch=[512] if net_arch is None else net_arch, **settings)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """The convolutions alone."""
+        """Build the convolutions only."""
         extractor = super().make_features_extractor()
         if isinstance(extractor, (NatureCNN, ImpalaCNN)):
             dense = extractor.linear[0]
@@ -173,4 +173,4 @@ class InjectableDQNCnnPolicy(Injectable, DQNCnnPolicy, _Networks):
 
 
 class InjectableDQNMultiInputPolicy(Injectable, DQNMultiInputPolicy, _Networks):
-    """For DQN and its kin on dictionaries. The head is what follows the features extractor."""
+    """For DQN and its variants on dictionaries. The head is all layers after the features extractor."""

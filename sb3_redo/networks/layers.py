@@ -1,4 +1,4 @@
-"""What width, layer norm, activation and initialiser mean for one layer."""
+"""Applies width, layer norm, activation and initialiser to layers."""
 
 import math
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 INITIALIZERS = ("xavier_uniform", "kaiming_uniform", "orthogonal")
-"""Names of distributions, each that of a function of torch.nn.init without its underscore."""
+"""Names of distributions: functions of torch.nn.init without the trailing underscore."""
 
-# Of all networks of SB3's policies, those whose last layer is hidden: what comes after it is built elsewhere.
+# Networks of SB3's policies whose last layer is hidden. Their output layer is built elsewhere.
 _WITHOUT_OUTPUT = ("latent_pi", "policy_net", "value_net")
 
 
@@ -40,24 +40,24 @@ def positive_width(width: Any) -> float:
 
 
 def scaled_size(size: int, width: float) -> int:
-    """Return the number of neurons nearest to ``size * width``, halves upwards, and at least 1."""
+    """Return ``size * width`` rounded to the nearest number of neurons, halves up, at least 1."""
     return max(1, math.floor(size * width + 0.5))
 
 
 def feature_size(size: int, width: float, activation_fn: type[nn.Module] = nn.ReLU) -> int:
-    """Return how many features a hidden layer of ``size`` neurons gives: as many, or twice that."""
+    """Return the number of features of a hidden layer of ``size`` neurons: the same, or twice that."""
     if issubclass(activation_fn, Concatenating):
         return 2 * scaled_size(size, width * activation_fn.neurons)
     return scaled_size(size, width)
 
 
 def neurons_of(features: int, activation_fn: type[nn.Module]) -> int:
-    """Return the neurons of a hidden layer that gives so many features."""
+    """Return the neurons of a hidden layer with a number of features."""
     return features // 2 if issubclass(activation_fn, Concatenating) else features
 
 
 def scaled_net_arch(net_arch: Any, width: float, activation_fn: type[nn.Module] = nn.ReLU) -> Any:
-    """Return a copy of ``net_arch`` with the number of features of each layer at some width, in any of SB3's forms.
+    """Return a copy of ``net_arch``, in any of SB3's forms, with each layer's number of features at a width.
 
     >>> scaled_net_arch({"pi": [64], "qf": [400, 300]}, 0.5)
     {'pi': [32], 'qf': [200, 150]}
@@ -72,10 +72,10 @@ def scaled_net_arch(net_arch: Any, width: float, activation_fn: type[nn.Module] 
 
 
 def layer_norm(layer: nn.Module) -> nn.Module:
-    """Return layer norm for what a linear layer or a convolution gives.
+    """Return a layer norm for the output of a linear layer or a convolution.
 
-    For a convolution, mean and variance are over channels and places of a sample, as Ba et al. (2016) take them over
-    all neurons of a layer. The learned scale and offset are per channel, and so belong to one neuron each.
+    For a convolution, mean and variance are over channels and positions, as those of Ba et al. (2016) are over all
+    neurons of a layer. Scale and offset are learned per channel, so each belongs to one neuron.
     """
     if isinstance(layer, nn.Conv2d):
         return nn.GroupNorm(1, layer.out_channels)
@@ -92,7 +92,7 @@ def mlps(network: nn.Module) -> Iterator[tuple[nn.Sequential, list[nn.Linear]]]:
 
 
 def halve_neurons(network: nn.Module) -> None:
-    """Halve the neurons of a network's hidden linear layers, in place, for an activation that makes two of each."""
+    """Halve the neurons of hidden linear layers, in place, for an activation with two features per neuron."""
     for mlp, hidden in mlps(network):
         for layer in hidden:
             halved = nn.Linear(layer.in_features, layer.out_features // 2, bias=layer.bias is not None)
@@ -107,13 +107,13 @@ def add_layer_norm(network: nn.Module) -> None:
 
 
 def initialise(module: nn.Module, initializer: str) -> None:
-    """Fill the kernels of all linear layers and convolutions anew, in place, and set their biases to 0.
+    """Initialise the kernels of all linear layers and convolutions, in place, and set their biases to 0.
 
     :param initializer: a name in :data:`INITIALIZERS`. The paper's is ``xavier_uniform``, for output layers too.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            # Looked up anew: who watches how weights are filled replaces the functions of nn.init.
+            # Looked up at each call: code that watches initialisation replaces functions of nn.init.
             getattr(nn.init, f"{initializer}_")(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""Optimizers that papers of this field use and torch lacks, and optimizers by name."""
+"""Optimizers from papers that torch lacks, and optimizers by name."""
 
 from importlib import import_module
 from typing import Any
@@ -11,14 +11,14 @@ from sb3_redo.validation import non_negative_number
 
 
 class Adam(torch.optim.Adam):
-    """Adds an epsilon inside Adam's root, too (Lyle et al. 2023, appendix A.1, equation 6)::
+    """Adam with an additional epsilon inside the root (Lyle et al. 2023, appendix A.1, equation 6)::
 
         step = lr * m_hat / (sqrt(v_hat + eps_root) + eps)
 
-    where m_hat and v_hat are the moments, corrected for their start at 0. Their stable setting is ``betas=(0.9, 0.9),
-    eps_root=1e-3, eps=1e-9``. With ``eps_root=0`` it is torch's. The state has torch's names and shapes.
+    m_hat and v_hat are the bias-corrected moments. Their stable setting is ``betas=(0.9, 0.9), eps_root=1e-3,
+    eps=1e-9``. With ``eps_root=0`` it equals torch's Adam. The state has torch's names and shapes.
 
-    :param params: what to train
+    :param params: the parameters to train
     :param lr: learning rate
     :param betas: decay of the moments
     :param eps: outside the root
@@ -46,17 +46,17 @@ class Adam(torch.optim.Adam):
         self._complete_groups()
 
     def _complete_groups(self) -> None:
-        """Also those that torch's Adam has saved."""
+        """Add the default to groups saved by torch's Adam."""
         for group in self.param_groups:
             group.setdefault("eps_root", self.defaults["eps_root"])
 
-    # Not through torch's, which would call the hooks of a step a second time.
+    # Does not call torch's step, which would run the step's hooks a second time.
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of every parameter that has a gradient.
+        """Make one step of every parameter that has a gradient.
 
-        :param closure: computes the loss anew, if given
-        :return: what it returned
+        :param closure: computes the loss again, if given
+        :return: the closure's result
         """
         loss = None
         if closure is not None:
@@ -92,7 +92,7 @@ def optimizer_named(path: str) -> type[Optimizer]:
     >>> optimizer_named("torch.optim.AdamW").__name__
     'AdamW'
 
-    :raises ValueError: when there is none
+    :raises ValueError: when the path leads to none
     """
     module, _, name = path.rpartition(".")
     wanted = "optimizer_class must be the path of {}, such as torch.optim.AdamW, got {!r}"

@@ -1,12 +1,12 @@
 """Scalable twins of the policies of Stable-Baselines3 and SB3-Contrib.
 
-A twin takes the settings of its original and those of :class:`~sb3_redo.networks.scalable.Scalable`:
+A twin takes its original's settings and those of :class:`~sb3_redo.networks.scalable.Scalable`:
 
 >>> from stable_baselines3 import DQN
 >>> DQN(DQNMlpPolicy, "CartPole-v1", policy_kwargs={"width": 0.25}).q_net.q_net[0]
 Linear(in_features=4, out_features=16, bias=True)
 
-and so it does in the zoo's YAML, where it is named by its path::
+In the zoo's YAML, name it by its path::
 
     policy: sb3_redo.networks.DQNMlpPolicy
     policy_kwargs: {width: 0.25}
@@ -68,7 +68,7 @@ class _ActorCritic(Scalable):
             initialise(self.action_net, self.scaling.initializer)
             initialise(self.value_net, self.scaling.initializer)
         if self.scaling.spectral_norm is not None:
-            # Now that SB3 has filled the weights. The optimizer has the same parameters as before.
+            # After SB3 has initialised the weights. The optimizer keeps the same parameters.
             extractors = [part for name, part in self.named_children() if name.endswith("features_extractor")]
             add_spectral_norm(self.scaling.spectral_norm, self.mlp_extractor, extractors)
 

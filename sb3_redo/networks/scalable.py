@@ -1,4 +1,4 @@
-"""What makes a policy of Stable-Baselines3 scalable."""
+"""The base of scalable policies."""
 
 import difflib
 import inspect
@@ -30,7 +30,7 @@ from sb3_redo.validation import flag, one_of
 
 @dataclass(frozen=True)
 class Scaling:
-    """The settings that a scalable policy has and SB3's has not; see :class:`Scalable`."""
+    """The settings that a scalable policy adds to SB3's, see :class:`Scalable`."""
 
     width: float = 1.0
     layer_norm: bool = False
@@ -49,21 +49,21 @@ class Scaling:
                 one_of(name, getattr(self, name), tuple(choices))
 
     def changed(self) -> str:
-        """Return what differs from the defaults, in words; empty if nothing does."""
+        """Return the differences from the defaults in words, or an empty string."""
         return ", ".join(f"{name}={value!r}" for name, value in asdict(self).items() if value != _DEFAULTS[name])
 
     @property
     def activation_fn(self) -> type[nn.Module] | None:
-        """That of all hidden layers, if one was named."""
+        """The activation of all hidden layers, if one was named."""
         return None if self.activation is None else ACTIVATIONS[self.activation]
 
     @property
     def concatenates(self) -> bool:
-        """Whether the activation makes two features of each neuron."""
+        """Whether the activation gives two features per neuron."""
         return self.activation_fn is not None and issubclass(self.activation_fn, Concatenating)
 
     def net_arch(self, net_arch: Any) -> Any:
-        """Return a copy of ``net_arch`` with the number of features of each layer."""
+        """Return a copy of ``net_arch`` with each layer's number of features."""
         return scaled_net_arch(net_arch, float(self.width), self.activation_fn or nn.ReLU)
 
     def of_extractor(self) -> dict[str, Any]:
@@ -76,25 +76,25 @@ _DEFAULTS = {name: field.default for name, field in Scaling.__dataclass_fields__
 
 
 class Scalable(BasePolicy):
-    """Comes before one of SB3's policies in the bases of a class, and builds what that one builds, scaled.
+    """Mixed in before one of SB3's policies. Builds its networks, scaled.
 
-    With no setting of its own given, the networks are SB3's, bit for bit.
+    With default settings, the networks are SB3's, bit for bit.
 
     :param width: factor on the number of neurons of each hidden layer: those of ``net_arch`` (given, or the
-        algorithm's own), the convolutions, and the dense layer of the features extractor
+        algorithm's default), convolutions, and the features extractor's dense layer
     :param layer_norm: whether layer norm follows each hidden layer and convolution, before its activation
-    :param activation: name of the activation of all hidden layers, those of the features extractor included (SB3's
-        ``activation_fn`` leaves them alone); the algorithm's own if not given. ``crelu`` and ``fourier`` make two
-        features of each neuron.
+    :param activation: name of the activation of all hidden layers, including those of the features extractor, which
+        SB3's ``activation_fn`` does not change. ``crelu`` and ``fourier`` give two features per neuron. Default: the
+        algorithm's.
     :param initializer: name of the distribution of all kernels, output layers included, with biases 0:
-        ``xavier_uniform`` (the paper's), ``kaiming_uniform``, ``orthogonal`` (gain 1); the algorithm's own if not given
-    :param extractor: what sees images: ``nature`` or ``impala``. As in SB3, settings in ``features_extractor_kwargs``
-        come first.
-    :param spectral_norm: which linear layers have their weights divided by their largest singular value:
-        ``penultimate`` (Gogianu et al. 2021), the last hidden ones, or ``first`` (Lyle et al. 2023); see
+        ``xavier_uniform`` (the paper's), ``kaiming_uniform``, ``orthogonal`` (gain 1). Default: the algorithm's.
+    :param extractor: the extractor for images: ``nature`` or ``impala``. As in SB3, ``features_extractor_kwargs`` takes
+        precedence.
+    :param spectral_norm: linear layers whose weights are divided by their largest singular value. ``penultimate`` for
+        the last hidden ones (Gogianu et al. 2021), or ``first`` (Lyle et al. 2023), see
         :func:`~sb3_redo.networks.spectral.add_spectral_norm`
     :param settings: of SB3's policy. ``optimizer_class`` may be a dotted path, as YAML has it.
-    :raises TypeError, ValueError: on a wrong setting, and where a features extractor of another kind cannot follow
+    :raises TypeError, ValueError: on a wrong setting, or one that does not apply to the given features extractor
     """
 
     scaling: Scaling
@@ -110,14 +110,14 @@ class Scalable(BasePolicy):
             settings["activation_fn"] = ACTIVATIONS[activation]
         for name, kind in ACTIVATIONS.items():
             if issubclass(kind, Concatenating) and settings.get("activation_fn") is kind and activation != name:
-                raise ValueError(f"what makes two features of each neuron is given by name: activation={name!r}")
+                raise ValueError(f"an activation with two features per neuron is given by name: activation={name!r}")
         if isinstance(settings.get("optimizer_class"), str):
             settings["optimizer_class"] = optimizer_named(settings["optimizer_class"])
         super().__init__(*spaces_and_schedule, **settings)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """Build the features extractor, with ours in place of SB3's."""
-        # Not in the constructor's arguments: SB3 chooses a policy's net_arch by comparing the class with NatureCNN.
+        """Build the features extractor, ours instead of SB3's."""
+        # Not passed to the constructor: SB3 chooses net_arch by comparing the extractor's class with NatureCNN.
         kind, given, scaling = self.features_extractor_class, self.features_extractor_kwargs, self.scaling
         own = scaling.of_extractor()
         if kind is torch_layers.NatureCNN:
@@ -141,7 +141,7 @@ class Scalable(BasePolicy):
         return super().make_features_extractor()
 
     def _build(self, lr_schedule: Schedule) -> None:
-        # SB3's constructor knows net_arch by now, and has built nothing from it.
+        # SB3's constructor has set net_arch, but has built nothing from it yet.
         self._unscaled_net_arch = self.net_arch
         self.net_arch = self.scaling.net_arch(self.net_arch)
         for name in ("net_args", "actor_kwargs", "critic_kwargs"):
@@ -150,7 +150,7 @@ class Scalable(BasePolicy):
         super()._build(lr_schedule)  # type: ignore[misc]
 
     def _finish(self, network: Any) -> Any:
-        """Give a network that SB3 has just built all but its width, in place; its extractor saw to itself."""
+        """Apply all settings except width to a network just built by SB3, in place. Its extractor has them already."""
         if self.scaling.concatenates:
             halve_neurons(network)
         if self.scaling.layer_norm:
@@ -159,7 +159,7 @@ class Scalable(BasePolicy):
             for name, part in network.named_children():
                 if not name.endswith("features_extractor"):
                     initialise(part, self.scaling.initializer)
-        # Last, since what fills weights would fill a copy of normalised ones.
+        # Last, since initialisers would fill a copy of normalised weights.
         extractor = getattr(network, "features_extractor", None)
         if self.scaling.spectral_norm is not None and extractor is not None:
             add_spectral_norm(self.scaling.spectral_norm, network, [extractor])

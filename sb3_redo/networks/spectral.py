@@ -1,4 +1,4 @@
-"""Spectral normalisation (Miyato et al. 2018), of single layers as reinforcement learning uses it."""
+"""Spectral normalisation (Miyato et al. 2018) of single layers, as used in reinforcement learning."""
 
 from collections.abc import Iterable, Iterator
 
@@ -13,19 +13,19 @@ PLACES = ("penultimate", "first")
 """Which linear layers can be normalised."""
 
 _OF_AVERAGES = 5
-"""Power iterations on the weights of a network that is not in training mode."""
+"""Power iterations on the weights of a network in evaluation mode."""
 
 
 class SpectralNorm(nn.Module):
-    """Divides a weight by its largest singular value, which one power iteration for each training pass estimates.
+    """Divides a weight by its largest singular value, estimated by one power iteration per training pass.
 
-    Does what ``torch.nn.utils.parametrizations.spectral_norm`` does, with other names of its buffers: SB3 copies those
-    that begin with ``running_`` to target networks, which need the singular vectors of the weights that they get.
-    Outside of training mode, where target networks always are, a few iterations follow that are not kept: an average of
-    earlier weights has singular vectors of its own.
+    Equals ``torch.nn.utils.parametrizations.spectral_norm`` with other buffer names. SB3 copies buffers that begin with
+    ``running_`` to target networks, which need the singular vectors of their weights. In evaluation mode, as for target
+    networks, a few more iterations follow, and their result is not kept: an average of earlier weights has other
+    singular vectors.
 
     :param weight: [neurons, inputs]
-    :param iterations: before training
+    :param iterations: number of power iterations before training
     """
 
     running_u: Tensor
@@ -40,17 +40,17 @@ class SpectralNorm(nn.Module):
                 self._iterate(weight)
 
     def _iterate(self, weight: Tensor) -> None:
-        # In place: SB3 holds these tensors, and not their names.
+        # In place: SB3 holds these tensors, not their names.
         u, v = _iterated(weight, self.running_v)
         self.running_u.copy_(u)
         self.running_v.copy_(v)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight over its norm. In training mode the buffers change."""
+        """Return the weight divided by its norm. Changes the buffers in training mode."""
         with torch.no_grad():
             if self.training:
                 self._iterate(weight)
-            # Copies, which a later pass does not change before this one is differentiated.
+            # Copies, so that a later pass does not change them before this one is differentiated.
             u, v = self.running_u.clone(), self.running_v.clone()
             if not self.training:
                 for _ in range(_OF_AVERAGES):
@@ -59,18 +59,18 @@ class SpectralNorm(nn.Module):
 
 
 def _iterated(weight: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """One power iteration."""
+    """Make one power iteration."""
     u = functional.normalize(weight @ v, dim=0)
     return u, functional.normalize(weight.mT @ u, dim=0)
 
 
 def add_spectral_norm(place: str, network: nn.Module, extractors: Iterable[nn.Module]) -> None:
-    """Normalise some linear layers of a network, in place. Parameters stay the objects that they were.
+    """Normalise some linear layers of a network, in place. Its parameters remain the same objects.
 
-    :param place: ``penultimate``: the last hidden layers of its MLPs, or where these have none, of the extractor.
-        ``first``: the first ones of the extractor, or where this has none, of the MLPs.
-    :param network: whose MLPs are meant
-    :param extractors: what comes before them
+    :param place: ``penultimate`` for the last hidden layers of its MLPs, or of the extractor if the MLPs have none.
+        ``first`` for the first ones of the extractor, or of the MLPs if the extractor has none.
+    :param network: has the MLPs
+    :param extractors: the extractors before them
     :raises ValueError: when there is no hidden linear layer
     """
     end = -1 if place == "penultimate" else 0
@@ -86,7 +86,7 @@ def add_spectral_norm(place: str, network: nn.Module, extractors: Iterable[nn.Mo
 
 
 def _chains(extractor: nn.Module) -> Iterator[list[nn.Linear]]:
-    """Yield the linear layers of an extractor, or of each part of a dictionary's."""
+    """Yield the linear layers of an extractor, or of each part of a dictionary's extractor."""
     parts = getattr(extractor, "extractors", None)
     for part in parts.values() if isinstance(parts, nn.ModuleDict) else [extractor]:
         yield [layer for layer in part.modules() if isinstance(layer, nn.Linear)]

@@ -1,4 +1,7 @@
-"""Instruments that tell whether a network can still learn, by hand and as callbacks."""
+"""Instruments that tell whether a network can still learn, as functions and callbacks.
+
+Experimental: names may change in any release.
+"""
 
 from sb3_redo.plasticity.agent_networks import networks_of
 from sb3_redo.plasticity.brownian_motion import BrownianMotionCallback

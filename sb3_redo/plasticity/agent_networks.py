@@ -1,4 +1,4 @@
-"""The networks of a Stable-Baselines3 model that can be examined, each with what it puts out."""
+"""The networks of a Stable-Baselines3 model that can be examined, with their outputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def _actor(policy: Any, batch: Batch) -> Any:
     if not hasattr(actor, "get_action_dist_params"):
         return actor(batch.observations)
     mean, log_std, _ = actor.get_action_dist_params(batch.observations)
-    # With state-dependent exploration the deviation is a parameter of its own, the same for all observations.
+    # With state-dependent exploration, the deviation is a parameter, the same for all observations.
     return mean if getattr(actor, "use_sde", False) else (mean, log_std)
 
 
@@ -58,17 +58,17 @@ _FORWARD: dict[str, Callable[[Any, Batch], Any]] = {
     "value": _value,
 }
 EXAMINED = tuple(_FORWARD)
-"""Names of networks that can be examined. What two networks share is part of both, and no network of its own."""
+"""Names of networks that can be examined. A shared part belongs to both networks, and is none itself."""
 
 
 def networks_of(model: BaseAlgorithm, batch: Batch, names: Sequence[str] | None = None) -> dict[str, Network]:
     """Return the networks of a model, by name.
 
-    Outputs are the Q-values or quantiles of all actions and critics; of an actor or policy its distribution's numbers.
+    Outputs are the Q-values or quantiles of all actions and critics, or the parameters of an actor's distribution.
 
     :param model: any supported model
-    :param batch: what to read them on
-    :param names: of those wanted; all if not given
+    :param batch: the observations to read them on
+    :param names: the networks to return. Default: all.
     :raises RuntimeError: when the algorithm is not supported or has no network of that name
     """
     known = [name for name in agent_of(model).networks if name in _FORWARD]
@@ -80,8 +80,8 @@ def networks_of(model: BaseAlgorithm, batch: Batch, names: Sequence[str] | None 
 
 
 def trained_by(agent: Agent, optimizer: Optimizer, network: Network) -> bool:
-    """Return whether an optimizer's steps are what changes a network."""
-    # It must hold all of it: TD3's critic optimizer holds an extractor that an actor may share. TRPO sets its policy by
-    # a line search, and its optimizer moves the value network alone.
+    """Return whether an optimizer's steps change the whole network."""
+    # TD3's critic optimizer holds an extractor that an actor may share, but not the whole actor. TRPO sets its policy
+    # by a line search. Its optimizer changes only the value network.
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     return held.issuperset(network.parameters.values()) and (agent.by_gradients or network.name == "value")

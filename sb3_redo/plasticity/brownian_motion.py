@@ -1,4 +1,4 @@
-"""A network beside a twin that wanders as far as its steps go, in any direction (Lyle et al. 2023, section 4.2)."""
+"""Compares a network with a twin that is moved at random, equally far (Lyle et al. 2023, section 4.2)."""
 
 import copy
 from dataclasses import replace
@@ -31,28 +31,28 @@ from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.validation import positive_integer
 
 _NETWORK = "q_net"
-# What changes weights besides the optimizer, and does not renew them. A penalty changes its gradients, which is part
-# of a step.
+# Callbacks that change weights outside optimizer steps without renewing them. A penalty only changes gradients, which
+# is part of a step.
 _MOVING = (PruningCallback, WeightClippingCallback, NormProjectionCallback)
 
 
 class Twin(nn.Module):
-    """A copy of a policy's value network and of its target network, under the names that they have there.
+    """A copy of a policy's value network and of its target network, under the same names.
 
     :param policy: of DQN
     """
 
     def __init__(self, policy: Any):
         super().__init__()
-        # Together, so that what the two share their copies share.
+        # Copied together, so that the copies share the same modules as the originals.
         self.q_net, self.q_net_target = copy.deepcopy((policy.q_net, policy.q_net_target))
 
     def wander(self, names: list[str], length: float, generator: torch.Generator) -> None:
         """Add Gaussian noise to parameters of the value network, in place.
 
-        :param names: of the parameters
-        :param length: L2 norm of all the noise together
-        :param generator: on the CPU
+        :param names: names of the parameters
+        :param length: L2 norm of the noise over all parameters
+        :param generator: a CPU generator
         """
         noise = {name: torch.randn(self.get_parameter(name).shape, generator=generator) for name in names}
         scale = length / norm_of(noise)
@@ -63,23 +63,24 @@ class Twin(nn.Module):
 
 
 class BrownianMotionCallback(ExaminingCallback):
-    """Logs how curvature and the agreement of gradients change under training's steps, beside a twin that is moved as
-    far at random (Lyle et al. 2023, section 4.2). Training is bit for bit what it is without.
+    """Logs how curvature and gradient agreement change during training, beside a twin that is moved at random.
 
-    The twin begins as the same network. After each optimizer step it is moved by Gaussian noise whose L2 norm, over all
-    trained parameters, is that of what the step changed. Its temporal-difference targets come from a target network of
-    its own, which is brought up to date when that of DQN is: the paper leaves this open. Both networks are examined on
-    the same observations and transitions. The twin is saved with the model.
+    See Lyle et al. 2023, section 4.2. Training is bit for bit the same as without this callback.
+
+    The twin begins as the same network. After each optimizer step, Gaussian noise is added to it. The noise's L2 norm
+    over all trained parameters equals that of the step. The twin's temporal-difference targets come from its own target
+    network, which is updated when DQN's is; the paper leaves this open. Both networks are examined on the same
+    observations and transitions. The twin is saved with the model.
 
     Logs for ``q_net`` and ``q_net_twin`` ``plasticity/…``: ``sharpness``, ``hessian_smallest`` and ``hessian_trace`` of
     the probe loss, ``gradient_negative_share`` and ``gradient_mean_cosine`` of the temporal-difference loss, and
     ``distance`` from where both began. DQN, Double DQN, DrQ and CategoricalDQN are supported.
 
-    :param measuring_period: in gradient steps; the paper looks after target updates, which it makes every 5,000
-    :param batch_size: observations and transitions per measurement; the paper has 512
-    :param steps: of Lanczos; memory for as many copies of a network's parameters is needed
-    :param vectors: how many random vectors to start from
-    :param seed: of all that is drawn; the model's own seed if not given
+    :param measuring_period: in gradient steps. The paper measures after target updates, every 5,000.
+    :param batch_size: observations and transitions per measurement. The paper uses 512.
+    :param steps: Lanczos steps. Each needs memory for a copy of the network's parameters.
+    :param vectors: number of random start vectors
+    :param seed: of all draws. Default: the model's seed.
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
@@ -104,7 +105,7 @@ class BrownianMotionCallback(ExaminingCallback):
         self._refuse_what_has_no_twin()
         self._refuse_companions()
         super().prepare()
-        # Not the memory of these settings, since other ones are to go on with the same twin.
+        # The memory is not kept per settings: callbacks with other settings continue with the same twin.
         self._ours = Memory(self.model, type(self).__name__)
         self._kept = self._ours.tensors("twin")
         if not self._kept and is_trained(self.model):
@@ -128,8 +129,8 @@ class BrownianMotionCallback(ExaminingCallback):
         model, name = self.model, type(self.model).__name__
         if not isinstance(model, DQN) or not has_td_loss(model, _NETWORK):
             raise RuntimeError(
-                f"{type(self).__name__} is for DQN and those that train as it does (Double DQN, DrQ, CategoricalDQN): "
-                f"no temporal-difference loss is known here of a q_net of {name}"
+                f"{type(self).__name__} supports DQN, Double DQN, DrQ and CategoricalDQN, but not {name}: its "
+                "temporal-difference loss is not known"
             )
         if is_compiled(model.policy.modules()):
             raise RuntimeError("a compiled network cannot be copied as it is: do not compile it")
@@ -138,8 +139,8 @@ class BrownianMotionCallback(ExaminingCallback):
         moving = [path for path, buffer in buffers if path not in fixed and buffer.is_floating_point()]
         if moving:
             raise RuntimeError(
-                f"training changes {_NETWORK}.{moving[0]} on the batches that it runs the network on, and a twin that "
-                "is never trained on any has no such values: use a network without batch or spectral normalisation"
+                f"training changes {_NETWORK}.{moving[0]} in its forward passes, and the twin, which is not trained, "
+                "would not follow: use a network without batch or spectral normalisation"
             )
 
     def _refuse_companions(self) -> None:
@@ -154,13 +155,13 @@ class BrownianMotionCallback(ExaminingCallback):
 
     @property
     def _calls(self) -> int:
-        """How often DQN has stepped its environments, by which it counts when its target network is due."""
+        """DQN's count of environment steps, from which it decides when to update its target network."""
         model: Any = self.model
         return int(model._n_calls)
 
     def _catch_up(self) -> None:
-        """Bring the twin's target network up to date as often as DQN has since the last time."""
-        # DQN does so while it collects experience, when neither network moves: later is early enough.
+        """Update the twin's target network as often as DQN has since the last call."""
+        # DQN updates it while it collects experience, when neither network changes. So updating later is the same.
         model: Any = self.model
         interval = max(model.target_update_interval // model.n_envs, 1)
         for _ in range(self._calls // interval - self._ours.kept("calls") // interval):
@@ -204,6 +205,6 @@ class BrownianMotionCallback(ExaminingCallback):
         }
 
     def store(self) -> None:
-        # Callbacks hear of no save. On the CPU it is the twin itself that is saved, and nothing is copied.
+        # Callbacks are not notified of a save. On the CPU the twin itself is saved, without a copy.
         for name, tensor in self._twin.state_dict().items():
             self._kept[name] = tensor.detach().cpu()

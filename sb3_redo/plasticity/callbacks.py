@@ -64,15 +64,16 @@ INSTRUMENTS = (*_ON_A_BATCH, "distance", "updates")
 
 
 class PlasticityCallback(ExaminingCallback):
-    """Logs the cheap measures of plasticity while a model trains, which is bit for bit what it is without.
+    """Logs the cheap measures of plasticity while a model trains. Training is bit for bit the same.
 
-    ``docs/plasticity.md`` explains what each of them is, and lists the keys. The values that distances are taken from
-    are kept on the model as ``initial_parameters``, as :class:`~sb3_redo.interventions.RegenerativeCallback` does.
+    ``docs/plasticity.md`` explains each measure and lists the keys. Distances are from the values that the model keeps
+    as ``initial_parameters``, as for :class:`~sb3_redo.interventions.RegenerativeCallback`.
 
     :param measuring_period: in gradient steps
-    :param batch_size: observations per measurement; ranks of features are at most this. All of a rollout that has fewer
-    :param instruments: which of ``features``, ``units``, ``weights``, ``distance`` and ``updates``; all if not given
-    :param log_layers: whether to log a curve for every layer too, where there is one
+    :param batch_size: observations per measurement. Ranks of features are at most this. If a rollout has fewer, all of
+        it is used.
+    :param instruments: some of ``features``, ``units``, ``weights``, ``distance`` and ``updates``. Default: all.
+    :param log_layers: whether to also log a curve for every layer, where the measure has one
     :param settings: ``networks``, ``seed`` and ``verbose``, see
         :class:`~sb3_redo.plasticity.measuring.ExaminingCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
@@ -99,7 +100,7 @@ class PlasticityCallback(ExaminingCallback):
         self._initial = initial_parameters_of(self.model) if "distance" in self.instruments else None
         if "distance" in self.instruments and self._initial is None:
             warnings.warn(
-                "this model was trained before: the weights that it began with are not known, and plasticity/distance "
+                "this model was trained before: its initial weights are not known, and plasticity/distance "
                 "is not logged",
                 RuntimeWarning,
                 stacklevel=2,
@@ -124,24 +125,24 @@ class PlasticityCallback(ExaminingCallback):
 
 
 class _UpdateWatch:
-    """Sees an optimizer's first step after each measurement: the gradients that it gets, and what it changes.
+    """Records an optimizer's first step after each measurement: its gradients and its changes.
 
-    At that step, and not after ``train()``, because there an actor's loss has left gradients in the critic, too.
+    It looks at the step, not after ``train()``: by then an actor's loss has left gradients in the critic.
     """
 
     def __init__(self, optimizer: Optimizer, callback: PlasticityCallback, number: int):
         self.callback = callback
         self.optimizer = optimizer
-        # Kept with the model: the step may be the first of the next call of learn().
+        # Kept with the model: the step may be the first of the next learn().
         self._key = f"updates of optimizer {number} are due"
         self._is_due = bool(callback.memory.kept(self._key))
         self.before: list[tuple[Network, dict[str, Tensor]]] = []
-        """What its step is to change: networks, with their parameters before it."""
+        """The networks that the step changes, with their parameters before it."""
         self.values: dict[str, Any] = {}
         callback.keep_hooks(StepHooks(optimizer, self._before_step, self._after_step))
 
     def set_due(self, is_due: bool) -> None:
-        """Set whether its next step is to be seen."""
+        """Set whether to record the next step."""
         self._is_due = is_due
         self.callback.memory.keep(self._key, is_due)
 

@@ -18,22 +18,22 @@ from sb3_redo.validation import flag, needs, one_of, positive_integer
 LOSSES = ("td", "probe")
 
 OF_COVARIANCE = {"gradient_negative_share": "negative_share", "gradient_mean_cosine": "mean_cosine"}
-"""Quantities to the attributes of :class:`~sb3_redo.plasticity.GradientCovariance` that they are."""
+"""Quantity to the attribute of :class:`~sb3_redo.plasticity.GradientCovariance`."""
 
 OF_SPECTRUM = {"sharpness": "largest", "hessian_smallest": "smallest", "hessian_trace": "trace"}
-"""Quantities to the attributes of :class:`~sb3_redo.plasticity.Spectrum` that they are."""
+"""Quantity to the attribute of :class:`~sb3_redo.plasticity.Spectrum`."""
 
 
 def quantities_of(found: Spectrum | GradientCovariance, attributes: dict[str, str]) -> dict[str, Any]:
-    """Return what is found, by quantity."""
+    """Return the results by quantity."""
     return {quantity: getattr(found, attribute) for quantity, attribute in attributes.items()}
 
 
 class _LossCallback(ExaminingCallback):
     """Examines a loss.
 
-    :param loss: ``"td"``, the loss that the algorithm trains its values with, or ``"probe"``, Lyle et al.'s, which
-        every network has
+    :param loss: ``"td"``, the loss that trains the algorithm's values, or ``"probe"``, that of Lyle et al., which every
+        network has
     :param log_images: whether to draw a picture for TensorBoard
     """
 
@@ -53,7 +53,7 @@ class _LossCallback(ExaminingCallback):
                 with needs("plots", "log_images=True", "set log_images=False"):
                     import matplotlib  # noqa: F401
                     import sklearn  # noqa: F401
-        except ImportError as error:  # not as it is: during a trial the zoo overlooks a ValueError
+        except ImportError as error:  # no ValueError, which the zoo ignores during a trial
             raise RuntimeError(str(error)) from None
 
     def rewire(self) -> None:
@@ -83,18 +83,18 @@ class _LossCallback(ExaminingCallback):
         return values
 
     def _of_loss(self, network: Network, objective: Objective, seed: int) -> dict[str, Any]:
-        """Return what to log of a network's loss, by quantity."""
+        """Return the values to log for a network's loss, by quantity."""
         raise NotImplementedError
 
 
 class GradientCovarianceCallback(_LossCallback):
-    """Logs how the gradients of single samples agree while a model trains, which is bit for bit what it is without.
+    """Logs how the gradients of single samples agree while a model trains. Training is bit for bit the same.
 
     :param measuring_period: in gradient steps
-    :param batch_size: samples, all pairs of which are compared; the paper has 512. Where their gradients would take
-        more than 512 MiB, some are computed more than once.
-    :param loss: ``"td"``, the loss that the algorithm trains its values with (DQN, Double DQN, DrQ, CategoricalDQN,
-        QR-DQN, DDPG, TD3, SAC, TQC), or ``"probe"``, which every network has, but whose gradients have random signs
+    :param batch_size: samples; all pairs are compared. The paper uses 512. If their gradients exceed 512 MiB, some are
+        computed more than once.
+    :param loss: ``"td"``, the loss that trains the algorithm's values (DQN, Double DQN, DrQ, CategoricalDQN, QR-DQN,
+        DDPG, TD3, SAC, TQC), or ``"probe"``, which every network has. Gradients of ``"probe"`` have random signs.
     :param settings: ``log_images``, whether to draw the matrix of cosines for TensorBoard, its rows in clusters;
         ``networks``, ``seed`` and ``verbose``, see :class:`~sb3_redo.plasticity.measuring.ExaminingCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
@@ -119,14 +119,14 @@ class GradientCovarianceCallback(_LossCallback):
 
 
 class CurvatureCallback(_LossCallback):
-    """Logs the sharpness of a loss and its Hessian's eigenvalues while a model trains, bit for bit as without.
+    """Logs a loss's sharpness and its Hessian's eigenvalues while a model trains. Training is bit for bit the same.
 
     :param measuring_period: in gradient steps
-    :param batch_size: samples that the loss is averaged over
-    :param steps: of Lanczos; memory for as many copies of a network's parameters is needed
-    :param vectors: how many random vectors to start from
-    :param loss: ``"probe"``, Lyle et al.'s, or ``"td"``, see :class:`GradientCovarianceCallback`
-    :param settings: ``log_images``, whether to draw the density for TensorBoard; else as of
+    :param batch_size: number of samples in the mean loss
+    :param steps: Lanczos steps. Each needs memory for a copy of the network's parameters.
+    :param vectors: number of random start vectors
+    :param loss: ``"probe"``, that of Lyle et al., or ``"td"``, see :class:`GradientCovarianceCallback`
+    :param settings: ``log_images``, whether to draw the density for TensorBoard; others as for
         :class:`GradientCovarianceCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """

@@ -1,7 +1,7 @@
-"""Curvature of a loss: the largest eigenvalue of its Hessian, and the density of them all, without the matrix.
+"""Curvature of a loss: the largest eigenvalue of its Hessian, and the density of all, without building the matrix.
 
-The library ``curvlinops`` wants the loss to be one of torch's modules, draws its vectors from torch's global random
-stream, does not keep them orthogonal, and brings eight packages with it.
+The library ``curvlinops`` is not used. It requires a loss that is one of torch's modules, draws its vectors from
+torch's global random stream, does not keep them orthogonal, and depends on eight packages.
 """
 
 import math
@@ -21,7 +21,7 @@ Product = Callable[[Tensor], Tensor]
 def hessian_product(network: Network, objective: Objective) -> Product:
     """Return the Hessian of the mean loss times a vector [parameters], in the order of ``network.parameters``.
 
-    Keeps the graph of the gradient, so that each product is one backward pass. ``.grad`` stays as it is.
+    Keeps the graph of the gradient, so that each product is one backward pass. Does not change ``.grad``.
     """
     parameters = list(network.parameters.values())
     with network.examined():
@@ -46,11 +46,11 @@ def hessian_product(network: Network, objective: Objective) -> Product:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues as Lanczos runs from several vectors see them: nodes and weights of a Gauss quadrature for each.
+    """Eigenvalues estimated by Lanczos runs from several vectors: nodes and weights of a Gauss quadrature per run.
 
-    :param nodes: [vectors, at most steps], of each run NaN where it ended sooner
-    :param weights: of the same shape; those of a run add up to 1
-    :param size: how many eigenvalues there are
+    :param nodes: [vectors, at most steps]; NaN after a run ended early
+    :param weights: same shape; those of a run add up to 1
+    :param size: number of eigenvalues
     """
 
     nodes: Tensor = field(repr=False)
@@ -59,7 +59,7 @@ class Spectrum:
 
     @property
     def largest(self) -> float:
-        """The largest node; from below it comes as near to the largest eigenvalue as the steps allow."""
+        """The largest node: a lower bound of the largest eigenvalue that gets closer with more steps."""
         return float(self.nodes.nan_to_num(-math.inf).max()) if self.is_finite else math.nan
 
     @property
@@ -73,13 +73,13 @@ class Spectrum:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all products with the matrix were."""
+        """Whether all products with the matrix were finite."""
         return bool(torch.isfinite(self.weights).all())
 
     def density(self, at: Tensor, width: float) -> Tensor:
-        """Return the density of the eigenvalues, each a normal distribution around its value; it integrates to 1.
+        """Return the density of the eigenvalues, each widened to a normal distribution. It integrates to 1.
 
-        :param at: where, [points]
+        :param at: where to evaluate it, [points]
         :param width: standard deviation
         """
         points = at.double()[:, None, None]
@@ -88,14 +88,14 @@ class Spectrum:
 
 
 def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues of the tridiagonal matrix that Lanczos steps make, and their weights, [steps or fewer].
+    """Return the eigenvalues of the tridiagonal Lanczos matrix and their weights, [steps or fewer].
 
-    Makes every new vector orthogonal to all before, twice, so that no eigenvalue is found more than once. Ends sooner
-    when there is no direction left.
+    Makes each new vector orthogonal to all earlier ones, twice, so that no eigenvalue is found more than once. Ends
+    early when no direction is left.
 
-    :param product: of the matrix
+    :param product: multiplies a vector by the matrix
     :param start: [entries], not all 0
-    :param tolerance: ends also when the largest eigenvalue is known to within this share of it
+    :param tolerance: also end when the largest eigenvalue is known to this relative error
     """
     basis = start.new_empty(steps, len(start))
     basis[0] = start / start.norm()
@@ -108,9 +108,9 @@ def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None
         for _ in range(2):
             vector = vector - basis[:made].T @ (basis[:made] @ vector)
         left = float(vector.norm())
-        # No eigenvalue is larger than this (Gershgorin), and the largest one not by much smaller.
+        # An upper bound of all eigenvalues (Gershgorin), close to the largest one.
         scale = max(map(abs, diagonal)) + 2 * max(beside, default=0.0)
-        # Less than this is left by rounding alone.
+        # A smaller remainder is rounding error.
         rounding = 100 * torch.finfo(start.dtype).eps * scale
         if made == steps or not left > rounding:
             break
@@ -125,7 +125,7 @@ def lanczos(product: Product, start: Tensor, steps: int, tolerance: float | None
 
 
 def _tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues, the smallest first, and eigenvectors, [entries, eigenvalues]; NaN if not finite."""
+    """Return eigenvalues in ascending order and eigenvectors, [entries, eigenvalues]. NaN if not finite."""
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if beside:
         off = torch.tensor(beside, dtype=torch.float64)
@@ -137,12 +137,13 @@ def _tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[Te
 
 
 def spectrum(product: Product, starts: Sequence[Tensor], steps: int) -> Spectrum:
-    """Stochastic Lanczos quadrature (Ghorbani et al. 2019, "An investigation into neural net optimization via Hessian
-    eigenvalue density").
+    """Run stochastic Lanczos quadrature.
 
-    :param product: of the matrix
-    :param starts: the vectors to start from, each [entries]; unit vectors of all directions give the exact density
-    :param steps: of Lanczos from each; memory for as many vectors is needed
+    See Ghorbani et al. 2019, "An investigation into neural net optimization via Hessian eigenvalue density".
+
+    :param product: multiplies a vector by the matrix
+    :param starts: start vectors, each [entries]. Unit vectors of all directions give the exact density.
+    :param steps: Lanczos steps from each. Each needs memory for a vector.
     """
     runs = [lanczos(product, start, steps) for start in starts]
     longest = max(len(nodes) for nodes, _ in runs)
@@ -158,8 +159,8 @@ def hessian_spectrum(
 ) -> Spectrum:
     """Return the spectrum of the Hessian of the mean loss, from random vectors.
 
-    :param steps: of Lanczos, each of which is one product with the Hessian
-    :param vectors: how many to start from
+    :param steps: Lanczos steps; each is one product with the Hessian
+    :param vectors: number of start vectors
     :param seed: of the vectors
     """
     return spectrum(hessian_product(network, objective), _random_vectors(network, vectors, seed), steps)
@@ -170,9 +171,9 @@ def sharpness(
 ) -> float:
     """Return the largest eigenvalue of the Hessian of the mean loss.
 
-    :param steps: of Lanczos, at most
-    :param tolerance: relative, of the eigenvalue
-    :param seed: of the vector to start from
+    :param steps: Lanczos steps, at most
+    :param tolerance: relative error of the eigenvalue
+    :param seed: of the start vector
     """
     start = _random_vectors(network, 1, seed)[0]
     nodes, _ = lanczos(hessian_product(network, objective), start, steps, tolerance)

@@ -1,4 +1,4 @@
-"""A network's features: what its output layers read."""
+"""A network's features: the inputs of its output layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from sb3_redo.plasticity.ranks import Ranks, ranks_of
 
 
 def feature_matrices(network: Network, batch: Any) -> dict[str, Tensor]:
-    """Return the inputs of a network's output layers, [batch, features], by the name of the layer.
+    """Return the inputs of a network's output layers, [batch, features], by layer name.
 
-    Leaves out a layer that reads the very tensor that another one reads, as an actor's log standard deviation does.
+    If two layers have the same input, the second is left out, as for an actor's log standard deviation.
     """
     layers = {name: network.module.get_submodule(name) for name in network.wiring.outputs}
     parts: list[dict[str, Tensor]] = []
@@ -39,7 +39,7 @@ def feature_matrices(network: Network, batch: Any) -> dict[str, Tensor]:
 
 
 def feature_norm(features: Tensor) -> float:
-    """Return the mean over the batch of the length of the feature vector.
+    """Return the mean length of the feature vectors in a batch.
 
     :param features: [batch, features]
     """
@@ -47,8 +47,8 @@ def feature_norm(features: Tensor) -> float:
 
 
 def feature_ranks(features: Tensor) -> Ranks:
-    """Return the ranks of the matrix of features as it is, not centred.
+    """Return the ranks of the feature matrix, not centred.
 
-    :param features: [batch, features]. More rows can only raise the ranks: compare on batches of one size.
+    :param features: [batch, features]. More rows can only raise the ranks: compare batches of equal size.
     """
     return ranks_of(features)

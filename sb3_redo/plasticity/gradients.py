@@ -1,4 +1,4 @@
-"""Gradients of a loss: their norm, and how those of single samples agree (Lyle et al. 2023, eq. 3)."""
+"""Gradients of a loss: their norm, and how gradients of single samples agree (Lyle et al. 2023, eq. 3)."""
 
 from dataclasses import dataclass, field, replace
 
@@ -12,11 +12,11 @@ from sb3_redo.plasticity.objectives import Objective
 from sb3_redo.plasticity.ranks import effective_rank, singular_values
 
 _ENTRIES_AT_ONCE = 2**27
-"""Of gradients: 512 MiB in float32."""
+"""Entries of gradients held at a time: 512 MiB in float32."""
 
 
 def gradient(network: Network, objective: Objective) -> Tensor:
-    """Return the gradient of the mean loss on all parameters, [parameters]. ``.grad`` stays as it is."""
+    """Return the gradient of the mean loss for all parameters, [parameters]. Does not change ``.grad``."""
     parameters = list(network.parameters.values())
     with network.examined():
         found = torch.autograd.grad(objective.mean(network), parameters, allow_unused=True)
@@ -34,7 +34,7 @@ def per_sample_gradients(network: Network, objective: Objective) -> Tensor:
         try:
             return _vectorised(network, objective)
         except RuntimeError as error:
-            # A network that looks at values while it runs, as recurrent ones do, cannot be vectorised.
+            # A network that reads values while it runs, such as a recurrent one, cannot be vectorised.
             if "vmap" not in str(error):
                 raise
         return torch.stack([_of_row(network, objective, row) for row in range(_rows(objective))])
@@ -69,7 +69,7 @@ def _rows(objective: Objective) -> int:
 
 @dataclass(frozen=True)
 class GradientCovariance:
-    """How the gradients of single samples agree.
+    """The agreement of the gradients of single samples.
 
     :param products: ⟨gᵢ, gⱼ⟩, [batch, batch]; not centred, as in the paper
     """
@@ -85,7 +85,7 @@ class GradientCovariance:
 
     @property
     def _pairs(self) -> Tensor:
-        """Cosines of pairs of different samples, neither of whose gradients is 0."""
+        """Cosines of pairs of different samples with non-zero gradients."""
         some = self.products.diagonal() != 0
         cosines = self.cosines[some][:, some]
         above = torch.triu_indices(len(cosines), len(cosines), 1)
@@ -93,7 +93,7 @@ class GradientCovariance:
 
     @property
     def negative_share(self) -> float:
-        """Share of pairs of samples whose gradients point apart; NaN of no pair, or where one is not finite."""
+        """Share of pairs with a negative cosine. NaN without pairs, or if a cosine is not finite."""
         pairs = self._pairs
         return float((pairs < 0).double().mean()) if torch.isfinite(pairs).all() else float("nan")
 
@@ -104,12 +104,12 @@ class GradientCovariance:
 
     @property
     def effective_rank(self) -> float:
-        """Of the cosines: 1 for collinear gradients, their number for orthogonal ones."""
+        """Effective rank of the cosines: 1 for collinear gradients, their number for orthogonal ones."""
         return effective_rank(singular_values(self.cosines))
 
 
 def gradient_covariance(network: Network, objective: Objective) -> GradientCovariance:
-    """Multiply all pairs of per-sample gradients, in blocks where the gradients would take too much memory."""
+    """Multiply all pairs of per-sample gradients. Works in blocks if the gradients need too much memory."""
     size = max(1, _ENTRIES_AT_ONCE // network.size)
     parts = [slice(start, start + size) for start in range(0, _rows(objective), size)]
     products = torch.zeros(_rows(objective), _rows(objective), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Callbacks that examine networks while a model trains, and leave the training as it is."""
+"""The base of callbacks that examine networks while a model trains, without changing training."""
 
 import math
 import warnings
@@ -25,9 +25,9 @@ class ExaminingCallback(GradientStepCallback):
     On-policy algorithms are examined on the rollout just collected, at the end of the first one after each period.
 
     :param measuring_period: in gradient steps
-    :param batch_size: observations per measurement; all of a rollout that has fewer
-    :param networks: names of the networks to examine, for instance ``["critic"]``; all that fit if not given
-    :param seed: of everything that is drawn; the model's own seed if not given
+    :param batch_size: observations per measurement. If a rollout has fewer, all of it is used.
+    :param networks: names of the networks to examine, for instance ``["critic"]``. Default: all that fit.
+    :param seed: of all draws. Default: the model's seed.
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
@@ -36,10 +36,10 @@ class ExaminingCallback(GradientStepCallback):
     settings_in_key: ClassVar[tuple[str, ...]] = ("measuring_period", "batch_size", "networks", "seed")
 
     shared_quantities: frozenset[str] = frozenset()
-    """The quantities it logs that callbacks of other classes log, too."""
+    """Quantities that callbacks of other classes log, too."""
 
     networks_examined: dict[str, Network]
-    """The networks by name; there from :meth:`prepare` on."""
+    """The networks by name. Set by :meth:`prepare`."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ExaminingCallback(GradientStepCallback):
         self.seed = optional_integer("seed", seed)
 
     def examine(self, batch: Batch, gradient_step: int) -> dict[str, Any]:
-        """Return what to log, by key; numbers that are not finite are left out.
+        """Return the values to log by key. Numbers that are not finite are left out.
 
         :param batch: drawn from the buffer for this measurement
         """
@@ -69,7 +69,7 @@ class ExaminingCallback(GradientStepCallback):
         self._number = self._number_among(callbacks_in(self.locals.get("callback")))
 
     def _number_among(self, callbacks: Iterable[BaseCallback]) -> int:
-        """Return what tells its keys from those of callbacks before it, see :func:`~sb3_redo.tensorboard.numbered`."""
+        """Return the number that its keys carry after earlier callbacks, see :func:`~sb3_redo.tensorboard.numbered`."""
         numbers: dict[ExaminingCallback, int] = {}
         for each in callbacks:
             if isinstance(each, ExaminingCallback):
@@ -81,7 +81,7 @@ class ExaminingCallback(GradientStepCallback):
         return type(other) is type(self) or bool(self.shared_quantities & other.shared_quantities)
 
     def rewire(self) -> None:
-        """Find the networks, and whatever goes with each of them."""
+        """Find the networks, and prepare each of them."""
         self.networks_examined = networks_of(self.model, last_observations(self.model), self.networks)
 
     def before_training(self, gradient_step: int) -> None:

@@ -1,4 +1,4 @@
-"""One of an agent's networks as a function of its parameters, which is what the instruments look at."""
+"""A network as a function of its parameters, as the instruments use it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ from sb3_redo.wiring.tracing import trace_wiring
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network that is examined; called with a batch, it returns its outputs, [batch, outputs].
+    """A network to examine. Call it with a batch for its outputs, [batch, outputs].
 
     :param name: for instance ``q_net``, ``actor`` or ``critic``
-    :param module: what holds it: parameters and layers are named by their paths below this
-    :param forward: runs it: module and batch to a tensor [batch, ...] or a nest of such
-    :param parameters: those that are trained and that its outputs depend on, by name
+    :param module: the module that holds it. Parameters and layers are named by their paths below it.
+    :param forward: runs it: module and batch to a tensor [batch, ...] or nested tensors
+    :param parameters: the trained parameters that its outputs depend on, by name
     :param wiring: its layers
     """
 
@@ -35,15 +35,15 @@ class Network:
     def __call__(self, batch: Any, state: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return its outputs, [batch, outputs].
 
-        :param batch: what ``forward`` takes
-        :param state: parameters and buffers to run it with, by name; its own if not given
+        :param batch: the argument of ``forward``
+        :param state: parameters and buffers to use, by name. Default: its own.
         """
         with _holding(self.module, state or {}):
             outputs = self.forward(self.module, batch)
         return torch.cat([tensor.flatten(1) for tensor in outputs_in(outputs) if tensor.ndim], 1)
 
     def of_all(self, batch: Any, state: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return the same, computed in parts where the activations of a batch would take too much memory."""
+        """Return the same, computed in parts if a batch's activations need too much memory."""
         return torch.cat([self(part, state) for part in chunks(batch, self.wiring.rows_at_once)])
 
     @contextmanager
@@ -63,9 +63,9 @@ class Network:
 
 @contextmanager
 def _holding(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put other tensors in the places of parameters and buffers inside."""
-    # Not torch.func.functional_call: of a module with several names, such as an extractor that policy and value network
-    # share, it puts back a tensor that it had put in.
+    """Replace parameters and buffers by other tensors within this context."""
+    # Not torch.func.functional_call: if a module has several names, such as an extractor shared by policy and value
+    # network, it restores a replacement instead of the original.
     named = dict((*module.named_parameters(), *module.named_buffers())) if state else {}
     tensors = {named[name]: tensor for name, tensor in state.items()}
     modules = list(module.modules()) if state else []
@@ -84,7 +84,7 @@ def _holding(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _gather(recurrent: list[nn.RNNBase]) -> None:
-    """Recurrent layers run on a list of their weights besides."""
+    """Update the lists of weights that recurrent layers run on."""
     for layer in recurrent:
         layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
 
@@ -92,13 +92,13 @@ def _gather(recurrent: list[nn.RNNBase]) -> None:
 def read_network(
     module: nn.Module, batch: Any, forward: Callable[[Any, Any], Any] | None = None, name: str = "network"
 ) -> Network:
-    """Read any torch module, or a part of one, to be examined.
+    """Read any torch module, or a part of one, to examine it.
 
     :param module: holds the network
-    :param batch: what it is read on: an argument of ``forward``, at least one row
-    :param forward: runs the network: module and batch to a tensor [batch, ...] or a nest of such; the module itself if
-        not given
-    :raises RuntimeError: when it has no hidden layer, or its outputs depend on nothing that is trained
+    :param batch: an argument of ``forward``, at least one row
+    :param forward: runs the network: module and batch to a tensor [batch, ...] or nested tensors. Default: the module
+        itself.
+    :raises RuntimeError: when it has no hidden layer, or its outputs depend on no trained parameter
 
     >>> network = read_network(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(5, 3))
     >>> network.size, tuple(network(torch.ones(5, 3)).shape)
@@ -108,7 +108,7 @@ def read_network(
     network = Network(name, module, run, {}, trace_wiring(module, batch, forward=run))
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     with network.examined():
-        # Not by their paths: what networks share, and what one uses without training it, has the path of another.
+        # Not by path: parts that networks share, or that one uses without training them, have another network's path.
         outputs = network(batch).sum()
         if not trained or not outputs.requires_grad:
             raise RuntimeError(f"the outputs of {name} depend on no parameter that is trained")
@@ -119,6 +119,6 @@ def read_network(
 
 
 def flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
-    """Return all entries of some parameters' gradients one after the other, [entries]; 0 where there is none."""
+    """Concatenate the gradients of parameters, [entries], with 0 for missing ones."""
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     return torch.cat([tensor.detach().flatten() for tensor in filled])

@@ -1,4 +1,4 @@
-"""Losses that gradients and curvature are those of."""
+"""Losses whose gradients and curvature are measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,12 +27,12 @@ from sb3_redo.sb3.seeds import torch_generator
 class Objective:
     """A loss of a network on a batch.
 
-    :param batch: what the network is run on
+    :param batch: the network's input
     :param targets: a nest of tensors [batch, ...]
-    :param loss: the network's outputs [batch, outputs] and the targets to the loss of every row, [batch]; what is
-        minimised is their mean
-    :param forward: in place of the network's own, where the loss is one of something else than its outputs, as
-        cross-entropy is one of logits: its module and a batch to a tensor [batch, ...] or a nest of such
+    :param loss: the network's outputs [batch, outputs] and the targets to the loss of every row, [batch]. The mean is
+        minimised.
+    :param forward: replaces the network's own, if the loss is not a function of its outputs. Cross-entropy, for
+        example, needs logits. Module and batch to a tensor [batch, ...] or nested tensors.
     """
 
     batch: Any = field(repr=False)
@@ -41,13 +41,13 @@ class Objective:
     forward: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
 
     def mean(self, network: Network, state: Any = None) -> Tensor:
-        """Return the mean loss, a scalar; see :meth:`of_rows`."""
+        """Return the mean loss, a scalar, see :meth:`of_rows`."""
         return self.of_rows(network, state).mean()
 
     def of_rows(self, network: Network, state: Any = None) -> Tensor:
         """Return the loss of every row, [batch].
 
-        :param state: parameters and buffers to run the network with, by name; its own if not given
+        :param state: parameters and buffers to use, by name. Default: the network's own.
         """
         run = network if self.forward is None else replace(network, forward=self.forward)
         return self.loss(run(self.batch, state), self.targets)
@@ -56,7 +56,7 @@ class Objective:
 def probe_loss(network: Network, batch: Any, seed: int = 0) -> Objective:
     """Return ``[f(X) - sg(f(X)) + e]²`` with e ~ N(0, 1), averaged over outputs (Lyle et al. 2023, section 4.2).
 
-    The paper takes its Hessian. Its gradients have random directions, so that cosines between them mean nothing.
+    The paper uses its Hessian. Its gradients have random directions, so cosines between them mean nothing.
 
     :param seed: of e
     """
@@ -70,14 +70,14 @@ def probe_loss(network: Network, batch: Any, seed: int = 0) -> Objective:
 def td_loss(model: BaseAlgorithm, name: str, batch_size: int, seed: tuple[int, int], policy: Any = None) -> Objective:
     """Return the temporal-difference loss that an algorithm trains a network with, on transitions from its buffer.
 
-    In evaluation mode, without augmentation, and of hindsight replay on what has happened.
+    In evaluation mode, without augmentation. From hindsight replay, only real transitions are used.
 
     :param model: DQN, Double DQN, DrQ, CategoricalDQN, QR-DQN, DDPG, TD3, SAC or TQC
-    :param name: of its network of values: ``q_net``, ``quantile_net`` or ``critic``
-    :param batch_size: how many transitions
-    :param seed: of the transitions, and of actions that targets are made of
-    :param policy: whose networks make the targets, in place of the model's own
-    :raises RuntimeError: where no such loss is known
+    :param name: its value network: ``q_net``, ``quantile_net`` or ``critic``
+    :param batch_size: number of transitions
+    :param seed: of the transitions, and of the actions in targets
+    :param policy: computes the targets. Default: the model's policy.
+    :raises RuntimeError: when no such loss is known
     """
     how = _how(model, name)
     if how is None:
@@ -103,10 +103,10 @@ def has_td_loss(model: BaseAlgorithm, name: str) -> bool:
 
 def _transitions(model: Any, batch_size: int) -> Any:
     buffer, env = model.replay_buffer, model._vec_normalize_env
-    while not isinstance(buffer, BaseBuffer):  # while DrQ trains, one that augments stands before it
+    while not isinstance(buffer, BaseBuffer):  # while DrQ trains, a buffer that augments wraps it
         buffer = buffer.buffer
     if isinstance(buffer, HerReplayBuffer):
-        # Its sample() asks the environment for rewards of goals that it makes up.
+        # Its sample() asks the environment for rewards of relabelled goals.
         rows, environments = np.divmod(np.random.choice(stored_observations(model), batch_size), buffer.n_envs)
         return buffer._get_real_samples(rows, environments, env)
     if is_read_directly(buffer):
@@ -116,14 +116,14 @@ def _transitions(model: Any, batch_size: int) -> Any:
 
 
 def _bootstrapped(model: Any, sample: Any, values: Tensor) -> Tensor:
-    """Return ``r + gamma · values``, without the values where an episode has ended; they are [batch, any number]."""
+    """Return ``r + gamma · values``, without the values at an episode's end. ``values`` is [batch, any number]."""
     discounts = model.gamma if sample.discounts is None else sample.discounts
     target: Tensor = sample.rewards + (1 - sample.dones) * discounts * values
     return target
 
 
 class Made(NamedTuple):
-    """What makes an :class:`Objective` of a batch."""
+    """The parts of an :class:`Objective`."""
 
     targets: Any
     loss: Callable[[Tensor, Any], Tensor]
@@ -136,7 +136,7 @@ def _dqn(model: Any, policy: Any, sample: Any) -> Made:
 
 
 def _double_dqn(model: Any, policy: Any, sample: Any) -> Made:
-    # The policy's own, since while it trains the model has something else in the target's place.
+    # The policy's own target: during training, the model has another object in its place.
     chosen = policy.q_net(sample.next_observations).argmax(1, keepdim=True)
     values = policy.q_net_target(sample.next_observations).gather(1, chosen)
     return Made((sample.actions.long(), _bootstrapped(model, sample, values)), _huber)
@@ -199,7 +199,7 @@ def _td3(model: Any, policy: Any, sample: Any) -> Made:
 
 
 def _next_of_sac(model: Any, policy: Any, sample: Any) -> tuple[Tensor, Tensor]:
-    """Return the actor's next actions, and what their log-probability takes off the values, [batch, 1]."""
+    """Return the actor's next actions, and the entropy term subtracted from the values, [batch, 1]."""
     actions, log_prob = policy.actor.action_log_prob(sample.next_observations)
     ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
     return actions, ent_coef * log_prob.reshape(-1, 1)
@@ -234,11 +234,11 @@ _TARGETS: dict[str, tuple[str, Callable[[Any, Any, Any], Made]]] = {
     "stable_baselines3.sac.sac.SAC.train": ("critic", _sac),
     "sb3_contrib.tqc.tqc.TQC.train": ("critic", _tqc),
 }
-"""How an algorithm trains to the network that its temporal-difference loss is of, and how its targets are made."""
+"""An algorithm's ``train`` to the network of its temporal-difference loss, and the function of its targets."""
 
 
 def _how(model: Any, name: str) -> Callable[[Any, Any, Any], Made] | None:
-    # By how it trains and not by its class, since a subclass may train on something else.
+    # Looked up by its train(), not its class, since a subclass may train on another loss.
     train = type(model).train
     network, made = _TARGETS.get(f"{train.__module__}.{train.__qualname__}", ("", None))
     return made if network == name else None

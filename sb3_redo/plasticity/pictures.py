@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def clustered(cosines: Tensor, clusters: int = 10, seed: int = 0) -> Tensor:
-    """Return an order in which samples with gradients that agree stand together.
+    """Return an order of samples in which those with similar gradients are adjacent.
 
     Clusters the rows of a cosine matrix by k-means, as in Lyle et al. 2023.
 
     :param cosines: finite, [batch, batch]
-    :param clusters: how many at most
-    :param seed: of the first centres; no other random stream moves
+    :param clusters: number of clusters, at most
+    :param seed: of the first centres. No other random stream is used.
     :return: row numbers, [batch]
     """
     from sklearn.cluster import KMeans
@@ -29,18 +29,18 @@ def clustered(cosines: Tensor, clusters: int = 10, seed: int = 0) -> Tensor:
 
     means = KMeans(min(clusters, len(cosines)), n_init=1, random_state=seed)
     with warnings.catch_warnings():
-        # Of a network that has died all rows are alike, and make fewer clusters.
+        # If a network is dead, all rows are equal and there are fewer clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)
         members = means.fit_predict(cosines.double().numpy())
     return torch.from_numpy(members).argsort(stable=True)
 
 
 def cosine_picture(cosines: Tensor, title: str) -> Image:
-    """A matrix of cosines, [batch, batch], its rows in clusters: red where gradients agree, blue where they oppose."""
+    """Draw a matrix of cosines, [batch, batch], with clustered rows: red for agreement, blue for opposition."""
     figure = _figure(4.8, 4.0)
     axes = figure.subplots()
     order = clustered(cosines)
-    # Not the seismic map, whose ends are dark alike.
+    # Not the seismic map: both of its ends are dark.
     shown = axes.imshow(cosines[order][:, order].numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.set(title=title, xlabel="sample", ylabel="sample")
     figure.colorbar(shown, label="cosine of gradients")
@@ -48,7 +48,7 @@ def cosine_picture(cosines: Tensor, title: str) -> Image:
 
 
 def density_picture(spectrum: Spectrum, title: str, points: int = 400) -> Image:
-    """The density of a Hessian's eigenvalues, on a logarithmic axis: most of them lie near 0."""
+    """Draw the density of a Hessian's eigenvalues on a logarithmic axis, since most lie near 0."""
     low, high = spectrum.smallest, spectrum.largest
     room = 0.1 * (high - low) or 1.0
     at = torch.linspace(low - room, high + room, points, dtype=torch.float64)
@@ -62,7 +62,7 @@ def density_picture(spectrum: Spectrum, title: str, points: int = 400) -> Image:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    # Not by pyplot, which keeps a list of figures and picks a window system.
+    # Not by pyplot, which keeps all figures and selects a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Plasticity itself: how well a copy of the network fits new targets (Lyle et al. 2023, sections 2.2 and 3.1)."""
+"""The probe task: how well a copy of the network fits new targets (Lyle et al. 2023, sections 2.2 and 3.1)."""
 
 import copy
 from collections import defaultdict
@@ -16,16 +16,16 @@ from sb3_redo.forward.state import all_parts, unchanged
 from sb3_redo.plasticity.network import Network
 
 FREQUENCY = 1e5
-"""Of the sine, so high that targets are next to unrelated from one observation to another."""
+"""Frequency of the sine. So high that targets of different observations are almost unrelated."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What copies of a network made of new targets. All are means over the targets, in squares of the output's unit.
+    """How well copies of a network fitted new targets. Means over the targets, in squares of the output's unit.
 
     :param loss: mean squared error at the end
     :param first_loss: mean squared error before the first step
-    :param variance: of the targets: what it takes to predict their mean, about 0.5
+    :param variance: of the targets, about 0.5: the loss of predicting their mean
     """
 
     loss: float
@@ -39,9 +39,9 @@ class ProbeResult:
 
 
 def probe_targets(network: Network, batch: Any, fresh: Mapping[str, Tensor]) -> Tensor:
-    """Return ``a + sin(1e5 · f(x; w₀))``, [batch, outputs], a being the network's mean prediction over all outputs.
+    """Return ``a + sin(1e5 · f(x; w₀))``, [batch, outputs]; ``a`` is the network's mean prediction over all outputs.
 
-    :param fresh: w₀: parameters and buffers of a freshly initialised network, by name
+    :param fresh: w₀, the parameters and buffers of a fresh network, by name
     """
     with network.examined(), torch.no_grad():
         return network.of_all(batch).mean() + torch.sin(FREQUENCY * network.of_all(batch, fresh))
@@ -57,18 +57,17 @@ def probe(
     minibatch_size: int = 32,
     seed: int = 0,
 ) -> ProbeResult:
-    """Let copies of a network fit random targets, one copy for each target, and see how far they get.
+    """Fit copies of a network to random targets, one copy per target, and return their losses.
 
-    Changes neither the network nor its optimizer nor a random stream. Steps are made in training mode, on minibatches,
-    on all outputs, with a fresh optimizer, all of which the paper leaves open. Losses are of the whole batch in
-    evaluation mode.
+    Changes neither the network, nor its optimizer, nor a random stream. Steps use training mode, minibatches, all
+    outputs and a fresh optimizer. The paper leaves these open. Losses are of the whole batch in evaluation mode.
 
-    :param batch: the observations that targets are given to
-    :param fresh: for each target parameters and buffers of a freshly initialised network, by name
-    :param optimizer: one with the run's own settings that holds the network's parameters
-    :param steps: of the optimizer, for each target
-    :param minibatch_size: observations per step, drawn anew for every pass over the batch
-    :param seed: of the minibatches, and of what the network draws itself (dropout)
+    :param batch: the observations
+    :param fresh: per target, the parameters and buffers of a fresh network, by name
+    :param optimizer: holds the network's parameters, with the run's settings
+    :param steps: optimizer steps per target
+    :param minibatch_size: observations per step. The batch is shuffled for each pass.
+    :param seed: of the minibatches, and of the network's own draws (dropout)
     """
     results = []
     for number, weights in enumerate(fresh):
@@ -76,7 +75,7 @@ def probe(
         task = _Fit(network, batch, targets, optimizer)
         first = task.loss()
         generator = torch.Generator().manual_seed(seed + number)
-        # Steps in training mode may change more than the passes that the wiring was read from.
+        # Steps in training mode may change more state than the passes that read the wiring.
         same_state = unchanged(network.module, all_parts(network.module))
         with network.examined(), same_state, seeded(seed + number), training(list(network.module.modules())):
             for rows in _minibatches(len(targets), minibatch_size, steps, generator):
@@ -87,7 +86,7 @@ def probe(
 
 
 class _Fit:
-    """A copy of a network, the targets that it is to fit, and the optimizer that it is fitted with."""
+    """A copy of a network with its targets and its optimizer."""
 
     def __init__(self, network: Network, batch: Any, targets: Tensor, optimizer: Optimizer):
         self.network, self.batch, self.targets = network, batch, targets
@@ -111,7 +110,7 @@ class _Fit:
 
 
 def _minibatches(rows: int, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
-    """Return row numbers for each step: every row once before any comes again, the last of a pass being fewer."""
+    """Return row numbers for each step. Each pass has every row once; its last minibatch may be smaller."""
     found: list[Tensor] = []
     while len(found) < steps:
         found += torch.randperm(rows, generator=generator).split(size)  # type: ignore[no-untyped-call]
@@ -119,8 +118,8 @@ def _minibatches(rows: int, size: int, steps: int, generator: torch.Generator) -
 
 
 def _fresh_twin(optimizer: Optimizer, copy_of: Mapping[Any, Tensor]) -> Optimizer:
-    """Return an optimizer of the same kind and settings without a step made, for copies of some of its parameters."""
-    # What an optimizer is pickled as, and so without hooks; its class may not take its own settings as arguments.
+    """Return a fresh optimizer of the same kind and settings, for copies of some of its parameters."""
+    # Built from its pickled state, so without hooks. Its class may not take its own settings as arguments.
     twin = copy.copy(optimizer)
     twin.state = defaultdict(dict)
     groups = [

@@ -17,21 +17,21 @@ from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.validation import one_of, positive_integer
 
 BUDGETS = {"paper": (2000, 10), "cheap": (200, 2)}
-"""Steps for each target, and targets."""
+"""Steps per target, and number of targets."""
 
 
 class ProbeTaskCallback(ExaminingCallback):
-    """Pauses training, lets copies of each network fit random targets, and logs how far they got (Lyle et al. 2023).
+    """Pauses training, fits copies of each network to random targets, and logs their losses (Lyle et al. 2023).
 
-    Training is bit for bit what it is without. The authors' probes make 20,000 optimizer steps for each network, every
-    5,000 gradient steps; cheap ones make 400. ``docs/plasticity.md`` says what they cost.
+    Training is bit for bit the same as without this callback. The authors' probes make 20,000 optimizer steps for each
+    network, every 5,000 gradient steps. Cheap ones make 400. ``docs/plasticity.md`` has the costs.
 
     :param measuring_period: in gradient steps
     :param budget: ``"cheap"`` is 200 steps on each of 2 targets, ``"paper"`` 2,000 on each of 10
-    :param steps: of the optimizer on each target; those of ``budget`` if not given
-    :param targets: how many; those of ``budget`` if not given
-    :param batch_size: observations that targets are given to; the paper does not say how many. A step is made on as
-        many of them as the algorithm trains on.
+    :param steps: optimizer steps per target. Default: those of ``budget``.
+    :param targets: number of targets. Default: that of ``budget``.
+    :param batch_size: number of observations with targets. The paper does not say how many. A step uses as many of them
+        as the algorithm's own steps.
     :param settings: ``networks``, ``seed`` and ``verbose``, see
         :class:`~sb3_redo.plasticity.measuring.ExaminingCallback`
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
@@ -69,12 +69,12 @@ class ProbeTaskCallback(ExaminingCallback):
             elif self.networks is None:
                 del self.networks_examined[name]
             else:
-                raise RuntimeError(f"{name} cannot be probed: no optimizer's steps are what changes all of it")
+                raise RuntimeError(f"{name} cannot be probed: no optimizer changes all of it")
         for network in self.networks_examined.values():
             self._fresh(network, 0)
 
     def _fresh(self, network: Network, seed: int) -> dict[str, Tensor]:
-        """Return parameters and buffers of a fresh network, by the names that they have in the policy."""
+        """Return parameters and buffers of a fresh network, by their names in the policy."""
         state = self._initial_weights.state(seed)
         buffers = {name: buffer for name, buffer in network.module.named_buffers() if uncompiled_name(name) in state}
         fresh: dict[str, Tensor] = {}
@@ -83,8 +83,8 @@ class ProbeTaskCallback(ExaminingCallback):
             if built is None or built.shape != tensor.shape:
                 raise RuntimeError(
                     f"{name} is {tuple(tensor.shape)}, but {'absent' if built is None else tuple(built.shape)} in a "
-                    "policy built from the model's policy_kwargs: a fresh network, whose outputs make the targets, is "
-                    "not known. Give its shape in policy_kwargs."
+                    "policy built from the model's policy_kwargs: no fresh network can be built for the targets. Give "
+                    "its shape in policy_kwargs."
                 )
             fresh[name] = built.to(tensor)
         return fresh
@@ -104,7 +104,7 @@ class ProbeTaskCallback(ExaminingCallback):
         return values
 
     def _probe(self, network: Network, batch: Batch, gradient_step: int) -> ProbeResult:
-        # A stream of its own, and another for each network: its number does not depend on which others are probed.
+        # Each network has its own stream, so that its result does not depend on the other networks probed.
         generator = torch_generator((self.sampler.seed + crc32(network.name.encode()), gradient_step))
         seeds = torch.randint(2**62, (1 + self.targets,), generator=generator).tolist()
         fresh, optimizer = [self._fresh(network, seed) for seed in seeds[1:]], self._optimizers[network.name]

@@ -1,4 +1,4 @@
-"""Three ranks of a matrix, which are often taken for one another."""
+"""Three ranks of a matrix that are often confused."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of a matrix; 0 for a matrix of zeros, NaN where an entry is not finite.
+    """Ranks of a matrix: 0 for a matrix of zeros, NaN if an entry is not finite.
 
-    :param srank: how many of the largest singular values it takes to reach 99 % of their sum (Kumar et al. 2021,
+    :param srank: number of largest singular values that reach 99 % of the sum of all (Kumar et al. 2021,
         "Implicit under-parameterization inhibits data-efficient deep reinforcement learning", with δ = 0.01). Other
         code calls this the stable rank.
     :param effective_rank: e to the entropy of the singular values over their sum (Roy & Vetterli 2007)
@@ -23,19 +23,19 @@ class Ranks:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Return singular values of a matrix [rows, columns], largest first, in float64 on the CPU; NaN if an entry is."""
-    # Some devices have no float64, and small singular values of a float32 decomposition are off by more than they are.
+    """Return the singular values of [rows, columns], largest first, in float64 on the CPU. NaN if an entry is."""
+    # Some devices lack float64. In float32 the error of small singular values exceeds their size.
     exact = matrix.detach().cpu().double()
     if not torch.isfinite(exact).all():
         return torch.full((min(exact.shape),), torch.nan, dtype=torch.float64)
-    # Of a wide matrix LAPACK takes six times as long as of the same one upright.
+    # LAPACK takes six times as long for a wide matrix as for its transpose.
     upright = exact if exact.shape[0] >= exact.shape[1] else exact.T.contiguous()
     values: Tensor = torch.linalg.svdvals(upright)
     return values
 
 
 def ranks_of(matrix: Tensor) -> Ranks:
-    """Return all three ranks of a matrix [rows, columns]; each is at most the smaller of the two.
+    """Return all three ranks of a matrix [rows, columns]. Each is at most the smaller dimension.
 
     >>> ranks_of(torch.diag(torch.tensor([2.0, 1.0, 1.0])))
     Ranks(srank=3.0, effective_rank=2.8284..., stable_rank=1.5)
@@ -45,7 +45,7 @@ def ranks_of(matrix: Tensor) -> Ranks:
 
 
 def srank(values: Tensor, delta: float = 0.01) -> float:
-    """Return the fewest singular values that reach a share of 1 - ``delta`` of their sum.
+    """Return the smallest number of singular values whose sum is a share of at least 1 - ``delta``.
 
     :param values: singular values, the largest first, [values]
     """
@@ -53,7 +53,7 @@ def srank(values: Tensor, delta: float = 0.01) -> float:
     if not total > 0:  # also where it is NaN
         return total
     reached = values.cumsum(0) / total
-    # Rounding must not ask for one more where the share is met exactly.
+    # A share that is met exactly must not need one more because of rounding.
     return float((reached < 1 - delta - 1e-12).sum() + 1)
 
 

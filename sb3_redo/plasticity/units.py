@@ -13,12 +13,12 @@ from sb3_redo.plasticity.network import Network
 
 @dataclass(frozen=True)
 class LayerUnits:
-    """Which neurons of a layer do nothing, or learn nothing, on one batch.
+    """The dead and saturated neurons of a layer on one batch.
 
     :param name: path of the layer
     :param dead: bool mask, [neurons]: the activation is 0 for every observation, and everywhere in space
     :param saturated: bool mask, [neurons]: the activation's slope is below the threshold for every observation, and
-        everywhere in space, so that next to no gradient passes
+        everywhere in space, so that almost no gradient passes
     """
 
     name: str
@@ -29,11 +29,11 @@ class LayerUnits:
 def units_of(network: Network, batch: Any, slope: float = 0.01) -> tuple[LayerUnits, ...]:
     """Find the dead and saturated neurons of every hidden layer, in the order in which they run.
 
-    The slope is the derivative of the activation function where the neuron is: 1 - h² of a tanh, which is below 0.01
-    beyond \\|h\\| = 0.995; 0 or 1 of a ReLU, of which a dead neuron is a saturated one too. A neuron whose activation
-    is none that torch knows by name (``x * sigmoid(x)`` written out, or none at all) counts as not saturated.
+    The slope is the derivative of the activation function at the neuron's value. That of a tanh is 1 - h², below 0.01
+    beyond \\|h\\| = 0.995. That of a ReLU is 0 or 1, so a dead neuron is saturated, too. A neuron counts as not
+    saturated if torch has no name for its activation: ``x * sigmoid(x)`` written out, or none at all.
 
-    :param slope: a neuron is saturated where its activation is flatter than this
+    :param slope: a neuron is saturated if its activation's slope is below this
     :raises RuntimeError: when the network makes other calls than when it was read
     """
     meter = Meter(network.module, network.wiring, {layer.name: network.name for layer in network.wiring})
@@ -45,14 +45,14 @@ def units_of(network: Network, batch: Any, slope: float = 0.01) -> tuple[LayerUn
         steep = slopes.steep if is_activation else torch.ones_like(value)
         return torch.stack([site.magnitudes(value)[0], site.magnitudes(steep)[0]]), 1.0
 
-    # The slopes are watched around the meter: when it sees an activation, its slope is known.
+    # The watcher runs outside the meter, so that a slope is known when the meter sees its activation.
     with network.examined(), slopes:
         totals = meter.totals(network, batch, activity_and_steepness)
     return tuple(LayerUnits(name, active == 0, steep == 0) for name, (active, steep) in totals.items())
 
 
 class _SlopeWatcher(FunctionWatcher):
-    """Keeps the output of the latest activation call, and where the activation is steep: 1 there, else 0."""
+    """Keeps the output of the latest activation call, and a mask: 1 where the activation is steep, else 0."""
 
     output: Tensor | None = None
     steep: Tensor
@@ -74,7 +74,7 @@ class _SlopeWatcher(FunctionWatcher):
         rest = {key: item for key, item in kwargs.items() if key != "input"}
         with torch.enable_grad():
             here = value.detach().clone().requires_grad_()
-            # A copy once more, since a function that works in place may not change a leaf.
+            # Cloned, since an in-place function may not change a leaf.
             there = func(here.clone(), *others, **rest)
             slopes = torch.autograd.grad(there.sum(), here)[0]
         flat: Tensor = slopes.abs() < self.slope

@@ -1,4 +1,4 @@
-"""Norms and ranks of a network's weights, and how far they have moved."""
+"""Norms and ranks of a network's weights, and the distance they have moved."""
 
 from collections.abc import Mapping
 
@@ -17,8 +17,8 @@ def weight_norm(network: Network) -> float:
 
 
 def weight_ranks(network: Network) -> dict[str, Ranks]:
-    """Return ranks of the weights of every hidden layer, as matrices [neurons, inputs], by the layer's name."""
-    # Weights that are computed from other parameters may change them while they train.
+    """Return the ranks of every hidden layer's weights, as matrices [neurons, inputs], by layer name."""
+    # In training mode, computing parametrised weights may change the parameters.
     with network.examined(), torch.no_grad():
         return {layer.name: ranks_of(_matrix(network.module.get_submodule(layer.name))) for layer in network.wiring}
 
@@ -30,24 +30,24 @@ def _matrix(layer: nn.Module) -> Tensor:
 
 
 def distance_from(network: Network, before: Mapping[str, Tensor]) -> float:
-    """Return ‖θ - θ'‖, the L2 norm of how far all trained parameters have moved.
+    """Return ‖θ - θ'‖, the L2 distance that all trained parameters have moved.
 
-    :param before: θ', by the parameters' names, without the steps that ``torch.compile`` puts into them
+    :param before: θ', by parameter name, without the parts that ``torch.compile`` adds
     """
     return norm_of({name: p.detach() - before[uncompiled_name(name)].to(p) for name, p in network.parameters.items()})
 
 
 def update_ratio(network: Network, before: Mapping[str, Tensor]) -> float:
-    """Return ‖θ - θ'‖ / ‖θ'‖, the length of an update over that of the weights before it; NaN where these are 0.
+    """Return ‖θ - θ'‖ / ‖θ'‖, the norm of an update over that of the weights before it. NaN if these are 0.
 
-    :param before: θ' before the update, see :func:`distance_from`
+    :param before: parameters before the update, see :func:`distance_from`
     """
     length = norm_of({name: before[uncompiled_name(name)] for name in network.parameters})
     return distance_from(network, before) / length if length else float("nan")
 
 
 def norm_of(tensors: Mapping[str, Tensor]) -> float:
-    """Return the L2 norm of all entries of some tensors together; 0 of none."""
+    """Return the L2 norm of all entries of some tensors, or 0 without tensors."""
     if not tensors:
         return 0.0
     return float(torch.stack([tensor.detach().norm().float().cpu() for tensor in tensors.values()]).norm())

@@ -1,1 +1,1 @@
-"""RECYCLE: fresh incoming weights, cleared outgoing weights and the optimizer state of both."""
+"""RECYCLE: redraws incoming weights, clears outgoing weights, and renews the optimizer state of both."""

@@ -1,4 +1,4 @@
-"""Compensation: what recycled neurons contributed to their consumers on average, added to the consumers' biases."""
+"""Compensation: adds the mean contribution of recycled neurons to their consumers' biases."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -16,32 +16,32 @@ from sb3_redo.recycling.edits import Planner, layer_parameter
 from sb3_redo.wiring.structure import Wiring
 
 Contributions = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""Maps consumers to masks over their input positions, and returns what these positions contribute on average.
+"""Takes consumers with masks over their input positions. Returns these positions' mean contributions.
 
-The values are tensors of shape [consumer's neurons]."""
+The contributions are tensors of shape [consumer's neurons]."""
 
 
 def plan_compensation(
     planner: Planner, wiring: Wiring, neurons: Mapping[str, Tensor], contributions: Contributions
 ) -> None:
-    """Plan to add to each consumer's bias what its recycled inputs contributed on average.
+    """Plan to add the mean contribution of recycled inputs to each consumer's bias.
 
     :param planner: takes the edits
     :param wiring: of the planner's policy
     :param neurons: layer name to the neurons to recycle, long tensor
-    :param contributions: gives the mean contributions
+    :param contributions: returns the mean contributions
     :raises ValueError: when a consumer has no bias
     """
-    # 1. For each consumer: which of its input positions do recycled neurons feed?
+    # 1. For each consumer, a mask of the input positions that recycled neurons feed.
     columns: dict[str, Tensor] = {}
     for name, recycled in neurons.items():
         for consumer, positions in wiring[name].consumers.items():
             fed = torch.isin(positions, recycled.cpu())
             columns[consumer] = columns[consumer] | fed if consumer in columns else fed
-    # 2. The mean part of each consumer's output that comes from these positions.
+    # 2. The mean part of each consumer's output from these positions.
     biases = {consumer: layer_parameter(planner.policy, consumer, "bias") for consumer in columns}
     means = contributions({name: mask.to(planner.device) for name, mask in columns.items()})
-    # 3. The bias takes it over, so that the mean output stays where it was.
+    # 3. The bias takes it over, so that the mean output does not change.
     for consumer, bias in biases.items():
         if bias is None:
             raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
@@ -53,12 +53,12 @@ def plan_compensation(
 def measured_contributions(
     policy: nn.Module, wiring: Wiring, forward: Callable[[Any], Any], batch: Any
 ) -> Contributions:
-    """Return contributions that are measured on a batch when they are asked for. Nothing in the policy changes.
+    """Return a function that measures contributions on a batch. Changes nothing in the policy.
 
     :param policy: the policy to recycle
     :param wiring: its wiring
     :param forward: runs the policy's networks on a batch
-    :param batch: the observations that were measured
+    :param batch: the measured observations
     """
     return lambda columns: mean_contributions(policy, wiring, columns, forward, batch)
 
@@ -68,7 +68,7 @@ def mean_contributions(
 ) -> dict[str, Tensor]:
     """Compute the part of each consumer's mean output that comes from some of its input positions.
 
-    :param policy: runs over the batch, in evaluation mode; nothing in it changes
+    :param policy: runs on the batch in evaluation mode, unchanged
     :param wiring: its wiring
     :param columns: consumer name to bool mask over its input positions
     :param forward: runs the policy's networks on a batch
@@ -92,8 +92,8 @@ def mean_contributions(
 
 
 def _mean_contribution(layer: Any, value: Tensor, columns: Tensor) -> Tensor:
-    # Averaged over the batch before the layer, which is linear in its input: the mean of the outputs is the output
-    # for the mean. Averaged over space after it, since a convolution sees its input's borders less often.
+    # The mean over the batch is taken before the layer: the layer is linear, so the mean output is the output for
+    # the mean. The mean over space is taken after it: a convolution reads the borders of its input less often.
     mean = value.mean(0, keepdim=True)
     axis = neuron_axis(layer)
     shape = [1] * mean.ndim
@@ -107,7 +107,7 @@ def _mean_contribution(layer: Any, value: Tensor, columns: Tensor) -> Tensor:
 def _watched(
     policy: nn.Module, names: dict[str, Tensor], see: Callable[[str, nn.Module, Tensor], None]
 ) -> Iterator[None]:
-    """Pass every input of the named layers to a function inside; hooks are removed afterwards."""
+    """Pass every input of the named layers to a function within this context. Removes the hooks afterwards."""
     handles = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -1,4 +1,4 @@
-"""Fresh weights from the distribution that a layer was first initialised from."""
+"""Draws fresh weights from the distribution of a layer's first initialisation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,20 +16,23 @@ from sb3_redo.forward.layers import LAYER_TYPES
 from sb3_redo.recycling.live_network import LiveNetwork
 
 INITIAL_WEIGHTS = ("auto", "fresh")
-"""Whether an initialisation by hand counts, or new weights are always a freshly built policy's."""
+"""``auto`` respects an initialisation by hand. ``fresh`` always draws as a new policy does."""
 
 
 @dataclass(frozen=True)
 class Fill:
-    """How a weight was filled: with independent entries, ``uniform`` on [first, second) or ``normal`` with mean first
-    and deviation second; or ``orthogonal`` with the gain first, as ``nn.init.orthogonal_`` does."""
+    """The distribution that filled a weight.
+
+    Independent entries, ``uniform`` on [first, second) or ``normal`` with mean ``first`` and deviation ``second``. Or
+    ``orthogonal`` with gain ``first``, as by ``nn.init.orthogonal_``.
+    """
 
     kind: str
     first: float
     second: float = 0.0
 
     def draw(self, shape: tuple[int, ...], seed: int, neurons: int) -> Tensor:
-        """Draw fresh rows. NumPy's generator takes two thirds of the time of torch's on a CPU.
+        """Draw fresh rows. On a CPU, NumPy's generator takes two thirds of torch's time.
 
         :param shape: [rows, ...]
         :param neurons: rows of the whole weight
@@ -44,18 +47,18 @@ class Fill:
 
     def _orthogonal(self, shape: tuple[int, ...], seed: int, neurons: int) -> Tensor:
         rows, columns = shape[0], int(np.prod(shape[1:]))
-        # Some rows of a wide orthogonal matrix are distributed as a smaller one; of a tall one they are not.
+        # Rows of a wide orthogonal matrix are distributed like a smaller one. Rows of a tall one are not.
         whole = torch.empty(rows if neurons <= columns else neurons, columns)
         nn.init.orthogonal_(whole, self.first, torch.Generator().manual_seed(seed))
         return whole[:rows].view(shape)
 
 
 class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records for every storage whether the last write was one random fill of all of it.
+    """Records for every storage whether the last write was a random fill of all of it.
 
     It watches below torch's Python functions, where ``nn.init``, layer constructors and hand-written initialisers
-    look the same. Only ``nn.init.orthogonal_`` is watched by name: it writes no random fill. Any other write makes the
-    storage's distribution unknown.
+    look the same. ``nn.init.orthogonal_`` is watched by name, since it makes no random fill. After any other write,
+    the storage's distribution is unknown.
     """
 
     def __init__(self) -> None:
@@ -65,7 +68,7 @@ class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and func._schema.returns[0].alias_info is None:
-            self.fills[_storage(result)] = None  # a new tensor, perhaps in the memory of one that is gone
+            self.fills[_storage(result)] = None  # a new tensor, possibly in reused memory
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
                 self.fills[_storage(value)] = self._fill(str(func), value, args[1:], kwargs or {})
@@ -73,7 +76,7 @@ class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watching_orthogonal(self) -> Iterator[None]:
-        """Note calls of ``nn.init.orthogonal_`` too."""
+        """Also record calls of ``nn.init.orthogonal_``."""
         real = nn.init.orthogonal_
 
         def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -108,7 +111,7 @@ def _is_whole(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _FirstBuild:
-    """What is known of weights from building a network once."""
+    """What one build of a network shows about its weights."""
 
     fills: dict[str, Fill | None]
     shapes: dict[str, torch.Size]
@@ -118,25 +121,26 @@ class _FirstBuild:
 
 
 class InitialWeights:
-    """Draws weights as a freshly built policy has them.
+    """Draws weights as a new policy does.
 
     If building fills a weight with independent uniform or normal numbers or an orthogonal matrix, rows are drawn from
-    that distribution. If it does anything else (scaled, copied), the policy is built again and its rows are taken. A
-    policy whose untrained weights do not look like a freshly built one's was initialised by hand. Its rows are drawn,
-    entry by entry, from the weights it began with. Only if some layer has a structure that comes of training, as when
-    a trained policy's weights were loaded, rows are drawn as those of a freshly built one.
+    that distribution. After any other write (scaled, copied), the policy is built again and its rows are used.
 
-    The policy is built when that is first needed. It may be built from modules of the policy that is trained: that one
-    is put back, and layers that building leaves as they are count as initialised by their ``reset_parameters``.
+    A policy was initialised by hand if its untrained weights do not look like those of a new one. Then rows are drawn,
+    entry by entry, from its first weights. An exception are weights with a structure that only training gives, as after
+    loading a trained policy. Then rows are drawn as for a new one.
+
+    The policy is built when it is first needed. It may contain modules of the live policy, which is restored. Layers
+    that building does not initialise count as initialised by their ``reset_parameters``.
 
     :param build: builds a fresh policy on the CPU
     :param untrained: the policy itself, if it has not been trained yet
-    :param samples: of the weights that a policy initialised by hand began with, if it has: what ``samples`` was then
-    :param live: the policy itself, which building must leave as it is
+    :param samples: ``samples`` of an earlier object: first weights of a policy initialised by hand
+    :param live: the policy itself. Building must not change it.
     """
 
     samples: dict[str, Tensor]
-    """Parameter name to entries of its first values, for those that do not look like a freshly built policy's."""
+    """Parameter name to entries of its first values, for parameters that do not look like a new policy's."""
 
     def __init__(
         self,
@@ -157,7 +161,7 @@ class InitialWeights:
             self.samples = {}
 
     def _looks_trained(self, network: nn.Module) -> bool:
-        """Return whether a weight has a structure that building does not give it."""
+        """Return whether a weight has a structure that building does not produce."""
         weights = {name: parameter for name, parameter in network.named_parameters() if parameter.ndim > 1}
         structured = {uncompiled_name(name) for name, weight in weights.items() if _is_structured(weight)}
         if not structured:
@@ -168,7 +172,7 @@ class InitialWeights:
 
     @contextmanager
     def built(self, seed: int) -> Iterator[nn.Module]:
-        """Build a policy, to be used before the one that is trained, whose modules it may have, is put back.
+        """Build a policy for use within this context. It may share modules with the live one, restored afterwards.
 
         :param seed: of the policy
         """
@@ -200,8 +204,8 @@ class InitialWeights:
 
         :param name: the parameter's path below the policy
         :param like: the parameter, [neurons, ...]
-        :param rows: long tensor of the rows wanted
-        :param generator: where all randomness comes from, on the CPU
+        :param rows: the rows to draw, long tensor
+        :param generator: source of all randomness, on the CPU
         :return: [rows, ...], of the parameter's dtype and device
         """
         name = uncompiled_name(name)
@@ -209,7 +213,7 @@ class InitialWeights:
         if name not in self.samples and known != like.shape:
             raise RuntimeError(
                 f"{name} is {tuple(like.shape)}, but {'absent' if known is None else tuple(known)} in a freshly built "
-                "network: what it began with is not known. Give its shape where it is built (a model's policy_kwargs "
+                "network: its first weights are not known. Give its shape where it is built (a model's policy_kwargs "
                 "or fresh=)."
             )
         shape = (len(rows), *like.shape[1:])
@@ -225,7 +229,7 @@ class InitialWeights:
         return drawn.to(like)
 
     def state(self, seed: int) -> dict[str, Tensor]:
-        """Build a fresh policy, and return all its parameters and buffers, on the CPU.
+        """Build a fresh policy, and return its parameters and buffers, on the CPU.
 
         :param seed: of the policy
         :return: path below the policy to its values
@@ -239,7 +243,7 @@ class InitialWeights:
         return state
 
     def fresh(self, name: str) -> Tensor:
-        """Return a parameter or buffer outside of layers as a freshly built policy has it, on the CPU.
+        """Return a fresh policy's value of a parameter or buffer outside layers, on the CPU.
 
         :param name: its path below the policy
         """
@@ -252,24 +256,24 @@ class InitialWeights:
 
 
 def _initialise_unchanged(built: nn.Module, live: LiveNetwork) -> None:
-    """Initialise the modules that a policy was given ready-made, and that building has not initialised itself."""
+    """Initialise modules that were passed to a policy ready-made and not initialised by building."""
     for module in reversed(list(built.modules())):
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         reset = getattr(module, "reset_parameters", None)
-        # Building may have filled a bias with the zeros that it had; of weights that is out of the question.
+        # A bias of zeros may have been filled with zeros by building. For weights this cannot happen.
         telling = [tensor for tensor in own if tensor.ndim > 1] or own
         if telling and callable(reset) and all(map(live.is_unchanged, telling)):
             reset()
 
 
 def _state_of(built: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers of a network, by their paths without the steps of ``torch.compile``."""
+    """Return all parameters and buffers of a network, by path without the parts that ``torch.compile`` adds."""
     named = (*built.named_parameters(), *built.named_buffers())
     return {uncompiled_name(name): tensor.detach() for name, tensor in named}
 
 
 def _small_state(policy: nn.Module, largest: int = 2**16) -> dict[str, Tensor]:
-    """Copy all small parameters and buffers outside of layers. Large ones are seldom asked for."""
+    """Copy all small parameters and buffers outside layers. Large ones are rarely needed."""
     owners = [(name, module) for name, module in policy.named_modules() if not isinstance(module, LAYER_TYPES)]
     return {
         uncompiled_name(f"{name}.{key}" if name else key): tensor.detach().cpu().clone()
@@ -288,7 +292,7 @@ def _some_entries(tensor: Tensor) -> Tensor:
 def _look_alike(one: Tensor, other: Tensor) -> bool:
     """Return whether two weights look alike in a two-sample Kolmogorov-Smirnov test at p of about 1e-7.
 
-    At this p no difference by chance is taken for a real one.
+    At this p a difference by chance is practically never taken for a real one.
     """
     x, y = (tensor.detach().double().cpu().flatten()[:20_000].sort().values for tensor in (one, other))
     both = torch.cat([x, y])
@@ -303,11 +307,11 @@ def _look_alike(one: Tensor, other: Tensor) -> bool:
 def _is_structured(weight: Tensor, size: int = 128, shuffles: int = 16) -> bool:
     """Return whether a weight's largest singular value is far above that of its entries in random order.
 
-    Training adds a few directions of many entries each. Initialisers draw entries one by one, or rows that are
-    orthogonal, and leave the largest singular value where chance puts it, or lower. 10 deviations are out of reach for
-    chance. A short training reaches 50.
+    Training adds a few directions of many entries each. Initialisers draw independent entries or orthogonal rows, whose
+    largest singular value is as in random order, or smaller. Chance does not reach 10 deviations. A short training
+    reaches 50.
 
-    :param weight: [rows, ...], of which at most ``size`` rows and columns are looked at
+    :param weight: [rows, ...]. At most ``size`` rows and columns are used.
     """
     generator = torch.Generator().manual_seed(0)
     rows = weight.detach().cpu().float().flatten(1)

@@ -1,4 +1,4 @@
-"""Keeps a network as it is while another is built, even from the same modules."""
+"""Protects a network while another is built, even from the same modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from sb3_redo.forward.state import State, all_parts
 
 
 class LiveNetwork:
-    """Remembers a network's tensors, and what its modules and optimizers hold, to put all of it back.
+    """Saves a network's tensors, and the contents of its modules and optimizers, to restore them.
 
-    Settings may hand modules, parameters or an optimizer to whatever builds a network: as objects, or through closures,
-    globals and class attributes, which cannot be copied. A network that is built again then consists of the same
-    objects, and building initialises, moves or freezes them.
+    Settings may pass modules, parameters or an optimizer to the code that builds a network: as objects, or by closures,
+    globals and class attributes, which cannot be copied. A network that is built again then has the same objects, and
+    building initialises, moves or freezes them.
 
-    :param network: the network; copies of its tensors are kept on the CPU
+    :param network: the network. Copies of its tensors are kept on the CPU.
     """
 
     def __init__(self, network: nn.Module):
@@ -29,7 +29,7 @@ class LiveNetwork:
         tensors = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
         self._remember(network, tensors, set())
         self._objects = State(network, all_parts(network))
-        # Each tensor with the memory that it has now, and a copy of what lies there.
+        # Each tensor with its current memory, and a copy of its values.
         self._tensors = [
             (
                 tensor,
@@ -44,7 +44,7 @@ class LiveNetwork:
         self._values = {key: values for tensor, _, values, *_ in self._tensors for key in _keys(tensor)}
 
     def _remember(self, value: Any, tensors: dict[int, Tensor], seen: set[int]) -> None:
-        """Note a module's class, copies of all containers in it, and the tensors there."""
+        """Save a module's class, copies of all its containers, and the tensors in them."""
         if isinstance(value, Tensor):
             tensors[id(value)] = value
         elif id(value) in seen or not isinstance(value, (nn.Module, Optimizer, dict, list, tuple, set)):
@@ -55,7 +55,7 @@ class LiveNetwork:
             self._classes.append((value, type(value)))
             self._remember(value.__dict__, tensors, seen)
         elif isinstance(value, Optimizer):
-            # Building makes no step: the tensors of its state stay as they are.
+            # Building makes no optimizer step, so tensors of its state do not change.
             self._remember(value.__dict__, {}, seen)
         elif isinstance(value, (dict, list, tuple, set)):
             kind: Any = next(kind for kind in (dict, list, tuple, set) if isinstance(value, kind))
@@ -64,7 +64,7 @@ class LiveNetwork:
                 self._remember(each, tensors, seen)
 
     def is_unchanged(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is one of the network's, or lies in its memory, and has its values still."""
+        """Return whether a tensor is the network's, or lies in its memory, and still has its values."""
         for key in _keys(tensor) if tensor.numel() else ():
             values = self._values.get(key)
             if values is not None and values.shape == tensor.shape:
@@ -73,7 +73,7 @@ class LiveNetwork:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Put everything back that was changed meanwhile. While it lasts, all tensors are on the CPU."""
+        """Restore all changes afterwards. Within this context, all tensors are on the CPU."""
         try:
             for tensor, data, values, *_ in self._tensors:
                 if data.device.type != "cpu":
@@ -90,7 +90,7 @@ class LiveNetwork:
                     module.__class__ = kind
             with torch.no_grad():
                 for tensor, data, values, requires_grad, grad in self._tensors:
-                    if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:  # moved, or given other data
+                    if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:  # moved, or replaced
                         tensor.data = data
                     if not torch.equal(data.cpu(), values):
                         data.copy_(values)
@@ -101,11 +101,11 @@ class LiveNetwork:
 
 
 def _keys(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what a tensor is known by: itself, and its memory."""
+    """Return the keys of a tensor: its id, and its memory."""
     return id(tensor), ("memory", tensor.data_ptr())
 
 
 def _identities(container: Any) -> list[int]:
-    """Return the identities of all that a container holds, in its order."""
+    """Return the ids of a container's items, in order."""
     items = chain.from_iterable(container.items()) if isinstance(container, dict) else container
     return [id(each) for each in items]

@@ -1,4 +1,4 @@
-"""Which entries of a layer's weight read each of its input positions, and how large they are."""
+"""Sizes and effects of the weights that read each input position of a layer."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def position_magnitudes(layer: nn.Module) -> Tensor:
 def neuron_magnitudes(policy: nn.Module, layer: LayerWiring) -> Tensor:
     """Sum \\|w\\| over all outgoing weights of each neuron of a layer, in all of its consumers, [neurons].
 
-    A channel that feeds several columns of a linear layer has the weights of all of them.
+    If a channel feeds several columns of a linear layer, the weights of all of them count.
     """
     device = _weight(policy.get_submodule(layer.name)).device
     totals = torch.zeros(layer.neurons, device=device)
@@ -33,9 +33,9 @@ def neuron_magnitudes(policy: nn.Module, layer: LayerWiring) -> Tensor:
 def position_effects(layer: nn.Module, values: Tensor) -> Tensor:
     """Compute a layer's output without its bias when each input position is constant over space, [neurons].
 
-    Of a convolution it is the output where all of its kernel lies inside the input.
+    For a convolution, it is the output where the whole kernel lies inside the input.
 
-    :param values: of its input positions, [input positions]
+    :param values: of the input positions, [input positions]
     """
     weight = _weight(layer)
     effects = [_flat(weight[rows]).sum(2) @ values[columns].to(weight) for rows, columns in groups(layer, weight)]
@@ -49,5 +49,5 @@ def _weight(layer: nn.Module) -> Tensor:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """Return the weight as [neurons, input positions, places of the kernel]."""
+    """Return the weight as [neurons, input positions, kernel positions]."""
     return weight.flatten(2) if weight.ndim > 2 else weight.unsqueeze(2)

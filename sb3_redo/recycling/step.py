@@ -1,4 +1,4 @@
-"""One recycling step: fresh incoming weights, cleared outgoing ones, and the optimizer state of both."""
+"""One recycling step: redraws incoming weights, clears outgoing ones, and renews the optimizer state of both."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -22,16 +22,16 @@ OUTGOING = ("zero", "random")
 
 @dataclass(frozen=True)
 class RecyclingRecord:
-    """What one recycling step did.
+    """The result of one recycling step.
 
-    :param neurons: layer name to long tensor of the neurons recycled; layers without any are left out
+    :param neurons: layer name to long tensor of the neurons recycled. Layers without any are left out.
     """
 
     neurons: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def recycled(self) -> int:
-        """How many neurons were recycled."""
+        """Number of neurons recycled."""
         return sum(len(neurons) for neurons in self.neurons.values())
 
 
@@ -76,16 +76,16 @@ class Surgery:
 
     @property
     def told(self) -> Mapping[str, str]:
-        """What entries of an optimizer's state are, as far as the user says it."""
+        """The user's declaration of an optimizer's state."""
         return self.optimizer_state if isinstance(self.optimizer_state, Mapping) else {}
 
     def recyclable(
         self, policy: nn.Module, layers: Iterable[LayerWiring], optimizers: Iterable[Optimizer]
     ) -> list[LayerWiring]:
-        """Return the layers that can be recycled in this way.
+        """Return the layers that can be recycled with these settings.
 
         :param policy: the policy
-        :param layers: those of its layers that may be recycled
+        :param layers: its layers that may be recycled
         :param optimizers: all that may hold its parameters
         :raises RuntimeError: when there are none, ``compensate`` meets a consumer without a bias, or an optimizer keeps
             something of which it is not known what becomes of it
@@ -121,12 +121,12 @@ def recycle(
     :param wiring: its wiring
     :param neurons: layer name to the neurons to recycle, long tensor; see
         :meth:`~sb3_redo.dormancy.report.DormancyReport.dormant_neurons`
-    :param optimizers: all that may hold the policy's parameters; state is matched by parameter identity. If none are
-        given, no layer is skipped for that.
-    :param initial_weights: where fresh weights come from
+    :param optimizers: all that may hold the policy's parameters. State is matched by parameter identity. If none are
+        given, no layer is skipped for lack of one.
+    :param initial_weights: source of fresh weights
     :param generator: source of all randomness, on the CPU
     :param surgery: how to recycle
-    :param contributions: what to compensate for; needed where ``surgery.compensate`` is true
+    :param contributions: returns mean contributions. Required with ``surgery.compensate``.
     :return: which neurons were recycled
     :raises ValueError: when a layer cannot be recycled, or ``compensate`` meets a consumer without a bias
     :raises RuntimeError: when an optimizer keeps something of which it is not known what becomes of it
@@ -138,7 +138,7 @@ def recycle(
     chosen = _chosen(policy, wiring, neurons, planner.device)
     chosen = {name: index for name, index in chosen.items() if not trained.warns_of(policy, wiring[name], surgery)}
     with torch.no_grad():
-        # 1. What the neurons contribute now is known only before their outgoing weights are cleared.
+        # 1. The neurons' contributions must be measured before their outgoing weights are cleared.
         if surgery.compensate and chosen:
             if contributions is None:
                 raise ValueError("compensate=True needs contributions: what the neurons contributed on average")
@@ -152,7 +152,7 @@ def recycle(
         #    recycled neurons ends at 0.
         for name in chosen:
             _plan_outgoing(planner, wiring[name], chosen, initial_weights, generator, surgery)
-        # 4. Nothing has changed so far. Now everything does.
+        # 4. So far everything is only planned. Now all changes are made.
         planner.commit()
     return RecyclingRecord({name: index.cpu() for name, index in chosen.items()})
 
@@ -160,7 +160,7 @@ def recycle(
 def _chosen(
     policy: nn.Module, wiring: Wiring, neurons: Mapping[str, Tensor], device: torch.device
 ) -> dict[str, Tensor]:
-    """Return the neurons to recycle, in ascending order, by layer in the order in which layers run."""
+    """Return the neurons to recycle, in ascending order, for each layer in running order."""
     if not isinstance(neurons, Mapping):
         raise TypeError(f"neurons must map layer names to long tensors of neurons, got {neurons!r}")
     unknown = neurons.keys() - {layer.name for layer in wiring}
@@ -185,9 +185,9 @@ def _chosen(
 
 
 def _check_fits(policy: nn.Module, layer: LayerWiring) -> None:
-    """Refuse a wiring of another network.
+    """Check that a wiring belongs to the network.
 
-    :raises ValueError: when the layer or a consumer is absent or has another shape
+    :raises ValueError: when the layer or a consumer is missing or has another shape
     """
     modules = dict(policy.named_modules())
     for name, axis, size in (
@@ -204,16 +204,16 @@ def _check_fits(policy: nn.Module, layer: LayerWiring) -> None:
 
 
 class _Trained:
-    """Knows which parameters are trained now.
+    """The parameters that are trained now.
 
-    :param optimizers: all that hold some; empty if that is not known
+    :param optimizers: all that hold some of them, or empty if unknown
     """
 
     def __init__(self, optimizers: Iterable[Optimizer]):
         self.held = optimized(optimizers)
 
     def why_not(self, parameter: Tensor | None) -> str | None:
-        """Return why a parameter is not trained, or ``None``."""
+        """Return the reason why a parameter is not trained, or ``None``."""
         if parameter is None:
             return None
         if not parameter.requires_grad:
@@ -221,7 +221,7 @@ class _Trained:
         return "is in none of the optimizers" if self.held and id(parameter) not in self.held else None
 
     def warns_of(self, policy: nn.Module, layer: LayerWiring, surgery: Surgery) -> bool:
-        """Return whether recycling a layer would change parameters that are not trained. If so, say why."""
+        """Return whether recycling a layer would change untrained parameters. Warns if so."""
         written = [
             (layer.name, "weight"),
             (layer.name, "bias"),
@@ -264,9 +264,9 @@ def _plan_incoming(
 def _plan_normalisations(
     planner: Planner, trained: "_Trained", layer: LayerWiring, neurons: Tensor, initial_weights: InitialWeights
 ) -> None:
-    """Plan a fresh policy's statistics, scales and offsets where they act on a recycled neuron alone.
+    """Plan a fresh policy's statistics, scales and offsets for entries that act only on a recycled neuron.
 
-    A normalisation that is not trained stays as it is.
+    An untrained normalisation does not change.
     """
     for name, owners in layer.normalisations.items():
         parameters = planner.policy.get_submodule(name.rpartition(".")[0])._parameters.values()
@@ -290,7 +290,7 @@ def _plan_outgoing(
     generator: torch.Generator,
     surgery: Surgery,
 ) -> None:
-    """Plan the columns with which consumers read a layer's recycled neurons: 0, or redrawn."""
+    """Plan the consumers' columns that read a layer's recycled neurons: 0, or redrawn."""
     neurons = chosen[layer.name]
     is_recycled = _mask(layer.neurons, neurons)
     for consumer, positions in layer.consumers.items():
@@ -308,7 +308,7 @@ def _plan_outgoing(
         if surgery.outgoing == "random":
             every_row = torch.arange(len(weight))
             drawn = initial_weights.draw(f"{consumer}.weight", weight, every_row, generator)
-        # 3. A grouped convolution reads other positions in each group of rows; any other layer is one group.
+        # 3. A grouped convolution reads different positions in each group of rows. Other layers are one group.
         for rows, columns in groups(planner.policy.get_submodule(consumer), weight):
             index = cleared[columns].nonzero().flatten()
             if len(index):
@@ -323,12 +323,12 @@ def _plan_outgoing(
 def _with_norm(drawn: Tensor, weight: Tensor, live: Tensor, axis: int, scale: float | None) -> Tensor:
     """Return drawn weights, scaled along an axis to ``scale`` times the mean norm of the live entries there.
 
-    Returns them as drawn where no scale is given, or nothing is left alive to take a norm from.
+    Returns them as drawn if no scale is given or no entry is live.
     """
     if scale is None or not len(live):
         return drawn
     wanted = scale * _norms(weight, axis)[live].mean()
-    # Weights that are initialised to 0 stay there.
+    # Weights that are initialised to 0 stay 0.
     factors = wanted / _norms(drawn, axis).clamp_min(torch.finfo(drawn.dtype).tiny)
     shape = [1] * drawn.ndim
     shape[axis] = -1

@@ -1,1 +1,1 @@
-"""ADAPT: all that is known of the algorithms of Stable-Baselines3 and sb3-contrib."""
+"""ADAPT: everything specific to the algorithms of Stable-Baselines3 and sb3-contrib."""

@@ -20,11 +20,11 @@ from sb3_redo.sb3.players import MaskedPlayer, Player, RecurrentPlayer, ScaledPl
 from sb3_redo.wiring.structure import Wiring
 
 NETWORK_NAMES = ("q_net", "quantile_net", "actor", "critic", "policy", "value", "shared")
-"""Every network that some supported algorithm has."""
+"""The names of networks of all supported algorithms."""
 
 
 def _reached(wiring: Wiring, layer: str) -> set[str]:
-    """Return the layer and all layers that it feeds, directly or through others."""
+    """Return the layer and all layers that it feeds, directly or indirectly."""
     consumers = {measured.name: measured.consumers for measured in wiring}
     reached: set[str] = set()
     ahead = [layer]
@@ -37,27 +37,28 @@ def _reached(wiring: Wiring, layer: str) -> set[str]:
 
 
 def _by_path(wiring: Wiring, layer: str) -> str:
-    """Return the network that a layer is part of; ``shared`` if it serves another one too."""
+    """Return the network of a layer, or ``shared`` if it also feeds another one."""
     networks = {uncompiled_name(name).split(".")[0] for name in _reached(wiring, layer)}
     return networks.pop() if len(networks) == 1 else "shared"
 
 
 @dataclass(frozen=True)
 class Agent:
-    """How one algorithm is measured and recycled.
+    """Describes how one algorithm is measured and recycled.
 
-    :param networks: names of the networks that are trained, without target networks
+    :param networks: names of the trained networks, without target networks
     :param optimizers: all that hold their parameters
-    :param clock: the optimizer whose steps are counted as gradient steps. Off-policy, no graph is alive right after
-        its step that still needs the weights for a backward pass.
+    :param clock: the optimizer whose steps are counted as gradient steps. For off-policy algorithms it is safe to edit
+        weights right after its step: no pending backward pass needs them.
     :param forward: runs all networks of a policy in one pass and returns every output
-    :param act: the actions that the policy takes for observations, for critics that need some
-    :param network_of: the network that a layer is counted with
-    :param states: what a recurrent policy starts a number of episodes with, see :class:`~sb3_redo.sb3.batch.Batch`
-    :param at_rollout_end: whether to measure when a rollout has been collected, since its observations are gone when
-        the next one begins, and not inside ``train()``
-    :param player: acts as the algorithm does while it collects experience
-    :param by_gradients: whether all networks are changed by their optimizers' steps alone
+    :param act: the policy's actions for observations, for critics that take actions
+    :param network_of: the network that a layer counts towards
+    :param states: the initial states of a recurrent policy for a number of episodes, see
+        :class:`~sb3_redo.sb3.batch.Batch`
+    :param at_rollout_end: whether to measure at a rollout's end instead of inside ``train()``. The next rollout
+        overwrites its observations.
+    :param player: acts like the algorithm while it collects experience
+    :param by_gradients: whether only optimizer steps change the networks
     """
 
     networks: tuple[str, ...]
@@ -84,9 +85,9 @@ def _q_learner(model: Any, network: str) -> Agent:
 def _actor_critic(model: Any, clock: str, act: Callable[[Any, Any], Any]) -> Agent:
     """Describe an actor and critics of continuous actions.
 
-    :param clock: the network whose optimizer ends a gradient step. It is the critic's, which may step more often, but
-        where the actor's loss was begun before the critic's step, and is still to be differentiated after it.
-    :param act: what the actor makes of observations before an action is drawn
+    :param clock: the network whose optimizer ends a gradient step. The critic, which may step more often. The actor, if
+        its loss is computed before the critic's step and differentiated after it.
+    :param act: the actor's output for observations, before an action is drawn
     """
     is_shared = getattr(model.policy, "share_features_extractor", False)
     return Agent(
@@ -137,10 +138,10 @@ def _recurrent(model: Any) -> Agent:
 
 @contextmanager
 def _sequences_of_one_step(policy: Any) -> Iterator[None]:
-    """Have a recurrent policy read every row that it computes as a sequence of its own.
+    """Make a recurrent policy treat each row as a separate sequence.
 
-    A probe drives a layer with many rows where there is one observation. The policy would read them as time steps of
-    one sequence, because it counts the states. So the states are repeated for each row.
+    A probe drives a layer with many rows per observation. The policy would treat them as time steps of one sequence,
+    because it counts the states. So the states are repeated for each row.
     """
     real = getattr(policy, "_process_sequence", None)
     if real is None:
@@ -165,7 +166,7 @@ def _sequences_of_one_step(policy: Any) -> Iterator[None]:
 
 
 def _by_head(wiring: Wiring, layer: str) -> str:
-    """Return whether the layer serves the action head, the value head or both."""
+    """Return ``policy``, ``value`` or ``shared``, by the heads that a layer feeds."""
     heads = _reached(wiring, layer) & set(wiring.outputs)
     serves_value = {uncompiled_name(name).split(".")[0] == "value_net" for name in heads}
     return "shared" if len(serves_value) == 2 else "value" if True in serves_value else "policy"
@@ -177,11 +178,11 @@ _AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {
     SAC: partial(_actor_critic, clock="actor", act=_gaussian),
     TQC: partial(_actor_critic, clock="actor", act=_gaussian),
     CrossQ: partial(_actor_critic, clock="critic", act=_gaussian),
-    # And DDPG, which extends it.
+    # And DDPG, a subclass.
     TD3: partial(_actor_critic, clock="critic", act=lambda actor, observations: actor(observations)),
     PPO: _on_policy,
     A2C: _on_policy,
-    TRPO: partial(_on_policy, by_gradients=False),  # a line search along natural gradients sets its policy
+    TRPO: partial(_on_policy, by_gradients=False),  # its policy is set by a line search along natural gradients
     MaskablePPO: partial(_on_policy, player=MaskedPlayer),
     RecurrentPPO: _recurrent,
 }
@@ -194,7 +195,7 @@ _REFUSED: dict[type[BaseAlgorithm], str] = {
 def agent_of(model: BaseAlgorithm) -> Agent:
     """Return the networks, optimizers and clock of a model.
 
-    :raises RuntimeError: when its algorithm is none that is known here
+    :raises RuntimeError: when its algorithm is not supported
     """
     return _AGENTS[known_algorithm(type(model))](model)
 
@@ -203,7 +204,7 @@ def known_algorithm(kind: type) -> type[BaseAlgorithm]:
     """Return the algorithm that a class is or extends.
 
     :param kind: a class of models
-    :raises RuntimeError: when it is none that is known here
+    :raises RuntimeError: when it is not supported
     """
     for algorithm in kind.__mro__:
         if algorithm in _AGENTS:

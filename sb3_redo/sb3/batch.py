@@ -1,4 +1,4 @@
-"""What the networks of a policy are run on."""
+"""The inputs of a policy's networks."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from sb3_redo.forward.nested import map_tensors, tensors_in
 
 
 class Batch(NamedTuple):
-    """What a policy's networks are run on.
+    """The inputs of a policy's networks.
 
-    :param observations: as the networks take them: a tensor [batch, ...] or a dictionary of such
-    :param actions: for critics of continuous actions, [batch, action size] in [-1, 1], else unused
-    :param states: for recurrent policies what each observation was met with: hidden and cell states of the actor and
-        of the critic, each [batch, layers, size], and whether an episode started there, [batch]; else empty
+    :param observations: as the networks take them: a tensor [batch, ...] or a dictionary of tensors
+    :param actions: for critics of continuous actions, [batch, action size] in [-1, 1]; else unused
+    :param states: for recurrent policies, the states at each observation: hidden and cell states of actor and critic,
+        each [batch, layers, size], and whether an episode started there, [batch]; else empty
     """
 
     observations: Any
@@ -24,11 +24,11 @@ class Batch(NamedTuple):
 
 
 def fixed_observations(observations: Any) -> Any:
-    """Return a copy of observations to measure on, as tensors; ``None`` where ``None`` was given.
+    """Return a copy of observations as tensors, or ``None`` for ``None``.
 
     :param observations: arrays, tensors or nested lists [batch, ...], a dictionary of them, or a :class:`Batch`
     :raises TypeError: when they are none of these
-    :raises ValueError: when there is not a single one
+    :raises ValueError: when there are none
     """
     if observations is None:
         return None

@@ -1,4 +1,4 @@
-"""Observations from a model's replay or rollout buffer, leaving every random stream untouched."""
+"""Reads observations from a model's replay or rollout buffer, without moving a random stream."""
 
 import sys
 import warnings
@@ -15,7 +15,7 @@ _STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_state
 
 
 def _buffer_of(model: Any) -> Any:
-    """Return the replay buffer or the rollout buffer; ``None`` where there is neither."""
+    """Return the replay buffer or the rollout buffer, or ``None`` without either."""
     buffer = getattr(model, "replay_buffer", None)
     return getattr(model, "rollout_buffer", None) if buffer is None else buffer
 
@@ -26,7 +26,7 @@ def has_buffer(model: BaseAlgorithm) -> bool:
 
 
 def buffer_capacity(model: BaseAlgorithm) -> int:
-    """Return how many observations the buffer can hold, over all environments."""
+    """Return the buffer's capacity in observations, over all environments."""
     buffer = _buffer_of(model)
     if hasattr(buffer, "buffer_size"):
         return int(buffer.buffer_size) * getattr(buffer, "n_envs", 1)
@@ -34,11 +34,11 @@ def buffer_capacity(model: BaseAlgorithm) -> int:
 
 
 def available_batch_size(model: BaseAlgorithm, batch_size: int, consequence: str) -> int:
-    """Return the observations per measurement, as far as the buffer can ever hold that many.
+    """Return the number of observations per measurement: ``batch_size``, or the rollout's if it has fewer.
 
-    :param batch_size: asked for
-    :param consequence: of fewer, in words, with {} for their number: warned of where a rollout has fewer
-    :raises RuntimeError: when there is no buffer, or a replay buffer never holds that many
+    :param batch_size: the requested number
+    :param consequence: what follows from fewer, for the warning, with {} for their number
+    :raises RuntimeError: when there is no buffer, or a replay buffer can never hold that many
     """
     if not has_buffer(model):
         raise RuntimeError(f"{type(model).__name__} has no buffer to measure on")
@@ -60,7 +60,7 @@ def available_batch_size(model: BaseAlgorithm, batch_size: int, consequence: str
 
 
 def stored_observations(model: BaseAlgorithm) -> int:
-    """Return how many observations the buffer holds now, over all environments."""
+    """Return the number of observations in the buffer, over all environments."""
     buffer = _buffer_of(model)
     if buffer is None:
         return 0
@@ -72,15 +72,15 @@ def stored_observations(model: BaseAlgorithm) -> int:
 def sample_batch(model: BaseAlgorithm, batch_size: int, seed: tuple[int, int]) -> Batch:
     """Draw stored observations without replacement, as training sees them.
 
-    Reads the arrays of SB3's buffers, because their ``sample()`` draws from NumPy's global generator and, for hindsight
-    replay, calls the environment. A buffer with methods of its own is asked, see
-    :func:`~sb3_redo.sb3.own_buffers.sample_own`. What a replay buffer holds is normalised by ``VecNormalize`` as it
-    stands, whose statistics stay as they are; a rollout buffer holds what was normalised already.
+    Reads the arrays of SB3's buffers: their ``sample()`` draws from NumPy's global generator, and hindsight replay's
+    calls the environment. A buffer with its own methods is sampled by them, see
+    :func:`~sb3_redo.sb3.own_buffers.sample_own`. ``VecNormalize`` normalises a replay buffer's observations with its
+    current statistics, which do not change. A rollout buffer holds normalised observations.
 
     :param batch_size: at most :func:`stored_observations`
-    :param seed: of this draw alone: the callback's seed and the gradient step
+    :param seed: of this draw: the callback's seed and the gradient step
     :raises ValueError: when the buffer holds fewer observations
-    :raises RuntimeError: when a buffer of an own class does not give observations of the model's observation space
+    :raises RuntimeError: when a custom buffer gives observations that do not fit the observation space
     """
     buffer, stored = _buffer_of(model), stored_observations(model)
     if batch_size > stored:
@@ -112,18 +112,18 @@ def sample_batch(model: BaseAlgorithm, batch_size: int, seed: tuple[int, int]) -
 class _Picker:
     """Picks the same entries from every array of a buffer.
 
-    :param rows: in the order in which they were collected
-    :param environments: of each row picked
+    :param rows: row numbers, in the order of collection
+    :param environments: the environment of each row
     """
 
     def __init__(self, buffer: Any, rows: np.ndarray, environments: np.ndarray):
         self.rows, self.environments = rows, environments
         self.torch = buffer.to_torch
-        # A rollout buffer that was trained on has its arrays flattened, one environment after the other.
+        # Training on a rollout buffer flattens its arrays, one environment after the other.
         self.flat = environments * buffer.buffer_size + rows if getattr(buffer, "generator_ready", False) else None
 
     def __call__(self, array: np.ndarray, environment_axis: int = 1) -> np.ndarray:
-        """From [rows, environments, ...], unless the environments lie along another axis; [picked, ...]."""
+        """Return the picked entries, [picked, ...], of an array [rows, environments, ...]."""
         picked: np.ndarray = (
             np.moveaxis(array, environment_axis, 1)[self.rows, self.environments]
             if self.flat is None

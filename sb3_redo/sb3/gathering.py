@@ -1,4 +1,4 @@
-"""Observations gathered by running an agent, for models whose buffer is empty, as a loaded one's is."""
+"""Gathers observations by running an agent, for models with an empty buffer, such as loaded ones."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,21 +25,20 @@ def gather_batch(
     progress: Callable[[int], Any] | None = None,
     on_episode: Callable[[float], Any] | None = None,
 ) -> Batch:
-    """Run an agent as it explored until ``n`` observations are there. Its weights and counters stay as they are.
+    """Run an agent as it explored until it has met ``n`` observations. Changes none of its weights and counters.
 
-    The environment is seeded, reset and stepped, and its monitor records the episodes; in the model's own one a
-    following ``learn()`` begins with a new episode, from a new seed. Random streams, the policy's modes, the noise
-    matrices of gSDE and the statistics of ``VecNormalize`` are left as they were.
+    The environment is seeded, reset and stepped, and its monitor records the episodes. If it is the model's own, a
+    following ``learn()`` begins with a new episode from a new seed. Random streams, the policy's modes, the noise
+    matrices of gSDE and the statistics of ``VecNormalize`` are restored.
 
     :param model: any supported model
-    :param n: observations in all; with several environments the surplus of the last step is dropped
-    :param seed: of the environment, the actions and whatever else is drawn
-    :param env: the environment to run in, with the wrappers that the agent was trained with; the model's own if not
-        given
-    :param progress: called after every step with the number of observations that are new
-    :param on_episode: called at the end of every episode with its return, where a ``Monitor`` records it
-    :return: observations as the networks take them; the actions taken, in [-1, 1], where there are critics of
-        actions; and for recurrent policies the states that each observation was met with
+    :param n: number of observations. With several environments the surplus of the last step is dropped.
+    :param seed: of the environment, the actions and all other draws
+    :param env: the environment, with the agent's training wrappers. Default: the model's own.
+    :param progress: called after every step with the number of new observations
+    :param on_episode: called at the end of every episode with its return, if a ``Monitor`` records it
+    :return: observations as the networks take them. For critics of actions, the actions taken, in [-1, 1]. For
+        recurrent policies, the states at each observation.
     :raises ValueError: when there is no environment
     """
     env = model.get_env() if env is None else env
@@ -51,7 +50,7 @@ def gather_batch(
         env.seed(seed)
         with evaluating(model.policy.modules()), unchanged(model.policy, all_parts(model.policy)):
             batch = _run(model, env, n, progress, on_episode)
-        # Not to go on with the random numbers that we chose, which would be the same in every run.
+        # Reseeded, so that training does not continue with our seed, which is the same in every run.
         env.seed(integer_seed(None if model.seed is None else (model.seed, seed)))
         if env is model.get_env():
             _begin_anew(model, env)
@@ -84,7 +83,7 @@ def _run(
 
 
 def _batch(model: BaseAlgorithm, seen: list[Any], moves: list[Move], n: int) -> Batch:
-    """Join what was seen and done to one batch: step after step, and within a step environment after environment."""
+    """Join observations and moves to one batch, ordered by step, then by environment."""
     joined: Any
     if isinstance(seen[0], dict):
         joined = {key: np.concatenate([observations[key] for observations in seen])[:n] for key in seen[0]}
@@ -98,10 +97,10 @@ def _batch(model: BaseAlgorithm, seen: list[Any], moves: list[Move], n: int) -> 
 
 
 def _begin_anew(model: Any, env: VecEnv) -> None:
-    """Have training go on with a new episode, where it would have gone on with an observation that is gone.
+    """Make training continue with a new episode, since its last observation is outdated.
 
-    A model without a last observation resets the environment itself when it learns. LSTM states need nothing: they
-    are cleared where an episode starts.
+    A model without a last observation resets the environment itself when it learns. LSTM states are cleared at the
+    start of an episode anyway.
     """
     if model._last_obs is None:
         return
@@ -113,7 +112,7 @@ def _begin_anew(model: Any, env: VecEnv) -> None:
 
 @contextmanager
 def _seeded_actions(model: BaseAlgorithm, seed: int) -> Iterator[None]:
-    """Seed the random stream of the model's action space inside, and restore it afterwards."""
+    """Seed the model's action space within this context, and restore its random stream afterwards."""
     stream = model.action_space.np_random.bit_generator
     before = stream.state
     try:
@@ -125,7 +124,7 @@ def _seeded_actions(model: BaseAlgorithm, seed: int) -> Iterator[None]:
 
 @contextmanager
 def _kept_noise(model: BaseAlgorithm) -> Iterator[None]:
-    """Put the noise matrices of state-dependent exploration back afterwards."""
+    """Restore the noise matrices of state-dependent exploration afterwards."""
     held = vars(noise_holder(model).action_dist) if model.use_sde else {}
     before = dict(held)
     try:
@@ -137,7 +136,7 @@ def _kept_noise(model: BaseAlgorithm) -> Iterator[None]:
 
 @contextmanager
 def _frozen_statistics(env: VecEnv) -> Iterator[None]:
-    """Keep every ``VecNormalize`` around an environment from updating its statistics inside."""
+    """Prevent every ``VecNormalize`` around an environment from updating its statistics within this context."""
     with ExitStack() as stack:
         layer: VecEnv | None = env
         while isinstance(layer, VecEnvWrapper):

@@ -1,4 +1,4 @@
-"""Tracing, measuring and recycling a model by hand; :mod:`sb3_redo.by_hand` says what is promised."""
+"""Traces, measures and recycles a model for :mod:`sb3_redo.by_hand`."""
 
 import copy
 import warnings
@@ -23,12 +23,12 @@ def trace_model(model: BaseAlgorithm, observations: Any = None) -> Wiring:
     """Read the wiring of a model's policy.
 
     :param model: any supported model
-    :param observations: to read it on; the last that the model has met, or any of its space, if not given
+    :param observations: to read it on. Default: the model's last ones, or random ones of its space.
     """
     if observations is None:
         observations = model._last_obs
     if observations is None:
-        space = copy.deepcopy(model.observation_space)  # a copy, whose random stream is nobody's
+        space = copy.deepcopy(model.observation_space)  # a copy with its own random stream
         space.seed(0)
         observations = space.sample()
     return wiring_of(model, whole_batch(model, observations))
@@ -41,12 +41,12 @@ def measure_model(
     observations: Any = None,
     exclude: Sequence[str] = (),
 ) -> DormancyReport:
-    """Measure a model on its stored observations, on those that it gathers, or on given ones.
+    """Measure a model on stored, gathered or given observations.
 
     :param model: any supported model
     :param dormancy_threshold: a neuron is dormant when its score is at most this
-    :param batch_size: how many of its own observations to measure on
-    :param observations: to measure on instead
+    :param batch_size: number of its own observations to measure on
+    :param observations: measure on these instead
     :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`
     """
     batch = _observed(model, batch_size) if observations is None else whole_batch(model, observations)
@@ -56,7 +56,7 @@ def measure_model(
 def measure_on(
     model: BaseAlgorithm, batch: Batch, dormancy_threshold: float, exclude: Sequence[str] = ()
 ) -> DormancyReport:
-    """Measure a model on a batch, and warn where activations are not finite."""
+    """Measure a model on a batch. Warns if activations are not finite."""
     agent, meter = agent_of(model), meter_of(model, batch, exclude=exclude)
     report = meter.measure(lambda part: agent.forward(model.policy, part), batch, dormancy_threshold)
     if report.not_finite:
@@ -69,7 +69,7 @@ def measure_on(
 
 
 def _observed(model: BaseAlgorithm, batch_size: int) -> Batch:
-    """Return stored observations, or where there are none those of the agent at work."""
+    """Return stored observations. Without any, run the agent to gather some."""
     agent, stored = agent_of(model), stored_observations(model)
     seed = model.seed or 0, gradient_steps_of(model)
     if stored == 0 and model.get_env() is None:
@@ -82,7 +82,7 @@ def _observed(model: BaseAlgorithm, batch_size: int) -> Batch:
     if stored < batch_size and agent.at_rollout_end:
         warnings.warn(
             f"the rollout holds {stored} observations and batch_size is {batch_size}: dormancy is measured on "
-            f"{stored}, on which more neurons look dormant",
+            f"{stored}, and few observations make more neurons look dormant",
             RuntimeWarning,
             stacklevel=5,
         )
@@ -102,7 +102,7 @@ def recycle_model(
     :param model: the model that was measured
     :param report: the measurement
     :param surgery: how to recycle
-    :param seed: of the fresh weights; the model's own seed if not given
+    :param seed: of the fresh weights. Default: the model's seed.
     :param initial_weights: ``auto`` or ``fresh``, see :func:`~sb3_redo.sb3.model.initial_weights_of`
     """
     agent, policy = agent_of(model), model.policy

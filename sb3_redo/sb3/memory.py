@@ -1,4 +1,4 @@
-"""What a callback must remember when its model is saved and training goes on."""
+"""Values that a callback saves with its model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,10 +13,10 @@ _ATTRIBUTE = "dormancy_memory"
 
 
 class Memory:
-    """Kept on the model as a plain attribute, because SB3 saves those, and no callback.
+    """The memory of a callback, kept on the model as a plain attribute: SB3 saves attributes, but no callback.
 
     :param model: gets an attribute ``dormancy_memory``, a dictionary of plain numbers, lists and tensors
-    :param owner: tells the callbacks of one model apart, and finds the same one again after loading
+    :param owner: identifies the callback among those of the model, also after loading
     """
 
     def __init__(self, model: BaseAlgorithm, owner: str):
@@ -25,22 +25,22 @@ class Memory:
 
     @staticmethod
     def gradient_steps_of(model: BaseAlgorithm) -> int | None:
-        """Return the gradient steps that a memory on this model last remembered, if it has."""
+        """Return the gradient steps that this model last remembered, or ``None``."""
         steps: int | None = model.__dict__.get(_ATTRIBUTE, {}).get("gradient_steps")
         return steps
 
     @staticmethod
     def recycled_total_of(model: BaseAlgorithm) -> int:
-        """Return how many neurons of this model were recycled so far."""
+        """Return the number of neurons of this model recycled so far."""
         return int(model.__dict__.get(_ATTRIBUTE, {}).get("recycled_total", 0))
 
     def remember_gradient_steps(self, gradient_steps: int) -> None:
-        """Algorithms do not count them, or not where ``train()`` is interrupted."""
+        """Remember the count. Algorithms do not count them, or miscount an interrupted ``train()``."""
         self._shared["gradient_steps"] = gradient_steps
 
     @property
     def looked_at(self) -> int | None:
-        """The gradient step at which it was last asked whether a period is over; ``None`` before the first time."""
+        """The gradient step of the last check whether a period is over, or ``None`` before the first."""
         value: int | None = self._own["looked_at"]
         return value
 
@@ -54,11 +54,11 @@ class Memory:
         return not self._own["dormant"]
 
     def dormant_before(self, report: DormancyReport) -> list[Tensor]:
-        """For each layer of a report the bool mask of what was dormant in the one before, [neurons]."""
+        """Return, per layer of a report, the mask of neurons dormant in the previous report, bool [neurons]."""
         return list(self._masks(report, self._own["dormant"]))
 
     def dormant_at_first(self, report: DormancyReport) -> list[Tensor]:
-        """For each layer of a report the bool mask of what was dormant when it was first measured, [neurons]."""
+        """Return, per layer of a report, the mask of neurons dormant in its first report, bool [neurons]."""
         return list(self._masks(report, self._own.get("dormant_at_first", {})))
 
     @staticmethod
@@ -70,31 +70,31 @@ class Memory:
             yield mask
 
     def remember(self, report: DormancyReport) -> None:
-        """Keep what is dormant in a report for the next comparison; of a layer's first report, for all later ones."""
+        """Keep a report's dormant neurons for the next comparison, and those of each layer's first report."""
         dormant = {layer.name: layer.dormant.nonzero().flatten().tolist() for layer in report.layers}
         self._own["dormant"].update(dormant)
         self._own["dormant_at_first"] = {**dormant, **self._own.get("dormant_at_first", {})}
 
     def tensors(self, what: str) -> dict[str, Tensor]:
-        """Tensors by name that the callback keeps, on the CPU; what it puts there is saved with the model."""
+        """Return the callback's tensors by name, on the CPU. Tensors added to them are saved with the model."""
         kept: dict[str, Tensor] = self._own.setdefault(what, {})
         return kept
 
     def kept(self, name: str) -> Any:
-        """Return what was last kept under a name; ``None`` if nothing was."""
+        """Return the value last kept under a name, or ``None``."""
         return self._own.get("kept", {}).get(name)
 
     def keep(self, name: str, value: Any) -> None:
-        """Keep plain numbers, or dictionaries of such, of this callback."""
+        """Keep a number, or a dictionary of numbers, for this callback."""
         self._own.setdefault("kept", {})[name] = value
 
     def add_recycled(self, recycled: int) -> int:
-        """Count neurons as recycled; returns how many there were in all."""
+        """Add to the number of recycled neurons. Returns the total."""
         self._shared["recycled_total"] += recycled
         return int(self._shared["recycled_total"])
 
     def count(self, what: str) -> int:
-        """Count one more of something that was done to the model; returns how often it was done in all."""
+        """Increment a counter. Returns its new value."""
         counts = self._shared.setdefault("counts", {})
         counts[what] = counts.get(what, 0) + 1
         return int(counts[what])

@@ -1,4 +1,4 @@
-"""Questions to a model: its gradient steps, what measures it, and the weights that it began with."""
+"""Properties of a model: its gradient steps, its wiring and meter, its initial weights."""
 
 import copy
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def gradient_steps_of(model: BaseAlgorithm) -> int:
     """Return the gradient steps made so far, also before a model was loaded.
 
     Returns our clock's count. Falls back to the algorithm's counter, which can be off by an interrupted ``train()``.
-    On-policy algorithms count something else (epochs, rollouts) under the same name, so the optimizer's step counts
-    there. SGD keeps no step: without our clock the result is 0, see :func:`is_trained`.
+    On-policy algorithms count epochs or rollouts under the same name, so the optimizer's step is used there. SGD keeps
+    no step: without our clock the result is 0, see :func:`is_trained`.
     """
     remembered = Memory.gradient_steps_of(model)
     if isinstance(model, OnPolicyAlgorithm):
@@ -49,17 +49,17 @@ def gradient_steps_of(model: BaseAlgorithm) -> int:
 
 
 def is_trained(model: BaseAlgorithm) -> bool:
-    """Return whether a model's weights may be others than those that it was built with."""
+    """Return whether a model's weights may differ from those that it was built with."""
     return gradient_steps_of(model) > 0 or model._n_updates > 0
 
 
 def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
-    """Return a batch from observations that are given.
+    """Return a batch of given observations.
 
     :param model: any supported model
-    :param observations: arrays or tensors [batch, ...] as the environment gives them (already normalised, if
-        ``VecNormalize`` is used), as a replay buffer's ``sample(n, env=...)`` gives them, or as they lie in it,
-        [n, n_envs, ...], which are normalised here; or a dictionary of them; or a batch as a report has it
+    :param observations: arrays or tensors [batch, ...] as the environment gives them, or as a replay buffer's
+        ``sample(n, env=...)`` does. With ``VecNormalize`` these are normalised already. Rows of a replay buffer,
+        [n, n_envs, ...], are normalised here. A dictionary of these, or the batch of a report.
     :raises ValueError: when they do not fit the model's observation space
     """
     try:
@@ -81,7 +81,7 @@ def whole_batch(model: BaseAlgorithm, observations: Any) -> Batch:
 
 
 def _normalised_tensors(model: BaseAlgorithm, observations: Any) -> Any:
-    """Return observations as the policy takes them."""
+    """Return observations as the policy takes them, normalised."""
     space = model.observation_space
     if isinstance(space, spaces.Dict):
         arrays: Any = {key: _rows(observations[key], space[key]) for key in space}
@@ -94,7 +94,7 @@ def _normalised_tensors(model: BaseAlgorithm, observations: Any) -> Any:
 
 
 def _lies_in_buffer(observations: Any, space: spaces.Space[Any]) -> bool:
-    """Return whether observations are [n, n_envs, ...], as they lie in a replay buffer, which does not normalise."""
+    """Return whether observations are rows of a replay buffer, [n, n_envs, ...], which are not normalised."""
     if isinstance(space, spaces.Dict):
         return any(_lies_in_buffer(observations[key], part) for key, part in space.items())
     return np.ndim(observations) == len(space.shape or ()) + 2
@@ -108,24 +108,24 @@ def _rows(observations: Any, space: spaces.Space[Any]) -> np.ndarray:
     if is_image_space(space) and np.issubdtype(array.dtype, np.floating) and (array % 1).any():
         raise ValueError(f"images are {array.dtype} with fractions, and whole numbers from 0 to 255 in the space")
     inner = len(space.shape or ())
-    # [n, n_envs, ...] and, of a discrete space, [n, 1], as buffers hold them.
+    # Buffers hold [n, n_envs, ...], and [n, 1] for a discrete space.
     return array.reshape(-1, *array.shape[array.ndim - inner :]) if array.ndim > inner + 1 else array
 
 
 def last_observations(model: BaseAlgorithm) -> Batch:
-    """Return a batch of the observations that a model that trains has met last."""
+    """Return a batch of a training model's last observations."""
     return whole_batch(model, model._last_obs)
 
 
 _READ: WeakKeyDictionary[nn.Module, list[tuple[Any, Wiring]]] = WeakKeyDictionary()
-"""Policy to its wirings that were read last, each after the signature that the policy had then."""
+"""Policy to its latest wirings, each with the policy's signature at that time."""
 
 
 def wiring_of(model: BaseAlgorithm, batch: Batch | None = None, exclude: Sequence[str] = ()) -> Wiring:
-    """Read the wiring of a model, or return what was read before if the network is still the same.
+    """Read the wiring of a model, or return the previous one if the network has not changed.
 
-    :param batch: what to read it on; if not given, what a model that trains has met last
-    :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`, as the errors
+    :param batch: the observations to read it on. Default: the last ones of a training model.
+    :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`, which also lists the errors
     """
     agent, batch = agent_of(model), last_observations(model) if batch is None else batch
     signature = signature_of(model, batch)
@@ -149,10 +149,10 @@ def signature_of(model: BaseAlgorithm, batch: Batch) -> Any:
 def meter_of(
     model: BaseAlgorithm, batch: Batch, networks: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> Meter:
-    """Read a model's wiring, and return what measures it.
+    """Read a model's wiring, and return a meter of it.
 
-    :param batch: what to read it on
-    :param networks: those to be measured, all if not given
+    :param batch: the observations to read it on
+    :param networks: the networks to measure. Default: all.
     :param exclude: see :func:`~sb3_redo.wiring.exclusion.excluding`
     :raises ValueError: when a pattern matches no layer
     :raises RuntimeError: when nothing in them can be measured
@@ -168,13 +168,13 @@ def meter_of(
 
 
 def initial_weights_of(model: BaseAlgorithm, initial_weights: str = "auto") -> InitialWeights:
-    """Draw weights as a freshly built policy of this model has them, or as its own were initialised by hand.
+    """Return a source of new weights, distributed as in a new policy or as in the model's initialisation by hand.
 
-    Gives a model that has not been trained yet an attribute ``initial_weight_samples``, which is saved with it: once
-    weights have changed, nothing else tells whether and how they were initialised by hand.
+    Sets the attribute ``initial_weight_samples`` on an untrained model, which is saved with it. Once weights have
+    changed, only these samples tell whether and how they were initialised by hand.
 
-    :param initial_weights: ``fresh`` draws as a freshly built policy has them, whatever weights the model had before;
-        ``auto`` draws as an untrained model's weights are distributed where it was initialised by hand
+    :param initial_weights: ``fresh`` draws as in a new policy. ``auto`` draws from the untrained model's own weights if
+        they were initialised by hand.
     """
     build = partial(_fresh_policy, model)
     if initial_weights == "fresh":
@@ -188,17 +188,17 @@ def initial_weights_of(model: BaseAlgorithm, initial_weights: str = "auto") -> I
 
 
 def _fresh_policy(model: BaseAlgorithm) -> BasePolicy:
-    """Build a policy as this model's was built, from copies of its settings.
+    """Build a new policy from copies of this model's settings.
 
-    Of modules and tensors of the model's own policy among the settings there are no copies: who builds puts them back.
+    Modules and tensors of the live policy among the settings are not copied. The caller restores them.
 
     :raises RuntimeError: when it cannot be built
     """
     policy: Any = model.policy
-    # Off-policy algorithms have use_sde among the keywords already, and some policies do not know the word.
+    # Off-policy algorithms already have use_sde among the keywords, and some policies do not take it.
     settings = {**({"use_sde": True} if model.use_sde else {}), **model.policy_kwargs}
     memo = {id(each): each for each in (*policy.modules(), *policy.parameters(), *policy.buffers())}
-    # Copies, because extractors draw samples from the observation space to learn its shape.
+    # Copies, because extractors sample the observation space to find its shape.
     spaces = copy.deepcopy((model.observation_space, model.action_space))
     try:
         return model.policy_class(
@@ -206,28 +206,28 @@ def _fresh_policy(model: BaseAlgorithm) -> BasePolicy:
         )
     except Exception as error:
         raise RuntimeError(
-            f"new weights are drawn as a fresh {model.policy_class.__name__} has them, and none can be built from the "
-            f"model's policy_kwargs ({type(error).__name__}: {error}): give settings from which it can be built again"
+            f"new weights are drawn from a fresh {model.policy_class.__name__}, and none can be built from the "
+            f"model's policy_kwargs ({type(error).__name__}: {error}): give settings that can be used twice"
         ) from error
 
 
 def _copied(setting: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(setting, memo)
-    except Exception:  # locks, iterators and handles have no copies
+    except Exception:  # locks, iterators and handles cannot be copied
         return setting
 
 
 def _took_over_weights(model: BaseAlgorithm) -> bool:
-    """Return whether the weights of a model that has made no gradient step come from a training all the same.
+    """Return whether a model without gradient steps has trained weights.
 
-    ``set_parameters()`` loads the optimizers, too: what they keep, and their groups, where a state dictionary has the
-    parameters last and a new optimizer has them first. A loop of the user's own leaves gradients.
+    ``set_parameters()`` also loads the optimizers: their state and their groups. In a loaded group the parameters come
+    last, in a new optimizer's first. A custom training loop leaves gradients.
     """
     optimizers = agent_of(model).optimizers
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
     return (
-        any(state and state.get("step", 1) > 0 for state in states)  # Adagrad has some before its first step
+        any(state and state.get("step", 1) > 0 for state in states)  # Adagrad has state before its first step
         or any(next(reversed(group)) == "params" for optimizer in optimizers for group in optimizer.param_groups)
         or any(parameter.grad is not None for parameter in model.policy.parameters())
     )

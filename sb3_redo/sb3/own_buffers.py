@@ -1,4 +1,4 @@
-"""Observations from buffers of people's own classes, through their own methods, which leave them as they were."""
+"""Draws observations from custom buffers by their own methods, and restores the buffers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ from sb3_redo.forward.state import ObjectState
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.seeds import integer_seed
 
-# Our own DrQ puts a buffer before SB3's whose samples are augmented. Dormancy is measured on what is stored.
+# Our DrQ wraps SB3's buffer in one that augments samples. Dormancy is measured on the stored observations.
 _KNOWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "sb3_redo")
 
 
 def is_read_directly(buffer: Any) -> bool:
-    """Return whether a buffer gives observations as SB3's do: as they lie in arrays [rows, environments, ...]."""
+    """Return whether a buffer's observations can be read from arrays [rows, environments, ...], as SB3's."""
     arrays = getattr(buffer, "observations", None)
     arrays = arrays.values() if isinstance(arrays, Mapping) else (arrays,)
     return all(isinstance(array, np.ndarray) for array in arrays) and _is_known(buffer, *_methods_of(buffer))
@@ -35,12 +35,12 @@ def is_read_directly(buffer: Any) -> bool:
 def _methods_of(buffer: Any) -> tuple[str, ...]:
     """Return the names of the methods through which training reads a buffer."""
     if isinstance(buffer, HerReplayBuffer):
-        return ("_get_real_samples",)  # what it makes up beside them takes rewards from the environment
+        return ("_get_real_samples",)  # relabelled transitions ask the environment for rewards
     return ("get" if is_rollout(buffer) else "sample", "_get_samples")
 
 
 def is_rollout(buffer: Any) -> bool:
-    """Return whether a buffer holds rollouts, which ``get`` gives in batches."""
+    """Return whether a buffer holds rollouts, and returns batches by ``get``."""
     return isinstance(buffer, RolloutBuffer) or (hasattr(buffer, "get") and not hasattr(buffer, "sample"))
 
 
@@ -52,12 +52,12 @@ def _is_known(buffer: Any, *methods: str) -> bool:
 def sample_own(
     model: BaseAlgorithm, buffer: Any, rows: np.ndarray, environments: np.ndarray, seed: tuple[int, int]
 ) -> Batch:
-    """Draw observations as training gets them from a buffer. No random stream moves, and the buffer stays as it was.
+    """Draw observations from a buffer as training does. Changes neither the buffer nor a random stream.
 
-    :param rows: to draw, where the buffer does not choose for itself
-    :param environments: of each row; SB3's replay buffers draw them anew
-    :param seed: of whatever the buffer draws
-    :raises RuntimeError: when they cannot be drawn, or do not fit the observation space
+    :param rows: the rows to draw, if the buffer does not choose them
+    :param environments: the environment of each row. SB3's replay buffers draw them again.
+    :param seed: of the buffer's own draws
+    :raises RuntimeError: when observations cannot be drawn, or do not fit the observation space
     """
     try:
         with restored(buffer, integer_seed(seed)):
@@ -74,19 +74,19 @@ def _samples(model: BaseAlgorithm, buffer: Any, rows: np.ndarray, environments: 
     if isinstance(buffer, HerReplayBuffer):
         return buffer._get_real_samples(rows, environments, env)
     if hasattr(buffer, "hidden_states_pi"):
-        # The first batch flattens all arrays. Each row is drawn as a sequence of its own, with its own states.
+        # The first batch flattens all arrays. Each row is drawn as a separate sequence with its own states.
         next(iter(buffer.get(1)))
         every = buffer.buffer_size * buffer.n_envs
         return buffer._get_samples(environments * buffer.buffer_size + rows, np.ones((every, 1)))
     if is_rollout(buffer):
         return next(iter(buffer.get(len(rows))))
-    # Some buffers have rows that must not be drawn, and methods of their own that know them.
+    # Some buffers have rows that must not be drawn. Their own methods avoid them.
     chooses = getattr(buffer, "optimize_memory_usage", False) or not _is_known(buffer, "sample")
     return buffer.sample(len(rows), env=env) if chooses else buffer._get_samples(rows, env=env)
 
 
 def _batch(model: BaseAlgorithm, samples: Any, size: int) -> Batch:
-    """Return copies, since buffers may give memory that they use again."""
+    """Return copies, since buffers may reuse the returned memory."""
 
     def copied(value: Any) -> Tensor:
         return torch.as_tensor(value).detach().clone().to(model.device)
@@ -106,10 +106,10 @@ def _batch(model: BaseAlgorithm, samples: Any, size: int) -> Batch:
 
 
 def check_observations(observations: Any, space: spaces.Space[Any], size: int) -> None:
-    """Refuse observations that are not those of a space.
+    """Check that observations fit a space.
 
-    :param observations: a tensor [size, ...] or a dictionary of such
-    :raises ValueError, LookupError: when they are others
+    :param observations: a tensor [size, ...] or a dictionary of tensors
+    :raises ValueError, LookupError: when they do not fit
     """
     if isinstance(space, spaces.Dict):
         for key, part in space.items():
@@ -124,10 +124,10 @@ def check_observations(observations: Any, space: spaces.Space[Any], size: int) -
 
 @contextmanager
 def restored(owner: Any, seed: int) -> Iterator[None]:
-    """Put back afterwards what an object holds: attributes, lists, dictionaries, arrays and random generators.
+    """Restore an object's contents afterwards: attributes, lists, dictionaries, arrays and random generators.
 
-    :param seed: of all random streams inside, those of generators that the object holds included
-    :raises TypeError: when it holds an iterator or a queue, which would lose what is taken from it
+    :param seed: of all random streams within this context, including the object's own generators
+    :raises TypeError: when it holds an iterator or a queue, whose items cannot be put back
     """
     state = ObjectState(owner, (gym.Env, VecEnv, BaseAlgorithm))
     if state.iterators:

@@ -1,4 +1,4 @@
-"""What a model's trained parameters are, and what they were when its training began."""
+"""A model's trained parameters, and their values when training began."""
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ def trained_parameters(model: BaseAlgorithm) -> dict[str, nn.Parameter]:
 
 
 def initial_parameters_of(model: BaseAlgorithm) -> dict[str, Tensor] | None:
-    """Return what the parameters were when training began; ``None`` if training began before anyone asked.
+    """Return the parameters' values when training began, or ``None`` if training began before the first call.
 
-    Frozen parameters are among them, since they may be trained later. Target networks are not. Names are without the
-    steps that ``torch.compile`` puts in.
+    Includes frozen parameters, which may be trained later. Excludes target networks. Names are without the parts that
+    ``torch.compile`` adds.
 
-    Gives a model that has not been trained yet an attribute ``initial_parameters``, which is saved with it.
+    Sets the attribute ``initial_parameters`` on an untrained model, which is saved with it.
     """
     if _INITIAL not in model.__dict__ and not is_trained(model):
         model.__dict__[_INITIAL] = {
@@ -40,5 +40,5 @@ _TARGET = "_target"
 
 
 def is_target(name: str) -> bool:
-    """Return whether a path leads into a target network, which follows another one and is not trained."""
+    """Return whether a path leads into a target network."""
     return uncompiled_name(name).split(".")[0].endswith(_TARGET)

@@ -1,4 +1,4 @@
-"""How an algorithm acts while it collects experience."""
+"""Acts like an algorithm that collects experience."""
 
 import copy
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from torch import Tensor
 
 
 class Move(NamedTuple):
-    """What is done at one step of all environments.
+    """The actions of one step of all environments.
 
     :param actions: for ``env.step``, [environments, ...]
-    :param scaled: the same in [-1, 1], where critics take actions, [environments, action size]
-    :param states: what the observations were met with, see :class:`~sb3_redo.sb3.batch.Batch`
+    :param scaled: the same in [-1, 1], if critics take actions, [environments, action size]
+    :param states: the states at the observations, see :class:`~sb3_redo.sb3.batch.Batch`
     """
 
     actions: np.ndarray
@@ -29,10 +29,10 @@ class Move(NamedTuple):
 
 
 class Player:
-    """Draws actions as the model's ``predict`` does, which for DQN explores as much as training last did.
+    """Draws actions by the model's ``predict``. For DQN, this explores at the last exploration rate of training.
 
-    :param model: changes nothing in it but the modes of its policy
-    :param env: the environment in which it will act
+    :param model: only the modes of its policy change
+    :param env: the environment to act in
     """
 
     def __init__(self, model: Any, env: VecEnv):
@@ -49,12 +49,12 @@ class Player:
 
 
 class NoiseMatrices:
-    """Draws the matrices of state-dependent exploration (gSDE, Raffin et al. 2022) anew when a training does.
+    """Redraws the matrices of state-dependent exploration (gSDE, Raffin et al. 2022) when training would.
 
-    That is at the start of every rollout, and within it every ``sde_sample_freq`` steps.
+    That is at the start of every rollout, and every ``sde_sample_freq`` steps within it.
 
-    :param model: any; does nothing where it does not explore in this way
-    :param environments: in which it will act
+    :param model: any model. Does nothing if it does not use gSDE.
+    :param environments: number of environments
     """
 
     def __init__(self, model: Any, environments: int):
@@ -63,7 +63,7 @@ class NoiseMatrices:
         self.steps = self.episodes = 0  # of this rollout
 
     def before_step(self, episode_starts: np.ndarray) -> None:
-        """Draw matrices if it is time.
+        """Redraw the matrices if they are due.
 
         :param episode_starts: whether an episode begins with this step, [environments]
         """
@@ -89,7 +89,7 @@ def noise_holder(model: Any) -> Any:
 
 
 class MaskedPlayer(Player):
-    """Draws only actions that the environment allows, if it says which."""
+    """Draws only actions that the environment's masks allow, if it has masks."""
 
     def __init__(self, model: Any, env: VecEnv):
         super().__init__(model, env)
@@ -101,7 +101,7 @@ class MaskedPlayer(Player):
 
 
 class ScaledPlayer(Player):
-    """Adds the model's action noise (TD3), and scales actions for the critics, as a replay buffer holds them."""
+    """Adds the model's action noise (TD3), and scales actions for the critics as in a replay buffer."""
 
     def __init__(self, model: Any, env: VecEnv):
         super().__init__(model, env)
@@ -109,7 +109,7 @@ class ScaledPlayer(Player):
 
     @staticmethod
     def _own_noise(noise: ActionNoise | None, environments: int) -> VectorizedActionNoise | None:
-        """Copy the noise, which may have a state, for this number of environments."""
+        """Copy the noise and its state for a number of environments."""
         if noise is None:
             return None
         single = copy.deepcopy(noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise)
@@ -127,7 +127,7 @@ class ScaledPlayer(Player):
 
 
 class RecurrentPlayer(Player):
-    """Keeps the states of the actor and of the critic; ``predict`` would only give the actor's."""
+    """Keeps the states of actor and critic. ``predict`` returns only the actor's."""
 
     def __init__(self, model: Any, env: VecEnv):
         super().__init__(model, env)

@@ -1,4 +1,4 @@
-"""Seeds of all random draws, each from a seed and a gradient step."""
+"""Derives the seed of each random draw from a seed and a gradient step."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 
 def seed_of(model: BaseAlgorithm, seed: int | None) -> int:
-    """Return the seed of a callback or function: its own if it is given, else the model's, else 0."""
+    """Return the given seed, else the model's, else 0."""
     return (model.seed or 0) if seed is None else seed
 
 
@@ -22,6 +22,6 @@ def torch_generator(seed: tuple[int, int]) -> torch.Generator:
 def integer_seed(seed: tuple[int, int] | None) -> int:
     """Return a small number that seeds environments and generators.
 
-    :param seed: a seed and a gradient step; from chance if not given
+    :param seed: a seed and a gradient step. Default: random.
     """
     return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)

@@ -1,4 +1,4 @@
-"""READ: finds which neuron feeds what, by asking the network."""
+"""READ: finds which neuron feeds which layer, by probing the network."""
 
 from sb3_redo.wiring.structure import LayerWiring, Site, Wiring
 from sb3_redo.wiring.tracing import trace_wiring

@@ -1,4 +1,4 @@
-"""How a network is run that came without a function that runs it."""
+"""The forward function of a module that is given without one."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ Forward = Callable[[Any, Any], Any]
 
 
 class ActorCriticInputs(NamedTuple):
-    """What a module with an actor and a critic of actions is run on.
+    """The inputs of a module with an actor and a critic of actions.
 
     :param observations: for both, [batch, ...]
-    :param actions: the actor's own, for the critic, [batch, ...]
+    :param actions: the actor's actions, for the critic, [batch, ...]
     """
 
     observations: Any
@@ -25,24 +25,24 @@ class ActorCriticInputs(NamedTuple):
 
 
 def default_forward(module: nn.Module, observations: Any) -> tuple[Forward, Any]:
-    """Return how to run a module, and on what.
+    """Return a module's forward function and its inputs.
 
-    A module that is made of an ``actor`` and a ``critic`` runs both, the critic on the actor's actions where it takes
-    some. Any other module is called with the observations.
+    A module that consists of an ``actor`` and a ``critic`` runs both, the critic on the actor's actions if it takes
+    actions. Any other module is called with the observations.
 
     :param module: the module
     :param observations: a batch of observations, [batch, ...]
     :raises ValueError: when the module cannot be called
     """
     actor, critic = getattr(module, "actor", None), getattr(module, "critic", None)
-    if isinstance(observations, ActorCriticInputs):  # as they were returned before
+    if isinstance(observations, ActorCriticInputs):  # returned by an earlier call
         return _run_both, observations
     problem = "it has no forward()"
     has_forward = getattr(module.forward, "__func__", module.forward) is not nn.Module.forward
     if isinstance(actor, nn.Module) and isinstance(critic, nn.Module) and not (has_forward and _has_more(module)):
         try:
             return _run_both, _actor_critic_inputs(actor, critic, observations)
-        except RuntimeError as error:  # heads, say, that take features and not observations
+        except RuntimeError as error:  # for instance heads that take features instead of observations
             problem = f"its actor and critic do not take the observations ({error})"
     if has_forward:
         return _call, observations
@@ -60,7 +60,7 @@ def _has_more(module: nn.Module) -> bool:
 
 def _actor_critic_inputs(actor: nn.Module, critic: nn.Module, observations: Any) -> Any:
     """Return the observations, with the actor's actions if the critic takes some."""
-    # The actions are an input of their own: left in the pass, the critic would be a consumer of the actor's head.
+    # The actions are a separate input. Computed in the pass, they would make the critic a consumer of the actor's head.
     with seeded(0), torch.no_grad():
         actions = actor(observations)
         try:

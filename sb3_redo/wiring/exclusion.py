@@ -1,4 +1,4 @@
-"""Leaves layers out by patterns of their names."""
+"""Excludes layers by patterns of their names."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from sb3_redo.wiring.structure import LayerWiring, Wiring
 
 
 class Exclusion:
-    """Says which modules of a network some patterns exclude.
+    """The modules of a network that patterns exclude.
 
-    A pattern is one of a shell: ``*`` stands for anything, dots included. It may begin at any part of a module's path
-    and covers all modules below what it matches: ``features_extractor``, ``features_extractor.*`` and ``cnn.0`` all
-    exclude ``q_net.features_extractor.cnn.0``. A module that several paths lead to is excluded by any of them.
+    Patterns are those of a shell: ``*`` matches anything, dots included. A pattern may begin at any part of a module's
+    path, and covers all modules below a match: ``features_extractor``, ``features_extractor.*`` and ``cnn.0`` all
+    exclude ``q_net.features_extractor.cnn.0``. A module with several paths is excluded by any of them.
 
-    :param network: what module paths begin at
-    :param patterns: of module paths, without the steps of ``torch.compile``
+    :param network: the root of module paths
+    :param patterns: of module paths, without the parts that ``torch.compile`` adds
     """
 
     def __init__(self, network: nn.Module, patterns: Sequence[str]):
@@ -39,19 +39,19 @@ class Exclusion:
         return next((each for each in self.patterns if any(_matches(other, each) for other in paths)), None)
 
     def unmatched(self, paths: Sequence[str]) -> list[str]:
-        """Return the patterns that match none of some modules."""
+        """Return the patterns that match none of the paths."""
         every = [other for path in paths for other in self._paths_of(path)]
         return [pattern for pattern in self.patterns if not any(_matches(path, pattern) for path in every)]
 
     def _paths_of(self, path: str) -> list[str]:
-        """Return all paths to a module, without the steps of ``torch.compile``."""
+        """Return all paths to a module, without the parts that ``torch.compile`` adds."""
         return self._paths.get(id(self._modules.get(path)), [uncompiled_name(path)])
 
 
 def excluding(wiring: Wiring, network: nn.Module, patterns: Sequence[str]) -> Wiring:
-    """Return a wiring without the layers that patterns exclude, of which no weight is to change.
+    """Return a wiring in which layers are excluded by patterns. Their weights must not change.
 
-    Excluded layers stay listed, and are neither measured nor recycled. Layers that feed one are measured only.
+    Excluded layers stay listed, and are neither measured nor recycled. Layers that feed them are measured only.
 
     :param wiring: of the network
     :param network: the network
@@ -62,14 +62,14 @@ def excluding(wiring: Wiring, network: nn.Module, patterns: Sequence[str]) -> Wi
     if not patterns:
         return wiring
     exclusion = Exclusion(network, patterns)
-    # 1. Every pattern excludes something that could be changed.
+    # 1. Every pattern must match a layer.
     layers = [*(layer.name for layer in wiring), *wiring.outputs]
     normalisations = [path.rpartition(".")[0] for layer in wiring for path in layer.normalisations]
     unmatched = exclusion.unmatched([*layers, *wiring.left_alone, *normalisations])
     if unmatched:
         names = ", ".join(map(uncompiled_name, layers))
         raise UsageError(f"exclude names {unmatched[0]!r}, which matches no layer; the layers are {names}")
-    # 2. What is excluded is left alone, and so are the weights with which it reads other layers.
+    # 2. Excluded layers keep all weights, also those that read other layers.
     found = tuple(_without(layer, exclusion) for layer in wiring)
     if all(layer.excluded for layer in found):
         names = ", ".join(layer.name for layer in found)

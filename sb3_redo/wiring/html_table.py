@@ -5,8 +5,8 @@ from html import escape
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return an HTML table of plain texts. The first cell of each row is the row's header."""
-    left = ' style="text-align: left"'  # notebooks align cells to the right, which suits numbers only
+    """Return an HTML table of plain text. The first cell of each row is its header."""
+    left = ' style="text-align: left"'  # notebooks right-align cells, which suits only numbers
     head = "".join(f'<th scope="col"{left}>{escape(cell)}</th>' for cell in header)
     body = ""
     for name, *cells in rows:

@@ -1,4 +1,4 @@
-"""Makes other inputs of the same form as a network's own, and reads what depends on the input."""
+"""Makes variants of a network's inputs, and finds the elements that depend on the input."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,19 +37,19 @@ def input_variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
         changed = [inputs, *(map_tensors(partial(change, attempt=attempt), inputs) for attempt in range(4))]
         variants = [map_tensors(first_row, variant) for variant in changed]
         try:
-            # Other seeds show whether what runs depends on what the network draws.
+            # Other seeds show whether the network's draws decide which calls it makes.
             for seed, variant in enumerate(variants):
                 prober.run(PassSettings(), forward=partial(forward, variant), seed=seed)
         except ChangedCallsError:
             raise
         except PASS_ERRORS:
-            continue  # noise may be no valid input, such as the number of an embedding that does not exist
+            continue  # noise may be invalid, such as an index outside an embedding
         return variants
     return [map_tensors(first_row, inputs)]
 
 
 def extreme_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> list[Any]:
-    """Return the other observation, and observations that are all low and all high, as far as the network accepts them.
+    """Return the other observation, and all-low and all-high ones, as far as the network accepts them.
 
     A network such as ``a(x) if x.mean() > 1 else b(x)`` runs other layers on some of them.
 
@@ -71,7 +71,7 @@ def extreme_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
 
 
 def widened(prober: Prober, forward: Callable[[Any], Any], variants: Sequence[Any]) -> Sequence[Any]:
-    """Return the variants with large numbers, which open hinges on the input, where the network accepts them.
+    """Return the variants with large numbers, which open hinges on the input, if the network accepts them.
 
     :param forward: runs the network on an input
     :param variants: as :func:`input_variants` returns them
@@ -80,7 +80,7 @@ def widened(prober: Prober, forward: Callable[[Any], Any], variants: Sequence[An
         return variants
     wide = [map_tensors(lambda t: t * prober.wide if t.is_floating_point() else t, variant) for variant in variants]
     try:
-        for variant in wide[1:3] or wide:  # those that layers are driven with
+        for variant in wide[1:3] or wide:  # the variants used to drive layers
             prober.run(PassSettings(), forward=partial(forward, variant))
     except UNUSUAL_PASS_ERRORS:
         return variants
@@ -88,16 +88,16 @@ def widened(prober: Prober, forward: Callable[[Any], Any], variants: Sequence[An
 
 
 def _constant(tensor: Tensor, sign: int) -> Tensor:
-    """Return one observation that is all low or all high: beyond its numbers, or their least or largest integer."""
+    """Return one observation that is all low or all high: beyond its range, or the smallest or largest integer."""
     if tensor.is_floating_point():
         return torch.full_like(tensor[:1], sign * (float(tensor.abs().max()) + 1.0))
     return (tensor.amax() if sign > 0 else tensor.amin()).expand_as(tensor[:1]).clone()
 
 
 def _with_noise(tensor: Tensor, attempt: int) -> Tensor:
-    """Add noise to numbers, draws a new byte for a pixel, rearranges other integers.
+    """Add noise to numbers, draw new bytes for pixels, rearrange other integers.
 
-    Odd attempts subtract the noise that the attempt before added: a gate that opens for one sign opens in one of them.
+    Odd attempts subtract the noise that the previous attempt added, so that a gate for one sign opens in one of them.
     Noise is larger than the number itself, so that signs change.
     """
     if tensor.is_floating_point():
@@ -113,7 +113,7 @@ def _with_noise(tensor: Tensor, attempt: int) -> Tensor:
 
 
 def _rearranged(tensor: Tensor, attempt: int) -> Tensor:
-    """Exchange the two rows in even attempts. Mirrors each value within the range of all in odd ones."""
+    """Swap the two rows in even attempts. Mirror each value within the range of all in odd attempts."""
     return tensor.flip(0) if attempt % 2 == 0 or tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
 
 
@@ -127,14 +127,14 @@ def read_observation(
 
     :param variants: passes on the observation and on its variants, in the order of :func:`input_variants`
     :param extremes: passes on :func:`extreme_inputs`
-    :param wide: the same as ``variants`` on inputs as wide as hinges may be
+    :param wide: the same as ``variants``, on inputs with large numbers
     :return: 0 at each of these elements, else NO_NEURON
     """
     reading: Reading = {}
     inner = [condition for condition in prober.conditions() if condition.variation in prober.inner_variations]
     for condition in (*inner, *prober.wide_conditions()):
         passes = variants if condition in inner else wide
-        # Frozen outputs of one sign meet the first pair of opposites, those of the other sign the second pair.
+        # Frozen outputs of one sign go with the first pair of opposites, those of the other sign with the second.
         pair = passes[1:3] if condition.factor > 0 else passes[3:]
         settings = PassSettings(frozen_factors=(condition.factor,), variation=condition.variation)
         before: dict[Place, Tensor] = {}
@@ -152,6 +152,6 @@ def read_observation(
 
         if condition in inner and condition.variation == 0:
             read((*passes[:1], *pair, *extremes))
-        else:  # a network may refuse values so large, or such parameters
+        else:  # a network may refuse such large values or parameters
             prober.accepts(partial(read, (*passes[:1], *pair) if condition in inner else pair), condition)
     return reading

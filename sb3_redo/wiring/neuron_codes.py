@@ -47,12 +47,12 @@ Level = tuple[float, float]
 
 
 class Place(NamedTuple):
-    """Names a value that can be seen during a pass.
+    """A value that can be seen during a pass.
 
     :param kind: ``input`` of a layer, output of an ``activation``, input of a ``normalisation``, input of another
         ``module`` with parameters, or ``output`` of the whole pass
     :param name: the module's path, or the number of the activation, normalisation or output
-    :param call: which call of that name
+    :param call: number of the call of that name
     """
 
     kind: str
@@ -72,7 +72,7 @@ A tensor has the shape of the value for one observation. Axes along which the ne
 
 @dataclass(frozen=True)
 class Assignments:
-    """Says which neurons are driven high in each row of a batch.
+    """The neurons driven high in each row of a batch.
 
     :param level: the values of a low and of a high neuron
     :param is_high: bool [assignments, neurons]
@@ -95,14 +95,14 @@ class Assignments:
 
 
 class ReceivedCode:
-    """Collects the bits received at every element of one place; all tensors have the shape of one row."""
+    """Collects the bits received at every element of one place. All tensors have the shape of one row."""
 
     def __init__(self, like: Tensor, neurons: int):
         dtype = torch.int32 if 2 * number_bits(neurons) + CHECK_BITS < 31 else torch.int64
-        # Bit k is set where the element was as high in assignment k as in the row all high.
+        # Bit k is set if the element had the same value in assignment k as in the row all high.
         self.bits = torch.zeros(like.shape, dtype=dtype, device=like.device)
-        self.is_reached = torch.zeros(like.shape, dtype=torch.bool, device=like.device)  # it ever changed
-        self.is_mixed = torch.zeros_like(self.is_reached)  # it was ever neither low nor high
+        self.is_reached = torch.zeros(like.shape, dtype=torch.bool, device=like.device)  # whether it ever changed
+        self.is_mixed = torch.zeros_like(self.is_reached)  # whether it was ever neither low nor high
 
     def receive(self, low: Tensor, high: Tensor, rows: Tensor, first_bit: int) -> None:
         """Compare assignments with the reference rows.
@@ -111,12 +111,12 @@ class ReceivedCode:
         :param high: the row all high, [...]
         :param rows: [assignments, ...]; the first carries the bit ``first_bit``
         """
-        # 1. An element is reached where all low and all high differ by more than rounding, which differs from row to
-        #    row: vectorised functions treat the last elements of a tensor differently.
+        # 1. An element is reached if all low and all high differ by more than rounding. Rounding differs between rows,
+        #    since vectorised functions treat the last elements of a tensor differently.
         epsilon = max(1e-6, 2 * _epsilon(low))
         distance = (low - high).abs_()
         differs = distance != 0
-        # One bound for the whole tensor most often shows that no difference is so small.
+        # Usually one bound for the whole tensor shows that no difference is so small.
         is_exact = not any_true(differs & (distance <= epsilon * _largest(low, high)))
         rounding: Tensor | None = None
         if not is_exact:
@@ -130,14 +130,14 @@ class ReceivedCode:
                 if rounding is None:
                     rounding = torch.maximum(low.abs(), high.abs()).mul_(epsilon)
                 is_high, is_low = (row - high).abs_() <= rounding, (row - low).abs_() <= rounding
-            # 3. Where it is neither, or both, no single neuron is behind it.
+            # 3. If it is neither or both, several neurons reach it.
             self.is_reached |= ~is_low
             self.is_mixed |= ~(is_high ^ is_low)
             self.bits.add_(is_high, alpha=1 << bit)
 
     def merge(self, other: "ReceivedCode") -> None:
-        """Add the bits that another pass carried to the same place. Merging a code twice changes nothing."""
-        # Not in place, which torch forbids for what was made in inference mode.
+        """Add the bits of another pass at the same place. Merging a code twice changes nothing."""
+        # Not in place: torch forbids that for tensors made in inference mode.
         self.bits = self.bits | other.bits
         self.is_reached = self.is_reached | other.is_reached
         self.is_mixed = self.is_mixed | other.is_mixed
@@ -147,15 +147,15 @@ ReceivedCodes = dict[Place, ReceivedCode]
 
 
 def number_bits(neurons: int) -> int:
-    """Return how many bits the largest neuron number takes."""
+    """Return the number of bits of the largest neuron number."""
     return max(1, (neurons - 1).bit_length())
 
 
 class BinaryCodes:
-    """Gives every neuron of a layer a unique binary code; see the worked example above.
+    """Gives every neuron of a layer a unique binary code, see the worked example above.
 
-    :param neurons: how many neurons the layer has
-    :param seed: of the check bits; another for every level, since two neurons may have equal check bits at one
+    :param neurons: number of neurons of the layer
+    :param seed: of the check bits. Differs for each level, since two neurons may have equal check bits at one level.
     """
 
     def __init__(self, neurons: int, seed: int = 0):
@@ -180,14 +180,14 @@ class BinaryCodes:
         """Return whether the check bits received at every reached element agree with an earlier reading."""
         check_codes = self.codes >> 2 * self.number_bits
         for place, code in received.items():
-            # 1. The earlier reading must know every element that is reached now.
+            # 1. The earlier reading must include every element that is reached now.
             neuron = reading.get(place)
             if neuron is None:
                 return False
             neuron = neuron.to(code.bits.device)
             if any_true(code.is_reached & (neuron == NO_NEURON)):
                 return False
-            # 2. Where it names one neuron, exactly the check bits of that neuron must have arrived.
+            # 2. An element of one neuron must have received exactly that neuron's check bits.
             expected = check_codes.to(code.bits)[neuron.clamp(min=0)] << 2 * self.number_bits
             if any_true(code.is_reached & (neuron >= 0) & (code.is_mixed | (code.bits != expected))):
                 return False
@@ -195,11 +195,11 @@ class BinaryCodes:
 
     def decode(self, received: ReceivedCode) -> Tensor:
         """Return the neuron at each element, NO_NEURON or SEVERAL_NEURONS, as int32 on the CPU."""
-        # 1. The lowest bits name a neuron, if there is one of that number.
+        # 1. The lowest bits are a neuron's number, if such a neuron exists.
         neuron = received.bits & ((1 << self.number_bits) - 1)
         is_known = neuron < self.neurons
         neuron = torch.where(is_known, neuron, 0)
-        # 2. It is this neuron alone if all other bits are its own, too.
+        # 2. The element shows this neuron only if all other bits are also this neuron's.
         is_known &= ~received.is_mixed & (self.codes.to(received.bits)[neuron] == received.bits)
         neuron = torch.where(is_known, neuron, SEVERAL_NEURONS).to(torch.int32)
         # 3. Elements that never changed depend on no neuron.
@@ -207,14 +207,14 @@ class BinaryCodes:
 
 
 def merge_reading(reading: Reading, new: Mapping[Place, Tensor]) -> None:
-    """Add what was read at another level, in place. Two neurons at one element make it SEVERAL_NEURONS."""
+    """Add the reading of another level, in place. An element with two neurons becomes SEVERAL_NEURONS."""
     for place, neuron in new.items():
         neuron = merged(reading[place], neuron) if place in reading else neuron
         reading[place] = without_repeats(neuron).clone().expand(neuron.shape)
 
 
 def merged(known: Tensor, new: Tensor) -> Tensor:
-    """Return the neuron that either tensor shows at each element, SEVERAL_NEURONS where they disagree."""
+    """Return the neuron that either tensor has at each element, SEVERAL_NEURONS where they disagree."""
     is_new, agrees = known == NO_NEURON, (new == NO_NEURON) | (new == known)
     return torch.where(is_new, new, torch.where(agrees, known, SEVERAL_NEURONS))
 
@@ -229,18 +229,18 @@ def without_repeats(neurons: Tensor) -> Tensor:
 
 
 def _largest(*values: Tensor) -> float:
-    """Return the largest absolute value; 0 if there is none."""
+    """Return the largest absolute value, or 0 without values."""
     ends = [float(end) for value in values if value.numel() for end in value.aminmax()]
     return max(map(abs, ends), default=0.0)
 
 
 def all_true(mask: Tensor) -> bool:
-    """Return whether all of a mask is true. Takes a fiftieth of the time of ``Tensor.all`` on a CPU."""
+    """Return whether all of a mask is true. On a CPU it is 50 times as fast as ``Tensor.all``."""
     return mask.numel() == 0 or bool(mask.view(torch.uint8).amin())
 
 
 def any_true(mask: Tensor) -> bool:
-    """Return whether any of a mask is true; see :func:`all_true`."""
+    """Return whether any of a mask is true, see :func:`all_true`."""
     return mask.numel() > 0 and bool(mask.view(torch.uint8).amax())
 
 

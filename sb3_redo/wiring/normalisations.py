@@ -1,4 +1,4 @@
-"""Finds parameters and buffers outside of layers that act on single neurons, and modules that are left alone."""
+"""Finds parameters and buffers outside layers that act on single neurons, and modules that are not changed."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,18 +19,18 @@ _CHANNELS_FIRST = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
-"""Modules with an entry for each index of the input's second axis. The state of others broadcasts from the right."""
+"""Modules with an entry per index of the input's second axis. The state of others broadcasts from the right."""
 _GATED = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
 def normalisations(prober: Prober, reading: Reading, others: Iterable[Reading]) -> dict[str, Tensor]:
     """Return the neuron that each entry of a normalisation's state belongs to, -1 for none.
 
-    Covers all elementwise modules between a layer and its consumers. An entry belongs to a neuron if it acts on
-    nothing else, in any call.
+    Covers all elementwise modules between a layer and its consumers. An entry belongs to a neuron if it acts only on
+    this neuron, in all calls.
 
-    :param reading: what the layer reaches
-    :param others: what every other layer and the observation reach
+    :param reading: the elements that the layer reaches
+    :param others: the elements that every other layer and the observation reach
     :return: path of a parameter or buffer to long tensor of its shape
     """
     others = list(others)
@@ -40,13 +40,13 @@ def normalisations(prober: Prober, reading: Reading, others: Iterable[Reading]) 
         module, places = prober.other_modules[name], _places(prober, name)
         if not is_elementwise(prober, name) or any(place not in reading for place in places):
             continue
-        # 2. An element that something else reaches too belongs to no single neuron.
+        # 2. An element that another source reaches too belongs to no single neuron.
         by_call = [
             reading[place].masked_fill(reached_by_others(place, reading[place], others), SEVERAL_NEURONS)
             for place in places
         ]
         for key, tensor in _state(module):
-            # 3. An entry belongs to a neuron that is behind all elements it acts on, the same one in every call.
+            # 3. An entry belongs to a neuron if all elements it acts on show this neuron, in every call.
             found = torch.stack([_neuron_of_entries(seen, _broadcast(module, tensor, seen.shape)) for seen in by_call])
             agreed = found.amin(0) == found.amax(0)
             entries = found[0].where(agreed, NO_NEURON).reshape(tensor.shape).long()
@@ -56,9 +56,9 @@ def normalisations(prober: Prober, reading: Reading, others: Iterable[Reading]) 
 
 
 def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[str, str]:
-    """Return the modules that are neither measured nor recycled although they have parameters, and why.
+    """Return the modules with parameters that are neither measured nor recycled, and the reasons.
 
-    :param activations: the activation calls of a pass; the modules that make them are not listed
+    :param activations: the activation calls of a pass. The modules that make them are not listed.
     """
     known = {call.module for call in activations}
     apart = {name: f"it runs inside {layer}, as a part of it" for name, layer in prober.inner.items()}
@@ -74,7 +74,7 @@ def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[st
 
 
 def mixing_modules(prober: Prober, name: str) -> list[str]:
-    """Return the modules with parameters that a layer reaches and that are not elementwise, such as an LSTM."""
+    """Return the modules with parameters, reached by a layer, that are not elementwise, such as an LSTM."""
     inputs: dict[str, list[Tensor]] = defaultdict(list)
 
     def watched(path: str, module: nn.Module) -> Any:
@@ -95,7 +95,7 @@ def mixing_modules(prober: Prober, name: str) -> list[str]:
 
 
 def is_elementwise(prober: Prober, name: str) -> bool:
-    """Return whether all of a module's state broadcasts against the one tensor that it is called with."""
+    """Return whether all of a module's state broadcasts against its single input."""
     module = prober.other_modules[name]
     shapes = [prober.shapes[place] for place in _places(prober, name)]
     return bool(shapes) and all(
@@ -120,16 +120,16 @@ def _places(prober: Prober, name: str) -> list[Place]:
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a module's own parameters and buffers, but no counters or other single numbers."""
+    """Yield a module's own parameters and buffers, except single numbers such as counters."""
     for key, tensor in own_tensors(module):
         if tensor.is_floating_point() and tensor.ndim > 0:
             yield key, tensor
 
 
 def _broadcast(module: nn.Module, tensor: Tensor, shape: torch.Size) -> tuple[int, ...]:
-    """Return the shape in which a module's state broadcasts against an input of the given shape.
+    """Return the shape in which a module's state broadcasts against an input of a given shape.
 
-    For instance [8] becomes (1, 8, 1, 1) in a batch normalisation of [1, 8, 5, 5].
+    For instance, [8] becomes (1, 8, 1, 1) in a batch normalisation of [1, 8, 5, 5].
     """
     own = (*tensor.shape, *[1] * (len(shape) - 2)) if isinstance(module, _CHANNELS_FIRST) else tuple(tensor.shape)
     return (*[1] * (len(shape) - len(own)), *own)

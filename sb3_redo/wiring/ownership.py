@@ -1,4 +1,4 @@
-"""Finds out whose weights a layer's are: its own and trained, or also used, shared, computed or frozen elsewhere."""
+"""Finds weights that may be changed: trained ones that are not shared, computed, frozen or used elsewhere."""
 
 from bisect import bisect_left
 from collections import defaultdict
@@ -16,17 +16,17 @@ from sb3_redo.wiring.gradient_reach import real_pass
 from sb3_redo.wiring.prober import Prober
 
 _USE_FIRST_ONLY = ("to", "type_as", "expand_as", "view_as", "reshape_as")
-"""Functions that use the values of their first argument alone, as ``x.to(layer.weight)`` does."""
+"""Functions that use only the values of their first argument, such as ``x.to(layer.weight)``."""
 
 
 class Ownership:
-    """Says which parameters of a network recycling may change, and why not the others.
+    """The parameters of a network that recycling may change, and the reasons against the others.
 
     :param prober: of the network
     :param heads: name of each layer that feeds no other one to the numbers of the outputs that it reaches
-    :param forward: runs the network as it is on its inputs, and returns all outputs
+    :param forward: runs the unchanged network on its inputs, and returns all outputs
     :param inputs: nested tensors [2, ...]
-    :param optimizers: all that train the network; ``None`` or empty if they are not known
+    :param optimizers: all that train the network, or ``None`` or empty if unknown
     """
 
     def __init__(
@@ -38,25 +38,25 @@ class Ownership:
         optimizers: Iterable[Optimizer] | None,
     ):
         self._policy, self._layers = prober.module, prober.layers
-        # 1. Which parameters a gradient reaches, and which layers run with other weights than their own.
+        # 1. The parameters that a gradient reaches, and the layers that run with other weights than their own.
         self._real_pass = real_pass(self._policy, self._layers, heads, forward, inputs)
-        # 2. Which ones an optimizer holds.
+        # 2. The parameters that an optimizer holds.
         self._optimized = optimized(optimizers or ())
-        # 3. Which memory is whose, and whose is used without calling a layer.
+        # 3. Shared memory, and weights used without calling their layer.
         self._held = _Memories(self._policy)
         self._idle_holders = _idle_holders(self._policy, self._layers)
         self._used_elsewhere = _weights_used_outside_their_layer(prober) | prober.inner.keys()
 
     def unseen_feeders(self, consumer: str, seen: Iterable[str]) -> list[str]:
-        """Return the layers that a layer's inputs were computed from, though no values of theirs changed these.
+        """Return the layers that a layer's inputs were computed from without a visible effect of their values.
 
         :param consumer: name of a layer, or OUTPUT
-        :param seen: the layers that were read to feed it
+        :param seen: the layers found to feed it
         """
         return sorted(self._real_pass.feeders.get(consumer, frozenset()) - set(seen))
 
     def why_not_writable(self, name: str, consumers: Iterable[str]) -> str | None:
-        """Return why the weights of a layer or of one of its consumers may not be changed, or ``None``."""
+        """Return the reason why weights of a layer or of its consumers may not be changed, or ``None``."""
         for layer, whose in ((name, "its"), *((consumer, f"{consumer}'s") for consumer in consumers)):
             why = self._why_not_layer(layer)
             if why is not None:
@@ -64,9 +64,9 @@ class Ownership:
         return None
 
     def writable(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return those parameters and buffers of normalisations that may be changed.
+        """Return the parameters and buffers of normalisations that may be changed.
 
-        A normalisation whose scale or offset may not be changed keeps its statistics, too.
+        If a normalisation's scale or offset may not be changed, neither may its statistics.
 
         :param entries: path of a parameter or buffer to anything
         """
@@ -132,7 +132,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Return whether a layer computes what torch's own does. The class or the instance may replace a method."""
+    """Return whether a layer computes the same as torch's class. A subclass or instance may replace a method."""
     kind = next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
     methods = ("forward", "_conv_forward")
     return len(layer._parameters) <= 2 and all(
@@ -141,15 +141,15 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _idle_holders(policy: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return name of a layer to the path of another network that holds it too, and none of whose own layers runs.
+    """Return layer name to the path of another network that also holds it, if none of that network's own layers runs.
 
-    A target network that was given the same encoder is one: its weights that read a recycled neuron are not cleared.
+    For instance a target network with the same encoder. Its weights that read a recycled neuron are not cleared.
     """
     names = {id(layer): name for name, layer in layers.items()}
     children = [id(child) for module in policy.modules() for child in module._modules.values() if child is not None]
     if len(children) == len(set(children)):
         return {}
-    # 1. All paths of every layer, and which modules lie on each.
+    # 1. All paths of every layer, and the modules on each path.
     paths: dict[int, list[str]] = defaultdict(list)
     modules = dict(policy.named_modules(remove_duplicate=False))
     for path, module in modules.items():
@@ -161,7 +161,7 @@ def _idle_holders(policy: nn.Module, layers: Mapping[str, nn.Module]) -> dict[st
             # 2. The outermost module on this path that lies on no other path of the layer.
             elsewhere = {id(modules[each]) for other in paths[layer] if other != path for each in _prefixes(other)}
             holder = next((each for each in _prefixes(path) if id(modules[each]) not in elsewhere), None)
-            # 3. It is idle if it has layers that it alone holds, and none of them runs.
+            # 3. It is idle if it has layers of its own, and none of them runs.
             inner = {id(each) for each in modules[holder].modules()} & paths.keys() if holder else set()
             own = [each for each in inner if all(other.startswith(f"{holder}.") for other in paths[each])]
             if own and not names.keys() & own:
@@ -170,13 +170,13 @@ def _idle_holders(policy: nn.Module, layers: Mapping[str, nn.Module]) -> dict[st
 
 
 def _prefixes(path: str) -> list[str]:
-    """Return the paths of all modules on the way to one, the outermost first."""
+    """Return the paths of all modules that contain one, the outermost first."""
     parts = path.split(".")
     return [".".join(parts[:number]) for number in range(1, len(parts))]
 
 
 class _Held(NamedTuple):
-    """A tensor that a module holds, and the addresses of its memory.
+    """A tensor of a module, and the addresses of its memory.
 
     :param key: its name as a parameter or buffer; empty for any other attribute
     """
@@ -191,12 +191,12 @@ class _Held(NamedTuple):
 class _Memories:
     """Finds tensors of a network that share memory with others.
 
-    Memory that tensors outside of the network share as a whole cannot be seen.
+    Memory shared entirely with tensors outside the network cannot be detected.
     """
 
     def __init__(self, policy: nn.Module):
         held = sorted(_held_tensors(policy), key=lambda each: (each.start, each.end))
-        # 1. Tensors whose ranges of addresses overlap. Ranges are sorted by where they start.
+        # 1. Tensors whose ranges of addresses overlap. Ranges are sorted by their start.
         self._holders: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         starts = [each.start for each in held]
         for number, one in enumerate(held):
@@ -206,7 +206,7 @@ class _Memories:
             # An expanded tensor has fewer addresses than entries.
             if one.tensor.nbytes > one.end - one.start:
                 self._holders[one.name, one.key]["one another"] = None
-        # 2. Tensors that are a part of a larger one which is not held here.
+        # 2. Tensors that are part of a larger one outside the network.
         filled: dict[int, dict[int, int]] = defaultdict(dict)
         for each in held:
             filled[each.tensor.untyped_storage().data_ptr()][each.start] = each.tensor.nbytes
@@ -217,14 +217,14 @@ class _Memories:
         }
 
     def why_shared(self, name: str, key: str) -> str | None:
-        """Return with what a parameter or buffer shares its memory, or ``None``."""
+        """Return the tensor with which a parameter or buffer shares memory, in words, or ``None``."""
         if (name, key) in self._holders:
             return f"shared with {', '.join(self._holders[name, key])}"
         return "a part of a tensor outside of the policy" if (name, key) in self._parts else None
 
 
 def _held_tensors(policy: nn.Module) -> Iterable[_Held]:
-    """Yield all parameters and buffers of a network, and the other tensors that its modules have as attributes."""
+    """Yield all parameters and buffers of a network, and other tensors among its modules' attributes."""
     modules = list(policy.named_modules())
     registered = [
         (name, key, tensor)
@@ -248,7 +248,7 @@ def _held_tensors(policy: nn.Module) -> Iterable[_Held]:
 
 
 def _addresses(tensor: Tensor) -> tuple[int, int] | None:
-    """Return where the memory of a tensor starts and ends; ``None`` if it has no memory of its own to speak of."""
+    """Return the start and end of a tensor's memory, or ``None`` if it has no ordinary memory."""
     try:
         start = tensor.data_ptr()
         strides = tensor.stride()
@@ -259,7 +259,7 @@ def _addresses(tensor: Tensor) -> tuple[int, int] | None:
 
 
 class _WeightWatcher(TorchFunctionMode):
-    """Notes which layers' parameters are used by the functions of a pass, as they are or as a view of their memory.
+    """Records the layers whose parameters the functions of a pass use, directly or as views.
 
     :param layers: name to layer
     """
@@ -293,7 +293,7 @@ class _WeightWatcher(TorchFunctionMode):
 
 
 def _used(name: str, arguments: list[Any]) -> Iterable[Any]:
-    """Return the arguments whose values a function uses. Of the others it may use shape, type or device."""
+    """Return the arguments whose values a function uses, not only their shape, type or device."""
     if name.startswith("new_") or name.endswith("_like") or name in ("size", "stride"):
         return ()
     if name in _USE_FIRST_ONLY:
@@ -304,7 +304,7 @@ def _used(name: str, arguments: list[Any]) -> Iterable[Any]:
 def _weights_used_outside_their_layer(prober: Prober) -> frozenset[str]:
     """Return the names of the layers whose weights or biases are used without calling the layer.
 
-    All layers are frozen, so no parameter that a function sees is used by its own layer.
+    All layers are frozen, so a layer itself never uses the parameters that functions see.
     """
     watcher = _WeightWatcher(prober.layers)
     with watcher:

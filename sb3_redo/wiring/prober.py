@@ -26,24 +26,24 @@ from sb3_redo.wiring.neuron_codes import (
 
 # Positive values pass every common activation. Negative values open the other half of a CReLU. The wide level crosses
 # the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
-# The wide level comes first: it opens most gates, so that check bits suffice at the other levels.
+# The wide level comes first: it opens most gates, and then check bits suffice at the other levels.
 _LEVELS: tuple[Level, ...] = ((-3.0, 3.0), (0.25, 0.75), (-0.75, -0.25))
-# Opens hinges such as relu(x - 1000). Low and high differ in size, so that even functions such as abs tell them apart.
+# Opens hinges such as relu(x - 1000). Low and high differ in size, so that even functions such as abs separate them.
 _WIDE = 8192.0
 _WIDE_LEVEL: Level = (-_WIDE, 0.75 * _WIDE)
-# The same where products of two such values must stay finite.
+# The same, for products of two such values to stay finite.
 _WIDE_IN_HALF_PRECISION = 128.0
 
-# Up to this many neurons, all bits are sent at every level: by chance two of so few neurons may have equal check bits
-# at every level. An element that mixes the two at some values only would then pass for one of them.
+# Up to this number of neurons, all bits are sent at every level. Two of so few neurons may have equal check bits at
+# every level by chance. An element that mixes them only at some values would then be taken for one of them.
 _FEW_NEURONS = 16
 
 
 class Condition(NamedTuple):
-    """Says what passes have in common in which the driven layer sends its codes.
+    """The common settings of passes in which a driven layer sends its codes.
 
-    :param factor: multiplies what frozen layers return; its sign also chooses the input
-    :param variation: number of the values that parameters and buffers outside layers take
+    :param factor: multiplies the outputs of frozen layers. Its sign also selects the input.
+    :param variation: number of the variation of parameters and buffers outside layers
     """
 
     factor: float = 1.0
@@ -57,48 +57,48 @@ class Prober(FrozenNetwork):
     """Finds what each layer of a network reaches, from passes on a single observation.
 
     The rows of a driven layer's output carry the assignments. Frozen layers return one row, which broadcasts, so that
-    only what the layer reaches is computed for all rows. Where rows influence each other, every assignment gets a
-    pass of its own.
+    only what the layer reaches is computed for all rows. If rows influence each other, every assignment gets
+    its own pass.
 
     :param module: the network
     :param forward: called without arguments, runs everything that is to be probed in one pass
-    :param put_back: called after every pass, puts back what it changed
+    :param put_back: called after every pass, restores its changes
     """
 
     def __init__(self, module: nn.Module, forward: Callable[[], Any], put_back: Callable[[], None] = lambda: None):
         super().__init__(module, forward, put_back)
-        self.forwards = {1.0: forward}  # factor of frozen outputs to the pass for it
-        self.inner_variations: tuple[int, ...] = (0,)  # those in which more than the outputs of the network changes
-        self.not_alone: set[str] = set()  # layers whose values some function takes together with another tensor
-        self.all_varied = True  # every tensor outside layers that matters takes other values in the variations
-        self.other_way: str | None = None  # a tensor outside layers on whose values it depends what runs
-        self.not_varied: set[str] = set()  # layers that could not be read with other values outside layers
-        self._one_by_one: set[str] = set()  # layers whose assignments get a pass each
-        self._checked: set[tuple[str, Condition, bool]] = set()  # where a row was compared, and if at a wide level
+        self.forwards = {1.0: forward}  # factor of frozen outputs to its pass
+        self.inner_variations: tuple[int, ...] = (0,)  # variations that change more than the network's outputs
+        self.not_alone: set[str] = set()  # layers whose values a function combines with another tensor
+        self.all_varied = True  # whether all relevant tensors outside layers vary
+        self.other_way: str | None = None  # a tensor outside layers whose values decide which calls run
+        self.not_varied: set[str] = set()  # layers that could not be read in the variations
+        self._one_by_one: set[str] = set()  # layers with one pass per assignment
+        self._checked: set[tuple[str, Condition, bool]] = set()  # layer, condition and wideness of compared rows
 
     def prepare(self, forwards: Sequence[Callable[[], Any]]) -> None:
-        """Set the passes to probe with, and note the shape of every value.
+        """Set the passes to probe with, and record the shape of every value.
 
-        :param forwards: as the constructor's ``forward``. The last one serves for frozen outputs of opposite sign.
+        :param forwards: like the constructor's ``forward``. The last one is used for frozen outputs of opposite sign.
         """
-        # 1. The network runs on these inputs from here on. Poolings of earlier inputs are forgotten.
+        # 1. From here on, the network runs on these inputs. Cached poolings of earlier inputs are dropped.
         self.forward = forwards[0]
         self.forwards = {1.0: forwards[0], -1.0: forwards[-1]}
         self._pool_cache.clear()
         self._checked.clear()
-        # 2. One pass tells the shape of every value for one observation.
+        # 2. One pass gives the shape of every value for one observation.
         shapes: dict[Place, torch.Size] = {}
         self.shapes = {}
         self.run(PassSettings(), lambda place, value: shapes.setdefault(place, value.shape))
         self.shapes = shapes
 
     def widen(self, forwards: Sequence[Callable[[], Any]]) -> None:
-        """Set the passes for frozen outputs as wide as hinges may be; see :meth:`prepare`."""
+        """Set the passes for large frozen outputs, which open hinges, see :meth:`prepare`."""
         self.forwards |= {self.wide: forwards[0], -self.wide: forwards[-1]}
 
     def find_rows(self) -> None:
-        """Find out whether the rows of a batch can carry assignments, in all variations."""
-        # They can if every layer's output is [1, ...] for one observation, and if no row of a batch influences another.
+        """Find whether the rows of a batch can carry assignments, in all variations."""
+        # They can if every layer's output is [1, ...] for one observation, and no row of a batch influences another.
         calls = [call for calls in self.calls.values() for call in calls]
         has_rows = all(len(call.shape) >= 2 and call.shape[0] == 1 for call in calls)
         self._one_by_one = set() if has_rows and self._rows_are_independent() else set(self.layers)
@@ -107,11 +107,11 @@ class Prober(FrozenNetwork):
         return all(self._rows_are_independent_in(variation) for variation in self.inner_variations)
 
     def _rows_are_independent_in(self, variation: int) -> bool:
-        """Return whether a row gives the same values in a batch of two, as first or last row, as it gives alone.
+        """Return whether a row has the same values alone and as first or last row of two.
 
         Small deviations are accepted: arithmetic may depend on the batch size. The influence of another row is larger.
         """
-        # 1. The values that the row gives alone.
+        # 1. The values of the row alone.
         sign = -1.0 if variation < 0 else 1.0
         settings = PassSettings(frozen_factors=(sign,), variation=variation)
         alone = self.values_of(settings)
@@ -120,7 +120,7 @@ class Prober(FrozenNetwork):
             expected = alone[place]
             is_batch = len(value) == 2 * len(expected) if expected.ndim else False
             if place.kind == "output" and is_batch:
-                return  # may hold sampled actions, which differ from row to row
+                return  # may be sampled actions, which differ between rows
             seen = value[row : row + 1] if is_batch else value
             if seen.shape != expected.shape or not _nearly_equal(seen, expected):
                 raise RuntimeError(f"{place} depends on other rows")
@@ -140,16 +140,16 @@ class Prober(FrozenNetwork):
         condition: Condition,
         constant_activations: Set[int] = frozenset(),
     ) -> list[ReceivedCodes]:
-        """Drive a layer. Returns the codes received at the places that it reaches, for each batch of assignments.
+        """Drive a layer. Returns the codes received at the places it reaches, for each batch of assignments.
 
         :param condition: of the passes
         :param constant_activations: numbers of activation calls that return a constant
         """
         factor, variation = condition
         settings = PassSettings(name, None, (factor,), constant_activations, variation=variation)
-        # 1. If rows are independent, all assignments of all batches lie in the rows of one pass.
+        # 1. If rows are independent, one pass carries all assignments of all batches in its rows.
         if name not in self._one_by_one:
-            # 2. The widest level comes first: of its two rows, one opens most hinges, and the other one does not.
+            # 2. The widest level comes first: one of its two rows opens most hinges, the other does not.
             order = sorted(range(len(batches)), key=lambda number: -batches[number].level[1])
             widest = [batches[number] for number in order]
             values = torch.cat([batch.values() for batch in widest])
@@ -165,7 +165,7 @@ class Prober(FrozenNetwork):
                 return [reader.received[order.index(number)] for number in range(len(batches))]
             except PASS_ERRORS:
                 self._one_by_one.add(name)
-        # 3. They are not, or the network refused so many rows: every assignment gets a pass of its own.
+        # 3. Otherwise, or if the network refuses so many rows, every assignment gets its own pass.
         self.not_alone.add(name)
         return [self._drive_one_by_one(settings, batch) for batch in batches]
 
@@ -176,7 +176,7 @@ class Prober(FrozenNetwork):
 
             def record(place: Place, value: Tensor, number: int = number) -> None:
                 value = finite(value)
-                # 1. Passes -2 and -1 are the references, all low and all high. Where they are equal they share memory.
+                # 1. Passes -2 and -1 are the references, all low and all high. Equal values share memory.
                 if number == -2:
                     references[place] = [value.clone()]
                     return
@@ -184,7 +184,7 @@ class Prober(FrozenNetwork):
                 if number == -1:
                     references[place].append(low if torch.equal(low, value) else value.clone())
                 high = references[place][1]
-                # 2. Pass 0 and those after it carry one bit each. A place that never changes gets no code.
+                # 2. Each pass from 0 on carries one bit. A place that never changes gets no code.
                 if place in received or high is not low or not torch.equal(low, value):
                     rows = value[None] if number >= 0 else value[None][:0]
                     code = received.setdefault(place, ReceivedCode(low, batch.is_high.shape[1]))
@@ -197,47 +197,47 @@ class Prober(FrozenNetwork):
         """Return the neuron of a layer behind every element that it reaches through parameter-free operations."""
         reading: Reading = {}
         read = partial(self._read_under, name, reading)
-        # 1. Frozen outputs of either sign: a gate such as relu(-x) on a frozen output opens for one of them only.
-        #    The wide level crosses what hinges block, unless the network refuses values so large.
+        # 1. Frozen outputs of either sign: a gate such as relu(-x) on a frozen output opens for only one of them.
+        #    The wide level opens hinges, unless the network refuses such large values.
         if not self.accepts(partial(read, _USUAL, (*_LEVELS, _WIDE_LEVEL))):
             read(_USUAL, _LEVELS)
         read(Condition(-1.0), _LEVELS)
-        # 2. If no function takes the layer's values together with another tensor, nothing else can shut them off.
+        # 2. If no function combines the layer's values with another tensor, nothing else can block them.
         if name in self.not_alone:
-            # 3. Parameters and buffers outside layers take other values, of either sign, too.
+            # 3. Parameters and buffers outside layers take other values of either sign.
             for condition in self.conditions()[2:]:
                 levels = _LEVELS if condition.factor == condition.variation else _LEVELS[:1]
                 if not self.accepts(partial(read, condition, levels), condition):
                     self.not_varied.add(name)
-            # 4. Frozen outputs and inputs are wide, too.
+            # 4. Frozen outputs and inputs are large.
             for condition in self.wide_conditions():
                 self.accepts(partial(read, condition, [(-self.wide, 0.75 * self.wide)]), condition)
-        # 5. In the order of the pass, which does not depend on what was open first.
+        # 5. Sorted by the order of the pass, which does not depend on the gates that opened first.
         return {place: reading[place] for place in self.shapes if place in reading}
 
     def accepts(self, read: Callable[[], Any], condition: Condition = _USUAL) -> bool:
-        """Run passes. Returns whether the network accepts their values; nothing is raised if not."""
+        """Run passes. Returns whether the network accepts their values, instead of raising an error."""
         one_by_one = set(self._one_by_one)
         try:
             read()
         except UNUSUAL_PASS_ERRORS as error:
             self._one_by_one = one_by_one
-            # It may run other layers on wide values. With other values outside layers, training may lead there.
+            # It may run other layers on large values. With other values outside layers, training may lead there.
             if isinstance(error, ChangedCallsError) and condition.variation and abs(condition.factor) == 1:
                 self.other_way = self.other_way or "parameters or buffers outside layers"
             return False
         return True
 
     def _read_under(self, name: str, reading: Reading, condition: Condition, levels: Sequence[Level]) -> None:
-        """Read a layer at some levels, several in a pass where memory allows, and add the result to ``reading``."""
-        # A level takes the reference rows and the check bits; one more row is reckoned for what is computed on the way.
+        """Read a layer at some levels, several per pass if memory allows, and add the result to ``reading``."""
+        # A level needs the reference rows and the check bits, and one more row of memory for intermediate values.
         together = self._levels_per_pass(name, REFERENCE_ROWS + CHECK_BITS + 1)
         for start in range(0, len(levels), together):
             self._read_levels(name, levels[start : start + together], condition, reading)
 
     def _read_levels(self, name: str, levels: Sequence[Level], condition: Condition, reading: Reading) -> None:
-        """Read a layer at some levels in one pass; further passes follow if these show anything new."""
-        # 1. Every level and sign has check bits of its own. The seeds differ, since lows are multiples of 1/4.
+        """Read a layer at some levels in one pass. Further passes follow if this one shows anything new."""
+        # 1. Every level and sign has its own check bits. The seeds differ, since lows are multiples of 1/4.
         factor, variation = condition
         codes = [BinaryCodes(self.neurons(name), seed=round(4 * factor * low) + 7 * variation) for low, _ in levels]
         # 2. The check bits of all levels are sent in one pass.
@@ -245,25 +245,25 @@ class Prober(FrozenNetwork):
         for code, level, check, received in zip(
             codes, levels, checks, self.drive(name, checks, condition), strict=True
         ):
-            # 3. If they confirm what was read before, this level shows nothing new.
+            # 3. If they confirm the earlier reading, this level shows nothing new.
             if code.neurons > _FEW_NEURONS and code.check_bits_confirm(reading, received):
                 continue
-            # 4. Else number bits and inverted bits follow, as many in a pass as memory allows. As many as there are
-            #    check bits fit in any case, since those just did.
+            # 4. Otherwise number bits and inverted bits follow, as many per pass as memory allows. At least the number
+            #    of check bits fits, since those just did.
             count = max(len(check.is_high), self._rows_per_pass(name, received) - REFERENCE_ROWS)
             for start in range(0, 2 * code.number_bits, count):
                 (more,) = self.drive(name, [code.number_assignments(level, start, count)], condition)
                 for place, part in more.items():
                     received.setdefault(place, part).merge(part)
-            # 5. All bits have arrived at every place that this level reaches.
+            # 5. Every place that this level reaches has received all bits.
             merge_reading(reading, {place: code.decode(bits) for place, bits in received.items()})
 
     def reaches(self, name: str, constant_activations: Set[int]) -> dict[Place, Tensor]:
         """Return the elements that a layer still reaches while some activation calls return a constant.
 
-        :return: place to bool tensor, of the shape that its value has for one observation
+        :return: place to bool tensor, in the shape of its value for one observation
         """
-        # Reference rows suffice: they show whether an element is reached, not by which neuron.
+        # Reference rows are enough: they show whether an element is reached, not by which neuron.
         no_rows = torch.zeros(0, self.neurons(name), dtype=torch.bool)
         together = self._levels_per_pass(name, REFERENCE_ROWS)
         reached: dict[Place, Tensor] = {}
@@ -272,7 +272,7 @@ class Prober(FrozenNetwork):
             for start in range(0, len(levels), together):
                 batches = [Assignments(level, no_rows) for level in levels[start : start + together]]
                 driven = self.drive(name, batches, Condition(1.0, variation), constant_activations)
-                # Sums that nearly cancel are rounded differently from row to row. Passes of one row are not.
+                # Sums that nearly cancel are rounded differently in each row, but not in passes of one row.
                 if any(driven) and name not in self._one_by_one:
                     settings = PassSettings(name, None, (1.0,), constant_activations, variation=variation)
                     driven = [self._drive_one_by_one(settings, batch) for batch in batches]
@@ -292,7 +292,7 @@ class Prober(FrozenNetwork):
 
         def keep(place: Place, value: Tensor) -> None:
             nonlocal kept
-            # An activation's output is often the next layer's input: one copy serves for both.
+            # An activation's output is often the next layer's input: both share one copy.
             is_alike = value.dtype == kept.dtype and value.device == kept.device
             if not is_alike or not torch.equal(value, kept):
                 kept = value.detach().clone()
@@ -303,7 +303,7 @@ class Prober(FrozenNetwork):
 
     @property
     def wide(self) -> float:
-        """The factor of frozen outputs that are as wide as hinges may be."""
+        """The factor of large frozen outputs, which open hinges."""
         is_half = any(call.dtype == torch.float16 for calls in self.calls.values() for call in calls)
         return _WIDE_IN_HALF_PRECISION if is_half else _WIDE
 
@@ -312,11 +312,11 @@ class Prober(FrozenNetwork):
         return [Condition(sign, variation) for variation in self.variations for sign in (1.0, -1.0)]
 
     def wide_conditions(self) -> list[Condition]:
-        """Return the conditions in which frozen outputs and inputs are as wide as hinges may be."""
+        """Return the conditions with large frozen outputs and inputs, which open hinges."""
         return [Condition(sign * self.wide, sign if sign in self.variations else 0) for sign in (1, -1)]
 
     def variations_of(self, name: str) -> tuple[int, ...]:
-        """Return the numbers of the variations that may change what a layer feeds into others."""
+        """Return the numbers of the variations that may change a layer's connections."""
         return (0,) if name in self.not_varied else self.inner_variations
 
     def values_per_row(self, name: str) -> int:
@@ -328,9 +328,9 @@ class Prober(FrozenNetwork):
         return max(1, self.size // (rows_per_level * self.values_per_row(name)))
 
     def _rows_per_pass(self, name: str, received: ReceivedCodes) -> int:
-        """Return how many rows fit into a pass: its largest tensor may hold four fifths of ``self.size`` values.
+        """Return the number of rows per pass. A pass's largest tensor may have four fifths of ``self.size`` values.
 
-        Then a trace never holds more than two copies of the activations of two observations, which a test checks.
+        Then a trace never keeps more than two copies of the activations of two observations. A test checks this.
         """
         widest_reached = max((code.bits.numel() for code in received.values()), default=0)
         return 4 * self.size // 5 // max(widest_reached, self.values_per_row(name))
@@ -341,7 +341,7 @@ class _RowReader:
 
     :param shapes: of the value at each place for one observation
     :param batches: the assignments
-    :param alone: the value at each place that the second row gives alone, to compare; empty to compare nothing
+    :param alone: the second row's value alone at each place, to compare. Empty to compare nothing.
     """
 
     def __init__(self, shapes: dict[Place, torch.Size], batches: Sequence[Assignments], alone: dict[Place, Tensor]):
@@ -350,27 +350,27 @@ class _RowReader:
         self.alone = alone
         self.rows = [batch.rows for batch in batches]
         self.received: list[ReceivedCodes] = [{} for _ in batches]
-        self.is_alone = True  # all values with these rows were made of the driven layer's outputs alone
+        self.is_alone = True  # whether only the driven layer's outputs determine all values with these rows
         self.last: tuple[Place, Tensor, int] | None = None  # place, value, and the value's version
 
     def record(self, place: Place, value: Tensor) -> None:
         shape = self.shapes[place]
-        # 1. A network may pick as many of many rows as others have: ``h[torch.arange(len(x))]`` is the first row
-        #    alone, which then stands for all. So the second row must give what it gives alone. Rows of outputs may
-        #    differ, where they are sampled actions.
+        # 1. A network may index rows by another tensor's length: ``h[torch.arange(len(x))]`` is only the first row,
+        #    which then broadcasts. So the second row must have the same values as alone. Rows of outputs may
+        #    differ if they are sampled actions.
         expected, is_single = self.alone.pop(place, None), value.shape == shape  # frees its memory
         if expected is not None and (is_single or place.kind != "output"):
             seen = value if is_single else value[1:2]
             if not torch.equal(seen, expected) and not _nearly_equal(seen, expected):
                 raise RuntimeError(f"{place} depends on other rows")
-        # 2. A value of one row does not depend on the driven layer. Every other value has a row for each assignment,
-        #    in place of the one row of an observation.
+        # 2. A value of one row does not depend on the driven layer. Every other value has one row per assignment
+        #    instead of one row per observation.
         if is_single:
             return
         if len(shape) == 0 or shape[0] != 1 or value.shape != (sum(self.rows), *shape[1:]):
             raise RuntimeError(f"{place} is {tuple(value.shape)} where it is {tuple(shape)} for one row")
-        self.is_alone &= hasattr(value, ALONE) or place.kind == "activation"  # seen before it can be marked
-        # 3. An activation's output is often the next layer's input. A tensor that did not change since is read once.
+        self.is_alone &= hasattr(value, ALONE) or place.kind == "activation"  # recorded before it can be marked
+        # 3. An activation's output is often the next layer's input. An unchanged tensor is read once.
         if self.last is not None and self.last[1] is value and self.last[2] == value._version:
             for received in self.received:
                 if self.last[0] in received:

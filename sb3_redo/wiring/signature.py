@@ -1,4 +1,4 @@
-"""Tells whether a network is still the one whose wiring was read: one pass that notes every function it calls."""
+"""Detects whether a network has changed since its wiring was read, from one pass that records every function call."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from sb3_redo.wiring.input_variants import first_row
 
 _PLAIN = (int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
 _LARGEST_VALUE = 2**16
-"""In elements, of tensors whose values are part of a signature."""
+"""Maximum number of elements of tensors whose values are part of a signature."""
 
 
 def network_signature(
@@ -25,14 +25,14 @@ def network_signature(
     inputs: Any,
     optimizers: Iterable[Optimizer],
 ) -> Any:
-    """Return what the wiring of a network depends on. Two equal signatures are those of equal wirings.
+    """Return everything that the wiring of a network depends on. Equal signatures mean equal wirings.
 
-    It names every function that one pass calls, and where its arguments come from: a parameter, a buffer, an earlier
-    function, or a constant, whose value counts. So code, attributes, globals and closures count as far as they change
-    what is computed. The values of parameters do not count, as they do not for the wiring. Beside the pass it holds
-    the tree of modules, how parameters share storage, and which of them are trained.
+    A signature has every function call of one pass with the source of its arguments: a parameter, a buffer, an earlier
+    function, or a constant with its value. So code, attributes, globals and closures count if they change the
+    computation. Values of parameters do not count, since the wiring does not depend on them. A signature also has the
+    tree of modules, shared storage of parameters, and the set of trained parameters.
 
-    :param inputs: as :func:`~sb3_redo.wiring.tracing.trace_wiring` takes them; one row is used
+    :param inputs: as for :func:`~sb3_redo.wiring.tracing.trace_wiring`; one row is used
     """
     row = map_tensors(first_row, inputs)
     names: dict[int, tuple[Any, ...]] = {id(tensor): ("input", number) for number, tensor in enumerate(tensors_in(row))}
@@ -40,13 +40,13 @@ def network_signature(
     storages: dict[int, str] = {}
     kinds = []
     for path, tensor in tensors:
-        # 1. A tensor goes by its first name, and so does memory. Integers and masks may decide what feeds what.
+        # 1. A tensor is identified by its first name, and so is its memory. Integers and masks may decide connections.
         if tensor.is_floating_point():
             names.setdefault(id(tensor), ("tensor", path))
         storage = storages.setdefault(tensor.untyped_storage().data_ptr(), path)
         where = storage, tensor.storage_offset(), tensor.stride(), tuple(tensor.shape), tensor.dtype, tensor.device
         kinds.append((path, names.get(id(tensor)), *where, tensor.requires_grad, len(tensor._backward_hooks or ())))
-    # 2. Switching gradients off is seen as a call, so that the pass needs none.
+    # 2. Switching gradients off is recorded as a call, so the pass itself needs no gradients.
     watcher = _CallWatcher(names)
     modules = list(policy.modules())
     with everything_seeded(0), evaluating(modules), uncompiled(is_compiled(modules)), unchanged(policy), watcher:
@@ -57,22 +57,22 @@ def network_signature(
 
 
 def _replaced(module: nn.Module) -> tuple[Any, ...]:
-    """Return what may act on a module's calls beside its class: a ``forward`` of its own, and hooks."""
+    """Return everything besides its class that acts on a module's calls: its own ``forward``, and hooks."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     return type(module).forward, "forward" in vars(module), [getattr(each, "__qualname__", "") for each in hooks]
 
 
 class _CallWatcher(TorchFunctionMode):
-    """Notes the torch functions that run.
+    """Records the torch functions that run.
 
-    :param names: identity of a tensor to what it is called
+    :param names: identity of a tensor to its name
     """
 
     def __init__(self, names: dict[int, tuple[Any, ...]]):
         super().__init__()
         self.names = dict(names)
         self.calls: list[Any] = []
-        self._kept: list[Tensor] = []  # so that no other tensor gets the identity of one that is named
+        self._kept: list[Tensor] = []  # so that no other tensor gets the id of a named one
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_inferring = torch.is_inference_mode_enabled()
@@ -84,7 +84,7 @@ class _CallWatcher(TorchFunctionMode):
         return result
 
     def described(self, value: Any) -> Any:
-        """Return what can be compared with another pass's."""
+        """Return a description of a value that can be compared with that of another pass."""
         if isinstance(value, Tensor):
             with torch._C.DisableTorchFunction():
                 named = self.names.get(id(value)) or _value_of(value)
@@ -101,5 +101,5 @@ class _CallWatcher(TorchFunctionMode):
 
 
 def _value_of(tensor: Tensor) -> Any:
-    """Return the values of a constant. A large one is equal to nothing."""
+    """Return the values of a constant. A large one never equals another."""
     return tensor.detach().cpu().tolist() if tensor.numel() <= _LARGEST_VALUE else object()

@@ -1,4 +1,4 @@
-"""Finds where a layer's activations can be seen during a forward pass."""
+"""Finds the places where a layer's activations can be seen during a forward pass."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -21,18 +21,18 @@ from sb3_redo.wiring.structure import Site
 def find_sites(
     prober: Prober, name: str, reading: Reading, consumers: dict[str, Tensor], others: Iterable[Reading]
 ) -> tuple[Site, ...]:
-    """Return where a layer's activations are seen.
+    """Return the places of a layer's activations.
 
-    These are its activation calls; without usable calls the inputs of its consumers; else its own outputs.
+    These are its activation calls. Without usable calls, the inputs of its consumers, or else its own outputs.
 
-    :param reading: what the layer reaches
+    :param reading: the elements that the layer reaches
     :param consumers: layer name to the neuron at each input position
-    :param others: what every other layer and the observation reach
+    :param others: the elements that every other layer and the observation reach
     """
     others = list(others)
-    # 1. The first activation call that shows the layer's neurons counts. A later call counts at elements that still
-    #    follow the layer while the earlier ones are held constant, and that follow nothing else: so does the second
-    #    half of a CReLU, but not a second activation in a row, nor one behind a residual sum.
+    # 1. The first activation call that shows the layer's neurons counts. A later call counts at elements that depend
+    #    only on the layer, and still do while the earlier calls return constants. The second half of a CReLU does. A
+    #    second activation in a row does not, nor does one behind a residual sum.
     calls = sorted(place.call for place in reading if place.kind == "activation" and (reading[place] >= 0).any())
     sites: list[Site] = []
     for call in calls:
@@ -45,14 +45,14 @@ def find_sites(
             neurons = neurons.where(own & ~reached_by_others(place, neurons, others), NO_NEURON)
         if (neurons >= 0).any():
             sites.append(Site("activation", str(call), call, _of_one_observation(neurons)))
-    # 2. They are the whole activation, unless a way leads around them: in x * sigmoid(x) the call is only a part.
+    # 2. They are the whole activation unless a path bypasses them: in x * sigmoid(x) the call is only a part.
     if sites and not _bypasses_activations(prober, name, sites, others):
         return tuple(sites)
-    # 3. Else the activations are what the consumers receive, if every position there shows one neuron.
+    # 3. Otherwise the activations are the consumers' inputs, if every position there shows one neuron.
     if consumers and all((positions != SEVERAL_NEURONS).all() for positions in consumers.values()):
         arriving = [(place, neurons) for place, neurons in reading.items() if place.kind == "input"]
         return tuple(Site("input", place.name, place.call, _of_one_observation(neurons)) for place, neurons in arriving)
-    # 4. Else the layer's outputs remain.
+    # 4. Otherwise they are the layer's outputs.
     numbers = torch.arange(prober.neurons(name))
     axis = neuron_axis(prober.layers[name])
     shapes = [[-1 if i == axis else 1 for i in range(1 - len(call.shape), 0)] for call in prober.calls[name]]
@@ -60,7 +60,7 @@ def find_sites(
 
 
 def _bypasses_activations(prober: Prober, name: str, sites: list[Site], others: list[Reading]) -> bool:
-    """Return whether a layer reaches another, at elements of its own, while its activation calls are constant."""
+    """Return whether a layer alone reaches elements of another one while its activation calls are constant."""
     still_reached = prober.reaches(name, {site.call for site in sites})
     return any(
         bool((reached & ~reached_by_others(place, reached, others)).any())
@@ -70,7 +70,7 @@ def _bypasses_activations(prober: Prober, name: str, sites: list[Site], others: 
 
 
 def reached_by_others(place: Place, like: Tensor, others: list[Reading]) -> Tensor:
-    """Return a bool mask of the elements of a place that something else reaches, in the shape of ``like``."""
+    """Return a bool mask of a place's elements that another source reaches, in the shape of ``like``."""
     reached = torch.zeros(like.shape, dtype=torch.bool)
     for other in others:
         if place in other:
@@ -93,7 +93,7 @@ def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...
     zeroed = {place.call: reading[place] for place in seen_at}
     if not zeroed:
         return True
-    # 3. Otherwise all activations are set to 0. What the layer feeds must then be 0, too.
+    # 3. Otherwise set all activations to 0. Everything that the layer feeds must then be 0.
     arrives = False
 
     def record(place: Place, value: Tensor) -> None:
@@ -101,7 +101,7 @@ def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...
         if place.kind == "input" and place in reading:
             arrives |= bool(value[(reading[place] != NO_NEURON).expand_as(value).to(value.device)].any())
 
-    # 4. That holds whatever values scales and offsets outside layers take.
+    # 4. This must hold for all values of scales and offsets outside layers.
     settings = PassSettings(name, torch.ones(1, prober.neurons(name)), zeroed=zeroed)
     for variation in prober.variations_of(name):
         prober.run(replace(settings, variation=variation), record)
@@ -110,11 +110,11 @@ def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...
 
 @dataclass(frozen=True)
 class ActivationCall:
-    """Describes an activation call of a pass.
+    """An activation call of a pass.
 
     :param is_non_negative: whether its output is never negative
     :param module: path of the module that returns this output, if there is one
-    :param module_call: which call of that module
+    :param module_call: number of the module's call
     """
 
     is_non_negative: bool
@@ -129,7 +129,7 @@ class _CallLister:
         self.sequence = iter(sequence)
         self.calls: list[Call] = []
         self.activations: list[ActivationCall] = []
-        # Outputs are referenced until the end, so that no two have the same identity.
+        # Outputs are kept until the end, so that no two have the same id.
         self.outputs: list[tuple[Any, ...]] = []  # and their states, to notice changes in place
         self.module_calls: dict[str, int] = defaultdict(int)
 
@@ -154,15 +154,15 @@ class _CallLister:
 
 
 def _state(tensor: Tensor) -> list[float]:
-    """Return what tells whether a tensor was changed in place: its version, and its sum."""
-    # Changes through ``data`` count no version, and a tensor of inference mode has none.
+    """Return a tensor's version and sum, which show changes in place."""
+    # Changes through ``data`` do not count as versions, and tensors of inference mode have none.
     return [0 if tensor.is_inference() else tensor._version, float(finite(tensor).sum())]
 
 
 def list_calls(prober: Prober) -> tuple[list[ActivationCall], tuple[Call, ...]]:
     """Run a pass with frozen layers, and return its activation calls and all of its calls, both in order.
 
-    The calls of a module count if it returns the output of an activation.
+    A module's call is included if it returns the output of an activation.
     """
     lister = _CallLister(prober.sequence)
     modules = prober.module.named_modules()
@@ -178,7 +178,7 @@ def list_calls(prober: Prober) -> tuple[list[ActivationCall], tuple[Call, ...]]:
 
         return forward
 
-    # Normalisations act: one that is stepped over would seem to return the output of an activation.
+    # Normalisations are computed: a skipped one would seem to return the output of an activation.
     with replaced_forward(leaves, watching):
         prober.run(PassSettings(zeroed={}), lister.record)
     known = {call.module for call in lister.activations}

@@ -1,4 +1,4 @@
-"""Describes the wiring of a network: its layers, what they feed, and where their activations can be seen."""
+"""Data of a network's wiring: its layers, their consumers, and the places of their activations."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from sb3_redo.wiring.html_table import html_table
 
 @dataclass(frozen=True)
 class Site:
-    """Names a tensor that shows a layer's activations during a forward pass.
+    """A tensor that shows a layer's activations during a forward pass.
 
     :param kind: ``activation`` (output of an activation call), ``input`` or ``result`` (of a module)
     :param name: the module's path, or the number of the activation call
-    :param call: which call of that name
+    :param call: number of the call of that name
     :param neurons: the neuron at each element for one observation, -1 for none, long tensor [...]. Axes along which
         the neuron never changes have size 1.
     :param is_non_negative: whether the activations are never negative
@@ -31,21 +31,22 @@ class Site:
 
 @dataclass(frozen=True)
 class LayerWiring:
-    """Describes one measured layer.
+    """One measured layer.
 
     :param name: module path below the traced policy
     :param neurons: number of outputs (linear) or output channels (convolution)
-    :param recyclable: whether every position its neurons feed is theirs alone, in consumers that may be changed
-    :param reason: why it is not recyclable, else ``None``
+    :param recyclable: whether every position that its neurons feed belongs to one of them, in consumers that may be
+        changed
+    :param reason: the reason why it is not recyclable, else ``None``
     :param consumers: layer name to long tensor [input positions]: the neuron feeding each column of a linear
         layer or input channel of a convolution, -1 for none
-    :param exact: whether the layer is recyclable, and recycling a dead neuron leaves every output as it was. A
-        normalisation or a learned offset between the neuron and its consumers prevents this.
+    :param exact: whether the layer is recyclable, and recycling a dead neuron changes no output. A normalisation or a
+        learned offset between the neuron and its consumers prevents this.
     :param sites: where the activations are measured
     :param normalisations: path of a parameter or buffer to long tensor of its shape: the neuron that each entry
         belongs to, -1 for none. Covers the normalisations between the layer and its consumers, as far as they are
         trained.
-    :param excluded: whether it was excluded by name, and is not measured either
+    :param excluded: whether it was excluded by name, and so is not measured
     """
 
     name: str
@@ -72,14 +73,14 @@ class LayerWiring:
 
 @dataclass(frozen=True)
 class Wiring:
-    """Says what can be measured and recycled in a policy, and why not. Prints as a table.
+    """The layers of a policy that can be measured and recycled, with the reasons against others. Prints as a table.
 
     :param layers: the hidden layers, in the order in which they run
     :param outputs: names of the layers that feed no other layer: neither measured nor recycled
     :param calls: the calls of one forward pass: of layers, of activations, and of modules that return the output of an
         activation. A network that makes other calls is not measured.
-    :param left_alone: name of any other module with parameters to why it is neither measured nor recycled
-    :param values_per_observation: how many values all layers and activations give for one observation
+    :param left_alone: name of any other module with parameters to the reason why it is neither measured nor recycled
+    :param values_per_observation: number of values of all layers and activations for one observation
     :param stateful: the parts of the network that a pass changes: a module's path and the name of an attribute
     """
 
@@ -92,7 +93,7 @@ class Wiring:
 
     @property
     def rows_at_once(self) -> int:
-        """Return how many observations to run in one pass, so that layer outputs take at most 256 MiB."""
+        """Return the number of observations per pass, so that layer outputs take at most 256 MiB."""
         values_of_four_bytes = 2**28 // 4
         return max(1, values_of_four_bytes // max(1, self.values_per_observation))
 

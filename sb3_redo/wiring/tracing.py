@@ -1,7 +1,7 @@
-"""Finds which neurons a network has, which weights come in to each, and where each one's weights go out.
+"""Finds a network's neurons, with the weights that enter and leave each of them.
 
-Nothing is guessed from the order of modules: the network is asked. One layer at a time is driven while all others
-are frozen, so that only parameter-free operations lie between it and what it reaches (``prober.py``).
+Nothing is guessed from the order of modules. One layer at a time is driven while all others are frozen, so that only
+parameter-free operations lie between it and the elements that it reaches (``prober.py``).
 """
 
 from collections import defaultdict
@@ -48,16 +48,16 @@ def trace_wiring(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     optimizers: Iterable[Optimizer] | None = None,
 ) -> Wiring:
-    """Find the hidden layers of a policy, and what each of their neurons feeds, by perturbation.
+    """Find the hidden layers of a policy, and the consumers of each of their neurons, by perturbation.
 
-    Leaves the policy as it was: weights, modes, random streams. Reads linear layers and (transposed) convolutions that
+    Restores the policy's weights, modes and random streams. Reads linear layers and (transposed) convolutions that
     run in the forward pass. Any other module with parameters counts as an operation that mixes neurons.
 
-    :param policy: any module; layers are named by their path below it
-    :param observations: a batch of what ``forward`` takes, [observations, ...]; the first two are used
+    :param policy: any module. Layers are named by their path below it.
+    :param observations: a batch for ``forward``, [observations, ...]. The first two are used.
     :param forward: runs every network of the policy in one pass and returns all outputs. Default: the policy
-        itself, or its ``actor`` and ``critic`` where it has both (the critic at the actor's actions).
-    :param optimizers: all that train the policy. Layers with weights in none of them are measured only. Not looked at
+        itself, or its ``actor`` and ``critic`` if it has both, the critic on the actor's actions.
+    :param optimizers: all that train the policy. Layers with weights in none of them are measured only. Not checked
         if ``None`` or empty.
     :return: the wiring
     :raises RuntimeError: when nothing in the policy can be measured
@@ -69,7 +69,7 @@ def trace_wiring(
     """
     inputs = map_tensors(first_two_rows, observations)
     with everything_seeded(0), evaluating(policy.modules()), uncompiled(is_compiled(policy.modules())):
-        # A pass as training makes it shows which modules it changes. Every later pass starts from their state before.
+        # A pass as in training shows which modules it changes. Every later pass starts from their earlier state.
         with unchanged(policy) as state, suppress(*PASS_ERRORS):
             if forward is None:
                 forward, inputs = default_forward(policy, inputs)
@@ -89,10 +89,10 @@ def _trace(
     put_back: Callable[[], None],
 ) -> Wiring:
     # 1. Find the layers that run on one observation.
-    if forward is None:  # an error came before: here it is the caller's
+    if forward is None:  # an error in it would be the caller's
         forward, inputs = default_forward(policy, inputs)
     prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)), put_back)
-    # 2. Probe on inputs of our own: the observation itself may shut a gate.
+    # 2. Probe on variants of the input: the observation itself may shut a gate.
     run = partial(forward, policy)
     inner_inputs = input_variants(prober, run, inputs)
     variants = [partial(run, variant) for variant in inner_inputs]
@@ -100,14 +100,14 @@ def _trace(
     prober.prepare(variants[1:3] or variants)
     wide = [partial(run, variant) for variant in widened(prober, run, inner_inputs)]
     prober.widen(wide[1:3] or wide)
-    # 3. A scale, gate or offset outside layers may be 0 now, and not later.
+    # 3. A scale, gate or offset outside layers may be 0 only at the start.
     vary_outside_layers(prober)
     prober.find_rows()
-    # 4. Every layer is driven once while all others are frozen; then all are frozen while the observation changes.
+    # 4. Every layer is driven while all others are frozen. Then all are frozen while the observation changes.
     activations, calls = list_calls(prober)
     readings = {name: prober.read(name) for name in prober.layers}
     sources = {**readings, OBSERVATION: read_observation(prober, variants, extremes, wide)}
-    # 5. It is known what reaches what, and whose the weights are.
+    # 5. Now the connections and the owners of weights are known.
     feeders = _feeders(prober, sources)
     apart = prober.without_rows
     heads = {
@@ -132,7 +132,7 @@ def _trace(
     for name, reading in readings.items():
         if name in outputs or name in apart:
             continue
-        # 7. Of every hidden layer, find what its neurons feed, where they are seen, and why it may not be recycled.
+        # 7. For every hidden layer, find its consumers, its sites, and any reason against recycling.
         others = [other for source, other in sources.items() if source != name]
         consumers = _consumers(prober, reading)
         sites = find_sites(prober, name, reading, consumers, others)
@@ -147,7 +147,7 @@ def _trace(
             recyclable=reason is None,
             reason=reason,
             consumers={consumer: neurons.clamp(min=NO_NEURON).long() for consumer, neurons in consumers.items()},
-            # An untrained normalisation may seem to do nothing, and a trained one does not.
+            # An untrained normalisation may act as an identity. A trained one does not.
             exact=reason is None
             and prober.all_varied
             and name not in prober.not_varied
@@ -166,7 +166,7 @@ def _trace(
 
 
 def _why_unseen(name: str, consumers: Iterable[str], unseen: dict[str, list[str]]) -> str | None:
-    """Return which connection of a layer, or of its consumers, no pass opened, or ``None``."""
+    """Return the connection of a layer or of its consumers that no pass opened, in words, or ``None``."""
     shut = "through what was shut in every pass (a gate, a choice or a hinge)"
     for consumer, others in unseen.items():
         if name in others:
@@ -177,11 +177,11 @@ def _why_unseen(name: str, consumers: Iterable[str], unseen: dict[str, list[str]
 
 
 Feeders = dict[str, dict[str, Tensor]]
-"""Layer name to the name of what feeds it to bool mask [input positions]."""
+"""Layer name to source name to bool mask [input positions]."""
 
 
 def _feeders(prober: Prober, sources: dict[str, Reading]) -> Feeders:
-    """Return which input positions of every layer each source feeds, over all calls."""
+    """Return the input positions of every layer that each source feeds, over all calls."""
     feeders: Feeders = defaultdict(dict)
     for source, reading in sources.items():
         for place, neurons in reading.items():
@@ -193,7 +193,7 @@ def _feeders(prober: Prober, sources: dict[str, Reading]) -> Feeders:
 
 
 def _by_position(layer: nn.Module, neurons: Tensor) -> Tensor:
-    """Rearrange what is read at a layer's input to [input positions, elements of each]."""
+    """Rearrange a reading at a layer's input to [input positions, elements per position]."""
     positions = neurons.movedim(neuron_axis(layer), 0)
     return positions.reshape(len(positions), -1)
 
@@ -204,7 +204,7 @@ def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
     for place, neurons in reading.items():
         if place.kind != "input":
             continue
-        # 1. In one call, a position belongs to a neuron if all its elements that show a neuron show this one.
+        # 1. In one call, a position belongs to a neuron if no element of it shows another neuron.
         elements = _by_position(prober.layers[place.name], neurons)
         lowest = elements.masked_fill(elements == NO_NEURON, torch.iinfo(neurons.dtype).max).amin(1)
         highest = elements.amax(1)
@@ -218,7 +218,7 @@ def _consumers(prober: Prober, reading: Reading) -> dict[str, Tensor]:
 
 
 def _why_mixed(prober: Prober, name: str, consumers: dict[str, Tensor]) -> str | None:
-    """Return which module with parameters mixes a layer's neurons on their way to a consumer, or ``None``."""
+    """Return the module with parameters that mixes a layer's neurons before a consumer, in words, or ``None``."""
     mixed = [consumer for consumer, positions in consumers.items() if (positions == SEVERAL_NEURONS).any()]
     mixing = mixing_modules(prober, name) if mixed else []
     if not mixing:
@@ -228,7 +228,7 @@ def _why_mixed(prober: Prober, name: str, consumers: dict[str, Tensor]) -> str |
 
 
 def _why_not_its_positions(name: str, reading: Reading, consumers: dict[str, Tensor], feeders: Feeders) -> str | None:
-    """Return why the positions that a layer feeds do not belong to one neuron each, or ``None``."""
+    """Return the reason why a position that a layer feeds does not belong to a single neuron, or ``None``."""
     for consumer, positions in consumers.items():
         fed = positions != NO_NEURON
         others = sorted(other for other, mask in feeders[consumer].items() if other != name and (mask & fed).any())

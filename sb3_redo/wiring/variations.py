@@ -1,7 +1,6 @@
-"""Gives parameters and buffers outside of layers other values while a network is read.
+"""Gives parameters and buffers outside layers other values while a network is read.
 
-A scale, gate, skip or offset that is 0 when training starts is not 0 afterwards. What a layer feeds must not depend on
-when one asks.
+A scale, gate, skip or offset may be 0 only when training starts. The wiring must not depend on the time of tracing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from sb3_redo.wiring.neuron_codes import Place, all_true
 from sb3_redo.wiring.prober import Prober
 
 _PICKING = ("__getitem__", "__setitem__", "gather", "take", "index", "scatter", "masked_s")
-"""What the names of functions begin with that pick elements by a tensor other than their first argument."""
+"""Prefixes of functions that select elements by a tensor other than their first argument."""
 _PICKING_BY_ANY = ("embedding", "embedding_bag", "one_hot", "nonzero", "argwhere")
 _AS_WHOLE_NUMBERS = ("__int__", "__index__")
 _LEAVING_TORCH = ("item", "tolist", "numpy", "__bool__", "__int__", "__index__", "__float__")
@@ -29,14 +28,14 @@ _LEAVING_TORCH = ("item", "tolist", "numpy", "__bool__", "__int__", "__index__",
 Pair = tuple[Tensor, Tensor]
 """A tensor's values in variations 1 and -1."""
 Form = tuple[torch.Size, Tensor | None]
-"""Shape of a value, and which of its elements are finite; ``None`` for all."""
+"""Shape of a value, and a mask of its finite elements, or ``None`` if all are."""
 
 
 def vary_outside_layers(prober: Prober) -> None:
-    """Choose the values that parameters and buffers outside of layers take in a prober's variations 1 and -1.
+    """Choose values of parameters and buffers outside layers for a prober's variations 1 and -1.
 
-    They are random numbers other than 0, in most cases of opposite signs. Masks that pick elements or decide what runs
-    stay as they are, and so do tensors that the network refuses to have changed.
+    They are random non-zero numbers, mostly of opposite signs. Masks that select elements or decide which calls run
+    keep their values, and so do tensors whose changes the network refuses.
     """
     names = _used_outside_layers(prober)
     if not names:
@@ -46,7 +45,7 @@ def vary_outside_layers(prober: Prober) -> None:
     choices.add(list(names))
     prober.all_varied = not choices.refused
     prober.other_way = next((names[tensor] for tensor in choices.other_ways), None)
-    # 2. Variations that change nothing would only take time, and so would those of outputs behind the last layer.
+    # 2. Variations without effect would only cost time, and so would those behind the last layer.
     changed = choices.changed_places()
     if not changed:
         prober.variations = {0: {}}
@@ -54,30 +53,30 @@ def vary_outside_layers(prober: Prober) -> None:
 
 
 class _Choices:
-    """Finds values of tensors that a network accepts: it makes the same calls, and what was finite stays so."""
+    """Finds tensor values that a network accepts: it makes the same calls, and finite values stay finite."""
 
     def __init__(self, prober: Prober, tensors: list[Tensor]):
         self.prober = prober
-        # Every tensor has random numbers of its own: equal ones would cancel in a difference.
+        # Every tensor gets its own random numbers: equal ones would cancel in a difference.
         self.seeds = {tensor: seed for seed, tensor in enumerate(tensors, 1)}
         self.usual = {sign: self._forms(sign, 0) for sign in (1, -1)}
         self.pairs: dict[Tensor, Pair] = {}
         self.refused: list[Tensor] = []
-        self.other_ways: list[Tensor] = []  # those with some of whose values other calls are made
+        self.other_ways: list[Tensor] = []  # tensors with values that lead to other calls
 
     def add(self, tensors: list[Tensor]) -> None:
         """Choose values of more tensors."""
-        # 1. All of them take the first of their choices if the network accepts it.
+        # 1. All of them take their first choice if the network accepts it.
         choices = {tensor: list(_choices(tensor, self.seeds[tensor])) for tensor in tensors}
         makes_same_calls = self._accepts({tensor: pairs[0] for tensor, pairs in choices.items()})
-        # 2. It does not: halves show which tensors it refuses.
+        # 2. Otherwise, bisection finds the refused tensors.
         if self.pairs.keys() >= choices.keys():
             return
         if len(tensors) > 1:
             self.add(tensors[: len(tensors) // 2])
             self.add(tensors[len(tensors) // 2 :])
             return
-        # 3. A single tensor takes its next choice, or stays as it is.
+        # 3. A single tensor takes its next choice, or keeps its values.
         (tensor,) = tensors
         for pair in choices[tensor][1:]:
             makes_same_calls &= self._accepts({tensor: pair})
@@ -103,7 +102,7 @@ class _Choices:
         return True
 
     def changed_places(self) -> set[str]:
-        """Return the kinds of the places at which the variations change anything."""
+        """Return the kinds of places that the variations change."""
         self._set(self.pairs)
         changed: set[str] = set()
         for factor in (1.0, -1.0, self.prober.wide, -self.prober.wide):
@@ -112,7 +111,7 @@ class _Choices:
                     self.prober.values_of(PassSettings(frozen_factors=(factor,), variation=variation))
                     for variation in (0, 1 if factor > 0 else -1)
                 )
-            except UNUSUAL_PASS_ERRORS:  # a network may refuse wide values
+            except UNUSUAL_PASS_ERRORS:  # a network may refuse large values
                 continue
             changed |= {place.kind for place in usual if place not in now or not torch.equal(usual[place], now[place])}
         return changed
@@ -130,18 +129,18 @@ class _Choices:
 
 
 def _choices(tensor: Tensor, seed: int) -> Iterator[Pair]:
-    """Yield the values that a tensor may take, those that show most first."""
+    """Yield possible values of a tensor, the most revealing first."""
     with seeded(seed):
         signs = torch.randint(0, 2, tensor.shape, device=tensor.device) * 2 - 1
-        # Matrices as large as new ones are: normalisations are stepped over, and deep networks must not overflow.
+        # Matrices with the scale of new ones: normalisations are skipped, and deep networks must not overflow.
         fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
         sizes = (torch.rand(tensor.shape, device=tensor.device) + 0.5) / fan_in**0.5
-    # 1. Masks: a random half and the other half. Some may not shut everywhere in a row, or not open.
+    # 1. Masks: a random half and the other half. Some masks may not be all shut or all open in a row.
     if not _holds_numbers(tensor):
         yield (signs > 0).to(tensor.dtype), (signs < 0).to(tensor.dtype)
         yield from ((full, full) for full in (torch.zeros_like(tensor), torch.ones_like(tensor)))
         return
-    # 2. Numbers take either sign. A buffer that is nowhere negative may be a variance, and stays so.
+    # 2. Numbers take either sign. A non-negative buffer may be a variance, and stays non-negative.
     own = torch.where(tensor.detach().real < 0, -1, 1)
     if isinstance(tensor, nn.Parameter) or bool((own < 0).any()):
         yield (sizes * signs).to(tensor.dtype), (sizes * -signs).to(tensor.dtype)
@@ -154,17 +153,17 @@ def _form(value: Tensor) -> Form:
 
 
 def _fits(usual: Form, now: Form) -> bool:
-    """Return whether a value has the usual shape, and all is finite that is so else."""
+    """Return whether a value has the usual shape, and is finite wherever it usually is."""
     return usual[0] == now[0] and (now[1] is None or (usual[1] is not None and all_true(now[1] | ~usual[1])))
 
 
 def _used_outside_layers(prober: Prober) -> dict[Tensor, str]:
-    """Return the tensors held by modules that a pass depends on in which all layers are frozen, with their names."""
-    # 1. Tensors of modules that run count as used, tensors of others if a function takes them.
+    """Return the modules' tensors that a pass with frozen layers depends on, with their names."""
+    # 1. Tensors of modules that run count as used. Tensors of other modules count if a function takes them.
     names: dict[Tensor, str] = {}
     used: set[int] = set()
     for name, module in prober.module.named_modules():
-        # Whatever their weights are, recurrent modules mix all neurons; cuDNN keeps these weights in one block.
+        # Recurrent modules mix all neurons for any weights. cuDNN keeps these weights in one block.
         mixes_all = isinstance(module, nn.RNNBase)
         held = {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
         tensors = {
@@ -178,7 +177,7 @@ def _used_outside_layers(prober: Prober) -> dict[Tensor, str]:
             used |= {id(tensor) for tensor in tensors if _holds_numbers(tensor)}
     if len(used) == len(names):
         return names
-    # 2. Masks that pick elements or decide what runs are part of the wiring as it stands.
+    # 2. Masks that select elements or decide which calls run are part of the wiring.
     watcher = _UseWatcher({id(tensor) for tensor in names})
     with watcher:
         prober.run(PassSettings())
@@ -192,14 +191,14 @@ def _holds_numbers(tensor: Tensor) -> bool:
 
 
 def _is_variable(tensor: Tensor) -> bool:
-    """Return whether a tensor holds numbers or a mask."""
+    """Return whether a tensor has floating-point numbers or is a mask."""
     if is_lazy(tensor) or tensor.is_quantized or tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
         return False
     return _holds_numbers(tensor) or tensor.dtype == torch.bool or all_true((tensor == 0) | (tensor == 1))
 
 
 class _UseWatcher(TorchFunctionMode):
-    """Notes which of some tensors the functions of a pass take, and which of them pick elements or leave torch.
+    """Records which of some tensors the functions of a pass take, and which select elements or leave torch.
 
     :param held: identities of the tensors
     """
@@ -209,23 +208,23 @@ class _UseWatcher(TorchFunctionMode):
         self.held = held
         self.used: set[int] = set()
         self.picking: set[int] = set()
-        # Identity of a tensor that was made of held ones alone to the tensor, which keeps its identity, and to theirs.
+        # Id of a tensor computed only from held ones, to the tensor, which keeps its id, and to the ids of these.
         self.made: dict[int, tuple[Tensor, set[int]]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        # 1. The held tensors behind each argument: the argument itself, or what it was made of.
+        # 1. The held tensors behind each argument: the argument itself, or those it was computed from.
         first, others = (
             [self._behind(tensor) for tensor in tensors_in(part)] for part in (args[:1], (args[1:], kwargs))
         )
         self.used.update(*first, *others)
-        # 2. The values of an index, or of what becomes a number of Python, decide what is connected.
+        # 2. The values of an index, or of a Python number made from a tensor, decide connections.
         if name.startswith(_PICKING):
             self.picking.update(*others)
         if name in _PICKING_BY_ANY or name in _LEAVING_TORCH:
             self.picking.update(*first, *others)
-        # 3. What is made of held tensors alone may be such an index, too.
+        # 3. A tensor computed only from held tensors may be such an index, too.
         for made in tensors_in(result):
             if id(made) not in self.held and (first or others) and all([*first, *others]):
                 self.made[id(made)] = made, set().union(*first, *others)

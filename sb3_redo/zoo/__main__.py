@@ -1,4 +1,4 @@
-"""``python -m sb3_redo.zoo``: the RL Zoo's commands, with our algorithms among its own."""
+"""``python -m sb3_redo.zoo``: the RL Zoo's commands, including our algorithms."""
 
 import runpy
 import sys
@@ -9,11 +9,11 @@ from sb3_redo.validation import needs
 
 
 def main() -> None:
-    """Train as ``python -m rl_zoo3.train`` does, or run the zoo's module that is named first, such as ``enjoy``."""
+    """Train as ``python -m rl_zoo3.train`` does, or run the zoo module of the first argument, such as ``enjoy``."""
     with needs("zoo", "python -m sb3_redo.zoo"):
         from rl_zoo3 import hyperparams_opt
 
-    # With -optimize they are tried as the DQN that they are but for one method.
+    # With -optimize, our algorithms use DQN's search space.
     registries: tuple[dict[str, Any], ...] = hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER
     for registry in registries:
         registry.update(dict.fromkeys(ALGORITHMS, registry["dqn"]))

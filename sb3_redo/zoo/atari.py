@@ -1,10 +1,10 @@
-"""Atari games, which are registered only where their package is installed."""
+"""Checks for the packages of Atari games."""
 
 from sb3_redo.validation import needs
 
 
 def check_atari(environment: str) -> None:
-    """Check that the packages of Atari are installed, if an environment is one of its games.
+    """Check that the Atari packages are installed, if an environment is an Atari game.
 
     :param environment: its id
     :raises MissingPackageError: when one is not

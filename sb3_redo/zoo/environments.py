@@ -1,4 +1,4 @@
-"""Makes the environment that an agent was trained in, or finds the one that has taken its place."""
+"""Makes the environment that an agent was trained in, or finds its successor."""
 
 import importlib
 import re
@@ -25,7 +25,7 @@ with needs("zoo", "a saved agent"):
     from rl_zoo3.utils import create_test_env
 
 AUTO = "auto"
-"""The name that stands for the environment of the run, or for the one that has taken its place."""
+"""Selects the environment of the run, or its successor."""
 
 _PACKAGES = (
     (r".*BulletEnv", "pybullet_envs_gymnasium", "pybullet_envs_gymnasium"),
@@ -44,11 +44,11 @@ _PACKAGES = (
         '"gymnasium[mujoco]"',
     ),
 )
-"""Which package has environments of such names, and what installs it."""
+"""Patterns of environment names to the package that has them, and how to install it."""
 
 # Ant-v3 had contact forces in its observations, and its simulator left them at 0.
 _KEYWORDS: dict[str, dict[str, Any]] = {"Ant-v4": {"use_contact_forces": True, "contact_force_range": (0.0, 0.0)}}
-"""What gives an environment the observations that its predecessors had."""
+"""Keyword arguments that give an environment the observations of its predecessors."""
 
 _JOINED = ("observation", "desired_goal")
 _MOVED = {
@@ -56,21 +56,21 @@ _MOVED = {
     "gym.wrappers": "gymnasium.wrappers",
     "gym_minigrid.wrappers": "minigrid.wrappers",
 }
-"""Modules of wrappers that were renamed since."""
+"""Renamed modules of wrappers."""
 
 
 _KNOWN_WRAPPERS = re.compile(
     r"gymnasium\.wrappers(\.\w+)*|(rl_zoo3|minigrid)\.wrappers|sb3_contrib\.common\.wrappers(\.\w+)*"
     r"|stable_baselines3\.common\.(atari_wrappers|vec_env(\.\w+)*)"
 )
-"""Modules of wrappers that do no harm when they are imported and called."""
+"""Modules of wrappers that are safe to import and call."""
 
 
 @dataclass(frozen=True)
 class EnvironmentOptions:
-    """Says what the user wants of the environment, over what was saved.
+    """The user's settings of the environment. They override saved ones.
 
-    :param env: its id, :data:`AUTO`, or ``None`` for that of the run
+    :param env: its id, :data:`AUTO`, or ``None`` for the run's
     :param env_kwargs: keyword arguments
     :param gym_packages: modules that register environments
     :param wrappers: dotted paths of wrappers around the environment, instead of those of the run
@@ -88,11 +88,11 @@ class EnvironmentOptions:
 
 @dataclass(frozen=True)
 class Made:
-    """Holds an environment that was made for an agent.
+    """An environment made for an agent.
 
     :param env: the environment
     :param id: its registered id
-    :param notes: what differs from what the agent was trained in, in words
+    :param notes: differences from the environment of training, in words
     """
 
     env: VecEnv
@@ -101,17 +101,17 @@ class Made:
 
 
 def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOptions) -> Made:
-    """Make the environment that an agent was trained in, with the wrappers and statistics that were saved.
+    """Make the environment that an agent was trained in, with saved wrappers and statistics.
 
-    :param source: the agent and what was saved beside it
+    :param source: the agent and the files saved beside it
     :param agent: the same agent's zip
-    :param options: what the user wants
+    :param options: the user's settings
     :raises UsageError: when the environment is not known, cannot be made, or does not fit the agent
     """
     saved_id = source.environment
     wanted = saved_id if options.env in (None, AUTO) else options.env
     if wanted is None:
-        raise UsageError("give --env: a zip on its own does not tell in which environment its agent was trained")
+        raise UsageError("give --env: a zip alone does not tell the agent's environment")
     packages = (*(source.arguments.get("gym_packages") or ()), *options.gym_packages)
     if source.safe:
         _check_harmless(source, options, wanted)
@@ -120,7 +120,7 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
             importlib.import_module(package)
         except ImportError as error:
             raise UsageError(f"environment {wanted!r} cannot be made: {error}") from error
-    # 1. The environment itself. Should it be gone, another one may have taken its place.
+    # 1. The environment itself, or its successor if it is gone.
     notes: list[str] = []
     env_id = EnvironmentName(wanted).gym_id
     kwargs = {**source.env_kwargs, **(options.env_kwargs or {})}
@@ -148,7 +148,7 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
 def _make(source: Source, env_id: str, kwargs: Mapping[str, Any], options: EnvironmentOptions) -> VecEnv:
     """Make an environment with its wrappers.
 
-    :raises UsageError: when it cannot be made; the zoo's and the environment's own messages name what is missing
+    :raises UsageError: when it cannot be made. The messages of the zoo and the environment name what is missing.
     """
     given = options.wrappers if options.wrappers is not None else source.hyperparameters.get("env_wrapper")
     settings = {"env_wrapper": _renamed(given), "vec_env_wrapper": source.hyperparameters.get("vec_env_wrapper")}
@@ -159,12 +159,12 @@ def _make(source: Source, env_id: str, kwargs: Mapping[str, Any], options: Envir
     except gym.error.UnregisteredEnv as error:
         hint = "--gym-packages imports the module that registers it"
         raise UsageError(f"environment {env_id!r} is not registered: {error} ({hint})") from error
-    except Exception as error:  # code of others: simulators, wrappers
+    except Exception as error:  # third-party code: simulators, wrappers
         raise UsageError(f"environment {env_id!r} cannot be made: {one_line(error)}") from error
 
 
 def _check_harmless(source: Source, options: EnvironmentOptions, env: str) -> None:
-    """Check that the settings that were saved import and call nothing but known wrappers.
+    """Check that saved settings import and call only known wrappers.
 
     :raises UsageError: when they do
     """
@@ -188,14 +188,14 @@ def _check_harmless(source: Source, options: EnvironmentOptions, env: str) -> No
 
 
 def _names(wrappers: Any) -> list[str]:
-    """Return the dotted paths of wrappers in the settings of the zoo."""
+    """Return the dotted paths of wrappers in the zoo's settings."""
     if isinstance(wrappers, str):
         return [wrappers]
     return [name for wrapper in wrappers or () for name in _names(wrapper)]
 
 
 def _renamed(wrappers: Any) -> Any:
-    """Return wrappers by the names that their modules have today."""
+    """Return wrappers under the current names of their modules."""
     if isinstance(wrappers, (list, tuple)):
         return [_renamed(wrapper) for wrapper in wrappers]
     if isinstance(wrappers, Mapping):
@@ -214,7 +214,7 @@ def _replacement(
     options: EnvironmentOptions,
     error: UsageError,
 ) -> tuple[str, dict[str, Any], VecEnv]:
-    """Return the environment that has taken the place of one that is gone.
+    """Return the successor of an environment that is gone.
 
     :raises UsageError: when there is none, or the user has not asked for it
     """
@@ -223,10 +223,10 @@ def _replacement(
         try:
             env = _make(source, other, {**kwargs, **more}, options)
         except UsageError as failure:
-            if str(failure).replace(other, env_id) != str(error):  # a wrapper fails around each of them
+            if str(failure).replace(other, env_id) != str(error):  # a wrapper fails around both environments
                 failures.append(str(failure))
             continue
-        # 1. Spaces that cannot be read are no obstacle: the weights will tell whether they fit.
+        # 1. Unreadable spaces are accepted: loading the weights shows whether they fit.
         fits = _fits(agent, env, source, options)
         if fits and options.env == AUTO:
             return other, {**kwargs, **more}, env
@@ -249,7 +249,7 @@ def _replacement(
 
 
 def _successors(env_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the registered environments of the same name in other versions, the newest first, and their keywords."""
+    """Yield other registered versions of an environment, newest first, with their keyword arguments."""
     for pattern, module, _ in _PACKAGES:
         if re.match(pattern, env_id) and is_installed(module):
             importlib.import_module(module)  # registers them
@@ -264,7 +264,7 @@ def _successors(env_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _fits(agent: SavedAgent, env: VecEnv, source: Source, options: EnvironmentOptions) -> bool:
     stack = options.n_stack if options.n_stack is not None else source.hyperparameters.get("frame_stack") or 0
     saved = agent.observation_space
-    # Frames are stacked later, so that shapes cannot be compared here.
+    # Frames are stacked later, so shapes cannot be compared here.
     is_same = saved is None or bool(stack) or same_shape(saved, env.observation_space)
     is_same = is_same or _takes_goals_joined(agent, env) or _is_transposed(saved, env.observation_space)
     return is_same and (agent.action_space is None or same_shape(agent.action_space, env.action_space))
@@ -273,9 +273,9 @@ def _fits(agent: SavedAgent, env: VecEnv, source: Source, options: EnvironmentOp
 def _normalised(
     env: VecEnv, source: Source, agent: SavedAgent, options: EnvironmentOptions
 ) -> tuple[VecEnv, list[str]]:
-    """Wrap an environment so that it gives observations as they were in training. Returns what is to be said of it.
+    """Normalise an environment's observations as in training. Returns it with a note.
 
-    :raises UsageError: when statistics that the user or the settings name are missing or do not fit
+    :raises UsageError: when statistics named by the user or the settings are missing or do not fit
     """
     path = options.vec_normalize or source.statistics
     if options.vec_normalize is not None and not options.vec_normalize.is_file():
@@ -286,7 +286,7 @@ def _normalised(
             raise UsageError(f"VecNormalize stats {where} not found: give their file with --vec-normalize")
         warning = "its observations were normalised, and no statistics are there: give them with --vec-normalize"
         return env, [warning] if not source.hyperparameters and agent.is_normalised else []
-    # Statistics in the folder of a run that was trained without are those of something else.
+    # If the run was trained without statistics, those in its folder belong to another agent.
     if options.vec_normalize is None and source.hyperparameters and not source.needs_statistics:
         return env, []
     statistics = read_statistics(path, safe=source.safe)
@@ -302,14 +302,14 @@ def _normalised(
 
 
 def _is_transposed(saved: spaces.Space[Any] | None, space: spaces.Space[Any]) -> bool:
-    """Return whether a space has the images of another one, channels first, as SB3 saves them."""
+    """Return whether a space equals another one with images transposed to channels first, as SB3 saves them."""
     if saved is None or space.shape is None or len(space.shape) != 3:
         return False
     return saved.dtype == space.dtype and saved.shape == (space.shape[2], *space.shape[:2])
 
 
 class _JoinedGoals(VecEnvWrapper):
-    """Puts the desired goal behind the observation, as HER did in releases before 1.1."""
+    """Appends the desired goal to the observation, as HER did before release 1.1."""
 
     def __init__(self, venv: VecEnv, space: spaces.Box):
         super().__init__(venv, spaces.Box(-np.inf, np.inf, space.shape, np.float32))
@@ -327,7 +327,7 @@ class _JoinedGoals(VecEnvWrapper):
 
 
 def _takes_goals_joined(agent: SavedAgent, env: VecEnv) -> bool:
-    """Return whether an agent was trained on goals joined to observations, which the environment gives apart."""
+    """Return whether an agent was trained on goals joined to observations, and the environment separates them."""
     saved, space = agent.observation_space, env.observation_space
     if not isinstance(saved, spaces.Box) or not isinstance(space, spaces.Dict):
         return False

@@ -10,9 +10,9 @@ _FILES = ["*.zip", "*.yml", "*.pkl", "*.npz"]
 
 
 def downloaded(path: Path) -> Path:
-    """Return a path as it is, or the folder of a repository that it names on the Hub, downloaded if need be.
+    """Return an existing path, or the folder of a Hub repository, downloaded if needed.
 
-    :param path: of a file or folder, or ``owner/name`` of a repository
+    :param path: a file or folder, or ``owner/name`` of a repository
     :raises UsageError: when there is neither a file nor a repository of that name
     """
     if path.exists() or path.with_name(path.name + ".zip").is_file() or not _REPOSITORY.fullmatch(str(path)):

@@ -1,4 +1,4 @@
-"""Measures trained agents beside fresh networks of the same policy, and says what the numbers mean."""
+"""Measures trained agents beside fresh networks of the same policy, and interprets the numbers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     import pandas
 
 THRESHOLDS = (0.0, 0.025, 0.1)
-"""What is shown beside the threshold that was asked for."""
+"""Thresholds shown beside the requested one."""
 DEFAULT_THRESHOLD = 0.1
 _INTEGERS = ("observations", "seed", "episodes", "neurons", "dormant")
 _NOTICEABLE = 0.05
-"""A smaller difference to a fresh network, as a share of a layer, is not worth a word."""
+"""Smaller differences to a fresh network, as a share of a layer, are not mentioned."""
 
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """Says which neurons of a trained agent are dormant, and how many are in a fresh network. Prints as a table.
+    """Dormant neurons of a trained agent, beside those of fresh networks. Prints as a table.
 
     :param path: of the agent
     :param algorithm: the zoo's name
-    :param environment: id of the environment that the agent was run in
-    :param seed: of the first measurement; the others have the seeds after it
-    :param thresholds: in the order in which they are shown; the first is that of the run or the one asked for
+    :param environment: id of the environment that the agent ran in
+    :param seed: of the first measurement. The others use the following seeds.
+    :param thresholds: in the order shown. The first is the requested one or that of the run.
     :param reports: one measurement for each seed
     :param fresh: measurements of fresh networks of the same policy on the observations of the first report
-    :param activations: layer name to the name of its activation, empty where it has none
+    :param activations: layer name to the name of its activation, or an empty string
     :param episode_returns: of the episodes that ended while observations were gathered
-    :param saved_return: mean return of the last evaluation that was saved with the agent; ``None`` without one
-    :param notes: what differs from training, in words
-    :param settings: the hyperparameters that were saved with the agent
+    :param saved_return: mean return of the last saved evaluation, or ``None``
+    :param notes: differences from training, in words
+    :param settings: the saved hyperparameters
     :param is_off_policy: whether it was trained on a replay buffer
     """
 
@@ -75,11 +75,11 @@ class Inspection:
 
     @property
     def episode_return(self) -> float | None:
-        """The mean return of the gathered episodes; ``None`` where none ended."""
+        """The mean return of the gathered episodes, or ``None`` if none ended."""
         return sum(self.episode_returns) / len(self.episode_returns) if self.episode_returns else None
 
     def fraction(self, threshold: float, layer: str | None = None) -> float:
-        """Return the dormant fraction of the agent, the mean over all seeds, in [0, 1].
+        """Return the agent's dormant fraction, the mean over all seeds, in [0, 1].
 
         :param threshold: a neuron is dormant when its score is at most this
         :param layer: its name; all layers pooled if not given
@@ -87,7 +87,7 @@ class Inspection:
         return _mean_fraction(self.reports, threshold, layer)
 
     def fresh_fraction(self, threshold: float, layer: str | None = None) -> float:
-        """Return the dormant fraction of fresh networks, the mean over all of them, in [0, 1].
+        """Return the mean dormant fraction of the fresh networks, in [0, 1].
 
         :param threshold: a neuron is dormant when its score is at most this
         :param layer: its name; all layers pooled if not given
@@ -105,7 +105,7 @@ class Inspection:
 
     @cached_property
     def conclusion(self) -> str:
-        """One sentence that says what the numbers mean, beside those of a fresh network."""
+        """One sentence that compares the numbers with those of a fresh network."""
         threshold = self.thresholds[0]
         if self.report.not_finite:
             return f"Activations of {', '.join(self.report.not_finite)} are NaN or infinite: their shares mean nothing."
@@ -119,7 +119,7 @@ class Inspection:
         )
 
     def _excess(self, threshold: float, layer: str) -> float:
-        """Return by how much more of a layer is dormant than in fresh networks; 0 if one of them has as much."""
+        """Return the excess dormant share of a layer over fresh networks, or 0 if one of them has as much."""
         share = self.fraction(threshold, layer)
         most = max(_fraction(report, threshold, layer) for report in self.fresh)
         return share - self.fresh_fraction(threshold, layer) if share > most else 0.0
@@ -132,7 +132,7 @@ class Inspection:
         return f", the last hidden layer of {layer.network}," if is_last else f", a layer of {layer.network},"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each seed and layer: the agent, and what was measured of the layer."""
+        """Return a row for each seed and layer, with the agent and the layer's measurements."""
         return [
             {
                 **self._about(seed),
@@ -172,7 +172,7 @@ class Inspection:
         return to_frame([self])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything that was found as plain numbers, texts, lists and dictionaries, as JSON has them."""
+        """Return all results as numbers, strings, lists and dictionaries, for JSON."""
         return {
             **self._about(self.seed),
             "seeds": len(self.reports),
@@ -213,7 +213,7 @@ class Inspection:
     __repr__ = __str__
 
     def light(self) -> "Inspection":
-        """Return the same without the observations, so that many take little memory."""
+        """Return a copy without the observations, to save memory."""
         return replace(
             self,
             reports=tuple(replace(report, batch=_rows_alone(report.observations)) for report in self.reports),
@@ -221,7 +221,7 @@ class Inspection:
         )
 
     def where(self) -> str:
-        """Say what the agent was run in, and how well it did."""
+        """Describe the environment and the returns in words."""
         number = len(self.episode_returns)
         episodes = "1 episode" if number == 1 else f"{number} episodes"
         earned = (
@@ -253,11 +253,11 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Failure:
-    """Says why an agent could not be inspected.
+    """The reason why an agent could not be inspected.
 
     :param path: of the agent
     :param reason: in one line
-    :param is_usage: whether what was asked for cannot be done, and not something that broke
+    :param is_usage: whether it is a usage error, not a failure
     """
 
     path: Path
@@ -269,7 +269,7 @@ class Failure:
         return [{"path": str(self.path), "status": "failed", "reason": self.reason}]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON has it."""
+        """Return the row for JSON."""
         return self.rows()[0]
 
 
@@ -296,22 +296,22 @@ def inspect_agent(
     Agents, statistics and settings are pickles: they may run any code. With ``safe`` only tensors and known classes
     are unpickled.
 
-    :param path: a zip, the folder of a zoo run, a folder as the Hugging Face Hub has them, or ``owner/name`` there
-    :param algorithm: the zoo's name, where the zip does not tell
-    :param env: id of the environment; ``"auto"`` for that of the run, or for the one that has taken its place
-    :param env_kwargs: keyword arguments of the environment, over those of the run
+    :param path: a zip, the folder of a zoo run, a folder in the layout of the Hugging Face Hub, or ``owner/name`` there
+    :param algorithm: the zoo's name, if the zip does not tell
+    :param env: id of the environment, or ``"auto"`` for that of the run or its successor
+    :param env_kwargs: keyword arguments of the environment. They override those of the run.
     :param gym_packages: modules that register environments, besides those of the run
     :param wrappers: dotted paths of wrappers, instead of those of the run
     :param n_stack: frames to stack, instead of those of the run
     :param vec_normalize: statistics of ``VecNormalize``, instead of those of the run
-    :param n_samples: observations for each seed
-    :param dormancy_threshold: shown first; that of the run's callback if not given, else 0.1
-    :param seed: of all that is drawn
-    :param seeds: how many measurements, each from a seed of its own
-    :param fresh_networks: how many fresh networks to compare with
-    :param safe: whether to open only what needs no unpickling beyond tensors and known classes
-    :param progress: called after every step with the number of observations that are new
-    :raises UsageError: when there is no agent, or it does not fit what is wanted
+    :param n_samples: observations per seed
+    :param dormancy_threshold: shown first. Default: that of the run's callback, else 0.1.
+    :param seed: of all draws
+    :param seeds: number of measurements, each with its own seed
+    :param fresh_networks: number of fresh networks to compare with
+    :param safe: whether to unpickle only tensors and known classes
+    :param progress: called after every step with the number of new observations
+    :raises UsageError: when there is no agent, or it does not fit the settings
     :raises RuntimeError: when the agent cannot be measured
     """
     positive_integer("n_samples", n_samples)
@@ -355,7 +355,7 @@ def inspect_agent(
 def fresh_report(model: BaseAlgorithm, report: DormancyReport, seed: int) -> DormancyReport:
     """Measure a fresh network of a model's policy on the observations of a report.
 
-    :param model: the model that was measured; nothing in it changes
+    :param model: the measured model. It does not change.
     :param report: its measurement
     :param seed: of the fresh network
     """
@@ -378,14 +378,14 @@ def to_frame(inspections: Iterable[Inspection | Failure]) -> "pandas.DataFrame":
         import pandas  # here, because only this is worth a second of import time
 
     frame = pandas.DataFrame([row for inspection in inspections for row in inspection.rows()])
-    # A failure has no numbers, and pandas would make floats of integers then.
+    # Failures have no numbers. Without this, pandas would turn integers into floats.
     return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines. The first column is aligned to the left, all others to the right.
+    """Return rows of cells as lines. The first column is left-aligned, all others are right-aligned.
 
-    :param rows: of the same number of cells
+    :param rows: rows of equal length
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -398,14 +398,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _thresholds(given: float | None, loaded: LoadedAgent) -> tuple[float, ...]:
-    """Return the thresholds to show: the one asked for or that of the run first, then the usual ones."""
+    """Return the thresholds to show: the requested one or that of the run, then the usual ones."""
     first = given if given is not None else _own_threshold(loaded.source.hyperparameters.get("callback"))
     first = DEFAULT_THRESHOLD if first is None else float(first)
     return (first, *(threshold for threshold in THRESHOLDS if threshold != first))
 
 
 def _unfaithful(loaded: LoadedAgent, returns: Sequence[float]) -> list[str]:
-    """Return a warning where an agent earns far from what it did, in an environment that took another one's place."""
+    """Return a warning if the agent's return in a successor environment is far from its saved return."""
     saved = loaded.source.saved_return
     if saved is None or not returns or loaded.environment == loaded.source.environment:
         return []
@@ -416,7 +416,7 @@ def _unfaithful(loaded: LoadedAgent, returns: Sequence[float]) -> list[str]:
 
 
 def _own_threshold(callbacks: Any) -> float | None:
-    """Return the dormancy threshold in the zoo's settings of callbacks; ``None`` where there is none."""
+    """Return the dormancy threshold in the zoo's callback settings, or ``None``."""
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         for path, settings in callback.items() if isinstance(callback, Mapping) else ():
             threshold = settings.get("dormancy_threshold") if isinstance(settings, Mapping) else None
@@ -428,7 +428,7 @@ def _own_threshold(callbacks: Any) -> float | None:
 
 
 def _activation(policy: nn.Module, wiring: Wiring, layer: str) -> str:
-    """Return the name of a layer's activation, empty where it has none."""
+    """Return the name of a layer's activation, or an empty string."""
     functions = [call.name for call in wiring.calls if call.kind == "activation"]
     names = set()
     for site in wiring[layer].sites:
@@ -440,7 +440,7 @@ def _activation(policy: nn.Module, wiring: Wiring, layer: str) -> str:
 
 
 def _rows_alone(number: int) -> torch.Tensor:
-    """Return a batch without values that says how many observations there were."""
+    """Return a batch without values that keeps the number of observations."""
     return torch.empty(number, 0)
 
 
@@ -456,9 +456,9 @@ def _mean_fraction(reports: Sequence[DormancyReport], threshold: float, layer: s
 
 
 def failed(path: Path, error: BaseException) -> Failure:
-    """Return what is to be said of an agent that could not be inspected.
+    """Return the failure of an agent that could not be inspected.
 
     :param path: of the agent
-    :param error: why not
+    :param error: the reason
     """
     return Failure(path, one_line(error), isinstance(error, ValueError))

@@ -13,13 +13,13 @@ from sb3_redo.zoo.sources import Source, find_model
 
 @dataclass(frozen=True)
 class LoadedAgent:
-    """Holds an agent that was opened. Close its environment after use.
+    """An opened agent. Close its environment after use.
 
-    :param model: acts in its environment; its optimizers and buffers are not those of training
+    :param model: acts in its environment. Its optimizers and buffers are not those of training.
     :param algorithm: the zoo's name
-    :param environment: the id of the environment that it acts in
-    :param source: the zip, and what was saved beside it
-    :param notes: what differs from training, in words
+    :param environment: id of the environment that it acts in
+    :param source: the zip and the files saved beside it
+    :param notes: differences from training, in words
     """
 
     model: BaseAlgorithm
@@ -38,21 +38,21 @@ class LoadedAgent:
 def open_agent(
     path: Path, algorithm: str | None = None, options: EnvironmentOptions | None = None, *, safe: bool = False
 ) -> LoadedAgent:
-    """Open an agent with the environment, wrappers and statistics that were saved with it.
+    """Open an agent with its saved environment, wrappers and statistics.
 
     Agents, statistics and settings are pickles: they may run any code. With ``safe`` only tensors and known classes
     are unpickled.
 
-    :param path: a zip, the folder of a zoo run, or a folder as the Hugging Face Hub has them
-    :param algorithm: the zoo's name, where the zip does not tell
-    :param options: what is wanted of the environment, over what was saved
-    :param safe: whether to open only what needs no unpickling beyond tensors and known classes
-    :raises UsageError: when there is no agent, or it does not fit what is wanted
+    :param path: a zip, the folder of a zoo run, or a folder in the layout of the Hugging Face Hub
+    :param algorithm: the zoo's name, if the zip does not tell
+    :param options: settings of the environment. They override saved ones.
+    :param safe: whether to unpickle only tensors and known classes
+    :raises UsageError: when there is no agent, or it does not fit the settings
     """
     source = find_model(path, safe=safe)
     agent = SavedAgent(source.model, safe=safe)
     name = agent.algorithm(source, algorithm)
-    # Building a model seeds every random stream with the seed of its training.
+    # Building a model seeds every random stream with its training seed.
     with everything_seeded(0):
         made = make_environment(source, agent, options or EnvironmentOptions())
         try:

@@ -1,4 +1,4 @@
-"""Unpickles what other releases and packages saved: spaces of OpenAI Gym, settings, statistics of ``VecNormalize``."""
+"""Unpickles files of other releases and packages: spaces of OpenAI Gym, settings, ``VecNormalize`` statistics."""
 
 import importlib
 import pickle
@@ -24,7 +24,7 @@ _KNOWN_MODULES = re.compile(
     r"gymnasium\.spaces(\..*)?|numpy|torch\.nn\.modules\..*|torch\.optim(\..*)?|stable_baselines3\..*|sb3_contrib\..*"
     r"|sb3_redo\.networks(\..*)?"
 )
-"""Where classes of the known bases lie. To import another module might run code already."""
+"""Modules of classes with known bases. Importing another module might run code."""
 _KNOWN_BASES = (ActionNoise, BasePolicy, Optimizer, RunningMeanStd, Space, VecNormalize, nn.Module, np.generic)
 _KNOWN_CALLS = {
     ("builtins", "set"): set,
@@ -36,11 +36,11 @@ _KNOWN_CALLS = {
     ("numpy._core.numeric", "_frombuffer"): numeric._frombuffer,  # type: ignore[attr-defined]
     ("torch", "device"): device,
 }
-"""What a known pickle calls. Objects of known classes are made without their constructors."""
+"""Functions that a known pickle calls. Objects of known classes are made without their constructors."""
 
 
 class Unreadable:
-    """Stands for an object whose class cannot be imported, or is not known where only known classes are allowed."""
+    """Stands for an object whose class cannot be imported, or is not allowed."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -62,7 +62,7 @@ class Unreadable:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads classes of ``gym`` as those of ``gymnasium``, and puts :class:`Unreadable` where there is no class."""
+    """Reads classes of ``gym`` as those of ``gymnasium``, and missing classes as :class:`Unreadable`."""
 
     def __init__(self, data: bytes):
         super().__init__(BytesIO(data))
@@ -70,7 +70,7 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("numpy.random"):
-            return Unreadable  # random streams of spaces, which differ between releases and are not needed
+            return Unreadable  # random streams of spaces differ between releases and are not needed
         package, dot, rest = module.partition(".")
         renamed = {"gym": "gymnasium"}.get(package, package) + dot + rest
         try:
@@ -80,22 +80,22 @@ class _Unpickler(pickle._Unpickler):
             return Unreadable
 
     def found(self, module: str, name: str) -> Any:
-        """Import what a pickle names. :raises ImportError: where it is not there."""
+        """Import a name of a pickle. :raises ImportError: when it does not exist"""
         return super().find_class(module, name)
 
 
 _RUN: dict[int, Any] = dict(pickle._Unpickler.dispatch)
-"""What each code of a pickle does. The class in C has no such table."""
+"""The method of each pickle opcode. The class in C has no such table."""
 
 
 class _SafeUnpickler(_Unpickler):
-    """Reads known classes alone, calls nothing else, and changes no class. So a file cannot choose what is run."""
+    """Reads only known classes, calls nothing else, and changes no class. So a file cannot choose what runs."""
 
     stack: list[Any]
     dispatch: ClassVar[dict[int, Any]] = dict(_RUN)
 
     def found(self, module: str, name: str) -> Any:
-        """Import what a pickle names. :raises ImportError: where it is not known."""
+        """Import a name of a pickle. :raises ImportError: when it is not known"""
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) in _KNOWN_CALLS:
@@ -134,22 +134,22 @@ class _SafeUnpickler(_Unpickler):
 
 
 def unpickled(data: bytes, *, safe: bool) -> tuple[Any, tuple[str, ...]]:
-    """Return what a pickle holds, with :class:`Unreadable` where it cannot be read, and what could not be read.
+    """Return a pickle's object, with :class:`Unreadable` in place of unreadable parts, and the names of these.
 
     :param data: the pickle
-    :param safe: whether to read known classes alone: those of tensors, arrays, spaces, modules, optimizers and SB3
-    :return: the object, and the dotted paths of the classes and functions that could not be read
+    :param safe: whether to read only known classes: those of tensors, arrays, spaces, modules, optimizers and SB3
+    :return: the object, and the dotted paths of unreadable classes and functions
     """
     unpickler = (_SafeUnpickler if safe else _Unpickler)(data)
     try:
         found = unpickler.load()
-    except Exception as error:  # what pickles of other releases end in is without limit
+    except Exception as error:  # pickles of other releases raise errors of any kind
         return Unreadable(), (*unpickler.unreadable, f"{type(error).__name__}: {error}")
     return found, tuple(unpickler.unreadable)
 
 
 def unreadable_parts(value: Any) -> Iterator[Any]:
-    """Yield the keys of a dictionary whose values hold something unreadable."""
+    """Yield the keys of a dictionary whose values have unreadable parts."""
     for key, item in value.items():
         if any(part is Unreadable or isinstance(part, Unreadable) for part in _parts(item)):
             yield key
@@ -165,7 +165,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def read_statistics(path: Path, *, safe: bool) -> VecNormalize:
-    """Read statistics of ``VecNormalize``, which was saved by any release.
+    """Read ``VecNormalize`` statistics, saved by any release.
 
     :param path: the pickle
     :param safe: see :func:`unpickled`
@@ -179,12 +179,12 @@ def read_statistics(path: Path, *, safe: bool) -> VecNormalize:
 
 
 def needed(unreadable: str) -> str:
-    """Return in words what :func:`unpickled` could not read: a class, or all of it, with the error."""
+    """Return the unreadable part of :func:`unpickled` in words: a class, or everything, with the error."""
     return f"it cannot be unpickled ({unreadable})" if " " in unreadable else f"it needs {unreadable}"
 
 
 def module_of(path: str) -> str:
-    """Return the package of a dotted path, which is what is to be installed."""
+    """Return the package of a dotted path, for installing it."""
     return path.partition(".")[0]
 
 

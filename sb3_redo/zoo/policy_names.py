@@ -1,11 +1,11 @@
-"""Says which scalable policy stands for which of the zoo's. Imports neither torch nor Stable-Baselines3."""
+"""Maps the zoo's policies to scalable ones. Imports neither torch nor Stable-Baselines3."""
 
 from sb3_redo.validation import one_of
 
 _PACKAGE = "sb3_redo.networks"
 _KINDS = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 _KINDS_OF_DQN = {"Dueling": "dueling", "Injectable": "injection"}
-"""How the names of further policies of DQN begin, and the room that they are in."""
+"""Prefixes of further DQN policies, and their modules."""
 _OWNERS = {
     "dqn": "DQN",
     "double_dqn": "DQN",
@@ -24,18 +24,18 @@ _OWNERS = {
 
 
 def scalable_policy(algorithm: str, policy: str) -> str:
-    """Return the dotted path of the scalable policy that builds what an algorithm's own builds, at any width.
+    """Return the dotted path of the scalable policy that corresponds to an algorithm's own policy.
 
     >>> scalable_policy("dqn", "CnnPolicy")
     'sb3_redo.networks.DQNCnnPolicy'
 
     :param algorithm: the zoo's name
     :param policy: ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy``, or the path of a scalable policy of this
-        algorithm, which is returned as it is
-    :raises ValueError: naming the choices, when the algorithm or the policy is none of them
+        algorithm, which is returned unchanged
+    :raises ValueError: when the algorithm or the policy is unknown
     """
     owner = _OWNERS[one_of("algorithm", algorithm, tuple(_OWNERS))]
-    # CrossQ comes with a policy for vectors alone.
+    # CrossQ has a policy for vectors only.
     kinds = _KINDS[:1] if owner == "CrossQ" else _KINDS
     own = {f"{_PACKAGE}.{room}{owner}{kind}" for room in ("", "policies.") for kind in kinds}
     if owner == "DQN":
@@ -47,7 +47,7 @@ def scalable_policy(algorithm: str, policy: str) -> str:
 
 
 def algorithms_of(policy: str) -> tuple[str, ...]:
-    """Return the zoo's names of the algorithms that a class of ours is a policy of; none for other classes.
+    """Return the zoo's names of algorithms that use one of our policies. Empty for other classes.
 
     >>> algorithms_of("TD3CnnPolicy")
     ('td3', 'ddpg')

@@ -1,4 +1,4 @@
-"""Reads what a zip of Stable-Baselines3 says of its agent, whatever release saved it."""
+"""Reads the agent in a zip of Stable-Baselines3, saved by any release."""
 
 import base64
 import inspect
@@ -30,7 +30,7 @@ with needs("zoo", "a saved agent"):
     from rl_zoo3.utils import ALGOS
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {**ALGOS, **OURS, "ppo_mask": MaskablePPO}
-"""By the zoo's names, ours among them, with sb3-contrib's for the one that the zoo does not train."""
+"""The zoo's names to algorithms, with ours, and with sb3-contrib's that the zoo does not train."""
 
 _OF_POLICIES = {
     "stable_baselines3.common.policies": ("ppo", "a2c", "trpo"),
@@ -44,10 +44,10 @@ _OF_POLICIES = {
     "sb3_contrib.common.maskable.policies": ("ppo_mask",),
     "sb3_contrib.common.recurrent.policies": ("ppo_lstm",),
 }
-"""Which algorithms a saved policy may be of, by the module of its class."""
+"""Module of a policy's class to the algorithms that use it."""
 
 _READ = ("policy_class", "policy_kwargs", "action_noise")
-"""What is unpickled. An agent that acts and is not trained needs nothing else."""
+"""Keys that are unpickled. An agent that only acts needs no others."""
 _HELD_BY_NETWORKS = ("policy_class", "policy_kwargs")
 _OF_TRAINING = (
     "train_freq",
@@ -56,16 +56,16 @@ _OF_TRAINING = (
     "rollout_buffer_class",
     "rollout_buffer_kwargs",
 )
-"""Arguments of algorithms that have changed over the releases, and that acting does not need."""
+"""Arguments of algorithms that changed between releases and are not needed to act."""
 _KEPT = ("num_timesteps", "exploration_rate", "use_sde_at_warmup")
-"""What belongs to an agent at work and is no argument of its algorithm."""
+"""Attributes of an acting agent that are no arguments of its algorithm."""
 
 
 class SavedAgent:
     """Reads a zip without building its agent.
 
     :param path: the zip
-    :param safe: whether to unpickle known classes alone
+    :param safe: whether to unpickle only known classes
     :raises UsageError: when the zip cannot be read
     """
 
@@ -75,7 +75,7 @@ class SavedAgent:
         try:
             with zipfile.ZipFile(path) as archive:
                 self.data: dict[str, Any] = json.loads(archive.read("data"))
-        except Exception as error:  # junk ends in errors of many kinds
+        except Exception as error:  # damaged files raise errors of many kinds
             raise UsageError(f"{path} cannot be read: {error}") from error
         if not isinstance(self.data, dict) or "policy_class" not in self.data:
             raise UsageError(f"{path} is a zip file, but not an agent that Stable-Baselines3 saved")
@@ -84,7 +84,7 @@ class SavedAgent:
         """Return a setting.
 
         :param key: its name
-        :return: its value, or :class:`~sb3_redo.zoo.pickles.Unreadable`; ``None`` where there is none
+        :return: its value, :class:`~sb3_redo.zoo.pickles.Unreadable`, or ``None`` if it is missing
         """
         return self._read(key)[0]
 
@@ -96,12 +96,12 @@ class SavedAgent:
 
     @cached_property
     def observation_space(self) -> spaces.Space[Any] | None:
-        """The observation space, as far as it can be read."""
+        """The observation space, or ``None`` if it cannot be read."""
         return self._space("observation_space")
 
     @cached_property
     def action_space(self) -> spaces.Space[Any] | None:
-        """The action space, as far as it can be read."""
+        """The action space, or ``None`` if it cannot be read."""
         return self._space("action_space")
 
     def _space(self, key: str) -> spaces.Space[Any] | None:
@@ -110,9 +110,9 @@ class SavedAgent:
 
     @property
     def is_normalised(self) -> bool:
-        """Whether the zip tells that ``VecNormalize`` changed its observations.
+        """Whether the zip shows that ``VecNormalize`` changed its observations.
 
-        On-policy algorithms keep an original observation only then. An observation outside of its space tells, too.
+        Then on-policy algorithms keep an original observation. An observation outside its space also shows it.
         """
         if "n_steps" in self.data and "replay_buffer_class" not in self.data:
             return self.value("_last_original_obs") is not None
@@ -122,17 +122,17 @@ class SavedAgent:
         return bool((seen < space.low - 1e-3).any() or (seen > space.high + 1e-3).any())
 
     def algorithm(self, source: Source, given: str | None) -> str:
-        """Return the name of the algorithm: as given, as the zoo noted, or as the saved policy tells.
+        """Return the name of the algorithm: as given, from the zoo's settings, or from the saved policy.
 
-        :param source: says what the zoo noted
-        :param given: what the user says
-        :raises UsageError: when it is unknown, cannot be told, is not supported, or is not that of the policy
+        :param source: has the zoo's settings
+        :param given: the user's choice
+        :raises UsageError: when it is unknown, cannot be determined, is not supported, or does not match the policy
         """
         possible = self._possible_algorithms()
-        # Ours differ from the one that they extend in how they are trained, and here nothing is.
+        # Our algorithms differ from DQN only in training, which is not done here.
         plain = tuple(name for name in possible if name not in OURS) or possible
         name = given or source.arguments.get("algo")
-        if name == "her":  # an algorithm of its own in old releases, around the one that the policy is of
+        if name == "her":  # in old releases an algorithm that wraps that of the policy
             name = plain[0] if plain else None
         if name is None and len(plain) == 1:
             name = plain[0]
@@ -140,7 +140,7 @@ class SavedAgent:
             name = source.run.parent.name  # the zoo's folders are <algorithm>/<environment>_<number>
         if name is None:
             reason = f"it may be {' or '.join(possible)}" if possible else "its policy is of a class of your own"
-            raise UsageError(f"give --algo: the file does not tell which algorithm it is of; {reason}")
+            raise UsageError(f"give --algo: the file does not tell its algorithm; {reason}")
         try:
             one_of("--algo", name, tuple(ALGORITHMS))
             known_algorithm(ALGORITHMS[name])
@@ -155,24 +155,24 @@ class SavedAgent:
         module = policy.get("__module__", "") if isinstance(policy, Mapping) else ""
         if module == "stable_baselines3.her.her" or not module.startswith("sb3_redo.networks."):
             return _OF_POLICIES.get(module, ())
-        # Policies of all algorithms lie in one module: the pickle, which is not run here, has the name of the class.
+        # Policies of several algorithms share a module. The pickle has the class's name; it is not run here.
         pickled = pickletools.genops(base64.b64decode(policy[":serialized:"]))
         names = [argument for _, argument, _ in pickled if isinstance(argument, str)]
         return next(filter(None, map(algorithms_of, names)), ())
 
     def build(self, kind: type[BaseAlgorithm], env: VecEnv) -> tuple[BaseAlgorithm, list[str]]:
-        """Build the agent with its weights, to act in an environment and not to be trained.
+        """Build the agent with its weights, to act in an environment, not for training.
 
-        What acting does not need is not read: replay buffers, schedules, optimizers and the state of training. A
-        setting that cannot be read becomes the algorithm's default.
+        Replay buffers, schedules, optimizers and the state of training are not read. An unreadable setting gets the
+        algorithm's default.
 
         :param kind: the algorithm
-        :param env: the environment, whose spaces the agent gets
-        :return: the model; and what could not be read, in words
+        :param env: the environment. The agent gets its spaces.
+        :return: the model, and the unreadable settings in words
         :raises UsageError: when the policy cannot be read, or does not fit the environment
         """
         data, notes = self._settings(kind)
-        # 1. The algorithm wraps the environment. Spaces of other releases have other bounds, so its own ones serve.
+        # 1. The algorithm wraps the environment, and uses its spaces: those of other releases have other bounds.
         model = kind(policy=data["policy_class"], env=env, _init_setup_model=False)  # type: ignore[call-arg]
         for key, space in (("observation_space", model.observation_space), ("action_space", model.action_space)):
             saved = self._space(key)
@@ -181,14 +181,14 @@ class SavedAgent:
                     f"the environment is not the one that {self.path} was trained in: its {key} is {brief(space)}, "
                     f"the agent's is {brief(saved)}"
                 )
-        # 2. It builds its networks from the policy's settings. A replay buffer would take memory for nothing.
+        # 2. It builds its networks from the policy's settings. A full replay buffer would waste memory.
         small = {"buffer_size": 1, "optimize_memory_usage": False} if "buffer_size" in self.data else {}
         model.__dict__.update({**data, **small})
         try:
             model._setup_model()
-        except Exception as error:  # settings that a policy of today does not take
+        except Exception as error:  # settings that current policies do not take
             raise UsageError(f"the networks of {self.path} cannot be built: {one_line(error)}") from error
-        # 3. Only the policy's weights are loaded.
+        # 3. It loads only the policy's weights.
         policy: Any = model.policy
         self._load_weights(policy)
         if model.use_sde:
@@ -196,19 +196,19 @@ class SavedAgent:
         return model, notes
 
     def _settings(self, kind: type[BaseAlgorithm]) -> tuple[dict[str, Any], list[str]]:
-        """Return what an agent that acts needs of the saved settings, and what of it could not be read, in words."""
+        """Return the saved settings that acting needs, and the unreadable ones in words."""
         constructors = (vars(base).get("__init__") for base in kind.__mro__[:-1])
         wanted = {name for each in constructors if each is not None for name in inspect.signature(each).parameters}
         wanted = {*wanted, *_KEPT, "_n_updates"} - {*_OF_TRAINING, "env", "device", "tensorboard_log"}
         data: dict[str, Any] = {}
         notes: list[str] = []
         for key, saved in self.data.items():
-            # 1. Plain numbers and texts are taken as they are. The constructor has set everything else.
+            # 1. Numbers and strings are taken as saved. The constructor has set everything else.
             if key in wanted and not (isinstance(saved, dict) and ":serialized:" in saved):
                 data[key] = saved
             if key not in _READ:
                 continue
-            # 2. What is needed is read, in part if need be.
+            # 2. Needed settings are unpickled, in part if they have unreadable parts.
             value, unreadable = self._read(key)
             if key == "policy_kwargs" and isinstance(value, dict):
                 unreadable = _without_optimizer(value, unreadable)
@@ -218,7 +218,7 @@ class SavedAgent:
                 raise UsageError(self._unreadable(key, unreadable))
             elif key == "action_noise":
                 notes.append(f"its action noise cannot be read ({unreadable[0]}): it acts without noise")
-        # 3. Old releases wrote some settings in other forms.
+        # 3. Old releases saved some settings in other forms.
         data["action_noise"] = _renewed_noise(data.get("action_noise"))
         policy_kwargs = data.get("policy_kwargs") or {}
         if not isinstance(policy_kwargs, dict):
@@ -227,7 +227,7 @@ class SavedAgent:
         return data, notes
 
     def _load_weights(self, policy: nn.Module) -> None:
-        """Load the policy's weights, in place. Old releases saved a shared extractor under one of its three names."""
+        """Load the policy's weights, in place. Old releases saved a shared extractor under only one of its names."""
         state = self._state()
         try:
             missing, unexpected = policy.load_state_dict(state, strict=False)
@@ -250,7 +250,7 @@ class SavedAgent:
             raise
         except KeyError:
             raise UsageError(f"{self.path} has no policy.pth, which holds the weights") from None
-        except Exception as error:  # junk ends in errors of many kinds
+        except Exception as error:  # damaged files raise errors of many kinds
             raise UsageError(f"the weights in {self.path} cannot be read: {one_line(error)}") from error
 
     def _unreadable(self, key: str, unreadable: tuple[str, ...]) -> str:
@@ -264,7 +264,7 @@ class SavedAgent:
 
 
 def _decoded(text: Any) -> bytes:
-    """Return the pickle in a zip's data; none where there is junk."""
+    """Return the pickle in a zip's data, or no bytes if it is damaged."""
     try:
         return base64.b64decode(text)
     except (ValueError, TypeError):
@@ -274,9 +274,9 @@ def _decoded(text: Any) -> bytes:
 def algorithm_of(source: Source, given: str | None = None) -> str:
     """Return the name of an agent's algorithm, see :meth:`SavedAgent.algorithm`.
 
-    :param source: the zip, and what the zoo noted
-    :param given: what the user says
-    :raises UsageError: when it is unknown, cannot be told, is not supported, or is not that of the policy
+    :param source: the zip, and the zoo's settings
+    :param given: the user's choice
+    :raises UsageError: when it is unknown, cannot be determined, is not supported, or does not match the policy
     """
     return SavedAgent(source.model, safe=source.safe).algorithm(source, given)
 
@@ -321,7 +321,7 @@ def one_line(error: BaseException, length: int = 300) -> str:
 
 
 def _without_optimizer(policy_kwargs: dict[str, Any], unreadable: tuple[str, ...]) -> tuple[str, ...]:
-    """Remove an optimizer that cannot be read, in place: acting needs none. Returns what still cannot be read."""
+    """Remove an unreadable optimizer, in place: acting needs none. Returns the remaining unreadable parts."""
     for part in list(unreadable_parts(policy_kwargs)):
         if part.startswith("optimizer"):
             del policy_kwargs[part]
@@ -329,7 +329,7 @@ def _without_optimizer(policy_kwargs: dict[str, Any], unreadable: tuple[str, ...
 
 
 def _renewed(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return a policy's settings in the form of today. Releases before 1.8 put the networks' sizes into a list."""
+    """Return a policy's settings in the current form. Releases before 1.8 put a dictionary of sizes into a list."""
     renewed = {key: value for key, value in policy_kwargs.items() if key != "device"}
     sizes = renewed.get("net_arch")
     if isinstance(sizes, list) and sizes and isinstance(sizes[0], dict):
@@ -338,7 +338,7 @@ def _renewed(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renewed_noise(noise: ActionNoise | None) -> ActionNoise | None:
-    """Return action noise with the attributes that it has today: old releases saved fewer."""
+    """Return action noise with its current attributes. Old releases saved fewer."""
     if noise is not None and not hasattr(noise, "_dtype"):
         noise.__dict__["_dtype"] = np.float32
     return noise

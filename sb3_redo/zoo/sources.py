@@ -1,4 +1,4 @@
-"""Finds a saved agent, and what was saved beside it: settings, statistics, evaluations."""
+"""Finds a saved agent and the files beside it: settings, statistics, evaluations."""
 
 import os
 import re
@@ -19,15 +19,15 @@ with needs("zoo", "a saved agent"):
 _CHECKPOINT = re.compile(r"rl_model_(\d+)_steps")
 _STATISTICS = ("vecnormalize.pkl", "vec_normalize.pkl")
 MOST_BYTES = 2**30
-"""An archive that expands to more than this, and to more than a hundred times its size, is refused."""
+"""An archive that expands to more bytes, and to more than a hundred times its size, is refused."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Says where an agent is and what was saved beside it.
+    """The location of an agent and of the files saved beside it.
 
     :param model: the zip
-    :param settings: the folder that holds ``args.yml`` and ``config.yml`` of the agent, if there is one
+    :param settings: the folder of the agent's ``args.yml`` and ``config.yml``, if any
     :param safe: whether settings are read without unpickling
     """
 
@@ -37,22 +37,22 @@ class Source:
 
     @property
     def run(self) -> Path | None:
-        """The folder of the zoo's run, if the agent lies in one."""
+        """The folder of the agent's zoo run, if any."""
         return self.settings.parent if self.settings is not None and self.settings != self.model.parent else None
 
     @property
     def environment(self) -> str | None:
-        """The environment that the agent was trained in; the settings' folder has its name, too."""
+        """The environment of training, from the settings or their folder's name."""
         return self.arguments.get("env") or (self.settings.name if self.run is not None and self.settings else None)
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
-        """The command line that the run was started with."""
+        """The command line of the run."""
         return self._yaml("args.yml")
 
     @cached_property
     def hyperparameters(self) -> Mapping[str, Any]:
-        """What the zoo trained with, as it was resolved."""
+        """The resolved hyperparameters of the zoo."""
         return self._yaml("config.yml")
 
     @cached_property
@@ -69,12 +69,12 @@ class Source:
 
     @property
     def statistics(self) -> Path | None:
-        """The statistics of ``VecNormalize`` that belong to the agent, if there are any."""
+        """The agent's ``VecNormalize`` statistics, if any."""
         step = _CHECKPOINT.fullmatch(self.model.stem)
         names = [f"rl_model_vecnormalize_{step[1]}_steps.pkl"] if step else []
         names += [f"{self.model.stem}_{name}" for name in _STATISTICS]
         beside = [self.model.with_name(name) for name in names]
-        # A folder of several agents does not tell whose statistics lie there.
+        # In a folder of several agents, it is unknown whose statistics these are.
         is_alone = len(list(self.model.parent.glob("*.zip"))) == 1 or self.settings == self.model.parent
         beside += [self.model.with_name(name) for name in _STATISTICS if is_alone]
         saved = [self.settings / name for name in _STATISTICS] if self.settings is not None else []
@@ -82,14 +82,14 @@ class Source:
 
     @property
     def saved_return(self) -> float | None:
-        """The mean return of the last evaluation that was saved; ``None`` without one."""
+        """The mean return of the last saved evaluation, or ``None``."""
         folders = [self.model.parent, *([self.settings.parent] if self.settings is not None else [])]
         for path in (folder / "evaluations.npz" for folder in folders):
             if path.is_file():
                 try:
                     with path.open("rb") as file, np.load(file) as saved:
                         return float(np.mean(saved["results"][-1]))
-                except Exception:  # junk ends in errors of many kinds
+                except Exception:  # damaged files raise errors of many kinds
                     return None
         return None
 
@@ -109,11 +109,11 @@ class Source:
 
 
 class _SafeLoader(yaml.SafeLoader):
-    """Reads what the zoo writes, and ``None`` for any other object of Python."""
+    """Reads the zoo's YAML, with ``None`` for any other Python object."""
 
 
 class _Loader(yaml.UnsafeLoader):
-    """Reads what the zoo writes. It is a pickle in another form: open only what you trust."""
+    """Reads the zoo's YAML, including Python objects. It can run code, like a pickle: open only trusted files."""
 
 
 def _ordered(loader: Any, node: Any) -> dict[str, Any]:
@@ -139,9 +139,9 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def find_model(path: Path, *, safe: bool = False) -> Source:
-    """Find the agent that a path means: a zip, or a folder's final agent, else its best, else its latest checkpoint.
+    """Find the agent of a path: a zip, or a folder's final agent, else its best, else its latest checkpoint.
 
-    The folder may be that of a zoo run, of a run of a sweep, or one as the Hugging Face Hub has them.
+    The folder may be a zoo run, a run of a sweep, or in the layout of the Hugging Face Hub.
 
     :param path: a zip or a folder
     :param safe: whether to read settings without unpickling
@@ -153,7 +153,7 @@ def find_model(path: Path, *, safe: bool = False) -> Source:
         raise UsageError(f"there is no file or folder {path}")
     if path.is_file():
         return Source(_checked(path), _settings_of(path, safe), safe)
-    # 1. A folder as the Hub has it: settings and agent lie side by side.
+    # 1. A folder in the Hub's layout: settings and agent lie side by side.
     if (path / "args.yml").is_file() and (flat := _flat_model(path, safe)) is not None:
         return Source(_checked(flat), path, safe)
     # 2. A zoo run, or the folder of its settings.
@@ -169,7 +169,7 @@ def find_model(path: Path, *, safe: bool = False) -> Source:
     found = sorted(path.glob("*.zip"))
     if len(found) == 1:
         return Source(_checked(found[0]), None, safe)
-    # 4. A folder around one run, as a sweep has one for each.
+    # 4. A folder with a single run inside, as in a sweep.
     inner = list(agents_in(path))
     if len(inner) == 1:
         return find_model(inner[0], safe=safe)
@@ -178,9 +178,9 @@ def find_model(path: Path, *, safe: bool = False) -> Source:
 
 
 def agents_in(folder: Path) -> Iterator[Path]:
-    """Yield the agents at any depth below a folder: runs by their folders, zips without a run by their own path.
+    """Yield all agents below a folder: the folders of runs, and the paths of other zips.
 
-    :param folder: where to look
+    :param folder: the folder to search
     """
     claimed: set[Path] = set()
     for file in sorted(folder.rglob("args.yml")):
@@ -209,7 +209,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _settings_in(run: Path) -> Path | None:
-    """Return the folder of a run's settings. The zoo has not always saved ``args.yml``."""
+    """Return the folder of a run's settings. Old zoo releases did not save ``args.yml``."""
     for name in ("args.yml", "config.yml"):
         found = list(run.glob(f"*/{name}"))
         if len(found) == 1:
@@ -218,7 +218,7 @@ def _settings_in(run: Path) -> Path | None:
 
 
 def _flat_model(folder: Path, safe: bool) -> Path | None:
-    """Return the agent of a folder that has ``args.yml`` itself: the one of its name, or the only one."""
+    """Return the agent of a folder that contains ``args.yml``: the one with the expected name, or the only one."""
     arguments = Source(folder, folder, safe).arguments
     named = folder / f"{arguments.get('algo')}-{arguments.get('env')}.zip"
     found = sorted(folder.glob("*.zip"))
@@ -228,13 +228,13 @@ def _flat_model(folder: Path, safe: bool) -> Path | None:
 def _settings_of(path: Path, safe: bool) -> Path | None:
     """Return the folder of the settings that belong to a zip.
 
-    Settings of another agent may lie beside it. So the names must be those that the zoo gives: the settings' folder
-    has the name of the environment, and the zip has that name or one of a checkpoint.
+    Settings of another agent may lie beside it, so names must match the zoo's. The settings' folder is named after the
+    environment, and the zip after the environment or a checkpoint.
     """
     if (path.parent / "args.yml").is_file():
         arguments = Source(path, path.parent, safe).arguments
         return path.parent if path.stem == f"{arguments.get('algo')}-{arguments.get('env')}" else None
-    named = path.parent / path.stem  # of several agents in one folder
+    named = path.parent / path.stem  # if a folder has several agents
     settings = named if (named / "args.yml").is_file() else _settings_in(path.parent)
     if settings is None:
         return None
@@ -246,13 +246,13 @@ def _settings_of(path: Path, safe: bool) -> Path | None:
 def _checked(path: Path) -> Path:
     """Return the path of a zip that looks like a saved agent.
 
-    :raises UsageError: when it is none
+    :raises UsageError: when it is no agent
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError) as error:
-        raise UsageError(f"{path} is no zip file that can be read, and agents are saved as such ({error})") from error
+        raise UsageError(f"{path} is no readable zip file, the format of saved agents ({error})") from error
     if not any(entry.filename == "data" for entry in entries):
         raise UsageError(f"{path} is a zip file, but not an agent that Stable-Baselines3 saved (no 'data' in it)")
     outside = [entry.filename for entry in entries if entry.filename.startswith(("/", "\\")) or ".." in entry.filename]
@@ -264,11 +264,11 @@ def _checked(path: Path) -> Path:
 
 
 def check_size(file: IO[bytes], path: Path) -> None:
-    """Check that a zip does not expand beyond measure. Other files pass.
+    """Check that a zip does not expand to an excessive size. Other files pass.
 
-    :param file: the zip, or what may be one
-    :param path: where it is, for the message
-    :raises UsageError: when it does
+    :param file: a zip or another file
+    :param path: its path, for the message
+    :raises UsageError: when it expands too much
     """
     compressed = file.seek(0, os.SEEK_END)
     if not zipfile.is_zipfile(file):

@@ -1,4 +1,4 @@
-"""Tables of several inspected agents: one line each, or two side by side."""
+"""Tables of several inspected agents: one line per agent, or two agents side by side."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from sb3_redo.zoo.inspection import Failure, Inspection, aligned
 def overview(found: Sequence[Inspection | Failure]) -> str:
     """Return a table with a line for each agent, and one for each failure below it.
 
-    :param found: what was found of each agent
+    :param found: the results of each agent
     """
     inspections = [each for each in found if isinstance(each, Inspection)]
     lines = []
@@ -38,7 +38,7 @@ def _line(inspection: Inspection, thresholds: Sequence[float]) -> list[str]:
 
 
 def compared(one: Inspection, other: Inspection) -> str:
-    """Return two agents side by side: for each layer of either, its dormant share at each threshold of the first.
+    """Return a table of two agents: the dormant shares of each layer, at each threshold of the first.
 
     :param one: an agent
     :param other: another one

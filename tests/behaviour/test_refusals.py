@@ -113,7 +113,7 @@ def test_two_recyclers_are_refused(arrange):
 def test_a_place_where_nothing_of_training_is_heard_is_refused():
     model = dqn()
     evaluation = EvalCallback(make_vec_env("CartPole-v1"), callback_on_new_best=ReDoCallback(batch_size=16))
-    with pytest.raises(RuntimeError, match="callback_on_new_best hears nothing of training"):
+    with pytest.raises(RuntimeError, match="callback_on_new_best is not called during training"):
         model.learn(40, callback=evaluation)
 
 

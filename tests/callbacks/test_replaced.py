@@ -210,7 +210,7 @@ class TrainsElsewhere(DQN):
 
 def test_gradient_steps_that_are_not_heard_of_are_told_once():
     model = TrainsElsewhere("MlpPolicy", "CartPole-v1", **TINY)
-    with pytest.warns(RuntimeWarning, match="has heard of none of 10 gradient steps") as told:
+    with pytest.warns(RuntimeWarning, match="has seen none of 10 gradient steps") as told:
         model.learn(96, callback=DormancyCallback(batch_size=8))
     assert len(told) == 1
 

@@ -363,7 +363,7 @@ def test_what_does_not_fit_is_refused(stored, tmp_path):
     with pytest.raises(UsageError, match=r"teacher .*acrobot\.zip is of another environment than the student"):
         student_in(stored, targets="teacher", teacher=str(tmp_path / "acrobot.zip"))
     QRDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}).save(tmp_path / "qrdqn.zip")
-    with pytest.raises(UsageError, match=r"qrdqn\.zip is of qrdqn, and offline training is of dqn"):
+    with pytest.raises(UsageError, match=r"qrdqn\.zip is an agent of qrdqn, and offline training takes only dqn"):
         load_dqn(tmp_path / "qrdqn.zip")
     dqn().save_replay_buffer(tmp_path / "empty.pkl")
     with pytest.raises(UsageError, match=r"empty\.pkl holds no transition"):
@@ -523,7 +523,7 @@ def test_an_agent_of_ones_own_policy_is_told_with_what_to_take(stored, tmp_path)
         pass
 
     DQN(Own, gym.make("CartPole-v1"), policy_kwargs={"net_arch": [8]}).save(tmp_path / "own.zip")
-    with pytest.raises(UsageError, match=r"does not tell which algorithm .*class of your own.* the zoo has saved"):
+    with pytest.raises(UsageError, match=r"does not tell its algorithm .*class of your own.* the zoo has saved"):
         load_dqn(tmp_path / "own.zip")
 
 
@@ -536,7 +536,7 @@ def test_a_missing_file_is_told_in_a_sentence(tmp_path, capsys):
 
 
 def test_paths_have_to_be_given(tmp_path, capsys):
-    with pytest.raises(ValueError, match="agent is missing: name a file, or a folder below which it is"):
+    with pytest.raises(ValueError, match="agent is missing: name a file, or a folder that contains it"):
         OfflineSettings()
     with pytest.raises(TypeError, match="teacher must be a path, got 3"):
         settings_of(**{**TAUGHT, "teacher": 3})

@@ -117,7 +117,7 @@ def test_a_layer_that_reaches_an_output_in_an_object_is_not_recycled(shape):
 )
 def test_an_output_that_cannot_be_seen_is_refused(shape, kind):
     message = (
-        f"the forward pass must return tensors, and returned a {kind}, in which they cannot be seen: pass forward=, a "
+        f"the forward pass must return tensors, and returned a {kind}, which may hide them: pass forward=, a "
         "function that runs the network and returns its outputs as tensors"
     )
     with pytest.raises(RuntimeError) as error:

@@ -172,7 +172,7 @@ def test_a_reset_and_a_perturbation_at_one_step_draw_different_weights():
 
 def test_a_callback_that_hears_nothing_of_training_says_so():
     model = build("DQN")
-    with pytest.raises(RuntimeError, match="callback_on_new_best hears nothing of training"):
+    with pytest.raises(RuntimeError, match="callback_on_new_best is not called during training"):
         learn(model, EvalCallback(model.get_env(), callback_on_new_best=ResetCallback()))
 
 

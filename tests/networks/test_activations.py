@@ -237,7 +237,7 @@ def test_layer_norm_and_initialiser_fit_the_halved_layers():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (IMAGES, {"extractor": "impala"}, "CReLU makes two features of each neuron, and what ImpalaCNN's residual"),
+        (IMAGES, {"extractor": "impala"}, "CReLU gives two features per neuron, and ImpalaCNN's residual"),
         (DICTIONARIES, {"extractor": "impala"}, "use the nature extractor"),
         (VECTORS, {"activation": None, "activation_fn": CReLU}, "is given by name: activation='crelu'"),
         (VECTORS, {"activation": None, "activation_fn": Fourier}, "is given by name: activation='fourier'"),

@@ -276,5 +276,5 @@ def test_policies_without_bins_are_refused():
 def test_other_algorithms_cannot_train_the_means_of_distributions(algorithm):
     model = algorithm(CategoricalDQNMlpPolicy, "CartPole-v1", learning_starts=20, gradient_steps=1)
     model.predict(model.get_env().reset())
-    with pytest.raises(RuntimeError, match=r"as a distribution, .* use sb3_redo\.algorithms\.CategoricalDQN"):
+    with pytest.raises(RuntimeError, match=r"learns distributions .* use sb3_redo\.algorithms\.CategoricalDQN"):
         model.learn(40)

@@ -261,7 +261,7 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_does(make, tmp_path):
 
 def test_a_model_that_was_trained_before_has_no_distance():
     model, tape = learn(build("DQN"), None), Tape()
-    with pytest.warns(RuntimeWarning, match="the weights that it began with are not known"):
+    with pytest.warns(RuntimeWarning, match="its initial weights are not known"):
         learn(model, EACH["plasticity"](), tape=tape)
     assert tape.values("plasticity/weight_norm/q_net")
     assert not tape.values("plasticity/distance/q_net")

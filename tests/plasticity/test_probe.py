@@ -159,7 +159,7 @@ def test_a_policy_that_no_optimizer_moves_is_not_probed():
     learn(build("TRPO"), ProbeTaskCallback(5, batch_size=16, steps=2, targets=1), tape=tape, name="TRPO")
     assert tape.values("plasticity/plasticity/value")
     assert not tape.values("plasticity/plasticity/policy")
-    with pytest.warns(RuntimeWarning, match="policy cannot be probed: no optimizer's steps"):
+    with pytest.warns(RuntimeWarning, match="policy cannot be probed: no optimizer changes all of it"):
         learn(build("TRPO"), ProbeTaskCallback(5, batch_size=16, networks=["policy"]), name="TRPO")
 
 

@@ -291,7 +291,7 @@ def test_without_observations_and_environment_it_is_said_what_to_do():
 
 def test_a_short_rollout_is_measured_whole_and_that_is_said():
     model = A2C("MlpPolicy", Corridor(), **small()).learn(10)
-    with pytest.warns(RuntimeWarning, match="holds 5 observations and batch_size is 256: .* on 5, on which more"):
+    with pytest.warns(RuntimeWarning, match="holds 5 observations and batch_size is 256: .* on 5, and few"):
         report = measure_dormancy(model)
     assert report.observations == 5
 
