@@ -76,10 +76,10 @@ def condition_outcomes(outcomes: pd.DataFrame, seed: int = 0, with_holm: bool = 
     :param seed: of the bootstrap
     :param with_holm: whether to adjust the p-values of an environment's comparisons by the method of Holm
     :return: columns that describe the condition, ``measure``, ``estimator`` (``mean`` or ``IQM``), ``runs``,
-        ``environments``; ``return``, ``return_low``, ``return_high``, or the same of the ``accuracy`` of classifiers
-        and of the ``loss`` of trainings on stored transitions; ``dormant_fraction`` with its interval; ``baseline``
-        (see :func:`baselines_of`), ``pairs``, ``difference`` with its interval, ``probability_of_improvement``,
-        ``p_value``, ``p_value_holm``; and means over the runs
+        ``environments``. Outcomes are ``return``, ``return_low``, ``return_high`` and ``dormant_fraction`` with its
+        interval. Classifiers have ``accuracy`` and trainings on stored transitions ``loss`` in place of ``return``.
+        Comparisons are ``baseline`` (see :func:`baselines_of`), ``pairs``, ``difference`` with its interval,
+        ``probability_of_improvement``, ``p_value``, ``p_value_holm``. The other columns are means over the runs.
     """
     finished = outcomes[outcomes["state"] == "finished"] if len(outcomes) else outcomes
     if finished.empty:
