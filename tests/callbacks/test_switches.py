@@ -75,12 +75,12 @@ def test_a_critic_that_is_switched_off_for_the_actors_loss_is_recycled(gradient_
     assert hooks_of(model) == hooks_of(agent(Switching))
 
 
-def test_a_critic_that_stays_switched_off_is_recycled_from_the_second_train_call_on():
+def test_a_critic_that_stays_switched_off_is_recycled_throughout():
     model, callback = agent(SwitchingOnLate, train_freq=4, gradient_steps=4), Recycled(2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.learn(64, callback=callback)
-    assert list(callback.layers.values()) == [CRITIC | ACTOR] * 2 + [ACTOR] * 2 + [CRITIC | ACTOR] * 20
+    assert list(callback.layers.values()) == [CRITIC | ACTOR] * 24
     assert callback.prepared == 3
     assert not any(parameter.requires_grad for parameter in model.critic.parameters())
 
