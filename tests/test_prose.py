@@ -7,10 +7,7 @@ import pytest
 from docs.prose import LONGEST, MEAN, ROOT, Prose, files, prose_of, words
 
 # Pages that were not gone over yet.
-NOT_YET = (
-    *("README", "docs/census", "docs/choosing", "docs/experiments", "docs/interventions", "docs/plasticity"),
-    *("docs/recycling", "docs/results", "docs/sweeps", "docs/wiring"),
-)
+NOT_YET = ("docs/experiments.md", "docs/experiments/", "docs/interventions", "docs/plasticity")
 
 
 def name_of(path):
