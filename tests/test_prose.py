@@ -7,7 +7,7 @@ import pytest
 from docs.prose import LONGEST, MEAN, ROOT, Prose, files, prose_of, words
 
 # Pages that were not gone over yet.
-NOT_YET = ("docs/experiments.md", "docs/experiments/")
+NOT_YET = ("docs/experiments/",)
 
 
 def name_of(path):
