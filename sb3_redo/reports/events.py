@@ -41,9 +41,10 @@ class EventFolder:
 def read_event_folder(folder: Path) -> EventFolder:
     """Read every event file directly in a run folder, those of a resumed run joined.
 
-    A later file replaces what an earlier one logged from the later one's first step on, and after its purge step where
-    TensorBoard's own start mark carries one. A file that is cut off in the middle of a record, as a killed run
-    leaves it, is read up to there; one with anything else in it is left out whole.
+    Where a later file begins with TensorBoard's own start mark, it replaces what earlier ones logged from the mark's
+    step on, and points of the same key and step. Without a mark, it replaces everything from its first step on. A
+    file that is cut off in the middle of a record, as a killed run leaves it, is read up to there; one with anything
+    else in it is left out whole.
 
     :param folder: the run's folder
     """
@@ -121,11 +122,13 @@ def _joined(files: Sequence[Scalars]) -> Scalars:
     keys = np.zeros(0, dtype=object)
     values = np.zeros(0)
     for file in files:
-        kept = np.ones(len(steps), dtype=bool)
-        if file.purge_step is not None:
-            kept &= steps <= file.purge_step
-        if len(file.steps):
-            kept &= steps < min(file.steps)
+        if file.purge_step is None:
+            kept = steps < min(file.steps, default=np.inf)
+        else:
+            # A run that was killed while it ended logs its outcome again, at a step whose measurements stay.
+            again = set(zip(file.steps, file.keys, strict=True))
+            is_new = [point not in again for point in zip(steps.tolist(), keys.tolist(), strict=True)]
+            kept = (steps < file.purge_step) & np.array(is_new, dtype=bool)
         steps = np.concatenate([steps[kept], np.asarray(file.steps, dtype=np.int64)])
         keys = np.concatenate([keys[kept], np.asarray(file.keys, dtype=object)])
         values = np.concatenate([values[kept], np.asarray(file.values, dtype=np.float64)])

@@ -317,7 +317,7 @@ ACTING = {
     "NormProjectionCallback": lambda: NormProjectionCallback(logging_period=10),
     "PruningCallback": lambda: PruningCallback(0.5, pruning_period=5, batch_size=16, measuring_period=10),
     "ResetCallback": lambda: ResetCallback("last", period=10),
-    "OptimizerResetCallback": lambda: OptimizerResetCallback(),
+    "OptimizerResetCallback": lambda: OptimizerResetCallback(10),
     "FireCallback": lambda: FireCallback(period=10),
     "PlasticityCallback": lambda: PlasticityCallback(10, 16, ["updates"]),
     "BrownianMotionCallback": lambda: BrownianMotionCallback(10, 16, steps=2, vectors=1),

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 matplotlib.use("Agg")
 
 from sb3_redo.cli.main import main
-from sb3_redo.reports import build
 from sb3_redo.sweeps import execution
 from sb3_redo.sweeps.files import write_json
 from sb3_redo.sweeps.sweep_file import read_sweep_file
@@ -265,9 +264,3 @@ def untrained(monkeypatch):
     """All of a sweep but what Ray does."""
     monkeypatch.setattr(execution, "_import_ray", Mock)
     monkeypatch.setattr(execution, "_Executor", Mock())
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures are made from the tables that are written in any case, and take seconds."""
-    monkeypatch.setattr(build, "draw", lambda *_: None)

@@ -73,10 +73,19 @@ def test_what_a_resumed_run_logs_replaces_what_it_had_logged_from_there_on(tmp_p
     assert values_of(read_points(tmp_path), "a") == [(100, 1), (200, 20), (400, 40)]
 
 
-def test_points_after_the_purge_step_of_a_later_file_are_dropped(tmp_path):
+def test_points_from_the_purge_step_of_a_later_file_on_are_dropped(tmp_path):
+    """As TensorBoard does."""
     write_events(tmp_path / "events.out.tfevents.1.a", [(100, "a", 1), (200, "a", 2), (300, "a", 3)], began=1)
-    write_events(tmp_path / "events.out.tfevents.2.b", [(400, "a", 40)], purge_step=200, began=2)
+    write_events(tmp_path / "events.out.tfevents.2.b", [(400, "a", 40)], purge_step=201, began=2)
     assert values_of(read_points(tmp_path), "a") == [(100, 1), (200, 2), (400, 40)]
+
+
+def test_a_run_that_was_killed_while_it_ended_keeps_its_last_measurements_and_one_outcome(tmp_path):
+    write_events(tmp_path / "events.out.tfevents.1.a", [(200, "a", 1), (200, "a", 2), (200, "final", 3)], began=1)
+    write_events(tmp_path / "events.out.tfevents.2.b", [(200, "final", 4)], purge_step=201, began=2)
+    points = read_points(tmp_path)
+    assert values_of(points, "a") == [(200, 1), (200, 2)]
+    assert values_of(points, "final") == [(200, 4)]
 
 
 @pytest.mark.parametrize("lost", range(1, 30))
