@@ -140,10 +140,10 @@ def _of_one(arguments: argparse.Namespace, path: Path) -> "Inspection":
 
 
 def _of_many(arguments: argparse.Namespace, paths: Sequence[Path]) -> list["Inspection | Failure"]:
-    """Inspect agents one after the other, or in several processes. A failure does not stop the rest."""
+    """Inspect agents in other processes. Neither a failure nor a crash stops the rest."""
     found: dict[int, Inspection | Failure] = {}
     with _bar(arguments, len(paths), unit="agent") as bar:
-        for number, result in _in_turn(arguments, paths) if arguments.workers == 1 else _at_once(arguments, paths):
+        for number, result in _at_once(arguments, paths):
             found[number] = result
             bar.update()
     return [found[number] for number in range(len(paths))]
@@ -157,19 +157,16 @@ def _bar(arguments: argparse.Namespace, total: int, **settings: Any) -> Any:
     return tqdm(total=total, file=sys.stderr, disable=True if arguments.quiet else None, **settings)
 
 
-def _in_turn(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[tuple[int, "Inspection | Failure"]]:
-    for number, path in enumerate(paths):
-        yield number, _guarded(arguments, path)
-
-
 def _at_once(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[tuple[int, "Inspection | Failure"]]:
-    """Inspect agents in several processes. Yields numbers and results as they finish."""
+    """Inspect agents in other processes. Yields numbers and results as they finish."""
     from sb3_redo.zoo.inspection import failed
 
+    # A process that is forked has the imports already. Several would share locks of the threads that watch them.
+    context = get_context("fork" if arguments.workers == 1 and sys.platform == "linux" else "spawn")
     with ExitStack() as stack:
         # A simulator may crash its process. So each process is a separate pool that can be replaced.
         def new_pool() -> ProcessPoolExecutor:
-            return stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), _alone_with_stderr))
+            return stack.enter_context(ProcessPoolExecutor(1, context, _alone_with_stderr))
 
         free = [new_pool() for _ in range(min(arguments.workers, len(paths)))]
         running: dict[Future[Any], tuple[int, ProcessPoolExecutor]] = {}
@@ -186,6 +183,7 @@ def _at_once(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[t
                     free.append(pool)
                 except BrokenExecutor:
                     yield number, failed(paths[number], RuntimeError("its process died without a word"))
+                    pool.shutdown()
                     free.append(new_pool())
 
 

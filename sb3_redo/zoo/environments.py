@@ -50,6 +50,7 @@ _PACKAGES = (
 _KEYWORDS: dict[str, dict[str, Any]] = {"Ant-v4": {"use_contact_forces": True, "contact_force_range": (0.0, 0.0)}}
 """Keyword arguments that give an environment the observations of its predecessors."""
 
+_VERSION = re.compile(r"-v(\d+)$")
 _JOINED = ("observation", "desired_goal")
 _MOVED = {
     "utils.wrappers": "rl_zoo3.wrappers",
@@ -124,6 +125,9 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
     notes: list[str] = []
     env_id = EnvironmentName(wanted).gym_id
     kwargs = {**source.env_kwargs, **(options.env_kwargs or {})}
+    for pattern, module, _ in _PACKAGES:
+        if env_id not in gym.registry and re.match(pattern, env_id) and is_installed(module):
+            importlib.import_module(module)  # registers its environments
     try:
         env = _make(source, env_id, kwargs, options)
     except UsageError as error:
@@ -250,12 +254,10 @@ def _replacement(
 
 def _successors(env_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield other registered versions of an environment, newest first, with their keyword arguments."""
-    for pattern, module, _ in _PACKAGES:
-        if re.match(pattern, env_id) and is_installed(module):
-            importlib.import_module(module)  # registers them
-    name = env_id.rpartition("-v")[0]
-    others = [known for known in gym.registry if known.rpartition("-v")[0] == name and known != env_id]
-    for other in sorted(others, key=lambda known: int(known.rpartition("-v")[2] or 0), reverse=True):
+    name = _VERSION.sub("", env_id)
+    others = {known: found for known in gym.registry if (found := _VERSION.search(known)) and known != env_id}
+    others = {known: found for known, found in others.items() if _VERSION.sub("", known) == name}
+    for other in sorted(others, key=lambda known: int(others[known][1]), reverse=True):
         yield other, {}
         if other in _KEYWORDS:
             yield other, _KEYWORDS[other]

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -181,6 +181,12 @@ class SavedAgent:
                     f"the environment is not the one that {self.path} was trained in: its {key} is {brief(space)}, "
                     f"the agent's is {brief(saved)}"
                 )
+        saved = self._space("action_space")
+        if isinstance(saved, spaces.Box) and not _same_bounds(saved, model.action_space):
+            notes.append(
+                f"its actions were from {saved.low.min():g} to {saved.high.max():g}, and those of the environment have "
+                "other bounds: its behaviour may differ"
+            )
         # 2. It builds its networks from the policy's settings. A full replay buffer would waste memory.
         small = {"buffer_size": 1, "optimize_memory_usage": False} if "buffer_size" in self.data else {}
         model.__dict__.update({**data, **small})
@@ -298,6 +304,10 @@ def same_shape(one: spaces.Space[Any] | None, other: spaces.Space[Any] | None) -
     return one.dtype is not None and other.dtype is not None and one.dtype.kind == other.dtype.kind
 
 
+def _same_bounds(one: spaces.Box, other: Any) -> bool:
+    return np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
+
+
 def brief(space: spaces.Space[Any]) -> str:
     """Return a space in a few words, without its bounds.
 
@@ -338,7 +348,9 @@ def _renewed(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renewed_noise(noise: ActionNoise | None) -> ActionNoise | None:
-    """Return action noise with its current attributes. Old releases saved fewer."""
+    """Return action noise of one environment with its current attributes. Old releases saved fewer."""
+    if isinstance(noise, VectorizedActionNoise):  # trained in several environments
+        noise = noise.base_noise
     if noise is not None and not hasattr(noise, "_dtype"):
         noise.__dict__["_dtype"] = np.float32
     return noise

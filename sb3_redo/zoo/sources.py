@@ -73,17 +73,16 @@ class Source:
         step = _CHECKPOINT.fullmatch(self.model.stem)
         names = [f"rl_model_vecnormalize_{step[1]}_steps.pkl"] if step else []
         names += [f"{self.model.stem}_{name}" for name in _STATISTICS]
-        beside = [self.model.with_name(name) for name in names]
-        # In a folder of several agents, it is unknown whose statistics these are.
-        is_alone = len(list(self.model.parent.glob("*.zip"))) == 1 or self.settings == self.model.parent
-        beside += [self.model.with_name(name) for name in _STATISTICS if is_alone]
+        own = [self.model.with_name(name) for name in names]
         saved = [self.settings / name for name in _STATISTICS] if self.settings is not None else []
-        return next((path for path in (*saved, *beside) if path.is_file()), None)
+        beside = [self.model.with_name(name) for name in _STATISTICS if self._is_alone]
+        return next((path for path in (*own, *saved, *beside) if path.is_file()), None)
 
     @property
     def saved_return(self) -> float | None:
         """The mean return of the last saved evaluation, or ``None``."""
-        folders = [self.model.parent, *([self.settings.parent] if self.settings is not None else [])]
+        folders = [self.model.parent] if self.settings is not None or self._is_alone else []
+        folders += [self.settings.parent] if self.settings is not None else []
         for path in (folder / "evaluations.npz" for folder in folders):
             if path.is_file():
                 try:
@@ -93,13 +92,18 @@ class Source:
                     return None
         return None
 
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the files beside the zip are its own. In a folder of several agents, it is unknown whose they are."""
+        return len(_agents_beside(self.model.parent)) == 1 or self.settings == self.model.parent
+
     def _yaml(self, name: str) -> dict[str, Any]:
         path = self.settings / name if self.settings is not None else None
         if path is None or not path.is_file():
             return {}
         try:
             found = yaml.load(path.read_text(), Loader=_SafeLoader if self.safe else _Loader)
-        except (yaml.YAMLError, UnicodeDecodeError, ImportError, AttributeError, TypeError) as error:
+        except (yaml.YAMLError, ValueError, ImportError, AttributeError, TypeError) as error:
             raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
         if found is None:
             return {}
@@ -166,7 +170,7 @@ def find_model(path: Path, *, safe: bool = False) -> Source:
                 return Source(_checked(candidate), settings, safe)
         raise UsageError(f"no model in {run}: neither {settings.name}.zip nor best_model.zip nor rl_model_*_steps.zip")
     # 3. A folder without settings that holds a single zip.
-    found = sorted(path.glob("*.zip"))
+    found = _agents_beside(path) or sorted(path.glob("*.zip"))
     if len(found) == 1:
         return Source(_checked(found[0]), None, safe)
     # 4. A folder with a single run inside, as in a sweep.
@@ -195,6 +199,17 @@ def agents_in(folder: Path) -> Iterator[Path]:
             yield file
 
 
+def _agents_beside(folder: Path) -> list[Path]:
+    """Return the agents of a folder. Repositories of the Hub have other zips, such as ``train_eval_metrics.zip``."""
+    return [path for path in sorted(folder.glob("*.zip")) if _is_agent(path)]
+
+
+def _name_of(folder: Path, safe: bool) -> str:
+    """Return the Hub's name of the agent whose settings are in a folder."""
+    arguments = Source(folder, folder, safe).arguments
+    return f"{arguments.get('algo')}-{arguments.get('env')}".replace("/", "-")
+
+
 def _is_agent(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -219,9 +234,8 @@ def _settings_in(run: Path) -> Path | None:
 
 def _flat_model(folder: Path, safe: bool) -> Path | None:
     """Return the agent of a folder that contains ``args.yml``: the one with the expected name, or the only one."""
-    arguments = Source(folder, folder, safe).arguments
-    named = folder / f"{arguments.get('algo')}-{arguments.get('env')}.zip"
-    found = sorted(folder.glob("*.zip"))
+    named = folder / f"{_name_of(folder, safe)}.zip"
+    found = _agents_beside(folder) or sorted(folder.glob("*.zip"))
     return named if named.is_file() else found[0] if len(found) == 1 else None
 
 
@@ -232,8 +246,7 @@ def _settings_of(path: Path, safe: bool) -> Path | None:
     environment, and the zip after the environment or a checkpoint.
     """
     if (path.parent / "args.yml").is_file():
-        arguments = Source(path, path.parent, safe).arguments
-        return path.parent if path.stem == f"{arguments.get('algo')}-{arguments.get('env')}" else None
+        return path.parent if path.stem == _name_of(path.parent, safe) else None
     named = path.parent / path.stem  # if a folder has several agents
     settings = named if (named / "args.yml").is_file() else _settings_in(path.parent)
     if settings is None:

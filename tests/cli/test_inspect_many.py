@@ -1,6 +1,7 @@
 """``sb3-redo inspect`` measures many agents at once, and two side by side."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,22 @@ def test_a_process_that_dies_takes_no_other_agent_with_it(agents, tmp_path):
     assert done.returncode == 1
     assert "broken/CartPole-v1_1: its process died without a word" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("2 of 3 agents inspected")
+
+
+class Dying(gymnasium.Wrapper):
+    def step(self, action):
+        if self.env.spec.id == "CartPole-v0":
+            os._exit(7)
+        return self.env.step(action)
+
+
+def test_a_crash_of_the_only_process_stops_no_other_agent(capfd, agents, tmp_path):
+    folder = shutil.copytree(agents, tmp_path / "agents")
+    (folder / "broken/CartPole-v1_1/CartPole-v1/args.yml").write_text("{algo: dqn, env: CartPole-v0}")
+    code, out, _ = inspect(capfd, "--recursive", folder, "--wrapper", f"{__name__}.Dying")
+    assert code == 1
+    assert "broken/CartPole-v1_1: its process died without a word" in out
+    assert out.splitlines()[-1].startswith("2 of 3 agents inspected")
 
 
 class Leaving(gymnasium.Wrapper):

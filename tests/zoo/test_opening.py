@@ -20,7 +20,7 @@ import yaml
 from gymnasium import spaces
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
@@ -629,3 +629,42 @@ def test_the_keywords_of_a_successor_are_offered_as_the_command_line_takes_them(
     finally:
         for version in range(2):
             del gymnasium.registry[f"Sized-v{version}"]
+
+
+def test_noise_of_several_environments_becomes_that_of_one(saved, tmp_path):
+    noise = VectorizedActionNoise(NormalActionNoise(np.zeros(1), np.ones(1)), 4)
+    opened = open_agent(changed(saved / "DDPG.zip", tmp_path / "four.zip", action_noise=noise), "ddpg", PENDULUM)
+    assert opened.model.action_noise().shape == (1,)
+
+
+def test_other_bounds_of_actions_are_said(saved, tmp_path):
+    bounds = spaces.Box(-1, 1, (1,), np.float32)
+    opened = open_agent(changed(saved / "SAC.zip", tmp_path / "other.zip", action_space=bounds), options=PENDULUM)
+    assert "its actions were from -1 to 1" in opened.notes[0]
+    assert open_agent(saved / "SAC.zip", options=PENDULUM).notes == ()
+
+
+def test_other_zips_of_a_repository_are_no_agents(saved, tmp_path):
+    shutil.copy(saved / "PPO.zip", tmp_path / "ppo-ALE-Pong-v5.zip")
+    archive(tmp_path / "train_eval_metrics.zip", results="x")
+    (tmp_path / "vec_normalize.pkl").write_bytes(b"")
+    assert find_model(tmp_path).statistics == tmp_path / "vec_normalize.pkl"
+    (tmp_path / "args.yml").write_text("{algo: ppo, env: ALE/Pong-v5}")
+    for path in (tmp_path, tmp_path / "ppo-ALE-Pong-v5.zip"):
+        assert find_model(path).settings == tmp_path
+
+
+def test_statistics_of_a_checkpoint_come_first(saved, tmp_path):
+    run = zoo_folder(tmp_path, saved / "SAC.zip", "sac", "Pendulum-v1", normalize=True)
+    (run / "Pendulum-v1.zip").rename(run / "rl_model_10_steps.zip")
+    for name in ("Pendulum-v1/vecnormalize.pkl", "rl_model_vecnormalize_10_steps.pkl"):
+        (run / name).write_bytes(b"")
+    assert find_model(run).statistics == run / "rl_model_vecnormalize_10_steps.pkl"
+
+
+def test_evaluations_among_several_agents_are_nobodys(saved, tmp_path):
+    shutil.copy(saved / "PPO.zip", tmp_path / "one.zip")
+    np.savez(tmp_path / "evaluations.npz", results=np.ones((2, 3)))
+    assert find_model(tmp_path / "one.zip").saved_return == 1
+    shutil.copy(saved / "DQN.zip", tmp_path / "two.zip")
+    assert find_model(tmp_path / "one.zip").saved_return is None
