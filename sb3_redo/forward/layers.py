@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+"""Types of the layers whose outputs are neurons."""
 
 
 def neuron_axis(layer: nn.Module) -> int:
