@@ -1,4 +1,4 @@
-"""The settings of the site: ``python -m sphinx -W docs docs/_build`` builds it."""
+"""The settings of the site: ``python -m sphinx -W docs docs/_build/html`` builds it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ project_copyright = f"2026, {author}"
 version = release = sb3_redo.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]  # MyST-NB runs notebooks in the folder above its output
 suppress_warnings = ["myst.header"]  # a page may skip a level of headings
 
 # Sphinx reads only what lies below this folder.
