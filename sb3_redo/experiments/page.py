@@ -158,5 +158,6 @@ def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[
         else:
             sections.append("No run has finished.")
         sections.append(f"```\n{part.report}\n```")
-    sections += ["## What differs from the paper", experiment.differs.strip()]
+    differs = "What differs from the paper" if "paper" in experiment.presets else "What the runs cannot show"
+    sections += [f"## {differs}", experiment.differs.strip()]
     return "\n\n".join(sections) + "\n"
