@@ -17,9 +17,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from sb3_redo.reports import read_sweep_folder
+from sb3_redo.reports.statistics import holm, mean_interval
+from studies.intervals import cell
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
@@ -95,21 +96,13 @@ class Study:
 
     def mean(self, callback: str, ratio: float) -> str:
         """Write a cell's mean with its 95 % t interval."""
-        mean, half, _ = t_test(self.cells[callback, ratio])
-        return f"{mean:.3g} [{mean - half:.3g}, {mean + half:.3g}]"
+        return cell(self.cells[callback, ratio], ".3g")
 
     def difference(self, contrast: Contrast) -> tuple[str, float]:
         """Return the mean paired difference with its 95 % t interval, written, and the p-value of no difference."""
         (one, of_one), (other, of_other) = contrast
-        mean, half, p_value = t_test(self.cells[one, of_one] - self.cells[other, of_other])
-        return f"{mean:+.3g} [{mean - half:+.3g}, {mean + half:+.3g}]", p_value
-
-
-def t_test(values: "pd.Series[float]") -> tuple[float, float, float]:
-    """Return the mean, half the width of its 95 % t interval, and the two-sided p-value of a mean of 0."""
-    mean, error, freedom = float(values.mean()), float(values.sem()), len(values) - 1
-    statistic = abs(mean) / error if error else (np.inf if mean else 0.0)
-    return mean, float(stats.t.ppf(0.975, freedom) * error), float(2 * stats.t.sf(statistic, freedom))
+        differences = self.cells[one, of_one] - self.cells[other, of_other]
+        return cell(differences, "+.3g"), mean_interval(differences.to_numpy()).p_value
 
 
 def primary(ratios: list[float]) -> list[Contrast]:
@@ -129,15 +122,6 @@ def secondary(ratios: list[float]) -> list[Contrast]:
         ((way, ratio), ("none", ratio)) for ratio in ratios if ratio < 1 for way in ("clear", "match")
     ]
     return [*against_chance, *chance, *low]
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Adjust the p-values of one family for their number (Holm 1979)."""
-    order = np.argsort(p_values)
-    factors = len(p_values) - np.arange(len(p_values))
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1)
-    return [float(value) for value in adjusted]
 
 
 def family(study: Study, contrasts: list[Contrast]) -> str:
@@ -206,7 +190,7 @@ def draw(file: Path) -> None:
     for ax, (name, study) in zip(axes[0], studies.items(), strict=True):
         for shift, callback in zip((-0.06, -0.02, 0.02, 0.06), CONDITIONS, strict=True):
             cells = study.cells[callback][study.ratios]
-            half = [t_test(cells[ratio])[1] for ratio in study.ratios]
+            half = [found.high - found.value for found in map(mean_interval, cells.to_numpy().T)]
             colour, marker = STYLES[callback]
             places = np.arange(len(study.ratios)) + shift
             ax.errorbar(places, cells.mean(), half, color=colour, marker=marker, label=callback, capsize=2)

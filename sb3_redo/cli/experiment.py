@@ -44,12 +44,10 @@ def listing() -> str:
     width = min(shutil.get_terminal_size((_WIDEST, 0)).columns, _WIDEST)
     parts = []
     for experiment in catalogue().values():
-        small, paper = (experiment.presets[preset] for preset in PRESETS)
-        lines = [
-            ("shows", experiment.shows),
-            ("small", f"{small.count()} runs, about {small.cpu_minutes} CPU minutes: {small.settings}"),
-            ("paper", f"{paper.count()} runs: {paper.settings}"),
-        ]
+        lines = [("shows", experiment.shows)]
+        for name, preset in experiment.presets.items():
+            time = f", about {preset.cpu_minutes} CPU minutes" if preset.cpu_minutes else ""
+            lines.append((name, f"{preset.count()} runs{time}: {preset.settings}"))
         wrapped = (
             textwrap.fill(text, width, initial_indent=f"  {name:<7}", subsequent_indent=" " * 9) for name, text in lines
         )
@@ -72,7 +70,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
             positive_integer("--seeds", arguments.seeds)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    sweeps = sweeps_of(experiment.presets[arguments.preset], arguments.seeds)
+    sweeps = sweeps_of(experiment.preset(arguments.preset), arguments.seeds)
     folders = [arguments.out / sweep.name for sweep in sweeps]
     if arguments.dry_run:
         for sweep, out in zip(sweeps, folders, strict=True):

@@ -63,7 +63,7 @@ class Experiment:
     :param shows: in half a sentence
     :param compares: what is compared, and what the paper found
     :param differs: how the small one differs from the paper's
-    :param presets: by name
+    :param presets: by name; a question that no paper asks has no ``paper``
     :param quantities: names of those in ``quantities.yml``
     :param figures: names of the report's figures, or what is drawn besides: ``{"curve": quantity}``, with
         ``"beside": {quantity: name in the legend, ...}`` for several in one figure, and
@@ -83,6 +83,17 @@ class Experiment:
     figures: tuple[Any, ...]
     published: tuple[Mapping[str, Any], ...] = ()
     report_figures: Mapping[str, tuple[float, ...]] | None = None
+
+    def preset(self, name: str) -> Preset:
+        """Return a preset.
+
+        :raises UsageError: when the experiment has none of that name
+        """
+        if name not in self.presets:
+            raise UsageError(
+                f"{self.name} has no preset {name!r}: it is no experiment of the papers; leave --preset out"
+            )
+        return self.presets[name]
 
 
 @cache
@@ -109,7 +120,7 @@ def experiment_named(name: str) -> Experiment:
 
 
 def _experiment(name: str, entry: dict[str, Any]) -> Experiment:
-    presets = {preset: _preset(entry.pop(preset)) for preset in PRESETS}
+    presets = {preset: _preset(entry.pop(preset)) for preset in PRESETS if preset in entry}
     for key in ("quantities", "figures", "published"):
         entry[key] = tuple(entry.get(key, ()))
     return Experiment(name, presets=presets, **entry)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
+from torch.optim.lr_scheduler import LinearLR
 
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.dormancy.report import DormancyReport
@@ -25,6 +26,7 @@ from sb3_redo.wiring.tracing import trace_wiring
 
 TASK_ACCURACY = "classifier/task_accuracy"
 """As :data:`~sb3_redo.reports.curves.ACCURACY`, at the end of a task alone."""
+CLASSIFIER_LOSS = "classifier/loss"
 
 _MADE: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -33,6 +35,21 @@ _MADE: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 _AT_ONCE = 2048
+
+
+def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the squared distance from one-hot labels, summed over the classes and averaged over the images.
+
+    :param outputs: [images, classes]
+    :param labels: [images], classes
+    """
+    return (outputs - one_hot(labels, outputs.shape[1])).square().sum(1).mean()
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "squared_error": squared_error,
+}
 
 
 class Classifier:
@@ -46,6 +63,8 @@ class Classifier:
         with everything_seeded(seed):
             self.network = self._make()
         self.optimizer = _MADE[settings.optimizer](self.network.parameters(), lr=settings.learning_rate)
+        self._decay = LinearLR(self.optimizer, 1, 0, settings.gradient_steps) if settings.decay else None
+        self._loss = _LOSSES[settings.loss]
         self.initial_weights = InitialWeights(self._make, untrained=self.network)
         wiring = trace_wiring(self.network, inputs[:2])
         self._meter = Meter(self.network, wiring, {layer.name: "classifier" for layer in wiring})
@@ -69,14 +88,20 @@ class Classifier:
         """Make one gradient step on some of the images, in place."""
         rows = torch.from_numpy(batch)
         self.optimizer.zero_grad()
-        torch.autograd.backward(cross_entropy(self.network(self.inputs[rows]), labels[rows]))
+        torch.autograd.backward(self._loss(self.network(self.inputs[rows]), labels[rows]))
         self.optimizer.step()
+        if self._decay is not None:
+            self._decay.step()
 
     def accuracy(self, labels: Tensor) -> float:
         """Return the share of all images that get their labels."""
+        return self.accuracy_and_loss(labels)[0]
+
+    def accuracy_and_loss(self, labels: Tensor) -> tuple[float, float]:
+        """Return the share of all images that get their labels, and the mean loss."""
         with torch.no_grad():
-            predicted = torch.cat([self.network(part).argmax(1) for part in torch.split(self.inputs, _AT_ONCE)])
-        return float((predicted == labels).float().mean())
+            outputs = torch.cat([self.network(part) for part in torch.split(self.inputs, _AT_ONCE)])
+            return float((outputs.argmax(1) == labels).float().mean()), float(self._loss(outputs, labels))
 
     def measure(self, inputs: Tensor) -> DormancyReport:
         """Measure the network. It stays as it is."""
@@ -140,7 +165,8 @@ def train_classifier(settings: ClassifierSettings, seed: int, images: LabelledIm
 
 def _measured(classifier: Classifier, step: int, labels: Tensor, log: DormancyLog) -> Point:
     values = log.values(classifier.measure(classifier.inputs), step)
-    return Point(step, values | {ACCURACY: classifier.accuracy(labels)})
+    accuracy, loss = classifier.accuracy_and_loss(labels)
+    return Point(step, values | {ACCURACY: accuracy, CLASSIFIER_LOSS: loss})
 
 
 def _inputs(images: LabelledImages, settings: ClassifierSettings) -> Tensor:

@@ -23,6 +23,10 @@ class ClassifierSettings(Settings):
     :param optimizer: ``"adam"`` with PyTorch's settings, or ``"sgd"`` without momentum. ``"adam_default"`` and
         ``"adam_tuned"`` are those of Lyle et al. 2023 (appendix A.1). The former has an epsilon of 1e-9. The latter has
         an epsilon of 1e-3 inside the root, and a decay of 0.9 for the second moment.
+    :param learning_rate: at the first gradient step
+    :param decay: whether the learning rate falls linearly to 0 at the last gradient step; it is constant if not
+    :param loss: ``"cross_entropy"``, or ``"squared_error"``: the squared distance of the outputs from one-hot labels,
+        summed over the classes and averaged over the images
     :param tasks: labellings, or as many times the first one
     :param steps: gradient steps of a task
     :param batch_size: images of a gradient step, drawn with replacement
@@ -43,6 +47,8 @@ class ClassifierSettings(Settings):
     layers: Sizes = (128, 128, 128)
     optimizer: Annotated[str, choice("adam", "adam_default", "adam_tuned", "sgd")] = "adam"
     learning_rate: Annotated[float, optional_positive_number] = 1e-3
+    decay: Annotated[bool, flag] = False
+    loss: Annotated[str, choice("cross_entropy", "squared_error")] = "cross_entropy"
     tasks: Count = 20
     steps: Count = 700
     batch_size: Count = 64

@@ -36,7 +36,7 @@ class OfflineReader(SettingsReader):
     run_class = OfflineRun
 
     def _settings_of(self, environment: str, condition: dict[str, Any], seed: int) -> dict[str, Any]:
-        settings = {**self.settings, **condition}
+        settings = {**self.settings, **{axis: self.axes[axis][label] for axis, label in condition.items()}}
         known = {"environment": environment.replace("/", "-"), "seed": str(seed)}
         paths = {name: settings[name] for name in _PATHS if isinstance(settings.get(name), str)}
         return settings | {name: self._filled(name, path, known) for name, path in paths.items()}

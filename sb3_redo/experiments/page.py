@@ -145,18 +145,24 @@ def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[
     settings = experiment.presets[preset].settings
     sections = [
         f"# {experiment.title}",
-        f"`sb3-redo experiment {experiment.name} --preset {preset} --seeds {seeds}` shows {experiment.shows}.",
-        f"Settings: {settings.strip().rstrip('.')}.",
-        experiment.compares.strip(),
+        _filled(f"`sb3-redo experiment {experiment.name} --preset {preset} --seeds {seeds}` shows {experiment.shows}."),
+        _filled(f"Settings: {settings.strip().rstrip('.')}."),
+        _filled(experiment.compares),
     ]
     for sweep, part in zip(sweeps, parts, strict=True):
         sections.append(f"## {sweep.name}")
         sections += [f"![{name}]({sweep.name}/figures/{name}.png)" for name in part.figures]
         if len(part.numbers):
-            sections.append(_ABOUT_NUMBERS if _has_papers(part.numbers) else _ABOUT_OURS)
+            sections.append(_filled(_ABOUT_NUMBERS if _has_papers(part.numbers) else _ABOUT_OURS))
             sections += [text for text in (beside_table(part.numbers), sources_table(part.numbers)) if text]
         else:
             sections.append("No run has finished.")
         sections.append(f"```\n{part.report}\n```")
-    sections += ["## What differs from the paper", experiment.differs.strip()]
+    differs = "What differs from the paper" if "paper" in experiment.presets else "What the runs cannot show"
+    sections += [f"## {differs}", _filled(experiment.differs)]
     return "\n\n".join(sections) + "\n"
+
+
+def _filled(paragraph: str) -> str:
+    """Break a paragraph into lines that fit into a page of docs."""
+    return textwrap.fill(paragraph.strip(), 120, break_long_words=False, break_on_hyphens=False)

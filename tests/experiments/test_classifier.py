@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sb3_redo.environments.images import LabelledImages
-from sb3_redo.experiments.classifier import TASK_ACCURACY, Classifier, train_classifier
+from sb3_redo.experiments.classifier import CLASSIFIER_LOSS, TASK_ACCURACY, Classifier, squared_error, train_classifier
 from sb3_redo.experiments.classifier_run import main, run_classifier
 from sb3_redo.experiments.classifier_settings import ClassifierSettings
 from sb3_redo.experiments.readers import READERS
@@ -104,8 +104,9 @@ def test_conditions_are_the_same_until_something_is_recycled(images):
 
 def test_what_is_logged_is_what_the_network_says(monkeypatch, images):
     kept = []
-    real = Classifier.accuracy
-    monkeypatch.setattr(Classifier, "accuracy", lambda self, labels: kept.append((self, labels)) or real(self, labels))
+    real = Classifier.accuracy_and_loss
+    watched = lambda self, labels: kept.append((self, labels)) or real(self, labels)  # noqa: E731
+    monkeypatch.setattr(Classifier, "accuracy_and_loss", watched)
     # On black images and others, and around a high threshold, so that on some of them other neurons would be dormant.
     half_black = images.images.copy()
     half_black[:150] = 0
@@ -126,6 +127,8 @@ def test_what_is_logged_is_what_the_network_says(monkeypatch, images):
     last = points[-1].values
     assert last["dormancy/fraction"] == pytest.approx(dormant / neurons)
     assert last[ACCURACY] == pytest.approx(float((hidden.argmax(1) == labels).float().mean()))
+    likelihoods = hidden.softmax(1)[torch.arange(300), labels]
+    assert last[CLASSIFIER_LOSS] == pytest.approx(float(-likelihoods.detach().log().mean()), rel=1e-5)
     assert [point.step for point in points if TASK_ACCURACY in point.values] == [20, 40]
     assert [point.step for point in points] == [0, 10, 20, 30, 40]
 
@@ -142,6 +145,33 @@ def test_recycling_wakes_dormant_neurons_and_moves_no_output_at_threshold_0(imag
         assert classifier.recycle(1) >= 3
         assert torch.allclose(classifier.network(inputs), before, atol=1e-6)
     assert int(classifier.measure(inputs).layers[0].dormant.sum()) < int(dead.sum())
+
+
+def test_worked_numbers_of_a_squared_error():
+    outputs = torch.tensor([[0.5, 0.0, 1.0], [0.0, 3.0, 0.0]])
+    # (0.25 + 0 + 0) and (0 + 4 + 0).
+    assert float(squared_error(outputs, torch.tensor([2, 1]))) == pytest.approx((0.25 + 4) / 2)
+
+
+def test_a_squared_error_moves_outputs_to_one_hot_labels(images):
+    settings = {**TINY, "targets": "fixed", "first_labels": "own", "loss": "squared_error", "steps": 200}
+    points = list(train_classifier(ClassifierSettings.of(settings), 0, images))
+    losses = [point.values[CLASSIFIER_LOSS] for point in points]
+    # Outputs of 0 would have a loss of 1.
+    assert losses[0] > 0.9 > losses[-1]
+
+
+def test_a_learning_rate_that_decays_falls_to_nothing(monkeypatch, images):
+    rates = []
+    real = torch.optim.Adam.step
+
+    def watched(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    list(train_classifier(ClassifierSettings.of({**TINY, "decay": True}), 0, images))
+    assert rates == pytest.approx([1e-3 * (1 - step / 40) for step in range(40)])
 
 
 def test_convolutions_see_images(images):

@@ -414,6 +414,16 @@ def test_paths_are_those_of_the_run_and_start_from_the_folder_of_the_sweeps(read
     assert json.loads(command[command.index("--settings") + 1])["targets"] == "fixed"
 
 
+def test_labels_of_an_axis_stand_for_its_values(read):
+    labels = "  replay_buffer:\n    near: buffers/{seed}.pkl\n    far: others/{environment}.pkl\n"
+    runs = read("  targets: [bootstrapped, fixed]\n", labels).runs
+    assert [run.name for run in runs[1:3]] == [
+        "CartPole-v1/replay_buffer=near/seed=1",
+        "CartPole-v1/replay_buffer=far/seed=0",
+    ]
+    assert [run.settings["replay_buffer"] for run in runs[1:3]] == ["buffers/1.pkl", "others/CartPole-v1.pkl"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -5,7 +5,7 @@ import pytest
 
 from studies import replay_ratio
 from studies.recyclers import RandomReDo
-from studies.replay_ratio import PAGE, Study, holm, keep, primary, secondary, section, sections, written
+from studies.replay_ratio import PAGE, Study, keep, primary, secondary, section, sections, written
 from tests.helpers.algorithms import build
 
 
@@ -33,12 +33,6 @@ def test_a_seed_counts_where_all_its_conditions_have_finished():
     table = runs()
     incomplete = table[(table["seed"] != 1) | (table["callback"] != "random")]
     assert list(Study.of(incomplete).cells.index) == [0, 2]
-
-
-def test_p_values_are_adjusted_by_holm():
-    # Sorted 0.01, 0.02, 0.03, 0.04, times 4, 3, 2, 1, and never falling.
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
 
 
 def test_the_families_are_those_of_the_plan():
