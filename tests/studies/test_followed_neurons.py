@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from studies import followed_neurons
-from studies.followed_neurons import FollowedDormancyCallback, gather, revival_table, revived
+from studies.followed_neurons import FILES, PAGE, FollowedDormancyCallback, gather, revival_table, revived
+from studies.replay_ratio import written as written_page
 from tests.helpers.algorithms import build
 from tests.helpers.made_runs import write_events, write_run, write_sweep
 
@@ -60,3 +61,8 @@ def test_the_table_has_means_over_seeds_with_t_intervals():
         columns=["environment", "seed", "layer", "lag", "revived"],
     )
     assert revival_table(revivals).splitlines()[2] == "| CartPole-v1 | all | 2 [-0, 4] |"
+
+
+def test_the_page_shows_what_its_file_holds():
+    page = PAGE.read_text()
+    assert written_page(page, {"revived": revival_table(pd.read_csv(FILES[0]))}) == page
