@@ -57,6 +57,8 @@ def check_form(document: Document, schema_file: Path) -> None:
             one_of("a key here", unknown, known)
         except (ValueError, TypeError) as refusal:
             raise document.error(str(refusal), (*location, unknown)) from None
+    if error.validator == "required":
+        raise document.error(f"the key {error.message.split(' is a ')[0]} is missing", location)
     got = "nothing" if error.instance is None else repr(error.instance)
     raise document.error(f"expected {_expected(error)}, got {got}", location)
 
@@ -68,8 +70,6 @@ def _expected(error: Any) -> str:
     if error.validator == "type":
         types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
         return " or ".join(_WORDS[name] for name in types)
-    if error.validator == "required":
-        return f"the key {error.message.split(' is a ')[0]}"
     if error.validator == "enum":
         return f"one of {', '.join(map(repr, error.validator_value))}"
     return str(_LIMITS.get(error.validator, error.message)).format(error.validator_value)
