@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from sb3_redo.reports.statistics import holm, mean_interval
-from studies.intervals import cell
+from studies.intervals import cell, p_cell
 from studies.replay_ratio import DOCS, RESULTS, Study, gather, keep, results, written
 
 PAGE = DOCS / "studies" / "interventions.md"
@@ -48,7 +48,7 @@ def section(runs: pd.DataFrame) -> str:
     found = differences(study)
     p_values = [mean_interval(each.to_numpy()).p_value for each in found.values()]
     beside = {"none": "| | | |"} | {
-        way: f"| {cell(each, '+.3g')} | {p:.3f} | {adjusted:.3f} |"
+        way: f"| {cell(each, '+.3g')} | {p_cell(p)} | {p_cell(adjusted)} |"
         for (way, each), p, adjusted in zip(found.items(), p_values, holm(p_values), strict=True)
     }
     lines = ["| condition | return | dormant [%] | difference from `none` | p | p, Holm |", "|---|---|---|---|---|---|"]

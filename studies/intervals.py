@@ -18,6 +18,11 @@ def cell(values: "pd.Series[float]", form: str) -> str:
     return f"{mean} [{low}, {high}]" if found.count > 1 else mean
 
 
+def p_cell(p: float) -> str:
+    """Write a p-value with three digits."""
+    return "< 0.001" if p < 0.0005 else f"{p:.3f}"
+
+
 def family(differences: Sequence["pd.Series[float]"], form: str) -> list[str]:
     """Write the differences of a family as :func:`cell` does, those marked whose p-value by Holm is below 0.05.
 

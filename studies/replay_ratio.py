@@ -20,7 +20,7 @@ import pandas as pd
 
 from sb3_redo.reports import read_sweep_folder
 from sb3_redo.reports.statistics import holm, mean_interval
-from studies.intervals import cell
+from studies.intervals import cell, p_cell
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
@@ -131,7 +131,7 @@ def family(study: Study, contrasts: list[Contrast]) -> str:
     for contrast, difference, p, adjusted in zip(contrasts, differences, p_values, holm(list(p_values)), strict=True):
         (one, of_one), (other, of_other) = contrast
         name = f"`{one}` at {of_one:g} - `{other}` at {of_other:g}"
-        lines.append(f"| {name} | {difference} | {p:.3f} | {adjusted:.3f} |")
+        lines.append(f"| {name} | {difference} | {p_cell(p)} | {p_cell(adjusted)} |")
     return "\n".join(lines)
 
 
