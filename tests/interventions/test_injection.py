@@ -402,7 +402,7 @@ def test_a_step_that_is_over_is_refused():
     with pytest.raises(RuntimeError, match=r"at is \[8\], but this model has made 40 gradient steps with 0 injections"):
         learn(model, PlasticityInjectionCallback(8), 20)
     learn(model, PlasticityInjectionCallback(44), 20)
-    with pytest.raises(RuntimeError, match=r"at is \[80\], .* with 1 injections: list all that it had"):
+    with pytest.raises(RuntimeError, match=r"at is \[80\], .* with 1 injections: list its past injections"):
         learn(model, PlasticityInjectionCallback(80), 20)
     learn(model, PlasticityInjectionCallback([44, 80]), 40)
     assert model.q_net.injections == 2

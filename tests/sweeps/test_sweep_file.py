@@ -171,7 +171,7 @@ WRONG = {
     ),
     "two labels alike": ("[0.25, 2]", '[0.25, "0.25", 2]', r"sweep.yml:7: grid: two conditions are named alike"),
     "no configuration": ("config.yml", "confg.yml", r"sweep.yml:3: config: confg.yml cannot be read"),
-    "a key twice": ("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", r"sweep.yml:5: seeds: this key stands here twice"),
+    "a key twice": ("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", r"sweep.yml:5: seeds: duplicate key"),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r"sweep.yml:5: this is no YAML: expected"),
     "a discount of five": (
         WIDTH,
@@ -492,7 +492,7 @@ def test_a_configuration_in_python_is_not_run(read, tmp_path):
 
 def test_a_file_that_never_ends_is_not_read(read, tmp_path):
     os.mkfifo(tmp_path / "pipe.yml")
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         read("config.yml", "pipe.yml")
 
 
