@@ -368,7 +368,7 @@ WRONG = {
     "an axis of no callback": (
         TEXT[TEXT.index("  callback:") :],
         "  callback:\n    a: []\n  callback.dormancy_threshold: [0.1]\ntarget_period: 8\n",
-        r"sweep.yml:12: grid.callback.dormancy_threshold: no run has a callback of sb3_redo whose setting",
+        r"sweep.yml:12: grid.callback.dormancy_threshold: no run has a callback of sb3_redo with this setting",
     ),
     "a setting beside a value of no callback": (
         "callback: {dormancy_threshold: 0.5}",
