@@ -292,7 +292,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
             # Torch may be iterating over an optimizer's hooks. They are removed at the next rollout.
             self._has_given_up = True
             kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
-            self._warn(f"{type(self).__name__} measures nothing from here on, and training goes on: {kind}{error}")
+            self._warn(f"{type(self).__name__} measures nothing from here on, and training continues: {kind}{error}")
 
     def _warn(self, text: str) -> None:
         try:

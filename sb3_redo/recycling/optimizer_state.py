@@ -211,12 +211,12 @@ class OptimizerState:
                 misfit = Entry(kept, key, kinds[key], {}).misfit(like) if key in kinds else ""
                 if value is not None and misfit is not None:
                     say = (
-                        f"say what it is with optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', 'copy' of the "
+                        f"declare it by optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', 'copy' of the "
                         "weights, 'ignore'), or "
                     )
                     raise RuntimeError(
-                        f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known what becomes of it with a "
-                        f"renewed neuron: {'' if self._told is None else say}{_INSTEAD}"
+                        f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known how to renew it: "
+                        f"{'' if self._told is None else say}{_INSTEAD}"
                     )
 
     def of(self, parameter: Tensor) -> Iterator[Entry]:

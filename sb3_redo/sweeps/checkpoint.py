@@ -97,12 +97,12 @@ def _sound_checkpoint(folder: Path) -> dict[str, Any] | None:
             set_aside(source)
             before = pointer["previous"]
             place = f"the one before it, {before['folder']}" if before else "the start"
-            _LOG.warning("%s cannot be read: it was set aside, and training goes on from %s", source, place)
+            _LOG.warning("%s cannot be read: it was renamed, and training continues from %s", source, place)
             pointer = before
             if pointer is not None:
                 write_json(folder / CHECKPOINT, pointer)
     except (ValueError, TypeError, KeyError) as error:  # the file that names the valid checkpoint
-        _LOG.warning("%s: it was set aside, and training goes on from the start", error)
+        _LOG.warning("%s: it was renamed, and training continues from the start", error)
     set_aside(folder / CHECKPOINT)
     return None
 

@@ -70,7 +70,7 @@ def is_finished(folder: Path) -> bool:
     try:
         return read_json(file) is not None
     except ValueError as error:
-        _LOG.warning("%s: it was set aside, and the run is not finished", error)
+        _LOG.warning("%s: it was renamed, and the run is not finished", error)
         set_aside(file)
         return False
 

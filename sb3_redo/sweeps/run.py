@@ -118,7 +118,7 @@ class Run:
         try:
             begun = read_json(file)
         except ValueError as error:
-            _LOG.warning("%s: it was set aside", error)
+            _LOG.warning("%s: it was renamed", error)
             set_aside(file)
             begun = None
             if is_finished(file.parent):

@@ -61,7 +61,7 @@ class TrainingReader(SweepReader):
             complaint = f"{self.algorithm} has no replay buffer: it is on-policy"
             raise self.document.error(complaint, ("save_replay_buffer",))
         if "n_timesteps" in self.content and "n_timesteps" in {**self.settings, **self.axes}:
-            raise self.document.error("n_timesteps stands here and among the settings: give it once", ("n_timesteps",))
+            raise self.document.error("n_timesteps is set here and among the settings: give it once", ("n_timesteps",))
         for environment in self.content["environments"]:
             self._base(environment)
         self._check_callbacks()

@@ -341,7 +341,7 @@ def test_a_monitor_that_cannot_read_the_new_heads_ends_no_training():
             raise RuntimeError("here")
 
     model = agent()
-    with pytest.warns(RuntimeWarning, match="Failing measures nothing from here on, and training goes on: here"):
+    with pytest.warns(RuntimeWarning, match="Failing measures nothing from here on, and training continues: here"):
         learn(model, [PlasticityInjectionCallback(10), Failing(measuring_period=5, batch_size=8)], 80)
     assert model.q_net.injections == 1
 

@@ -328,7 +328,7 @@ WRONG = {
     "steps in two places": (
         "seeds: [0, 1]\nsettings:",
         "n_timesteps: 9\nseeds: [0, 1]\nsettings:\n  n_timesteps: 8",
-        r"sweep.yml:4: n_timesteps: n_timesteps stands here and among the settings: give it once",
+        r"sweep.yml:4: n_timesteps: n_timesteps is set here and among the settings: give it once",
     ),
     "endless time between checkpoints": (
         "seeds:",
