@@ -89,9 +89,7 @@ class Experiment:
         :raises UsageError: when the experiment has no preset of this name
         """
         if name not in self.presets:
-            raise UsageError(
-                f"{self.name} has no preset {name!r}: it is no experiment of the papers; leave --preset out"
-            )
+            raise UsageError(f"{self.name} has no preset {name!r}: it is not from a paper; leave --preset out")
         return self.presets[name]
 
 

@@ -156,7 +156,7 @@ class TrainingReader(SweepReader):
         except UsageError as error:
             raise self.document.error(str(error), ("config",)) from None
         if not isinstance(document.content, dict):
-            raise self.document.error(f"{self.config} cannot be read: it is no mapping", ("config",))
+            raise self.document.error(f"{self.config} cannot be read: it is not a mapping", ("config",))
         return document
 
     def _base(self, environment: str) -> dict[str, Any]:

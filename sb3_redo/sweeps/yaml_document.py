@@ -71,7 +71,7 @@ class Document:
         except OSError as error:
             raise UsageError(f"{self.file} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:
-            raise UsageError(f"{self.file} cannot be read: it is no text in UTF-8") from None
+            raise UsageError(f"{self.file} cannot be read: it is not text in UTF-8") from None
         except UsageError:
             raise
         except ValueError as error:  # a path with a NUL

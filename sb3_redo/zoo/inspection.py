@@ -205,8 +205,8 @@ class Inspection:
             )
         where = "older policies, from the replay buffer" if self.is_off_policy else "the rollout that is trained on"
         lines.append(
-            "Observations are those that the agent meets as it explores now; curves of a training are measured on "
-            f"those of {where}."
+            "Observations come from the final policy with its exploration. Training curves are measured on those of "
+            f"{where}."
         )
         return "\n".join([*lines, self.conclusion])
 

@@ -459,7 +459,7 @@ def test_the_zoos_own_settings_pass_for_every_algorithm():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("5", r"sweep.yml:3: config: config.yml cannot be read: it is no mapping"),
+        ("5", r"sweep.yml:3: config: config.yml cannot be read: it is not a mapping"),
         ("CartPole-v1: 5", r"config.yml:1: CartPole-v1: expected a mapping of settings, got 5"),
         ("CartPole-v1: {polcy: MlpPolicy}", r"config.yml:1: CartPole-v1.polcy: .* did you mean 'policy'\?"),
         ("CartPole-v1:\n  gamma: 5", r"config.yml:2: CartPole-v1.gamma: expected a number from 0 to 1, got 5"),
