@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 
-from sb3_redo.reports.styles import COLOURS
+from studies.recycled_figures import STYLES
 
 STATES, CONTROLS = ("clear", "restart", "match", "count"), ("random_match", "random_count")
 METHODS = ("none", *STATES, *CONTROLS)
@@ -222,7 +222,7 @@ def draw(runs: pd.DataFrame, file: Path) -> None:
         for place, method in enumerate(METHODS[::-1]):
             values = results.of(method, setting)
             if len(values) > 1:
-                colour = COLOURS[METHODS.index(method)]
+                colour, _ = STYLES[method.removeprefix("random_").replace("count", "counted")]
                 ax.plot(values, place + np.linspace(-0.2, 0.2, len(values)), "o", color=colour, alpha=0.35, ms=3)
                 ends = ttest_1samp(values, 0).confidence_interval()
                 ax.plot([ends.low, ends.high], [place, place], color="black", lw=2)

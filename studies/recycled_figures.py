@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator
 
 from sb3_redo.reports.styles import COLOURS
 
-LINES = ("-", "--", "-.", ":")
 LABELS = {
     "clear": "clear (the paper)",
     "restart": "restart",
@@ -32,6 +31,26 @@ LABELS = {
     "lowest": "scheduled, lowest scores",
     "random": "scheduled, random",
     "highest": "scheduled, highest scores",
+}
+_BLUE, _ORANGE, _GREEN, _PINK, _YELLOW, _SKY, _BLACK, _GREY = COLOURS
+# The same colour for the same method in every figure. Variants of a method differ in their lines.
+STYLES = {
+    "clear": (_ORANGE, "-"),
+    "restart": (_PINK, "-."),
+    "match": (_GREEN, "-"),
+    "median": (_GREEN, "-."),
+    "own": (_BLACK, "-"),
+    "gradient": (_SKY, "--"),
+    "counted": (_YELLOW, "-"),
+    "clear_active": (_ORANGE, ":"),
+    "match_active": (_GREEN, ":"),
+    "none": (_BLUE, "--"),
+    "redo": (_ORANGE, "-"),
+    "reset": (_SKY, ":"),
+    "weight_decay": (_BLACK, "-."),
+    "lowest": (_PINK, ":"),
+    "random": (_YELLOW, "-."),
+    "highest": (_GREY, "-."),
 }
 QUANTITIES = {
     "survival/dormant": "dormant [%]",
@@ -90,15 +109,13 @@ def draw(table: pd.DataFrame, x: str, quantities: dict[str, str], factor: float 
 
 def draw_modes(ax: Axes, table: pd.DataFrame, x: str, quantity: str, factor: float = 1.0) -> None:
     """Draw a line for each way to recycle, the mean over seeds, in a band from the least to the greatest."""
-    for number, (callback, label) in enumerate(LABELS.items()):
+    for callback, label in LABELS.items():
         of = table[table["callback"] == callback]
         if len(of):
             each = of.groupby(x)[quantity].agg(["mean", "min", "max"]) * factor
-            # Once all colours are used they come again with other lines.
-            line = LINES[(number + number // len(COLOURS)) % len(LINES)]
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": line}
-            ax.plot(each.index, each["mean"], label=label, **style)
-            ax.fill_between(each.index, each["min"], each["max"], color=style["color"], alpha=0.12, linewidth=0)
+            colour, line = STYLES[callback]
+            ax.plot(each.index, each["mean"], label=label, color=colour, linestyle=line)
+            ax.fill_between(each.index, each["min"], each["max"], color=colour, alpha=0.12, linewidth=0)
     ax.spines[["top", "right"]].set_visible(False)
 
 

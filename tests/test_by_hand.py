@@ -270,7 +270,7 @@ def test_heads_are_run_by_what_runs_them():
     report = measure_dormancy(heads := Heads(), 1.0, observations=X, forward=Heads.act)
     assert recycle_dormant(heads, report, optimizers=[]).recycled > 0
     assert recycle_dormant(heads, report, optimizers=[], compensate=True, forward=Heads.act).recycled > 0
-    with pytest.raises(ValueError, match="did not run: compensate with the forward that was measured with"):
+    with pytest.raises(ValueError, match="did not run: use the same forward= as for the measurement"):
         recycle_dormant(heads, report, optimizers=[], compensate=True, forward=lambda heads, x: heads.network(x))
 
 

@@ -10,8 +10,8 @@ from sb3_redo.callbacks.step_hooks import StepHooks, give_hooks
 class GradientClock(StepHooks):
     """Counts an optimizer's steps and calls back after each of them.
 
-    SB3's callbacks never see a gradient step: a ``train()`` call makes any number of them, and moves its counter
-    afterwards. So hooks on the optimizer count them.
+    SB3 calls no callback at a gradient step: ``train()`` makes many of them, and updates its counter afterwards. So
+    hooks on the optimizer count them.
 
     :param optimizer: the optimizer whose step ends a gradient step
     :param gradient_step: gradient steps made before
@@ -43,7 +43,8 @@ class GradientClock(StepHooks):
 
     def _tick(self) -> None:
         if not self._is_current():
-            # Torch is iterating over its hooks: only the last one can be removed now, the others when their turn comes.
+            # Torch is iterating over its hooks. Only the last one can be removed now; each other one removes itself
+            # when called.
             if next(reversed(self._optimizer._optimizer_step_post_hooks)) == self._handles[1].id:
                 self.stop()
             return

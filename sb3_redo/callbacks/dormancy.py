@@ -7,11 +7,11 @@ from sb3_redo.callbacks.schedule import is_due
 class DormancyCallback(MonitoringCallback):
     """Measures the dormant fraction of every layer while a model trains, and logs it.
 
-    Measures on observations from the replay buffer: first when training is about to begin, or as soon as the buffer
-    holds ``batch_size`` of them, then after every ``measuring_period`` gradient steps. The step is exact, also inside a
-    long ``train()`` call. On-policy algorithms are measured on their rollout, at the end of the first one after each
-    period. Training is bit for bit the same as without this callback. If something cannot be measured, it warns once
-    with the reason, and stops measuring in this ``learn()``.
+    Measures on observations from the replay buffer: first just before training begins, or as soon as the buffer holds
+    ``batch_size`` of them, then after every ``measuring_period`` gradient steps. The step is exact, also inside a long
+    ``train()`` call. On-policy algorithms are measured on their rollout, at the end of the first one after each period.
+    Training is bit for bit the same as without this callback. If something cannot be measured, it warns once with the
+    reason, and stops measuring in this ``learn()``.
 
     :param dormancy_threshold: a neuron is dormant when its score is at most this (Sokar et al. 2023, definition
         3.1). The authors used 0.1, and 0.025 for DQN at its default replay ratio (dopamine issue 226).

@@ -26,14 +26,14 @@ from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.validation import UnknownNameError, unknown_argument
 
 _OF_TRAINING = ("model", "locals", "globals", "parent")
-"""What SB3 puts on a callback when training starts."""
+"""Attributes that SB3 sets on a callback when training starts."""
 
 
 class _Meta(ABCMeta):
     """Keeps a callback's settings. Explains misspelt settings, and classes passed instead of instances."""
 
     @property
-    def __signature__(cls) -> inspect.Signature:  # that of __call__ says nothing
+    def __signature__(cls) -> inspect.Signature:  # the signature of __call__ is not informative
         signature = inspect.signature(vars(next(base for base in cls.__mro__ if "__init__" in vars(base)))["__init__"])
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
@@ -70,7 +70,7 @@ def _settings_of(cls: type) -> dict[str, Any]:
 class GradientStepCallback(BaseCallback, metaclass=_Meta):
     """Acts right after gradient steps, also inside a long ``train()`` call.
 
-    A subclass overrides :meth:`after_gradient_steps`, and if needed :meth:`prepare`, :meth:`before_training`,
+    A subclass overrides :meth:`after_gradient_steps` and, if needed, :meth:`prepare`, :meth:`before_training`,
     :meth:`rewire`, :meth:`store` and :attr:`memory_key`. From :meth:`prepare` on, :attr:`agent`, :attr:`memory` and
     :attr:`gradient_step` are set beside SB3's ``model`` and ``logger``.
 
@@ -78,9 +78,9 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     between rollouts. So :meth:`after_gradient_steps` is called at :attr:`on_policy_moment`.
 
     :meth:`prepare` is called again if an optimizer, a layer or the policy is replaced during training. The same holds
-    if parameters are frozen, thawed, or added to or removed from an optimizer. The count continues.
+    if parameters are frozen, unfrozen, added to an optimizer or removed from one. The count continues.
 
-    A callback is pickled and copied without its model and without what it prepared for training.
+    A callback is pickled and copied without its model and without objects built for training.
     """
 
     only_measures: ClassVar[bool] = False
@@ -101,7 +101,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     """
 
     settings_in_key: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that tell callbacks of this class apart in :attr:`memory_key`."""
+    """Names of the attributes that distinguish callbacks of this class in :attr:`memory_key`."""
 
     agent: Agent
     """Networks, optimizers and clock of the model."""
@@ -119,11 +119,11 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     _handles: tuple[RemovableHandle | StepHooks, ...] = ()
     _has_given_up: bool = False
 
-    # ---- what a subclass may override
+    # ---- methods that a subclass may override
 
     @property
     def memory_key(self) -> str:
-        """The name under which :attr:`memory` is saved: the class and :attr:`settings_in_key`.
+        """Return the name under which :attr:`memory` is saved: the class and :attr:`settings_in_key`.
 
         Callbacks of one training with the same key are numbered in their order.
         """
@@ -144,7 +144,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         """
 
     def after_gradient_steps(self, before: int, gradient_step: int) -> None:
-        """Do what is due. Called after every gradient step, or as :attr:`on_policy_moment` says.
+        """Act if something is due. Called after every gradient step, on-policy at :attr:`on_policy_moment`.
 
         :param before: gradient steps made at the previous call
         :param gradient_step: gradient steps made now
@@ -157,16 +157,16 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     def store(self) -> None:
         """Store values to be saved in :attr:`memory`. Called before every rollout and when training ends."""
 
-    # ---- what a subclass may use
+    # ---- methods that a subclass may use
 
     @property
     def gradient_step(self) -> int:
-        """Gradient steps made so far, also before the model was loaded."""
+        """Return the gradient steps made so far, also before the model was loaded."""
         return gradient_steps_of(self.model) if self._clock is None else self._clock.gradient_step
 
     @property
     def is_training(self) -> bool:
-        """Whether the training of the last :meth:`prepare` still runs.
+        """Return whether the training of the last :meth:`prepare` still runs.
 
         SB3 does not notify callbacks when an exception ends ``learn()``. Hooks remain then, and must check this.
         """
@@ -190,10 +190,10 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         """Treat everything due up to a gradient step as done."""
         self.memory.looked_at = gradient_step
 
-    # ---- how it works
+    # ---- implementation
 
     def init_callback(self, model: BaseAlgorithm | None = None) -> None:
-        if model is None:  # the class itself lies in a list of callbacks, and self is the model
+        if model is None:  # the list contains the class itself, and self is the model
             raise TypeError("a list of callbacks holds a class of callbacks: pass an instance of it")
         super().init_callback(model)
 
@@ -292,7 +292,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
             # Torch may be iterating over an optimizer's hooks. They are removed at the next rollout.
             self._has_given_up = True
             kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
-            self._warn(f"{type(self).__name__} measures nothing from here on, and training goes on: {kind}{error}")
+            self._warn(f"{type(self).__name__} measures nothing from here on, and training continues: {kind}{error}")
 
     def _warn(self, text: str) -> None:
         try:
@@ -334,7 +334,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
                 self._look_on_policy("rollout_end")
 
     def _look_on_policy(self, moment: str) -> None:
-        """Do what became due since the last time, if this is the moment for it."""
+        """Act on everything due since the last call, if this is the selected moment."""
         if self.agent.at_rollout_end and moment == self.on_policy_moment:
             gradient_step = self.gradient_step
             self.after_gradient_steps(self.memory.looked_at or 0, gradient_step)
@@ -348,7 +348,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
             self.after_gradient_steps(gradient_step - 1, gradient_step)
 
     def _on_training_end(self) -> None:
-        # The zoo calls this twice, once even when learn() failed before this callback was ready.
+        # The zoo calls this twice, also if learn() failed before this callback was ready.
         with self._guarded():
             self._stop()
 

@@ -25,7 +25,7 @@ class Sampler:
     :param model: the model that trains
     :param batch_size: observations in a batch. If a rollout has fewer, all of it is used.
     :param seed: of the draws, together with the gradient step. Default: the model's seed.
-    :param consequence: what follows from a rollout with fewer observations, for a warning, with {} for their number
+    :param consequence: effect of a rollout with fewer observations, for a warning, with {} for their number
     :param is_waiting: whether nothing has been drawn from this model yet
     :param observations: a fixed set to return instead, see :func:`~sb3_redo.sb3.model.whole_batch`
     :raises RuntimeError: when the model has no buffer, when its replay buffer can never hold ``batch_size``
@@ -78,7 +78,7 @@ class Measurer:
     """
 
     meter: Meter
-    """The meter of the network as it is connected now."""
+    """The meter of the network with its current connections."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Measurer:
             raise RuntimeError(str(error)) from None
 
     def _follow_changes(self) -> None:
-        """Read the network anew if a counter or a schedule of its own has changed what it computes."""
+        """Read the network anew if its own counter or schedule has changed its connections."""
         if signature_of(self.model, self._read_on) != self._signature:
             self.rewire()
 

@@ -90,12 +90,12 @@ class MonitoringCallback(GradientStepCallback):
 
     @property
     def purpose(self) -> str:
-        """What the callback does to the measured layers and when, for the line at the start of training."""
+        """Return the callback's action and period, for the line at the start of training."""
         return f" every {self.measuring_period} gradient steps at threshold {self.dormancy_threshold:g}"
 
     @property
     def outcome(self) -> str:
-        """What the callback has done to the model, for the line at the end of training."""
+        """Return the callback's total effect, for the line at the end of training."""
         return ""
 
     def _on_training_start(self) -> None:

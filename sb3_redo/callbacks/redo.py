@@ -23,12 +23,12 @@ Selection = Callable[[DormancyReport, "ReDoCallback"], Mapping[str, Tensor]]
 
 
 class ReDoCallback(MonitoringCallback):
-    """Recycles dormant neurons while a model trains (ReDo, Sokar et al. 2023), and logs what it does.
+    """Recycles dormant neurons while a model trains (ReDo, Sokar et al. 2023), and logs it.
 
     Measures on a fresh batch after every ``recycling_period`` gradient steps. Dormant neurons get new incoming weights
     from their layer's initial distribution. Their outgoing weights are cleared, and the optimizer state of both is
-    renewed. Defaults are the paper's for DQN, except ``optimizer_state``. When training starts, a log line says how
-    the settings differ from the paper's for the algorithm.
+    renewed. Defaults are the paper's for DQN, except ``optimizer_state``. When training starts, a log line names
+    settings that differ from the paper's for the algorithm.
 
     :param dormancy_threshold: recycle neurons with a score of at most this, see
         :class:`~sb3_redo.DormancyCallback`
@@ -39,7 +39,7 @@ class ReDoCallback(MonitoringCallback):
     :param outgoing: ``"zero"`` clears outgoing weights (the paper); ``"random"`` redraws them
     :param optimizer_state: ``"clear"``, ``"restart"``, ``"match"``, or a dictionary that declares an unknown
         optimizer's state, see :class:`~sb3_redo.recycling.step.Surgery`
-    :param compensate: add what recycled neurons contributed on average to their consumers' biases
+    :param compensate: add the mean contribution of recycled neurons to their consumers' biases
     :param measuring_period: in gradient steps. Recycling also measures when this period is not over.
     :param thresholds: further thresholds at which the pooled fraction is logged
     :param networks: names of the networks to measure and recycle. Default: all.
@@ -53,7 +53,8 @@ class ReDoCallback(MonitoringCallback):
     :param outgoing_norm: the same for outgoing weights, for each consumer's columns, with ``outgoing="random"``
     :param select: chooses the neurons to recycle, see :data:`Selection`. Default: the dormant ones.
     :param initial_weights: ``"fresh"`` draws new weights as a new policy does. ``"auto"`` does so too, unless the model
-        was initialised by hand before its first training. Then it draws from the distribution of those weights.
+        was initialised by hand before its first training. Then new weights are drawn from the distribution of those
+        weights.
     :param exclude: patterns of layers that are neither measured nor changed, for instance
         ``["features_extractor.*"]``, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :param observations: a fixed set to measure on, see :class:`~sb3_redo.DormancyCallback`
@@ -109,7 +110,7 @@ class ReDoCallback(MonitoringCallback):
 
     @property
     def recycling_period(self) -> int:
-        """In gradient steps."""
+        """Return the period in gradient steps."""
         return self.schedule.period
 
     @property
@@ -160,7 +161,7 @@ class ReDoCallback(MonitoringCallback):
 
         :param neurons: layer name to long tensor of neurons
         :param report: the measurement from which they were chosen
-        :return: what was recycled
+        :return: a record of the recycled neurons
         """
         policy, measurer = self.model.policy, self.measurer
         record = recycle(

@@ -22,7 +22,7 @@ class Schedule:
     :param period: in gradient steps
     :param start: the first gradient step
     :param stop: the gradient step before which it ends. Default: never.
-    :raises TypeError: when a setting is no integer
+    :raises TypeError: when a setting is not an integer
     :raises ValueError: when a setting is out of range
     """
 
@@ -38,7 +38,7 @@ class Schedule:
 
     @property
     def described(self) -> str:
-        """The period and its bounds in words."""
+        """Return the period and its bounds in words."""
         start = f" from gradient step {self.start}" if self.start else ""
         stop = "" if self.stop is None else f" up to gradient step {self.stop}"
         return f"every {self.period} gradient steps{start}{stop}"

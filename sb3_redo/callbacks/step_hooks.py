@@ -14,8 +14,8 @@ class StepHooks:
     """Calls functions before and after each step of an optimizer, once per step.
 
     Torch's own hooks also run for every ``super().step()`` in an optimizer's class, if the process has ever built an
-    optimizer of that base class. Only the outermost step counts here. ``before`` sees the gradients as training
-    left them. ``after`` sees all changes of the step.
+    optimizer of that base class. Only the outermost step counts here. ``before`` is called with training's own
+    gradients. ``after`` is called after all changes of the step.
 
     :param optimizer: the optimizer
     :param before: called with the gradients in place
@@ -69,9 +69,9 @@ def give_hooks(optimizer: Any) -> None:
 
 
 def before_any_step(owner: Any, act: Callable[[Any, Optimizer], object]) -> RemovableHandle:
-    """Call a function before every step of every optimizer of the process, before all hooks of that optimizer.
+    """Call a function before every step of every optimizer of the process, before all of its hooks.
 
-    :param owner: kept weakly, since an exception may leave the hook behind. Once it is gone, the hook does nothing.
+    :param owner: kept weakly, because an exception may leave the hook in place. Once it is gone, the hook does nothing.
     :param act: called with the owner and the optimizer
     :return: a handle that removes the hook. Do not use it inside ``act``.
     """

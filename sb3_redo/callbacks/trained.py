@@ -17,7 +17,7 @@ class Trained:
 
     def __init__(self, policy: nn.Module, optimizers: Iterable[Optimizer]):
         self.optimizers = tuple(optimizers)
-        # Objects are kept, not only their ids: a later object may reuse the id of one that is gone.
+        # Objects are kept, not only their ids, because a new object may reuse the id of a deleted one.
         self._modules = list(policy.modules())
         self._parameters = [tuple(module._parameters.items()) for module in self._modules]
         held = {
@@ -37,7 +37,7 @@ class Trained:
         if self._modules != before._modules or self._identities != before._identities:
             changes.append("modules or parameters were replaced")
         elif self._is_trained != before._is_trained:
-            changes.append("parameters were frozen, thawed, or given to or taken from an optimizer")
+            changes.append("parameters were frozen, unfrozen, added to an optimizer or removed from one")
         return " and ".join(changes)
 
 
@@ -59,8 +59,8 @@ class _Switch:
 class Switches:
     """Distinguishes frozen parameters from those whose gradients ``train()`` switches off for a part of each step.
 
-    Some implementations of SAC switch the critic's gradients off for the actor's loss. They are off at the step of the
-    actor's optimizer, although the critic is trained. They were on at the step of the critic's optimizer.
+    Some implementations of SAC switch the critic's gradients off for the actor's loss. So they are off at the step of
+    the actor's optimizer, and on at the step of the critic's optimizer. Such a critic is trained.
     """
 
     def __init__(self) -> None:

@@ -19,20 +19,20 @@ _WIDEST = 116
 
 
 def add_experiment(commands: Any, **settings: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to a parser."""
     parser = commands.add_parser(
         "experiment",
-        help="repeat an experiment of the papers, small or as it was",
-        description="Train the sweeps of an experiment, and write a page with its figures and its numbers beside the "
-        "paper's. Finished runs are skipped, so the same command can be given again at any time.",
+        help="repeat an experiment of the papers, small or full-size",
+        description="Train the sweeps of an experiment, and write a page with figures and a comparison with the paper. "
+        "Give the same command again to resume: finished runs are skipped.",
         epilog=EXAMPLES,
         **settings,
     )
     parser.set_defaults(run=_experiment)
-    parser.add_argument("name", metavar="NAME", nargs="?", help="one of those that --list shows")
-    parser.add_argument("--list", action="store_true", help="say what each experiment shows, costs and is made of")
-    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="of which size (default: %(default)s)")
-    parser.add_argument("--seeds", metavar="N", type=int, help="how many, from 0 on (default: the preset's)")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a name from --list")
+    parser.add_argument("--list", action="store_true", help="list the experiments with their content and cost")
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="size (default: %(default)s)")
+    parser.add_argument("--seeds", metavar="N", type=int, help="number of seeds, from 0 (default: the preset's)")
     parser.add_argument(
         "--out", metavar="DIR", type=folder, default=Path("runs"), help="folder of the sweeps (default: %(default)s)"
     )

@@ -31,10 +31,10 @@ def add_inspect(commands: Any, formatter_class: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="measure which neurons of trained agents are dormant",
-        description="Run trained agents in their environments, as they explored, and measure which neurons are "
-        "dormant, beside fresh networks of the same policies.",
+        description="Run trained agents in their environments, with the exploration of training, and measure which "
+        "neurons are dormant. Fresh networks of the same policies are measured for comparison.",
         epilog=EXAMPLES
-        + "\nAgents, statistics and settings are pickles: open only those that you trust, or use --safe.",
+        + "\nAgents, statistics and settings are pickles: open only files that you trust, or use --safe.",
         formatter_class=formatter_class,
     )
     inspect.set_defaults(run=_inspect)
@@ -43,22 +43,28 @@ def add_inspect(commands: Any, formatter_class: Any) -> None:
         metavar="PATH",
         type=Path,
         nargs="*",
-        help="a saved agent (zip), the folder of a zoo run, from which algorithm, environment, wrappers, frame stack "
-        "and normalisation are read, or owner/name of a repository of the Hugging Face Hub",
+        help="a saved agent (zip), the folder of a zoo run (with algorithm, environment, wrappers, frame stack and "
+        "normalisation), or owner/name of a repository of the Hugging Face Hub",
     )
     many = inspect.add_argument_group("several agents")
     many.add_argument("--recursive", type=Path, metavar="DIR", help="all agents at any depth below a folder")
     many.add_argument("--compare", action="store_true", help="put two agents side by side, layer by layer")
     many.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
     env = inspect.add_argument_group("environment")
-    env.add_argument("--env", metavar="ID", help="the environment; 'auto' for the run's, or the one in its place")
-    env.add_argument("--env-kwargs", nargs="+", metavar="KEY:VALUE", help="for the environment, as the zoo's")
-    env.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help="that register environments")
+    env.add_argument("--env", metavar="ID", help="the environment; 'auto' for the run's or its replacement")
+    env.add_argument(
+        "--env-kwargs", nargs="+", metavar="KEY:VALUE", help="keyword arguments of the environment, in the zoo's form"
+    )
+    env.add_argument(
+        "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register environments"
+    )
     env.add_argument("--wrapper", nargs="+", metavar="CLASS", help="dotted paths of wrappers, instead of the run's")
     env.add_argument("--n-stack", type=int, metavar="N", help="frames to stack, instead of the run's")
     env.add_argument("--vec-normalize", type=Path, metavar="FILE", help="statistics of VecNormalize")
-    inspect.add_argument("--algo", help="the zoo's name of the algorithm, where the zip does not tell: ppo, a2c, ...")
-    inspect.add_argument("--safe", action="store_true", help="unpickle tensors and known classes alone")
+    inspect.add_argument(
+        "--algo", help="the zoo's name of the algorithm, if the zip does not contain it: ppo, a2c, ..."
+    )
+    inspect.add_argument("--safe", action="store_true", help="unpickle only tensors and known classes")
     inspect.add_argument("--n-samples", type=int, default=5000, metavar="N", help="observations (default: %(default)s)")
     inspect.add_argument(
         "--dormancy-threshold",
@@ -67,10 +73,16 @@ def add_inspect(commands: Any, formatter_class: Any) -> None:
         help="dormant when the score is at most this (default: that of the run's callback, else 0.1)",
     )
     inspect.add_argument("--csv", type=Path, metavar="FILE", help="write a row per agent, seed and layer")
-    inspect.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    inspect.add_argument("--json", type=Path, metavar="FILE", help="write all results")
     inspect.add_argument("--plot", type=Path, metavar="FILE", help="draw a bar per layer (.png, .svg or .pdf)")
-    inspect.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
-    inspect.add_argument("--seeds", type=int, default=1, metavar="N", help="measurements (default: %(default)s)")
+    inspect.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: %(default)s)")
+    inspect.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of measurements, with different seeds (default: %(default)s)",
+    )
     inspect.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -161,7 +173,7 @@ def _at_once(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[t
     """Inspect agents in other processes. Yields numbers and results as they finish."""
     from sb3_redo.zoo.inspection import failed
 
-    # A process that is forked has the imports already. Several would share locks of the threads that watch them.
+    # A forked process already has the imports. Several would share locks of the threads that watch them.
     context = get_context("fork" if arguments.workers == 1 and sys.platform == "linux" else "spawn")
     with ExitStack() as stack:
         # A simulator may crash its process. So each process is a separate pool that can be replaced.
@@ -182,7 +194,7 @@ def _at_once(arguments: argparse.Namespace, paths: Sequence[Path]) -> Iterator[t
                     yield number, future.result()
                     free.append(pool)
                 except BrokenExecutor:
-                    yield number, failed(paths[number], RuntimeError("its process died without a word"))
+                    yield number, failed(paths[number], RuntimeError("its process crashed"))
                     pool.shutdown()
                     free.append(new_pool())
 

@@ -1,4 +1,4 @@
-"""Shows a live table of a sweep on a terminal, or a line per run where nobody watches."""
+"""Shows a live table of a sweep on a terminal, or else prints a line per run."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ with needs("sweep", "the progress of a sweep"):
 
 
 class Progress:
-    """Tells how a sweep stands.
+    """Shows the progress of a sweep.
 
     :param out: the sweep's folder
     :param runs: all runs
@@ -37,11 +37,11 @@ class Progress:
         self._live: Live | None = None
 
     def opening(self, workers: int | None) -> str:
-        """Return the first line: how many runs, how many at a time, about how long, and where.
+        """Return the first line: number of runs, runs at a time, estimated time and folder.
 
-        The time is that of the runs that are finished, scaled by effort. Without any it is a guess.
+        The time is estimated from finished runs, scaled by effort. Without finished runs it is a guess.
 
-        :param workers: ``None`` on a cluster, whose size may change
+        :param workers: ``None`` on a cluster, because its size may change
         """
         finished = [run for run in self.runs if is_finished(self.out / run.name)]
         self._told |= {run.name for run in finished}
@@ -61,7 +61,7 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator["Progress"]:
-        """Show the table until the sweep has ended."""
+        """Show the table until the sweep ends."""
         if not self.console.is_terminal:
             yield self
             return
@@ -69,7 +69,7 @@ class Progress:
             yield self
 
     def update(self, standing: Standing) -> None:
-        """Show how it stands now."""
+        """Show the current progress."""
         ended = dict.fromkeys(standing.finished, "finished") | dict.fromkeys(standing.failed, "failed")
         if self._live is None and self._trained_before is not None and ended.keys() == self._told:
             return
@@ -90,7 +90,7 @@ class Progress:
                 self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _figures(self, name: str) -> str:
-        """Return what came out of a finished run, in words."""
+        """Return the outcome of a finished run, in words."""
         try:
             result = read_json(self.out / name / RESULT) or {}
             figures = [f"return {result['final_return']:.4g}"] if result.get("final_return") is not None else []
@@ -102,7 +102,7 @@ class Progress:
         return f": {', '.join(figures)}" if figures else ""
 
     def table(self, standing: Standing, steps: dict[str, tuple[int, int]]) -> Table:
-        """Return the table, from the environment steps that each run has made and is to make."""
+        """Return the table, from each run's finished and planned environment steps."""
         left = self._seconds_left(standing, steps)
         made = sum(done for done, _ in steps.values())
         if self._steps_before is None:
@@ -124,7 +124,7 @@ class Progress:
         return table
 
     def _seconds_left(self, standing: Standing, steps: dict[str, tuple[int, int]]) -> float | None:
-        """Return how long it goes on at the pace so far; ``None`` where nothing was trained yet."""
+        """Return the remaining time at the current pace, or ``None`` before any training."""
         trained = sum(weight * self._share(name, standing, steps) for name, weight in self._weights.items())
         if self._trained_before is None:
             self._trained_before = trained
@@ -145,7 +145,7 @@ class Progress:
 
 
 def _guessed_seconds(run: Run) -> float:
-    """Guess how long a run takes on one core, from gradient steps as they were measured on a slow one."""
+    """Guess the time of a run on one core, from gradient steps measured on a slow core."""
     return run.effort * (0.05 if "Cnn" in str(run.settings.get("policy")) else 0.004)
 
 

@@ -24,19 +24,19 @@ REPORT_EXAMPLES = """example:
 
 
 def folder(text: str) -> Path:
-    """Return the folder that an option names. Empty text, which a shell makes of an unset variable, names none."""
+    """Return an option's folder. Refuses empty text, which a shell passes for an unset variable."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
     return Path(text)
 
 
 def add_sweep(commands: Any, **settings: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to a parser."""
     parser = commands.add_parser(
         "sweep",
         help="train a grid of settings, on this machine or on a Ray cluster",
-        description="Train every run of a sweep file. Finished runs are skipped and stopped ones go on, so the same "
-        "command can be given again at any time.",
+        description="Train every run of a sweep file. Give the same command again to resume: finished runs are "
+        "skipped, and stopped ones continue.",
         epilog=SWEEP_EXAMPLES,
         **settings,
     )
@@ -47,43 +47,46 @@ def add_sweep(commands: Any, **settings: Any) -> None:
 
 
 def add_resources(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what trainings may use."""
+    """Add the options for the resources of trainings."""
     parser.add_argument("--dry-run", action="store_true", help="print each run's command line and start nothing")
     parser.add_argument("--workers", metavar="N", type=int, help="runs at a time on this machine (default: its cores)")
-    parser.add_argument("--address", metavar="ray://…", help="an existing Ray cluster in place of this machine")
+    parser.add_argument("--address", metavar="ray://…", help="use an existing Ray cluster instead of this machine")
     for kind, default in (("cpu", 1.0), ("gpu", 0.0)):
-        text = f"{kind.upper()}s that a run holds, or a share of one (default: %(default)g)"
+        text = f"{kind.upper()}s per run, also a fraction (default: %(default)g)"
         parser.add_argument(f"--{kind}s-per-run", metavar="X", type=float, default=default, help=text)
-    parser.add_argument("--threads-per-run", metavar="N", type=int, default=1, help="of PyTorch (default: %(default)d)")
+    parser.add_argument(
+        "--threads-per-run", metavar="N", type=int, default=1, help="PyTorch threads per run (default: %(default)d)"
+    )
 
 
 def add_report(commands: Any, **settings: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to a parser."""
     parser = commands.add_parser(
         "report",
         help="tables, figures and a page of a sweep",
-        description="Read the folders of a sweep's runs, finished or not, and write tables, figures and a page that "
-        "a browser opens.",
+        description="Read the folders of a sweep's runs, finished or not, and write tables, figures and an HTML page.",
         epilog=REPORT_EXAMPLES,
         **settings,
     )
     parser.set_defaults(run=_report)
     parser.add_argument("folder", metavar="DIR", type=folder, help="the sweep's folder")
-    parser.add_argument("--out", metavar="DIR", type=folder, help="where to (default: report/ in the sweep's folder)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)d)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=folder, help="output folder (default: report/ in the sweep's folder)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)d)")
     parser.add_argument("--holm", action="store_true", help="adjust p-values for the number of comparisons")
 
 
 def check_resources(arguments: argparse.Namespace) -> None:
-    """Check that the options of :func:`add_resources` can be used.
+    """Check the options of :func:`add_resources`.
 
-    :raises UsageError: when they cannot, or the packages that trainings need are not installed
+    :raises UsageError: on unusable options, or when packages for training are not installed
     """
     try:
         positive_integer("--workers", 1 if arguments.workers is None else arguments.workers)
         positive_integer("--threads-per-run", arguments.threads_per_run)
         if non_negative_number("--cpus-per-run", arguments.cpus_per_run) == 0:
-            raise ValueError("--cpus-per-run must be greater than 0: it limits how many runs there are at a time")
+            raise ValueError("--cpus-per-run must be greater than 0: it limits the number of runs at a time")
         non_negative_number("--gpus-per-run", arguments.gpus_per_run)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
@@ -95,7 +98,7 @@ def check_resources(arguments: argparse.Namespace) -> None:
         import sb3_redo.cli.progress
         import sb3_redo.sweeps.run_process
         import sb3_redo.sweeps.sweep_file  # noqa: F401  all that a sweep needs but Ray
-    # The runs are started by python -m, and import what lies here; so does the check, whichever way this was started.
+    # Runs are started by python -m and import modules from the current folder. So the check has to do the same.
     sys.path.insert(0, os.getcwd())
 
 
@@ -116,7 +119,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def print_commands(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> None:
-    """Print each run's command line, and to stderr how many runs each condition has.
+    """Print each run's command line, and to stderr the number of runs of each condition.
 
     :param out: the sweep's folder
     :param arguments: with the options of :func:`add_resources`
@@ -137,11 +140,11 @@ def print_commands(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> 
 
 
 def execute_sweep(sweep: "Sweep", out: Path, arguments: argparse.Namespace) -> int:
-    """Train what is not finished yet, and tell how it ended.
+    """Train all unfinished runs, and print the outcome.
 
     :param out: the sweep's folder
     :param arguments: with the options of :func:`add_resources`
-    :return: the exit code: 1 where a run failed
+    :return: the exit code: 1 if a run failed
     """
     from sb3_redo.cli.progress import Progress
     from sb3_redo.sweeps.execution import Resources, execute

@@ -22,8 +22,8 @@ class BlockMDP(gymnasium.Env[NDArray[np.uint8], np.int64]):
     ============= =================== ========================= ====================================
     variant       labels              reward                    next state
     ============= =================== ========================= ====================================
-    true-label    the images' classes 1 if a = s, else 0        drawn uniformly, whatever is done
-    random-label  drawn once          1 if a = s, else 0        drawn uniformly, whatever is done
+    true-label    the images' classes 1 if a = s, else 0        drawn uniformly for any action
+    random-label  drawn once          1 if a = s, else 0        drawn uniformly for any action
     sparse-reward the images' classes 1 if a = s = 9, else 0    s + 1 if a = s, else drawn uniformly
     ============= =================== ========================= ====================================
 

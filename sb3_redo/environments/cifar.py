@@ -40,7 +40,7 @@ def read_binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
     """Read records of one byte for the class and 3,072 for the image; :raises ValueError: on anything else"""
     content = np.frombuffer(path.read_bytes(), np.uint8)
     if not len(content) or len(content) % (1 + _PIXELS):
-        raise ValueError(f"{path} has {len(content)} bytes, which are no whole records of {1 + _PIXELS}")
+        raise ValueError(f"{path} has {len(content)} bytes, which is not a multiple of {1 + _PIXELS}")
     records = content.reshape(-1, 1 + _PIXELS)
     return _images(records[:, 1:]), records[:, 0].astype(np.int64)
 
@@ -53,7 +53,7 @@ def read_python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
         named = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
         data, labels = named["data"], np.array([int(label) for label in named["labels"]], np.int64)
     except Exception as error:
-        raise ValueError(f"{path} is no batch of CIFAR-10's Python version: {error!r}") from error
+        raise ValueError(f"{path} is not a batch of CIFAR-10's Python version: {error!r}") from error
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(labels), _PIXELS):
         raise ValueError(f"{path} has no array of {len(labels)} x {_PIXELS} bytes, as many as labels, for data")
     return _images(data), labels

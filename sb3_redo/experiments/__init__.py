@@ -1,4 +1,4 @@
-"""The papers' experiments: sweeps with a page of figures and numbers beside the published ones.
+"""The papers' experiments: sweeps, with a page of figures and a comparison with published numbers.
 
 Experimental: names may change in any release.
 """

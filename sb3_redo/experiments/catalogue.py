@@ -1,4 +1,4 @@
-"""Lists the experiments. Imports neither torch nor Ray, so that the list is there at once."""
+"""Lists the experiments. Imports neither torch nor Ray, so that listing is fast."""
 
 import math
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ class Preset:
 
     :param sweeps: files of ``zoo_configs/sweeps``, without their ending
     :param settings: in words
-    :param only: axis, or ``environment``, to those of its labels that belong to the experiment; all of the others'
-    :param seeds: how many are trained where nobody says; the sweep's own if not given
-    :param cpu_minutes: that all of them take
+    :param only: axis, or ``environment``, to its labels in the experiment; other axes keep all labels
+    :param seeds: default number of seeds; if not given, the sweep's own
+    :param cpu_minutes: of all trainings
     """
 
     sweeps: tuple[str, ...]
@@ -38,9 +38,9 @@ class Preset:
         return tuple(SWEEPS / f"{name}.yml" for name in self.sweeps)
 
     def count(self, seeds: int | None = None) -> int:
-        """Count the runs, by the files alone.
+        """Count the runs, from the files alone.
 
-        :param seeds: how many in place of the preset's
+        :param seeds: number of seeds instead of the preset's
         """
         runs = 0
         for file in self.files:
@@ -52,7 +52,7 @@ class Preset:
         return runs
 
     def has(self, axis: str, label: Any) -> bool:
-        """Say whether runs with a label of an axis belong to it."""
+        """Return whether runs with a label of an axis belong to the preset."""
         return axis not in self.only or label in self.only[axis]
 
 
@@ -60,17 +60,16 @@ class Preset:
 class Experiment:
     """Describes one experiment.
 
-    :param shows: in half a sentence
-    :param compares: what is compared, and what the paper found
-    :param differs: how the small one differs from the paper's
-    :param presets: by name; a question that no paper asks has no ``paper``
-    :param quantities: names of those in ``quantities.yml``
-    :param figures: names of the report's figures, or what is drawn besides: ``{"curve": quantity}``, with
-        ``"beside": {quantity: name in the legend, ...}`` for several in one figure, and
-        ``{"heat_map": quantity, "x": axis, "y": axis}``
-    :param published: numbers to put beside ours; see :class:`~sb3_redo.experiments.numbers.PaperNumber`
-    :param report_figures: figures of the paper, by their number, whose numbers the report knows, and the replay ratios
-        that count
+    :param shows: content, in half a sentence
+    :param compares: the comparison, and the paper's result
+    :param differs: differences of the small preset from the paper's experiment
+    :param presets: by name; without ``paper`` if the question is not from a paper
+    :param quantities: names in ``quantities.yml``
+    :param figures: names of the report's figures, or additional ones: ``{"curve": quantity}``, with ``"beside":
+        {quantity: name in the legend, ...}`` for several in one figure, and ``{"heat_map": quantity, "x": axis, "y":
+        axis}``
+    :param published: published numbers to compare with; see :class:`~sb3_redo.experiments.numbers.PaperNumber`
+    :param report_figures: number of a figure in the report's published numbers, to the replay ratios to use
     """
 
     name: str
@@ -87,18 +86,16 @@ class Experiment:
     def preset(self, name: str) -> Preset:
         """Return a preset.
 
-        :raises UsageError: when the experiment has none of that name
+        :raises UsageError: when the experiment has no preset of this name
         """
         if name not in self.presets:
-            raise UsageError(
-                f"{self.name} has no preset {name!r}: it is no experiment of the papers; leave --preset out"
-            )
+            raise UsageError(f"{self.name} has no preset {name!r}: it is not from a paper; leave --preset out")
         return self.presets[name]
 
 
 @cache
 def catalogue() -> dict[str, Experiment]:
-    """Return all experiments by name, in the order in which they are listed."""
+    """Return all experiments by name, in the listed order."""
     return {name: _experiment(name, entry) for name, entry in _read(_FILE).items()}
 
 
@@ -111,7 +108,7 @@ def _read(file: Path) -> dict[str, Any]:
 def experiment_named(name: str) -> Experiment:
     """Return an experiment.
 
-    :raises UsageError: when there is none, with the nearest name
+    :raises UsageError: on an unknown name, with the nearest one
     """
     try:
         return catalogue()[one_of("the experiment", name, tuple(catalogue()))]

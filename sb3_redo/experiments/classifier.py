@@ -1,5 +1,7 @@
-"""Trains a classifier on one labelling of its images after another (Sokar et al. 2023, figure 3; Lyle et al. 2023,
-section 4.1). Network and optimizer go on from task to task, and the images stay the same."""
+"""Trains a classifier on changing labels of the same images. Network and optimizer are kept from task to task.
+
+See Sokar et al. 2023, figure 3, and Lyle et al. 2023, section 4.1.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +27,7 @@ from sb3_redo.sb3.seeds import torch_generator
 from sb3_redo.wiring.tracing import trace_wiring
 
 TASK_ACCURACY = "classifier/task_accuracy"
-"""As :data:`~sb3_redo.reports.curves.ACCURACY`, at the end of a task alone."""
+"""As :data:`~sb3_redo.reports.curves.ACCURACY`, but only at the end of a task."""
 CLASSIFIER_LOSS = "classifier/loss"
 
 _MADE: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -53,7 +55,7 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Classifier:
-    """Holds a network, its optimizer, and what recycles its dormant neurons.
+    """Holds a network, its optimizer, and the recycling of its dormant neurons.
 
     :param inputs: [images, features], or [images, channels, height, width] for convolutions
     """
@@ -94,24 +96,24 @@ class Classifier:
             self._decay.step()
 
     def accuracy(self, labels: Tensor) -> float:
-        """Return the share of all images that get their labels."""
+        """Return the share of all images with correct labels."""
         return self.accuracy_and_loss(labels)[0]
 
     def accuracy_and_loss(self, labels: Tensor) -> tuple[float, float]:
-        """Return the share of all images that get their labels, and the mean loss."""
+        """Return the share of all images with correct labels, and the mean loss."""
         with torch.no_grad():
             outputs = torch.cat([self.network(part) for part in torch.split(self.inputs, _AT_ONCE)])
             return float((outputs.argmax(1) == labels).float().mean()), float(self._loss(outputs, labels))
 
     def measure(self, inputs: Tensor) -> DormancyReport:
-        """Measure the network. It stays as it is."""
+        """Measure the network without changing it."""
         return self._meter.measure(self.network, inputs, self.settings.dormancy_threshold)
 
     def recycle(self, step: int) -> int:
         """Recycle the neurons that are dormant on a fresh batch, in place.
 
-        :param step: gradient step; together with the seed it decides all draws
-        :return: how many neurons were recycled
+        :param step: gradient step, which seeds all draws together with the seed
+        :return: the number of neurons recycled
         """
         report = self.measure(self.some_inputs(step))
         generator = torch_generator((self.seed, step))
@@ -122,19 +124,19 @@ class Classifier:
         ).recycled
 
     def some_inputs(self, step: int) -> Tensor:
-        """Draw the images that scores are measured on for recycling, by the seed and the gradient step."""
+        """Draw the images for the scores, seeded by seed and gradient step."""
         count = min(self.settings.score_batch_size, len(self.inputs))
         rows = np.random.default_rng((self.seed, step)).choice(len(self.inputs), count, replace=False)
         return self.inputs[torch.from_numpy(rows)]
 
 
 def train_classifier(settings: ClassifierSettings, seed: int, images: LabelledImages | None = None) -> Iterator[Point]:
-    """Train, and yield what there is to log: before the first gradient step, and after each period.
+    """Train, and yield values to log before the first gradient step and after each period.
 
-    A period's point is measured before anything is recycled there. Initial weights, labels and batches depend on the
-    seed alone, so that conditions differ in nothing else.
+    Each point is measured before neurons are recycled. Initial weights, labels and batches depend only on the seed, so
+    they are equal in all conditions.
 
-    :param images: in place of those that the settings name
+    :param images: instead of those in the settings
     """
     images = load_images(settings.data, settings.folder) if images is None else images
     inputs, labels = _inputs(images, settings), torch.from_numpy(images.labels[: settings.n_images].copy())
@@ -142,7 +144,7 @@ def train_classifier(settings: ClassifierSettings, seed: int, images: LabelledIm
     log, draws = DormancyLog(), np.random.default_rng(seed)
     recycled = 0
     for task in range(settings.tasks):
-        # Drawn for every task even where the first labels stay, so that the batches behind them are the same.
+        # Drawn for every task, even if the first labels stay, so that later batches are the same.
         drawn = torch.from_numpy(draws.integers(images.n_classes, size=len(inputs)))
         if settings.first_labels == "drawn" if task == 0 else settings.targets == "shuffled":
             labels = drawn
@@ -170,6 +172,6 @@ def _measured(classifier: Classifier, step: int, labels: Tensor, log: DormancyLo
 
 
 def _inputs(images: LabelledImages, settings: ClassifierSettings) -> Tensor:
-    """Scale images to [0, 1]; channels come first where convolutions see them, else images are flat."""
+    """Scale images to [0, 1]. For convolutions, channels come first; else images are flattened."""
     pixels = torch.from_numpy(images.images[: settings.n_images].astype(np.float32) / 255)
     return pixels.permute(0, 3, 1, 2).contiguous() if settings.channels else pixels.flatten(1)

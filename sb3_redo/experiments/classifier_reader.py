@@ -8,12 +8,12 @@ from sb3_redo.reports.sweep_folder import CALLBACK
 from sb3_redo.sweeps.settings_reader import SettingsReader
 
 CLASSIFIER = "classifier"
-"""The ``algorithm`` of such a sweep."""
+"""The value of ``algorithm`` in these sweep files."""
 _CALLBACKS = {"none": False, "redo": True}
 
 
 class ClassifierReader(SettingsReader):
-    """Makes the runs of a sweep file of classifiers. Its environments are names of image sets."""
+    """Builds the runs of a sweep file for classifiers. Its environments are names of image sets."""
 
     schema = Path(__file__).with_name("classifier_schema.json")
     algorithm = CLASSIFIER

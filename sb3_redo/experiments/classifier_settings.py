@@ -1,4 +1,4 @@
-"""Declares what can be set of a classifier's training."""
+"""Declares the settings of a classifier's training."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,29 +9,29 @@ from sb3_redo.validation import flag, non_negative_number, optional_positive_num
 
 @dataclass(frozen=True)
 class ClassifierSettings(Settings):
-    """Declares the settings of a classifier that is trained on one labelling of its images after another.
+    """Declares the settings of a classifier that is trained on changing labels.
 
-    :param targets: ``"shuffled"`` draws the labels of all images anew for every task, ``"fixed"`` keeps the first
+    :param targets: ``"shuffled"`` draws new labels for every task, ``"fixed"`` keeps the first labels
     :param redo: whether dormant neurons are recycled
     :param data: images, by the names of :func:`~sb3_redo.environments.images.load_images`
-    :param folder: where their files are
-    :param n_images: the first so many of them; all if not given
+    :param folder: of the image files
+    :param n_images: number of images, from the first; by default all
     :param first_labels: of the first task: ``"own"`` are the images' classes, ``"drawn"`` are uniform and independent
-        of the image, as those of all later tasks are
+        of the image, as in all later tasks
     :param channels: of 3x3 convolutions, each with a ReLU and a pooling that halves height and width; none if empty
     :param layers: neurons of the hidden layers behind them, each with a ReLU
     :param optimizer: ``"adam"`` with PyTorch's settings, or ``"sgd"`` without momentum. ``"adam_default"`` and
-        ``"adam_tuned"`` are those of Lyle et al. 2023 (appendix A.1). The former has an epsilon of 1e-9. The latter has
-        an epsilon of 1e-3 inside the root, and a decay of 0.9 for the second moment.
+        ``"adam_tuned"`` are from Lyle et al. 2023 (appendix A.1). ``"adam_default"`` has an epsilon of 1e-9.
+        ``"adam_tuned"`` has an epsilon of 1e-3 inside the root, and a decay of 0.9 for the second moment.
     :param learning_rate: at the first gradient step
     :param decay: whether the learning rate falls linearly to 0 at the last gradient step; it is constant if not
     :param loss: ``"cross_entropy"``, or ``"squared_error"``: the squared distance of the outputs from one-hot labels,
         summed over the classes and averaged over the images
-    :param tasks: labellings, or as many times the first one
+    :param tasks: number of tasks, with new labels or with the first ones
     :param steps: gradient steps of a task
     :param batch_size: images of a gradient step, drawn with replacement
-    :param period: in gradient steps; dormancy and accuracy are measured at its end, and then dormant neurons recycled
-    :param score_batch_size: images on which recycling measures scores; all where there are fewer
+    :param period: in gradient steps; at its end dormancy and accuracy are measured, then dormant neurons are recycled
+    :param score_batch_size: images for the scores of recycling; all if there are fewer
     :param optimizer_state: see :class:`~sb3_redo.ReDoCallback`
     """
 
@@ -66,5 +66,5 @@ class ClassifierSettings(Settings):
 
     @property
     def gradient_steps(self) -> int:
-        """Those of the whole training."""
+        """Return the gradient steps of the whole training."""
         return self.tasks * self.steps

@@ -1,4 +1,4 @@
-"""Puts what an experiment measured beside what the papers published."""
+"""Compares an experiment's measurements with published numbers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ from sb3_redo.validation import one_of
 
 @dataclass(frozen=True)
 class Quantity:
-    """Describes something that runs end with.
+    """Describes a final quantity of runs.
 
-    :param words: what it is
-    :param key: under which it was logged; the final return where there is none
-    :param last: how many of its last points are averaged
+    :param words: its description
+    :param key: its logged key; without one, the final return
+    :param last: number of last points to average
     :param percent: whether it is a share
     :param of_first: whether it is divided by each run's first point
     :param label: of its curves
@@ -53,16 +53,15 @@ def quantities() -> dict[str, Quantity]:
 
 @dataclass(frozen=True)
 class PaperNumber:
-    """Holds a number of a paper's.
+    """Holds a published number.
 
     :param quantity: a name in :func:`quantities`
-    :param figure: by the paper's number, of Lyle et al. 2023 with that name before it
-    :param scale: what it is of
-    :param source: how it was read: ``digitised``, ``read by eye`` from the figure's image, ``printed`` in it, or
-        ``second hand``
-    :param where: axis to label, of the conditions that it belongs to
-    :param game: that it is of; in an environment that has its own number no other is shown
-    :param algorithm: of the sweeps that it belongs to; of all if not given
+    :param figure: number of the figure, for Lyle et al. 2023 with the authors' name in front
+    :param scale: its unit and setting
+    :param source: ``digitised`` from the figure, ``read by eye``, ``printed`` in it, or ``second hand``
+    :param where: axis to label of its conditions
+    :param game: its game; an environment with a number of its own shows no other
+    :param algorithm: of its sweeps; by default all
     """
 
     quantity: str
@@ -77,14 +76,14 @@ class PaperNumber:
     algorithm: str | None = None
 
     def fits(self, quantity: str, condition: Mapping[str, Any], algorithm: str) -> bool:
-        """Say whether the number belongs to a condition. Axes that the condition does not have do not count."""
+        """Return whether the number belongs to a condition. Axes missing in the condition are ignored."""
         if self.quantity != quantity or self.algorithm not in (None, algorithm):
             return False
         return all(text(condition[axis]) == text(label) for axis, label in self.where.items() if axis in condition)
 
 
 def paper_numbers(experiment: Experiment) -> list[PaperNumber]:
-    """Return the numbers that the catalogue has, and those that it takes from the report."""
+    """Return the numbers of the catalogue, with those that it takes from the report."""
     own = [PaperNumber(**number) for number in experiment.published]
     for number in own:
         one_of("quantity", number.quantity, tuple(quantities()))
@@ -109,10 +108,10 @@ def _of_report(number: Published) -> PaperNumber:
 
 
 def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, names: Iterable[str], seed: int = 0) -> pd.DataFrame:
-    """Return one row for every environment, condition and quantity of a sweep's finished runs.
+    """Return one row per environment, condition and quantity of a sweep's finished runs.
 
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
-    :param names: of quantities, in :func:`quantities`; those that no run logged are left out
+    :param names: of quantities, in :func:`quantities`; quantities without points are left out
     :param seed: of the bootstrap
     :return: columns ``environment``, ``condition``, the axes, ``quantity`` (its name), ``value``, ``low``, ``high`` (by
         the rule of :mod:`sb3_redo.reports.statistics`), ``runs``, ``measure`` (in words)
@@ -140,7 +139,7 @@ def conditions_of(sweep: SweepRecord, curves: pd.DataFrame, names: Iterable[str]
 
 
 def _ends(curves: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) -> list[np.ndarray]:
-    """Return what the runs of each environment ended with, ``[runs, 1]``."""
+    """Return the final values of each environment's runs, ``[runs, 1]``."""
     logged = curves[(curves["key"] == quantity.key) & curves["run"].isin(runs["run"])]
     last = logged.groupby("run", observed=True).tail(quantity.last).groupby("run", observed=True)["value"].mean()
     if quantity.of_first:
@@ -155,12 +154,12 @@ def _estimate(of_environments: list[np.ndarray], few: bool, seed: int) -> dict[s
 
 
 def beside_paper(conditions: pd.DataFrame, published: Iterable[PaperNumber], algorithm: str) -> pd.DataFrame:
-    """Put the paper's numbers beside ours: a row for each number of the paper's, and for each of ours without any.
+    """Compare with the paper: one row per published number, and one per number of ours without any.
 
     :param conditions: from :func:`conditions_of`
-    :param published: all that may fit
+    :param published: candidates
     :param algorithm: of the sweep
-    :return: columns ``environment``, ``condition`` (what not all have), ``quantity`` (in words), ``ours``, ``low``,
+    :return: columns ``environment``, ``condition`` (its differing parts), ``quantity`` (in words), ``ours``, ``low``,
         ``high``, ``runs``, ``paper``, ``paper_low``, ``paper_high``, ``paper_scale``, ``figure``, ``source``
     """
     rows = []
@@ -183,7 +182,7 @@ def beside_paper(conditions: pd.DataFrame, published: Iterable[PaperNumber], alg
 
 
 def beside_table(numbers: pd.DataFrame) -> str:
-    """Write a row for each condition, with a column of ours for each quantity, and one of the paper's where it has any.
+    """Write one row per condition. Each quantity has a column of ours, and one of the paper's if published.
 
     :param numbers: from :func:`beside_paper`
     :return: Markdown
@@ -202,7 +201,7 @@ def beside_table(numbers: pd.DataFrame) -> str:
 
 
 def sources_table(numbers: pd.DataFrame) -> str:
-    """Write what the paper's numbers are of and how they were read; nothing where there are none."""
+    """Write the scales and sources of the paper's numbers, or nothing without any."""
     published = _published(numbers)
     if not len(published):
         return ""
@@ -221,7 +220,7 @@ def _of_game(number: "pd.Series[object]", quantity: str) -> str:
 
 
 def _number(row: "pd.Series[object]", name: str, quantity: str, prefix: str = "") -> str:
-    """Write a value with its interval where there is one, shares in percent."""
+    """Write a value with its interval, if it has one. Shares are in percent."""
     is_share = any(known.percent and known.words == quantity for known in quantities().values())
     scale, unit, form = (100, " %", ".1f") if is_share else (1, "", ".3g")
     value, low, high = (float(row[key]) * scale for key in (name, f"{prefix}low", f"{prefix}high"))

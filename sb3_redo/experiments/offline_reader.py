@@ -9,13 +9,13 @@ from sb3_redo.experiments.offline_settings import OfflineSettings
 from sb3_redo.sweeps.settings_reader import ProgramRun, SettingsReader
 
 OFFLINE = "offline"
-"""The ``algorithm`` of such a sweep."""
+"""The value of ``algorithm`` in these sweep files."""
 _PATHS = ("agent", "replay_buffer", "teacher")
 
 
 @dataclass(frozen=True)
 class OfflineRun(ProgramRun):
-    """Describes one seed of one condition; its environment is the one that the transitions are of."""
+    """Describes one seed of one condition; its environment is that of the transitions."""
 
     def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
         """See :class:`ProgramRun`. Paths of the settings start from the folder that ``out`` is in."""
@@ -24,9 +24,9 @@ class OfflineRun(ProgramRun):
 
 
 class OfflineReader(SettingsReader):
-    """Makes runs of a sweep file of trainings on stored transitions.
+    """Builds the runs of a sweep file for trainings on stored transitions.
 
-    ``{environment}`` and ``{seed}`` in a path are those of the run, the first as it is in the names of folders.
+    ``{environment}`` and ``{seed}`` in a path stand for those of the run, the former as in folder names.
     """
 
     schema = Path(__file__).with_name("offline_schema.json")

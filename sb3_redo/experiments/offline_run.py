@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train into a folder."""
     parser = program_parser(__doc__, OfflineSettings)
     parser.add_argument("--root", type=Path, default=Path(), help="folder that the settings' paths start from")
-    parser.add_argument("--environment", default="stored", help="what the transitions are of (default: %(default)s)")
+    parser.add_argument("--environment", default="stored", help="environment of the transitions (default: %(default)s)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.num_threads)
     try:

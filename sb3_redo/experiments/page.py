@@ -1,4 +1,4 @@
-"""Makes the sweeps of an experiment, and writes the page with its figures and numbers."""
+"""Reads the sweeps of an experiment, and writes the page with figures and numbers."""
 
 import textwrap
 from collections.abc import Mapping
@@ -46,10 +46,10 @@ NUMBERS = "numbers.csv"
 
 
 def sweeps_of(preset: Preset, seeds: int | None = None) -> list[Sweep]:
-    """Read the sweeps of a preset, without the runs that are not the experiment's.
+    """Read the sweeps of a preset, without runs that do not belong to the experiment.
 
-    :param seeds: how many in place of the preset's
-    :raises UsageError: when a file is not there or is wrong
+    :param seeds: number of seeds instead of the preset's
+    :raises UsageError: when a file is missing or invalid
     """
     whole = [read_sweep_file(file, seeds or preset.seeds, READERS) for file in preset.files]
     return [replace(sweep, runs=[run for run in sweep.runs if _belongs(run, preset)]) for sweep in whole]
@@ -62,7 +62,7 @@ def _belongs(run: Run, preset: Preset) -> bool:
 
 @dataclass(frozen=True)
 class SweepPart:
-    """Holds what one sweep says: its report, the names of figures, and its numbers."""
+    """Holds the results of one sweep: its report, the names of figures, and its numbers."""
 
     report: Report
     figures: tuple[str, ...]
@@ -72,10 +72,10 @@ class SweepPart:
 def write_page(
     experiment: Experiment, preset: str, sweeps: list[Sweep], folders: list[Path], out: Path, seed: int = 0
 ) -> Path:
-    """Write what the runs say so far; only files are read, and only ``out`` is written.
+    """Write the page of the runs so far. Reads only files, and writes only into ``out``.
 
     :param preset: name of the preset
-    :param sweeps: those of the preset
+    :param sweeps: the preset's sweeps
     :param folders: of the sweeps, in the same order
     :param out: gets ``experiment.md``, ``numbers.csv``, and for each sweep a folder with its whole report
     :param seed: of the bootstrap intervals
@@ -113,7 +113,7 @@ def _name(figure: Mapping[str, str]) -> str:
 
 
 def _drawn(figure: Mapping[str, Any], curves: pd.DataFrame, conditions: pd.DataFrame) -> "Figure | None":
-    """Draw a figure that the report has not. Returns nothing where there is nothing to draw yet."""
+    """Draw a figure that the report does not have. Returns ``None`` without data."""
     if "curve" in figure:
         return _drawn_curves(figure["curve"], figure.get("beside"), curves)
     name, x, y = (figure[key] for key in ("heat_map", "x", "y"))
@@ -164,5 +164,5 @@ def _page(experiment: Experiment, preset: str, sweeps: list[Sweep], parts: list[
 
 
 def _filled(paragraph: str) -> str:
-    """Break a paragraph into lines that fit into a page of docs."""
+    """Break a paragraph into lines of the docs' length."""
     return textwrap.fill(paragraph.strip(), 120, break_long_words=False, break_on_hyphens=False)

@@ -1,6 +1,6 @@
 """Runs trainings that are not the zoo's, into run folders of the same layout.
 
-A training that was stopped begins anew.
+A stopped training starts again from the beginning.
 """
 
 import argparse
@@ -26,21 +26,21 @@ _THRESHOLDS = (0.0, 0.025, 0.1)
 
 @dataclass(frozen=True)
 class Point:
-    """Holds what is logged at a gradient step."""
+    """Holds the values logged at a gradient step."""
 
     step: int
     values: dict[str, Any] = field(default_factory=dict)
 
 
 class DormancyLog:
-    """Turns reports of one network into values to log, and remembers what was dormant before."""
+    """Converts reports of one network to values to log, and remembers earlier dormant neurons."""
 
     def __init__(self) -> None:
         self._before: list[Tensor] | None = None
         self._at_first: list[Tensor] = []
 
     def values(self, report: DormancyReport, gradient_step: int) -> dict[str, Any]:
-        """Return what a report says, and what has become of the neurons dormant in the report before and the first."""
+        """Return a report's values, with overlaps with the dormant neurons of the previous and first report."""
         values = dormancy_values(report, _THRESHOLDS, log_layers=True, log_histograms=False)
         dormant = [layer.dormant for layer in report.layers]
         if self._before is not None:
@@ -52,7 +52,7 @@ class DormancyLog:
 
 
 def program_parser(description: str | None, settings: type[Settings]) -> argparse.ArgumentParser:
-    """Return a parser of the options that every such program has."""
+    """Return a parser with the common options of these programs."""
 
     def settings_in(text: str) -> Settings:
         try:
@@ -61,24 +61,24 @@ def program_parser(description: str | None, settings: type[Settings]) -> argpars
             raise argparse.ArgumentTypeError(str(error)) from None
 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of this run alone; made if need be")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of this run alone; created if needed")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)d)")
     parser.add_argument("--settings", type=settings_in, default="{}", help=f"as JSON; see {settings.__name__}")
-    parser.add_argument("--condition", type=json.loads, default={}, help="as JSON: what it differs in from others")
-    parser.add_argument("--num-threads", type=int, default=1, help="of PyTorch (default: %(default)d)")
+    parser.add_argument("--condition", type=json.loads, default={}, help="differences from other runs, as JSON")
+    parser.add_argument("--num-threads", type=int, default=1, help="PyTorch threads (default: %(default)d)")
     return parser
 
 
 def write_program_run(
     folder: Path, about: dict[str, Any], points: Iterable[Point], steps: int, last_of: dict[str, str]
 ) -> None:
-    """Train into a folder. Nothing is computed again in one that holds a finished run.
+    """Train into a folder. A folder with a finished run is an error.
 
-    :param about: environment, algorithm, condition and seed of a run that no sweep has described
-    :param points: of the training, which goes on as they are asked for
+    :param about: environment, algorithm, condition and seed of a run outside a sweep
+    :param points: of the training, which runs while they are consumed
     :param steps: gradient steps of the whole training
-    :param last_of: name in the outcome to the key whose last point it is, besides the dormant fraction
-    :raises RuntimeError: where the run was finished before, or another one was begun
+    :param last_of: names in the outcome to keys, whose last points are used; the dormant fraction is included
+    :raises RuntimeError: when the folder has a finished run, or another run
     """
     with locked(folder):
         if is_finished(folder):
@@ -87,7 +87,7 @@ def write_program_run(
         if described is None:
             describe_run(folder, **about)
         elif any(described.get(name) != value for name, value in about.items()):
-            raise RuntimeError(f"{folder} holds another run, which was begun before: choose another folder")
+            raise RuntimeError(f"{folder} holds another run: choose another folder")
         for file in (folder / OUTCOME, *folder.glob("events.out.tfevents.*")):
             file.unlink(missing_ok=True)
         started = time.monotonic()
@@ -106,7 +106,7 @@ def write_program_run(
 
 
 def _write_points(folder: Path, points: Iterable[Point], steps: int, started: float) -> dict[str, Any]:
-    """Write points while the training goes on. Returns the last value of every key."""
+    """Write points during the training. Returns the last value of every key."""
     logger = configure(str(folder), ["tensorboard"])
     last: dict[str, Any] = {}
     told = -_SECONDS_BETWEEN_PROGRESS

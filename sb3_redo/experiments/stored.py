@@ -58,8 +58,8 @@ def _newest(folder: Path, candidates: list[Path], what: str) -> Path:
 
 
 _WHAT_TO_DO = (
-    "train the sweep that stores it first, into the folder that this one's is in and with `save_replay_buffer: true` "
-    "where transitions are needed (remove runs that were finished without), or name a file in the settings"
+    "first train the sweep that stores it, into the parent folder of this sweep, for transitions with "
+    "`save_replay_buffer: true` (remove runs finished without), or name a file in the settings"
 )
 
 

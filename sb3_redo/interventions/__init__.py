@@ -1,4 +1,4 @@
-"""Callbacks that ReDo is compared with. They change the network, or how it is trained, during training.
+"""Callbacks to compare with ReDo. They change the network or its training while a model trains.
 
 Experimental: names may change in any release.
 """

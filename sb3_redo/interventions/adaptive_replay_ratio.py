@@ -34,9 +34,9 @@ MEASURES = ("active_fraction", "dormant_fraction")
 def active_fraction(measurer: Measurer, batch: Batch) -> float:
     """Return the fraction of active units (FAU): the share of activations above 0, in [0, 1].
 
-    The mean over observations, and over space, of each neuron; then over all neurons of the measured layers.
+    Averages over observations and space for each neuron, then over all neurons of the measured layers.
 
-    :param measurer: for the layers and the networks
+    :param measurer: gives layers and networks
     :param batch: observations
     """
 
@@ -49,31 +49,31 @@ def active_fraction(measurer: Measurer, batch: Batch) -> float:
 
 
 class AdaptiveReplayRatioCallback(GradientStepCallback):
-    """Trains at a low replay ratio until the critic's plasticity changes little, and at a high one from then on.
+    """Trains at a low replay ratio until the critic's plasticity no longer changes, then at a high one.
 
-    That is Adaptive RR (Ma et al. 2024, "Revisiting Plasticity in Visual Reinforcement Learning"). The critic is
-    measured when training begins and after every ``measuring_period``. Once two measurements in a row differ by at most
-    ``tolerance``, the ratio rises, and stays. It sets the model's ``train_freq`` and ``gradient_steps`` to the shortest
-    schedule with the ratio. Both hold from the next rollout on and are kept after training. Logs
-    ``replay_ratio/ratio``, the one in force, ``replay_ratio/<measure>`` and ``replay_ratio/gradient_step``.
+    This is Adaptive RR (Ma et al. 2024, "Revisiting Plasticity in Visual Reinforcement Learning"). The critic is
+    measured when training begins and after every ``measuring_period``. Once two successive measurements differ by at
+    most ``tolerance``, the ratio rises permanently. The callback sets the model's ``train_freq`` and ``gradient_steps``
+    to the shortest schedule with the ratio. Both take effect at the next rollout and are kept after training. Logs the
+    current ratio as ``replay_ratio/ratio``, ``replay_ratio/<measure>`` and ``replay_ratio/gradient_step``.
 
     :param low: gradient steps per environment step at first; a number, or a fraction as text, such as ``"1/3"``
-    :param high: the same once plasticity has recovered
-    :param tolerance: the largest difference between two measurements at which it has
+    :param high: gradient steps per environment step once plasticity has recovered
+    :param tolerance: largest difference between two measurements that counts as recovered
     :param measuring_period: in gradient steps; the authors' 50 episodes of DeepMind Control at a ratio of 0.5
-    :param batch_size: observations per measurement; the more, the smaller the difference that chance makes
+    :param batch_size: observations per measurement; more observations give less noise
     :param measure: ``"active_fraction"``, the authors' FAU, see :func:`active_fraction`, or ``"dormant_fraction"``
     :param dormancy_threshold: of ``"dormant_fraction"``, see :class:`~sb3_redo.DormancyCallback`
-    :param networks: names of the networks to measure; the Q-network or the critics if not given
-    :param seed: of the observations drawn; the model's own seed if not given
-    :param verbose: 1 says in the log when the ratio rises
+    :param networks: names of the networks to measure. Default: the Q-network or the critics.
+    :param seed: of the observations drawn. Default: the model's seed.
+    :param verbose: 1 logs a line when the ratio rises
     :param exclude: patterns of layers to leave out, for instance ``["features_extractor.*"]``, see
         :class:`~sb3_redo.wiring.exclusion.Exclusion`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
     ratio: float
-    """The replay ratio in force; there from :meth:`prepare` on."""
+    """The current replay ratio. Set by :meth:`prepare`."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class AdaptiveReplayRatioCallback(GradientStepCallback):
             self._look(gradient_step)
 
     def _look(self, gradient_step: int) -> None:
-        """Measure, raise the ratio if it is time, and log."""
+        """Measure, raise the ratio if plasticity has recovered, and log."""
         value, last = self._measured(gradient_step), self.memory.kept(self.measure)
         if value is None:
             return
@@ -158,13 +158,15 @@ class AdaptiveReplayRatioCallback(GradientStepCallback):
             self.memory.keep("raised", True)
             self._set_ratio()
             if self.verbose > 0:
-                self.logger.info(f"{type(self).__name__}: a replay ratio of {self.ratio:g} from {gradient_step} on")
+                self.logger.info(
+                    f"{type(self).__name__}: replay ratio {self.ratio:g} from gradient step {gradient_step} on"
+                )
         values = {f"replay_ratio/{self.measure}": value, "replay_ratio/gradient_step": gradient_step}
         write_point(self.logger, {"replay_ratio/ratio": self.ratio, **values}, self.model.num_timesteps)
         write_totals(self.logger, {"replay_ratio/ratio": self.ratio}, lambda: self.is_training)
 
     def _measured(self, gradient_step: int) -> float | None:
-        """Return the measure on fresh observations; ``None`` while there are too few."""
+        """Return the measure on fresh observations, or ``None`` if there are too few."""
         if self.measure == "dormant_fraction":
             report = self.measurer.measure(gradient_step)
             return None if report is None else report.dormant_fraction

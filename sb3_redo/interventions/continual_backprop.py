@@ -40,8 +40,8 @@ class ContinualBackpropCallback(GradientStepCallback):
     contribution is added to their consumers' biases. Their utility and age are reset. On-policy networks also change
     between steps.
 
-    Defaults are those of the authors' PPO. ``docs/interventions.md`` has their other settings. Logs ``cbp/replaced``
-    (since the previous point), ``cbp/replaced_total`` and ``cbp/mature``, the share of neurons that may be replaced.
+    Defaults are from the authors' PPO. ``docs/interventions.md`` has their other settings. Logs ``cbp/replaced`` (since
+    the previous point), ``cbp/replaced_total`` and ``cbp/mature``, the share of neurons that may be replaced.
 
     :param replacement_rate: in [0, 1], share of a layer's mature neurons to replace per gradient step
     :param decay: in [0, 1), of utility and mean activation per gradient step
@@ -94,11 +94,11 @@ class ContinualBackpropCallback(GradientStepCallback):
         for other in renewing_in(self.locals["callback"]):
             if other is not self:
                 raise RuntimeError(
-                    f"{type(other).__name__} renews neurons that {type(self).__name__} takes for old ones, with the "
-                    "utilities that they had: keep one of them"
+                    f"{type(other).__name__} renews neurons without resetting their utilities in "
+                    f"{type(self).__name__}: keep one of them"
                 )
         if is_compiled(policy.modules()):
-            raise RuntimeError("compiled networks do not show what they compute while they train: do not compile them")
+            raise RuntimeError("activations of compiled networks cannot be read during training: do not compile them")
         self._seed = seed_of(self.model, self.seed)
         try:
             self._wiring = wiring_of(self.model, exclude=self.exclude)

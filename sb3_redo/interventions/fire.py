@@ -15,19 +15,20 @@ from sb3_redo.validation import flag, positive_integer
 
 
 def polar_factor(matrices: Tensor, iterations: int = 10) -> Tensor:
-    """Return the nearest matrices with orthonormal columns, or rows where these are fewer, by Newton-Schulz steps.
+    """Return the nearest matrices with orthonormal columns (or rows, if fewer), by Newton-Schulz steps.
 
     With enough steps this is ``U Vᵀ`` of a singular value decomposition ``U S Vᵀ``. A singular value of 0 stays 0.
 
     :param matrices: [..., rows, columns]
-    :param iterations: each step makes ``1.5 X - 0.5 X Xᵀ X`` of X, which begins as the matrix over its Frobenius norm
+    :param iterations: each step replaces X by ``1.5 X - 0.5 X Xᵀ X``. X starts as the matrix divided by its Frobenius
+        norm.
     :return: [..., rows, columns], of the same type
 
     >>> polar_factor(torch.tensor([[0.0, -3.0], [3.0, 0.0]])).tolist()
     [[0.0, -1.0], [1.0, 0.0]]
     """
     is_wide = matrices.shape[-2] < matrices.shape[-1]
-    # Half precision would leave no digit of 1.5 X - 0.5 X Xᵀ X.
+    # Half precision is too coarse for 1.5 X - 0.5 X Xᵀ X.
     x = (matrices.mT if is_wide else matrices).to(torch.promote_types(matrices.dtype, torch.float32))
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
     for _ in range(iterations):
@@ -37,14 +38,14 @@ def polar_factor(matrices: Tensor, iterations: int = 10) -> Tensor:
 
 
 def isometric_weight(weight: Tensor, iterations: int = 10, groups: int = 1) -> Tensor:
-    """Return the weight of a layer near the closest isometry, as FIRE does.
+    """Return a layer's weight moved to the closest isometry, as FIRE does.
 
-    Every place of a convolution's kernel is a matrix of its own. The polar factor is multiplied by ``√(outputs /
+    Every position of a convolution's kernel is a separate matrix. The polar factor is multiplied by ``√(outputs /
     inputs) / places``.
 
     :param weight: [outputs, inputs] of a linear layer or [outputs, inputs, *kernel] of a convolution
     :param iterations: see :func:`polar_factor`
-    :param groups: of a convolution, each of which has matrices of its own; the authors' code knows none
+    :param groups: of a convolution. Each group has separate matrices. The authors' code has no groups.
     """
     matrices = weight.flatten(2).permute(2, 0, 1) if weight.ndim > 2 else weight.unsqueeze(0)
     places, outputs, inputs = matrices.shape
@@ -62,14 +63,14 @@ def fire(
     *,
     forget: bool = False,
 ) -> None:
-    """Make weights of linear layers and convolutions near-orthogonal, in place.
+    """Make weights of linear layers and convolutions nearly orthogonal, in place.
 
-    Twins in target networks, and copies that optimizers keep, become the same.
+    Target networks and copies in optimizers get the same values.
 
     :param weights: paths below the policy
     :param optimizers: all that hold the weights
     :param iterations: see :func:`polar_factor`
-    :param forget: whether the optimizers forget what else they know of the weights
+    :param forget: whether to clear all other optimizer state of the weights
     """
     state = OptimizerState(policy.parameters(), optimizers, forgotten=forget)
     with torch.no_grad():
@@ -84,17 +85,17 @@ def fire(
 
 
 class FireCallback(LayersCallback):
-    """Makes the weights of layers near-orthogonal while a model trains (FIRE, Han et al. 2026).
+    """Makes the weights of layers nearly orthogonal while a model trains (FIRE, Han et al. 2026).
 
-    The authors do so once, where the task changes or at half of training: give ``at``, or call :meth:`task_changed`.
-    Biases, normalisations and all that is no weight of a linear layer or a convolution are left alone. Logs
-    ``fire/distance``, the norm of what the weights moved by, and ``fire/total``, how often it acted so far.
+    The authors do this once, when the task changes or at half of training: give ``at``, or call :meth:`task_changed`.
+    Changes only weights of linear layers and convolutions. Logs ``fire/distance``, the norm of the weights' change, and
+    ``fire/total``, the number of actions so far.
 
-    :param layers: as of :class:`~sb3_redo.interventions.ResetCallback`; their weights alone change
+    :param layers: as in :class:`~sb3_redo.interventions.ResetCallback`; only their weights change
     :param period: in gradient steps
-    :param at: a gradient step or a list of them, at which it acts instead of every ``period``
+    :param at: a gradient step or a list of them, instead of ``period``
     :param iterations: Newton-Schulz steps; the authors' 10
-    :param reset_optimizer: forget the optimizer's state of the weights, as the authors' SAC does and their DQN does not
+    :param reset_optimizer: clear the optimizer's state of the weights, as in the authors' SAC but not in their DQN
     :param settings: ``start``, ``stop``, ``exclude`` and ``verbose`` as of
         :class:`~sb3_redo.interventions.ResetCallback`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
@@ -120,7 +121,7 @@ class FireCallback(LayersCallback):
         self._has_task_changed = False
 
     def task_changed(self) -> None:
-        """Act as soon as possible: at the next gradient step, or on-policy before the next rollout."""
+        """Act as soon as possible: after the next gradient step, or on-policy before the next rollout."""
         self._has_task_changed = True
         if "memory" in vars(self):  # before the first training there is none
             self.store()

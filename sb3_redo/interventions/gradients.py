@@ -54,8 +54,8 @@ class GradientReDoCallback(ReDoCallback):
 
     See ReGraMa, Liu et al. 2025, "Measure gradients, not activations!". The score of a neuron is the mean
     \\|gradient\\| of its incoming weights over its layer's mean. As in the authors' code, the gradients are training's
-    own, read right before the optimizer step that is due. Clipping does not change the ratio. Gradients added by
-    regularisers of the same list count.
+    own, read just before the optimizer step that is due. Clipping does not change the ratio. Gradients from
+    regularisers in the same list are included.
 
     If a network's optimizer steps less often (``policy_delay``), its latest step counts. On-policy algorithms recycle
     at a rollout's end, by the last step on the previous rollout. ``dormancy_threshold`` only affects the logged
@@ -85,7 +85,7 @@ class GradientReDoCallback(ReDoCallback):
         self.magnitudes = self.memory.tensors("gradient magnitudes")
         for layer in self.measurer.meter.layers:
             if len(self.magnitudes.get(layer.name, ())) != layer.neurons:
-                self.magnitudes.pop(layer.name, None)  # the layer was replaced by one of another width
+                self.magnitudes.pop(layer.name, None)  # the layer was replaced by one with another width
         recyclable = [layer.name for layer in self.measurer.meter.layers if layer.recyclable]
         weights = {name: self.model.policy.get_parameter(f"{name}.weight") for name in recyclable}
         for optimizer in self.agent.optimizers:

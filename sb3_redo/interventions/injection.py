@@ -17,14 +17,14 @@ _KEEP_TO_WHAT_IS_TRAINED = (LayersCallback, RegulariserCallback, GradientReDoCal
 
 
 class PlasticityInjectionCallback(GradientStepCallback):
-    """Freezes a network's head and adds a fresh one to it, without changing any output, while a model trains.
+    """Freezes a network's head and adds a fresh one while a model trains, without changing any output.
 
     The policy must have room for new heads: ``sb3_redo.networks.InjectableDQNMlpPolicy``, ``InjectableDQNCnnPolicy`` or
-    ``InjectableDQNMultiInputPolicy``, for DQN and its kin. Measuring callbacks see the new heads from then on. Logs
-    ``injection/total``, the injections so far, and ``injection/parameters``, how many were frozen.
+    ``InjectableDQNMultiInputPolicy``, for DQN and its variants. Measuring callbacks include the new heads from then on.
+    Logs the injections so far as ``injection/total``, and the number of frozen parameters as ``injection/parameters``.
 
-    :param at: after how many gradient steps to inject; a list for several injections, in ascending order, with those
-        that a loaded model had already
+    :param at: gradient step of the injection, or an ascending list for several injections. Include the past ones of a
+        loaded model.
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
     """
 
@@ -42,7 +42,7 @@ class PlasticityInjectionCallback(GradientStepCallback):
             raise RuntimeError(
                 f"a {type(policy).__name__} has no room for new heads: use the policy "
                 "sb3_redo.networks.InjectableDQNMlpPolicy, InjectableDQNCnnPolicy or InjectableDQNMultiInputPolicy, "
-                "which are for DQN and its kin"
+                "for DQN and its variants"
             )
         if len(self.at) > policy.room:
             raise RuntimeError(
@@ -53,8 +53,8 @@ class PlasticityInjectionCallback(GradientStepCallback):
         steps, made = self.gradient_step, policy.q_net.injections
         if made != sum(step <= steps for step in self.at):
             raise RuntimeError(
-                f"at is {self.at}, but this model has made {steps} gradient steps with {made} injections: list all "
-                "that it had, and for new ones gradient steps that are still to come"
+                f"at is {self.at}, but this model has made {steps} gradient steps with {made} injections: list its "
+                "past injections, and later gradient steps for new ones"
             )
 
     def _refuse_companions(self) -> None:
@@ -62,7 +62,7 @@ class PlasticityInjectionCallback(GradientStepCallback):
             if isinstance(other, _KEEP_TO_WHAT_IS_TRAINED):
                 raise RuntimeError(
                     f"{type(other).__name__} keeps to the parameters that are trained when training starts, and "
-                    "plasticity injection freezes some of them and trains others: remove one of the two callbacks"
+                    "plasticity injection changes this set: remove one of the two callbacks"
                 )
             if isinstance(other, PlasticityInjectionCallback) and other is not self:
                 raise RuntimeError("there are two PlasticityInjectionCallbacks: give one of them a list of both steps")

@@ -1,4 +1,4 @@
-"""Resets of optimizers whose loss has changed.
+"""Resets of optimizers after changes of their loss.
 
 Asadi et al. 2023, "Resetting the Optimizer in Deep RL", and Ellis et al. 2024, "Adam on Local Time".
 """
@@ -24,17 +24,18 @@ from sb3_redo.validation import flag, non_negative_integer, one_of, positive_int
 WHEN = ("target_update", "rollout")
 
 _KINDS = {"moments": ("moment", "second_moment"), "step": ("count",), "both": ()}
-"""What is reset to the kinds of state that this is, see :class:`~sb3_redo.recycling.optimizer_state.Kind`."""
+"""Values of ``what`` to kinds of state, see :class:`~sb3_redo.recycling.optimizer_state.Kind`."""
 
 
 def reset_optimizer(optimizer: Optimizer, parameters: Collection[Tensor], what: str = "both") -> int:
-    """Take what an optimizer keeps for some parameters back to what it begins with, in place.
+    """Reset an optimizer's state of some parameters to its initial values, in place.
 
-    :param optimizer: also resets those that it wraps
-    :param parameters: of the optimizer
+    :param optimizer: its wrapped optimizers are also reset
+    :param parameters: parameters of the optimizer
+
     :param what: ``"moments"``, ``"step"`` or ``"both"``, see :class:`OptimizerResetCallback`
-    :return: for how many of the parameters the optimizer kept something
-    :raises RuntimeError: when it is not known what the optimizer keeps, or it keeps nothing that is to be reset
+    :return: number of the parameters with optimizer state
+    :raises RuntimeError: on unknown optimizer state, or on state without anything to reset
     """
     state = OptimizerState(parameters, [optimizer], forgotten=what == "both")
     kept = {parameter: list(state.of(parameter)) for parameter in parameters}
@@ -52,23 +53,22 @@ def reset_optimizer(optimizer: Optimizer, parameters: Collection[Tensor], what: 
 
 
 class OptimizerResetCallback(GradientStepCallback):
-    """Resets the optimizers while a model trains, and leaves its weights alone.
+    """Resets the optimizers while a model trains, without changing weights.
 
-    At a target update the loss changes, and what the optimizer has learnt of gradients is of the loss before. Asadi et
-    al. 2023 reset all of it then (``what="both"``), and Ellis et al. 2024 Adam's step count alone (Adam-Rel,
-    ``what="step"``). In PPO the loss changes with each rollout: Ellis et al. reset before its first gradient step
-    (``when="rollout"``). Logs ``optimizer_reset/total``, the resets so far, and ``optimizer_reset/gradient_step``, how
-    many gradient steps had been made.
+    At a target update the loss changes, but the optimizer's state belongs to the old loss. Asadi et al. 2023 reset the
+    whole state (``what="both"``), and Ellis et al. 2024 only Adam's step count (Adam-Rel, ``what="step"``). In PPO the
+    loss changes with each rollout: Ellis et al. reset before its first gradient step (``when="rollout"``). Logs the
+    resets so far as ``optimizer_reset/total``, and the gradient steps made as ``optimizer_reset/gradient_step``.
 
-    :param when: ``"target_update"``, right before the first step after the online network was copied to its target,
-        wherever the algorithm copies it; ``"rollout"``, on-policy, before training on each rollout; or a period in
-        gradient steps, right after the step that reaches it. Targets that move by Polyak averaging need a period.
-    :param what: ``"moments"`` are averages of gradients and of their squares. Adam's next steps are too large then,
-        because its step count says that the averages need no correction. ``"step"`` are step counts. ``"both"`` is
-        the state before the first step.
-    :param networks: names of the networks whose optimizers to reset, such as ``["critic"]``; all of them if not given
+    :param when: ``"target_update"``: just before the first step after a copy of the online network to its target.
+        ``"rollout"``, on-policy: before training on each rollout. A number: a period in gradient steps, just after the
+        step that reaches it. Targets with Polyak averaging need a period.
+    :param what: ``"moments"`` are averages of gradients and of their squares. Adam's next steps are then too large,
+        because it corrects the averages by a large step count. ``"step"`` are step counts. ``"both"`` is the state
+        before the first step.
+    :param networks: names of the networks whose optimizers to reset, such as ``["critic"]``. Default: all.
     :param entropy_coefficient: reset the optimizer of a learned entropy coefficient, too
-    :param verbose: 1 tells at the start of training what is reset
+    :param verbose: 1 logs at the start of training what is reset
     :raises TypeError, ValueError: on a setting of the wrong type, out of range or with an unknown name
     """
 
@@ -130,14 +130,14 @@ class OptimizerResetCallback(GradientStepCallback):
             if not has_targets:
                 why = f"{kind} has no target of its {' and '.join(self.networks or ('networks',))}"
             elif tau != 1:
-                why = f"{kind} moves its targets by a share of tau={tau:g} at a time"
+                why = f"{kind} updates its targets by Polyak averaging with tau={tau:g}"
             elif self.entropy_coefficient:
                 why = "the entropy coefficient has no target"
             else:
                 return
             rollout = " or 'rollout'" if self.agent.at_rollout_end else ""
             raise RuntimeError(
-                f"when='target_update' waits until a target becomes a copy, and {why}: give when a period in gradient "
+                f"when='target_update' waits for a copy to the target, and {why}: give when a period in gradient "
                 f"steps{rollout}"
             )
 
@@ -149,15 +149,16 @@ class OptimizerResetCallback(GradientStepCallback):
         return {model.ent_coef_optimizer: [model.log_ent_coef]}
 
     def _watch(self, optimizer: Optimizer, pairs: list[tuple[Tensor, ...]]) -> None:
-        """Have an optimizer reset before each first step after a copy.
+        """Reset an optimizer before each first step after a copy.
 
-        :param pairs: those of its parameters that have a target, each with that target
+        :param pairs: its parameters with a target, each with its target
         """
         online = [each for each, _ in pairs]
-        pairs = sorted(pairs, key=lambda pair: pair[0].numel())  # the first one that differs settles it
+        pairs = sorted(pairs, key=lambda pair: pair[0].numel())  # the first difference decides
 
         def before_step() -> None:
-            # A step sets the two apart. So they are equal only if one was copied to the other since the step before.
+            # Every step makes the two differ. So they are equal only if one was copied to the other since the last
+            # step.
             if self.is_training and all(torch.equal(each, target) for each, target in pairs):
                 self._reset({optimizer: online})
 
@@ -182,6 +183,6 @@ class OptimizerResetCallback(GradientStepCallback):
 
 
 def _held(optimizer: Optimizer, parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Return those of some parameters that an optimizer holds."""
+    """Return the given parameters that an optimizer holds."""
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     return [parameter for parameter in parameters if parameter in held]

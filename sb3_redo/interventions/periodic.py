@@ -1,4 +1,4 @@
-"""Callbacks that change whole layers every so many gradient steps."""
+"""Callbacks that change whole layers periodically."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from sb3_redo.validation import (
 
 
 def chosen_steps(at: Any) -> list[int]:
-    """Return the gradient steps of a setting ``at``, which is one of them or a list in ascending order.
+    """Return the gradient steps of a setting ``at``: a single one, or an ascending list.
 
     :raises TypeError, ValueError: when it is neither
     """
@@ -46,10 +46,10 @@ class LayersCallback(GradientStepCallback):
     on_policy_moment = "rollout_start"
 
     prefix: str
-    """Of the keys that are logged."""
+    """Prefix of the logged keys."""
 
     reset_optimizer = True
-    """Whether optimizers forget what they know of the parameters that change."""
+    """Whether to clear the optimizer state of changed parameters."""
 
     settings_in_key: ClassVar[tuple[str, ...]] = ("layers", "schedule", "exclude")
 
@@ -71,7 +71,7 @@ class LayersCallback(GradientStepCallback):
         policy = self.model.policy
         try:
             names = names_in(policy, wiring_of(self.model, exclude=self.exclude), self.layers)
-        except ValueError as error:  # which Optuna, in the zoo, would take for a trial to be pruned
+        except ValueError as error:  # Optuna, in the zoo, would prune the trial
             raise RuntimeError(str(error)) from None
         self._names = self.choose(not_excluded(policy, names, self.exclude))
         if not self._names:
@@ -82,11 +82,11 @@ class LayersCallback(GradientStepCallback):
             self.logger.info(f"{type(self).__name__} changes {', '.join(self._names)}")
 
     def choose(self, names: list[str]) -> list[str]:
-        """Return those of some layers' parameters and buffers that it changes: all of them."""
+        """Return the parameters and buffers that this callback changes, from those of the chosen layers."""
         return names
 
     def is_due(self, before: int, gradient_step: int) -> bool:
-        """Return whether to act at the last of some gradient steps; ``before`` is the one before the first."""
+        """Return whether to act at the last gradient step; ``before`` is the count at the previous call."""
         return self.schedule.is_due(before, gradient_step)
 
     def after_gradient_steps(self, before: int, gradient_step: int) -> None:
@@ -100,7 +100,7 @@ class LayersCallback(GradientStepCallback):
         write_totals(self.logger, {f"{self.prefix}/total": total}, lambda: self.is_training)
 
     def act(self, gradient_step: int) -> dict[str, Any] | None:
-        """Change the layers, and return what to log; ``None`` if nothing was changed."""
+        """Change the layers, and return values to log, or ``None`` if nothing changed."""
         raise NotImplementedError
 
 
@@ -137,12 +137,12 @@ class PeriodicCallback(LayersCallback):
             if built is None or built.shape != state[name].shape:
                 raise RuntimeError(
                     f"{name} is {tuple(state[name].shape)}, but {'absent' if built is None else tuple(built.shape)} in "
-                    "a policy built from the model's policy_kwargs: what it began with is not known. Give its shape "
-                    "in policy_kwargs, or leave it out of layers."
+                    "a policy built from the model's policy_kwargs, so its initial values are not known. Give its "
+                    "shape in policy_kwargs, or leave it out of layers."
                 )
 
     def act(self, gradient_step: int) -> dict[str, Any] | None:
-        # A stream of its own, which is neither the training's nor that of another intervention at the same time.
+        # A separate random stream, not shared with training or with other interventions.
         seed = seed_of(self.model, self.seed) + crc32(self.prefix.encode())
         generator = torch_generator((seed, gradient_step))
         state = self._fresh_weights.state(int(torch.randint(2**62, (), generator=generator)))
@@ -151,7 +151,7 @@ class PeriodicCallback(LayersCallback):
     def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any] | None:
         """Change the layers.
 
-        :param fresh: path of each of their parameters and buffers to what a freshly built policy has there
-        :return: what to log; ``None`` if nothing was changed
+        :param fresh: path of each parameter and buffer to its value in a new policy
+        :return: values to log, or ``None`` if nothing changed
         """
         raise NotImplementedError

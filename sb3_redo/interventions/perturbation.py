@@ -1,4 +1,4 @@
-"""Shrink and perturb (Ash & Adams 2020, "On Warm-Starting Neural Network Training"), also as much as dormancy demands.
+"""Shrink and perturb (Ash & Adams 2020, "On Warm-Starting Neural Network Training"), also scaled by dormancy.
 
 Xu et al. 2024, "DrM: Mastering Visual Reinforcement Learning through Dormant Ratio Minimization".
 """
@@ -34,13 +34,13 @@ def shrink_and_perturb(
     *,
     forget: bool = True,
 ) -> None:
-    """Make every parameter ``shrink`` times what it is plus ``perturb`` times a fresh one, in place.
+    """Replace parameters by ``shrink`` times the old value plus ``perturb`` times a fresh one, in place.
 
-    Twins in target networks get the same with the same fresh values. Buffers are left alone.
+    Target networks change in the same way, with the same fresh values. Buffers do not change.
 
     :param fresh: path below the policy to fresh values
-    :param optimizers: all that hold the parameters; copies of these that they keep get the same
-    :param forget: whether the optimizers forget what else they know of the parameters
+    :param optimizers: all that hold the parameters; their copies of parameters change in the same way
+    :param forget: whether to clear all other optimizer state of the parameters
     """
     state = OptimizerState(policy.parameters(), optimizers, forgotten=forget)
     parameters = dict(policy.named_parameters())
@@ -54,7 +54,7 @@ def shrink_and_perturb(
 
 
 def factor_of(dormant_fraction: float, rate: float = 2.0, lowest: float = 0.2, highest: float = 0.9) -> float:
-    """Return the share of old weights that stays: ``1 - rate · dormant_fraction``, clipped (Xu et al. 2024).
+    """Return the share of old weights to keep: ``1 - rate · dormant_fraction``, clipped (Xu et al. 2024).
 
     :param dormant_fraction: in [0, 1]
     :param lowest: at least this, in [0, 1]
@@ -74,13 +74,13 @@ def small_output_fraction(
     threshold: float,
     rows_at_once: int = 1024,
 ) -> float:
-    """Return the share of linear layers' outputs that are small, which is what the code of DrM calls dormant.
+    """Return the share of small outputs of linear layers, which DrM's code calls dormant.
 
-    An output z is small if its mean \\|z\\| is below ``threshold`` times the mean of that over its layer. It is read
-    before the activation: a ReLU that never fires is not small if its input is far below 0.
+    An output z is small if its mean \\|z\\| is below ``threshold`` times the layer's mean of this value. It is read
+    before the activation: an inactive ReLU is not small if its input is far below 0.
 
-    :param policy: left as it is
-    :param layers: paths of linear layers, output layers among them
+    :param policy: not changed
+    :param layers: paths of linear layers, with output layers
     :param forward: runs the policy on a batch
     :param batch: the argument of ``forward``, nested tensors [observations, ...]
     :param rows_at_once: observations in one pass
@@ -108,27 +108,27 @@ def small_output_fraction(
 
 
 class ShrinkAndPerturbCallback(PeriodicCallback):
-    """Moves a network part of the way back to a fresh one, drawn anew each time, while a model trains.
+    """Moves weights towards fresh ones, drawn anew each time, while a model trains.
 
-    With ``factor="dormancy"`` the share of the old weights that stays follows the dormant fraction β measured then
-    (DrM, Xu et al. 2024): ``clip(1 - factor_rate · β, factor_min, factor_max)``. Fresh weights make up the rest. Logs
-    ``perturb/distance``, how far the weights moved, and then also ``perturb/factor`` and ``perturb/dormant_fraction``.
-    On-policy β is measured at the gradient step that is due, and the weights change before the next rollout.
+    With ``factor="dormancy"`` the share of old weights depends on the current dormant fraction β (DrM, Xu et al. 2024):
+    ``clip(1 - factor_rate · β, factor_min, factor_max)``. Fresh weights have the remaining share. Logs the norm of the
+    weights' change as ``perturb/distance``; with ``factor`` also ``perturb/factor`` and ``perturb/dormant_fraction``.
+    On-policy, β is measured at the gradient step that is due, and the weights change before the next rollout.
 
-    :param shrink: factor on old weights; D'Oro et al. 2023 have 0.8 and 0.2, Schwarzer et al. 2023 (BBF) 0.5 and 0.5
-    :param perturb: factor on the fresh weights that are added, from the distribution that the network began with
+    :param shrink: factor on old weights. D'Oro et al. 2023 used 0.8 and 0.2, Schwarzer et al. 2023 (BBF) 0.5 and 0.5.
+    :param perturb: factor on fresh weights from the network's initial distribution
     :param layers: ``"all"``, ``"last"``, a number of last layers, or a list of module paths
     :param period: in gradient steps
-    :param reset_optimizer: forget the optimizer's state of the parameters
+    :param reset_optimizer: clear the optimizer's state of the parameters
     :param factor: ``"dormancy"`` sets ``shrink`` to the factor and ``perturb`` to the rest
-    :param factor_rate: of DrM, as the next two. Its ``factor_max`` is 0.6 to 0.95, depending on the task.
+    :param factor_rate: as in DrM, like the next two. Its ``factor_max`` is 0.6 to 0.95, depending on the task.
     :param factor_min: in [0, 1]
     :param factor_max: in [0, 1]
-    :param dormancy: ``"activations"`` is β as :class:`~sb3_redo.DormancyCallback` measures it. ``"linear_outputs"`` is
-        what the code of DrM measures, there on the actor alone, see :func:`small_output_fraction`
-    :param dormancy_threshold: DrM's
-    :param batch_size: observations to measure on; DrM's
-    :param networks: names of the networks to measure; all of them if not given
+    :param dormancy: ``"activations"`` measures β as :class:`~sb3_redo.DormancyCallback` does. ``"linear_outputs"``
+        measures it as in DrM's code (there only on the actor), see :func:`small_output_fraction`
+    :param dormancy_threshold: as in DrM
+    :param batch_size: observations to measure on, as in DrM
+    :param networks: names of the networks to measure. Default: all.
     :param settings: ``start``, ``stop``, ``seed``, ``initial_weights``, ``exclude`` and ``verbose`` as
         of :class:`~sb3_redo.interventions.ResetCallback`
     :raises TypeError, ValueError: on a setting of the wrong type or out of range
@@ -194,7 +194,7 @@ class ShrinkAndPerturbCallback(PeriodicCallback):
             self.keep_hooks(StepHooks(self.agent.clock, after=self._after_step))
 
     def _find_linear_layers(self) -> list[str]:
-        """Return the paths of the linear layers of the networks to measure, output layers among them."""
+        """Return the paths of the linear layers of the networks to measure, with output layers."""
         policy, wiring = self.model.policy, self.measurer.meter.wiring
         networks = self.networks or self.agent.networks
         layers = (*(layer.name for layer in wiring), *wiring.outputs)
@@ -203,13 +203,13 @@ class ShrinkAndPerturbCallback(PeriodicCallback):
         return [weight.removesuffix(".weight") for weight in not_excluded(policy, weights, self.exclude)]
 
     def _after_step(self) -> None:
-        """Measure on the rollout while it is there, on-policy: it is gone when the network changes."""
-        gradient_step = self.gradient_step + 1  # which the clock counts only then
+        """On-policy, measure on the rollout, because it is gone when the network changes."""
+        gradient_step = self.gradient_step + 1  # the clock counts it only later
         if self.is_training and is_due(self.schedule.period, gradient_step - 1, gradient_step):
             self.memory.keep("dormant_fraction", self._dormant_fraction(gradient_step))
 
     def _dormant_fraction(self, gradient_step: int) -> float | None:
-        """Measure; ``None`` where there are too few observations or activations are not finite."""
+        """Measure. Returns ``None`` with too few observations or activations that are not finite."""
         measurer = self.measurer
         report = measurer.measure(gradient_step)
         if report is None or self.dormancy == "activations":

@@ -25,7 +25,7 @@ class PrunedWeights:
 
     @cached_property
     def _others(self) -> Tensor:
-        """0 for them and 1 for all other weights. Multiplying takes a quarter of the time of filling."""
+        """Return 0 for them and 1 for all other weights. Multiplying takes a quarter of the time of filling."""
         # Infinite values become NaN. A step on such a gradient would break the network without pruning, too.
         return (~self.mask).to(self.weight.dtype)
 

@@ -64,7 +64,7 @@ class PruningCallback(MonitoringCallback):
         if not self.agent.by_gradients:
             raise RuntimeError(
                 f"{type(self).__name__} keeps weights at 0 after each optimizer step, and {type(self.model).__name__} "
-                "changes its policy without an optimizer: what is pruned would come back"
+                "changes its policy without an optimizer: pruned weights would return"
             )
         OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # refuses unknown state
         # The memory is not kept per settings: callbacks with other settings continue with the same pruned neurons.
@@ -73,7 +73,7 @@ class PruningCallback(MonitoringCallback):
         self._handles_of: set[str] = set()
         self.hold()
         for weights in self._weights.values():
-            weights.clear()  # they may have been trained without this callback
+            weights.clear()  # the model may have been trained without this callback
         for optimizer in self.agent.optimizers:
             self.keep_hooks(StepHooks(optimizer, after=partial(self._after_step, optimizer)))
         self.write_layout()
@@ -83,7 +83,7 @@ class PruningCallback(MonitoringCallback):
         for other in renewing_in(root):
             raise RuntimeError(
                 f"{type(other).__name__} gives neurons or layers new weights, and {type(self).__name__} removes "
-                "neurons for good: keep one of them"
+                "neurons permanently: keep one of them"
             )
         if sum(isinstance(other, PruningCallback) for other in callbacks_in(root)) > 1:
             raise RuntimeError(

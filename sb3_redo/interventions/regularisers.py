@@ -1,4 +1,4 @@
-"""Regularisers that act on every gradient step: penalties, whose gradient is added, and weight constraints."""
+"""Regularisers that act on every gradient step: added penalty gradients, and weight constraints."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -87,7 +87,7 @@ class RegulariserCallback(GradientStepCallback):
 
     def _trained_before(self) -> RuntimeError:
         name = type(self).__name__
-        return RuntimeError(f"this model was trained without {name}: the values that it began with are not known")
+        return RuntimeError(f"this model was trained without {name}: its initial values are not known")
 
     def _layer_weights(self, with_outputs: bool) -> dict[str, Tensor]:
         """Return the trained weights of linear layers and convolutions, by name."""
@@ -130,7 +130,7 @@ class RegenerativeCallback(RegulariserCallback):
             if began is None or began.shape != parameter.shape:
                 raise RuntimeError(
                     f"{name} is {tuple(parameter.shape)}, but {'absent' if began is None else tuple(began.shape)} when "
-                    "training began: the values that it began with are not known"
+                    "training began: its initial values are not known"
                 )
         self._initial = {
             name: kept[uncompiled_name(name)].to(parameter) for name, parameter in self._parameters.items()
@@ -200,8 +200,8 @@ class ParsevalCallback(RegulariserCallback):
 class WeightClippingCallback(RegulariserCallback):
     """Weight clipping (Elsayed et al. 2024): clips weights and biases to a bound after every step.
 
-    The bound of a layer is ``bound`` times that of PyTorch's uniform initialisation: one over the root of a neuron's
-    number of inputs. Other parameters do not change. Logs ``clipping/fraction``, the share of entries at the bound.
+    The bound of a layer is ``bound`` times that of PyTorch's uniform initialisation: 1 / √(inputs of a neuron). Other
+    parameters do not change. Logs ``clipping/fraction``, the share of entries at the bound.
 
     :param bound: as a multiple of the initialisation's bound
     :param logging_period: in gradient steps
@@ -238,10 +238,10 @@ class WeightClippingCallback(RegulariserCallback):
 class NormProjectionCallback(RegulariserCallback):
     """Weight projection: scales each layer's weights back to their initial norm after every step.
 
-    It is the second half of normalise-and-project (Lyle et al. 2024). The first half is a normalisation before every
-    activation, so that the weights' scale changes no output: use a policy of ``sb3_redo.networks`` with ``layer_norm:
-    true``. Hidden layers are projected, output layers are not. The initial norms are saved with the model as
-    ``initial_norms``. Logs ``projection/output_norm``, the norm of the output layers' weights.
+    This is the second half of normalise-and-project (Lyle et al. 2024). The first half is a normalisation before every
+    activation, so that the weights' scale does not affect outputs: use a policy of ``sb3_redo.networks`` with
+    ``layer_norm: true``. Hidden layers are projected, output layers are not. The initial norms are saved with the model
+    as ``initial_norms``. Logs ``projection/output_norm``, the norm of the output layers' weights.
 
     :param logging_period: in gradient steps
     :param exclude: patterns of layers that do not change, see :class:`~sb3_redo.wiring.exclusion.Exclusion`
@@ -260,7 +260,7 @@ class NormProjectionCallback(RegulariserCallback):
         kept = self.model.__dict__["initial_norms"]
         unknown = [name for name in self.weights if uncompiled_name(name) not in kept]
         if unknown:
-            raise RuntimeError(f"{unknown[0]} was absent when training began: the norm that it began with is not known")
+            raise RuntimeError(f"{unknown[0]} was absent when training began: its initial norm is not known")
         self._norms = {name: weight.new_tensor(kept[uncompiled_name(name)]) for name, weight in self.weights.items()}
         every = self._layer_weights(with_outputs=True)
         self._outputs = [weight for name, weight in every.items() if name not in self.weights]

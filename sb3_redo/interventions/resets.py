@@ -29,12 +29,12 @@ def reset(policy: nn.Module, fresh: dict[str, Tensor], optimizers: Iterable[Opti
 
 
 class ResetCallback(PeriodicCallback):
-    """Resets layers while a model trains: fresh weights in the network and its target, optimizer state forgotten.
+    """Resets layers while a model trains: fresh weights in network and target, and new optimizer state.
 
     :param layers: ``"last"`` for the output layers of all networks, a number of last layers, ``"all"``, or a list of
         module paths, such as ``["q_net.q_net.2"]`` or ``["critic"]``. Nikishin et al. 2022 reset ``"last"`` in SPR on
         Atari 100k, and ``"all"`` in SAC.
-    :param period: in gradient steps. Theirs were 200,000 for SAC and 20,000 for SPR.
+    :param period: in gradient steps. The authors used 200,000 for SAC and 20,000 for SPR.
     :param start: reset from this gradient step on
     :param stop: reset before this gradient step. Default: to the end. The authors make no reset shortly before the end.
         Do the same to compare final returns.

@@ -104,7 +104,7 @@ def _known_path(names: Sequence[str], path: str) -> str:
     modules = sorted({uncompiled_name(name).rpartition(".")[0] for name in names})
     near = get_close_matches(path, modules, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"layers names {path!r}, below which the policy has no parameter that is trained{hint}")
+    raise ValueError(f"layers names {path!r}, but the policy has no trained parameter below it{hint}")
 
 
 def _is_below(name: str, path: str) -> bool:

@@ -41,12 +41,12 @@ def plan_compensation(
     # 2. The mean part of each consumer's output from these positions.
     biases = {consumer: layer_parameter(planner.policy, consumer, "bias") for consumer in columns}
     means = contributions({name: mask.to(planner.device) for name, mask in columns.items()})
-    # 3. The bias takes it over, so that the mean output does not change.
+    # 3. Its addition to the bias keeps the mean output unchanged.
     for consumer, bias in biases.items():
         if bias is None:
             raise ValueError(f"compensate=True adds to the bias of {consumer}, which has none: use compensate=False")
         if consumer not in means:
-            raise ValueError(f"{consumer} did not run: compensate with the forward that was measured with")
+            raise ValueError(f"{consumer} did not run: use the same forward= as for the measurement")
         planner.shift(bias, means[consumer])
 
 

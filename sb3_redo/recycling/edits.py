@@ -1,6 +1,6 @@
 """Plans changes of weights and of their optimizer state, and then makes them all.
 
-Everything is computed from the old values before the first new one is written.
+All new values are computed from the old ones before any is written.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from sb3_redo.recycling.optimizer_state import MATCH, Entry, OptimizerState, Sec
 
 @dataclass
 class Edit:
-    """A change of some entries of a tensor, and of no others.
+    """Describes new values for some entries of a tensor.
 
     :param tensor: the tensor
     :param axis: the axis along which entries are chosen
     :param index: the entries, long tensor
-    :param values: their new values: a number, a tensor of their shape, or one of size 1 along the axis for all
+    :param values: their new values: a number, a tensor of their shape, or a tensor of size 1 along the axis
     """
 
     tensor: Tensor
@@ -31,8 +31,8 @@ class Edit:
         """Make the change, in place."""
         is_uniform = not isinstance(self.values, Tensor) or self.values.shape[self.axis] == 1
         if self.axis > 0 and is_uniform and torch.isfinite(self.tensor.sum()):
-            # A product with 1 leaves the other entries bit for bit as they are, and all of it takes a tenth of the
-            # time that picking columns out of a large matrix takes.
+            # Multiplying the other entries by 1 leaves them bit for bit unchanged. This takes a tenth of the time of
+            # indexing columns of a large matrix.
             indicator = self._indicator()
             self.tensor.mul_(1 - indicator)
             if isinstance(self.values, Tensor):
@@ -57,7 +57,7 @@ class Planner:
     """Collects edits of weights together with those of their optimizer state.
 
     :param policy: the policy whose parameters change
-    :param state: what optimizers keep for them; matched by parameter identity
+    :param state: the optimizers' state of these parameters, matched by parameter identity
     :param optimizer_state: ``clear``, ``restart``, ``match`` or a :class:`SecondMoment`
     """
 
@@ -86,11 +86,11 @@ class Planner:
 
         :param parameter: the parameter or buffer to change
         :param index: the entries along ``axis`` to change, within ``part`` of the parameter, long tensor
-        :param values: what they become, see :class:`Edit`
+        :param values: their new values, see :class:`Edit`
         :param live: the entries along ``axis`` that belong to live neurons of the same layer, long tensor
         :param axis: the axis along which entries are chosen
-        :param part: gives the view of the parameter in which they lie
-        :param redrawn: bool mask of the rows that are redrawn too; their old state says nothing about the new ones
+        :param part: returns the view of the parameter that ``index`` refers to
+        :param redrawn: bool mask of the rows that are redrawn too. Their old state does not apply to the new weights.
         """
         # 1. The weights themselves.
         self.edits.append(Edit(part(parameter), axis, index, values))
@@ -98,21 +98,21 @@ class Planner:
             # 2. Copies and averages of weights follow them.
             if entry.kind.what == "copy":
                 self.edits.append(Edit(part(entry.value), axis, index, values))
-            # 3. With "restart", what is counted for the whole tensor begins anew.
+            # 3. With "restart", counts for the whole tensor restart.
             elif entry.is_whole(parameter):
                 if self.restart and entry.kind.what == "count":
                     self.restarts.append(entry)
-            # 4. Everything else has an entry for each weight, or a mean over an axis of them.
+            # 4. All other state has an entry for each weight, or a mean over an axis of the weights.
             elif entry.kind.what != "ignore":
                 tensor = part(entry.value)
                 if tensor.shape[axis] == part(parameter).shape[axis]:
                     self.edits.append(self._state_edit(entry, tensor, axis, index, live, redrawn))
 
     def shift(self, parameter: Tensor, amount: Tensor) -> None:
-        """Plan to add to a parameter, and to the copies of it that optimizers keep.
+        """Plan to add to a parameter, and to its copies in optimizers.
 
         :param parameter: the parameter
-        :param amount: what is added, of its shape
+        :param amount: to add, of the parameter's shape
         """
         every = torch.arange(len(parameter), device=parameter.device)
         for tensor in (parameter, *(entry.value for entry in self.state.of(parameter) if entry.kind.what == "copy")):
@@ -121,12 +121,12 @@ class Planner:
     def _state_edit(
         self, entry: Entry, tensor: Tensor, axis: int, index: Tensor, live: Tensor, redrawn: Tensor | None
     ) -> Edit:
-        """Return what becomes of one state tensor, see :meth:`change`."""
+        """Return the edit of one state tensor, see :meth:`change`."""
         if self.second_moment is None or entry.kind.what != "second_moment" or not len(live):
             return Edit(tensor, axis, index, entry.initial)
         values = self.second_moment.of(tensor, axis, index, live)
-        # A column's value per row came from the live columns of that row. A redrawn row has no such past: it gets the
-        # mean over the other rows.
+        # Each row's value came from the row's live columns. If the row is itself redrawn, its old value means nothing;
+        # it gets the mean over the rows that are not.
         has_rows = redrawn is not None and len(redrawn) == len(values)
         if self.second_moment.shared and redrawn is not None and has_rows and redrawn.any() and not redrawn.all():
             values[redrawn] = values[~redrawn].mean(0)
@@ -141,16 +141,16 @@ class Planner:
 
 
 def layer_parameter(policy: nn.Module, layer: str, name: str) -> Tensor | None:
-    """Return a layer's ``weight`` or ``bias``; ``None`` for a bias that it does not have."""
+    """Return a layer's ``weight`` or ``bias``, or ``None`` without a bias."""
     parameter = getattr(policy.get_submodule(layer), name)
     assert parameter is None or isinstance(parameter, Tensor)
     return parameter
 
 
 def groups(layer: nn.Module, weight: Tensor) -> Sequence[tuple[slice, slice]]:
-    """Return pairs of rows of a weight and the input positions that they read.
+    """Return pairs of weight rows and their input positions.
 
-    A grouped convolution has a pair per group. Any other layer has one, of all rows and all positions.
+    A grouped convolution has one pair per group. Any other layer has one pair with all rows and positions.
     """
     number = int(getattr(layer, "groups", 1))
     outputs, inputs = len(weight) // number, weight.shape[1]

@@ -32,7 +32,7 @@ class Fill:
     second: float = 0.0
 
     def draw(self, shape: tuple[int, ...], seed: int, neurons: int) -> Tensor:
-        """Draw fresh rows. On a CPU, NumPy's generator takes two thirds of torch's time.
+        """Draw fresh rows. On a CPU, NumPy's generator is faster: it takes two thirds of torch's time.
 
         :param shape: [rows, ...]
         :param neurons: rows of the whole weight
@@ -54,11 +54,11 @@ class Fill:
 
 
 class _FillWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records for every storage whether the last write was a random fill of all of it.
+    """Records whether the last write to a storage was a random fill of the whole storage.
 
-    It watches below torch's Python functions, where ``nn.init``, layer constructors and hand-written initialisers
-    look the same. ``nn.init.orthogonal_`` is watched by name, since it makes no random fill. After any other write,
-    the storage's distribution is unknown.
+    It watches torch's operators, so ``nn.init``, layer constructors and custom initialisers are all covered.
+    ``nn.init.orthogonal_`` makes no random fill, so it is watched by name. After any other write, the storage's
+    distribution is unknown.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ def _is_whole(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _FirstBuild:
-    """What one build of a network shows about its weights."""
+    """Holds the weights and distributions found in one build of a network."""
 
     fills: dict[str, Fill | None]
     shapes: dict[str, torch.Size]
@@ -127,8 +127,8 @@ class InitialWeights:
     that distribution. After any other write (scaled, copied), the policy is built again and its rows are used.
 
     A policy was initialised by hand if its untrained weights do not look like those of a new one. Then rows are drawn,
-    entry by entry, from its first weights. An exception are weights with a structure that only training gives, as after
-    loading a trained policy. Then rows are drawn as for a new one.
+    entry by entry, from its first weights. If the weights have a structure that comes only from training, as in a
+    loaded policy, rows are drawn as for a new one.
 
     The policy is built when it is first needed. It may contain modules of the live policy, which is restored. Layers
     that building does not initialise count as initialised by their ``reset_parameters``.
@@ -292,7 +292,7 @@ def _some_entries(tensor: Tensor) -> Tensor:
 def _look_alike(one: Tensor, other: Tensor) -> bool:
     """Return whether two weights look alike in a two-sample Kolmogorov-Smirnov test at p of about 1e-7.
 
-    At this p a difference by chance is practically never taken for a real one.
+    At this p, chance differences are practically never significant.
     """
     x, y = (tensor.detach().double().cpu().flatten()[:20_000].sort().values for tensor in (one, other))
     both = torch.cat([x, y])
@@ -307,9 +307,9 @@ def _look_alike(one: Tensor, other: Tensor) -> bool:
 def _is_structured(weight: Tensor, size: int = 128, shuffles: int = 16) -> bool:
     """Return whether a weight's largest singular value is far above that of its entries in random order.
 
-    Training adds a few directions of many entries each. Initialisers draw independent entries or orthogonal rows, whose
-    largest singular value is as in random order, or smaller. Chance does not reach 10 deviations. A short training
-    reaches 50.
+    Training adds a few directions of many entries each. Initialisers draw independent entries or orthogonal rows. Their
+    largest singular value is not above that in random order. Chance stays below 10 deviations. A short training reaches
+    50.
 
     :param weight: [rows, ...]. At most ``size`` rows and columns are used.
     """

@@ -1,4 +1,4 @@
-"""Protects a network while another is built, even from the same modules."""
+"""Protects a network while another one is built, even if both share modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from sb3_redo.forward.state import State, all_parts
 class LiveNetwork:
     """Saves a network's tensors, and the contents of its modules and optimizers, to restore them.
 
-    Settings may pass modules, parameters or an optimizer to the code that builds a network: as objects, or by closures,
-    globals and class attributes, which cannot be copied. A network that is built again then has the same objects, and
-    building initialises, moves or freezes them.
+    The code that builds a network may get modules, parameters or an optimizer from its settings, or from closures,
+    globals and class attributes. These cannot be copied. So a second network contains the same objects, and building it
+    initialises, moves or freezes them.
 
     :param network: the network. Copies of its tensors are kept on the CPU.
     """

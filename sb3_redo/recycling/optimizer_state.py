@@ -1,4 +1,4 @@
-"""What an optimizer keeps for each weight, and what becomes of it when the weight is recycled."""
+"""The optimizer state of each weight, and its new values after recycling."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 OPTIMIZER_STATE = ("clear", "restart", "match")
 
 WHAT = ("moment", "second_moment", "copy", "ignore")
-"""What users may say that a state tensor is, see :class:`Kind`."""
+"""The kinds of state tensors that users may declare, see :class:`Kind`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SecondMoment:
     :param of: computes them from the second moment, an axis of it, the renewed entries along that axis, and the
         entries of live neurons of the same layer
     :param shared: whether all renewed entries along the axis get the same value. For a weight between two recycled
-        neurons that value would come from its old row. It becomes the mean over the other rows instead.
+        neurons, this value would come from an old row. It gets the mean over the other rows instead.
     """
 
     of: Callable[[Tensor, int, Tensor, Tensor], Tensor]
@@ -32,11 +32,12 @@ class SecondMoment:
 
 @dataclass(frozen=True)
 class Kind:
-    """What an entry of an optimizer's state is.
+    """Describes the meaning of an entry of an optimizer's state.
 
     :param what: ``moment`` moves weights, such as an average of gradients. ``second_moment`` divides their steps.
-        ``copy`` is a copy or an average of the weights. ``count`` is a number for the whole tensor. ``ignore`` stays.
-    :param initial: what it starts at, or the setting of the parameter's group that holds it
+        ``copy`` is a copy or an average of the weights. ``count`` is a number for the whole tensor. ``ignore`` does not
+        change.
+    :param initial: its initial value, or the setting of the parameter's group with this value
     """
 
     what: str
@@ -45,14 +46,14 @@ class Kind:
 
 _MOMENT, _SECOND, _COPY, _COUNT, _UNKNOWN = map(Kind, ("moment", "second_moment", "copy", "count", "unknown"))
 
-# What these names mean in every optimizer.
+# The meaning of these names in every optimizer.
 _CONVENTIONS = {
     "step": _COUNT,
     **dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg"), _MOMENT),
     **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg"), _SECOND),
 }
 
-# What other names mean, or start at, by package and class; a package alone stands for all its classes.
+# The meaning or initial value of other names, by package and class. A package alone covers all its classes.
 _KINDS = {
     "torch.ASGD": {"ax": _COPY, "mu": Kind("count", 1.0), "eta": Kind("count", "lr")},
     "torch.Adadelta": {"acc_delta": _SECOND},
@@ -69,24 +70,25 @@ _KINDS = {
     **{f"pytorch_optimizer.ScheduleFree{base}": {"z": _COPY} for base in ("SGD", "AdamW", "RAdam", "Wrapper")},
 }
 
-# Optimizers that move a weight by what others' gradients were.
+# Optimizers that move a weight by the gradients of other weights.
 _JOINT = (
     *("LBFGS", "Shampoo", "ScalableShampoo", "DistributedShampoo", "SOAP", "Kron", "PSGD", "KFAC"),
     *("AdamP", "OrthoGrad"),
 )
 _CENTRALISES = ("use_gc", "centralize")
-"""Settings of a group with which optimizers subtract from each gradient the mean over a neuron's weights."""
+"""Group settings that make optimizers centre each gradient over a neuron's weights."""
 
 _INSTEAD = "train with an optimizer of the table in docs/recycling.md, such as torch.optim.Adam"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that an optimizer keeps for a parameter.
+    """Holds one value of an optimizer's state of a parameter.
 
     :param state: the optimizer's state of the parameter
     :param key: name of the entry in it
-    :param kind: what it is
+    :param kind: its meaning
+
     :param group: the parameter's settings
     """
 
@@ -97,22 +99,22 @@ class Entry:
 
     @property
     def value(self) -> Any:
-        """A tensor or a number. A second moment can be a mean over some axes, each of size 1 then."""
+        """Return the tensor or number. A second moment may be a mean over axes, which then have size 1."""
         return self.state[self.key]
 
     @property
     def initial(self) -> float:
-        """The value with which the optimizer first fills it."""
+        """Return the optimizer's initial value."""
         initial = self.kind.initial
         return float(self.group[initial]) if isinstance(initial, str) else initial
 
     def is_whole(self, parameter: Tensor) -> bool:
-        """Return whether it is one number for the whole parameter."""
+        """Return whether the value is one number for the whole parameter."""
         value = self.value
         return not isinstance(value, Tensor) or (value.numel() == 1 and value.shape != parameter.shape)
 
     def restart(self) -> None:
-        """Set all of it to what it starts at, in place."""
+        """Set all of it to the initial value, in place."""
         if isinstance(self.value, Tensor):
             self.value.fill_(self.initial)
         else:
@@ -134,14 +136,13 @@ class Entry:
 
 
 class OptimizerState:
-    """What all optimizers keep for some parameters, those that other optimizers wrap included.
+    """Holds the state of some parameters in all optimizers, also in wrapped ones.
 
     :param parameters: the parameters
-    :param optimizers: all that may hold them; others are left alone
-    :param told: what entries are, by their names, beyond what is known here: see :data:`WHAT`; ``None`` where users
-        cannot say it
-    :param forgotten: whether all of it is to be forgotten, so that nobody has to know what it is
-    :raises RuntimeError: when an optimizer keeps something of which it is not known what it is
+    :param optimizers: all that may hold them; others do not change
+    :param told: declared kinds of unknown entries by name, see :data:`WHAT`; ``None`` if users cannot declare them
+    :param forgotten: whether the whole state will be cleared, so that unknown entries are allowed
+    :raises RuntimeError: on unknown optimizer state
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class OptimizerState:
                 self._add(optimizer)
 
     def _add(self, outer: Optimizer) -> None:
-        # 1. The optimizer and those that it wraps. A wrapper often shows the state of what it wraps as its own.
+        # 1. The optimizer and its wrapped optimizers are known. A wrapper often shows their state as its own.
         attributes = list(_attributes(outer, {}))
         family = [outer, *(each for _, _, each in attributes if isinstance(each, Optimizer))]
         states = {id(each.state): (type(each).__name__, each.state) for each in family}
@@ -171,23 +172,23 @@ class OptimizerState:
             joint = f"{type(outer).__name__} with {setting}=True"
         if joint is not None:
             raise RuntimeError(
-                f"{joint} moves a weight by the gradients of others, so that renewed neurons would not stay renewed: "
+                f"{joint} moves a weight by the gradients of others, which would change renewed neurons: "
                 f"{_INSTEAD}, or measure alone with DormancyCallback"
             )
-        # 2. What each name means to all of them.
+        # 2. The meaning of each name is known for all of them.
         kinds = dict(_CONVENTIONS)
         for each in classes:
             package = each.__module__.partition(".")[0]
             kinds |= _KINDS.get(package, {}) | _KINDS.get(f"{package}.{each.__name__}", {})
         told = self._told or {}
         kinds |= {key: Kind(what) for key, what in told.items()}
-        # 3. All that they keep is known, and is what it is known to be.
+        # 3. All entries are known, and have the shape of their kind.
         for name, state in states.values():
             if not self._forgotten:
                 self._refuse_unknown(name, state, kinds)
             if all(state is not other for other, _, _ in self._kept):
                 self._kept.append((state, kinds, groups))
-        # 4. Nothing is kept elsewhere, such as copies of weights, of which it is not known whose they are.
+        # 4. No other attribute holds tensors, such as copies of weights without a known owner.
         known = {id(each) for _, state in states.values() for each in _leaves(dict(state), {})} | set(map(id, groups))
         for owner, attribute, value in attributes:
             is_kept = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in known
@@ -199,10 +200,10 @@ class OptimizerState:
                 )
 
     def _refuse_unknown(self, name: str, state: Mapping[Any, Any], kinds: Mapping[str, Kind]) -> None:
-        """Refuse an optimizer's state if it is not known of each entry what it is, or one is something else."""
+        """Refuse an optimizer's state with an unknown entry, or an entry that contradicts its kind."""
         for parameter, kept in state.items():
             like = parameter if isinstance(parameter, Tensor) else torch.empty(0)
-            if parameter is not like:  # something that is kept once for all parameters
+            if parameter is not like:  # an entry for all parameters together
                 kept = {parameter: kept}
             elif not isinstance(kept, Mapping):
                 kept = {"state": kept}
@@ -210,16 +211,16 @@ class OptimizerState:
                 misfit = Entry(kept, key, kinds[key], {}).misfit(like) if key in kinds else ""
                 if value is not None and misfit is not None:
                     say = (
-                        f"say what it is with optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', 'copy' of the "
+                        f"declare it by optimizer_state={{{key!r}: 'moment'}} (or 'second_moment', 'copy' of the "
                         "weights, 'ignore'), or "
                     )
                     raise RuntimeError(
-                        f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known what becomes of it with a "
-                        f"renewed neuron: {'' if self._told is None else say}{_INSTEAD}"
+                        f"{name} keeps {key!r}{misfit and f' {misfit}'}, and it is not known how to renew it: "
+                        f"{'' if self._told is None else say}{_INSTEAD}"
                     )
 
     def of(self, parameter: Tensor) -> Iterator[Entry]:
-        """Yield all that is kept for a parameter, in every optimizer that has state for it."""
+        """Yield all state of a parameter, in every optimizer that has some."""
         for state, kinds, groups in self._kept:
             kept = state.get(parameter)
             entries = kept if isinstance(kept, Mapping) else {}
@@ -229,7 +230,7 @@ class OptimizerState:
                     yield Entry(entries, key, kinds.get(key, _UNKNOWN), group)
 
     def forget(self, parameter: Tensor) -> None:
-        """Go back to before the parameter's first step. Copies of weights become copies of the present ones."""
+        """Restore the state before the parameter's first step. Copies of weights get the current weights."""
         entries = list(self.of(parameter))
         with_copies = {id(entry.state) for entry in entries if entry.kind.what == "copy"}
         for entry in entries:
@@ -238,7 +239,7 @@ class OptimizerState:
             elif id(entry.state) in with_copies and entry.kind is _UNKNOWN:
                 del entry.state[entry.key]
             elif id(entry.state) in with_copies and entry.kind.what != "ignore":
-                entry.restart()  # not removed: wrappers copy weights once, when they are made
+                entry.restart()  # kept, because wrappers copy weights only when they are built
         for state, _, _ in self._kept:
             if id(state.get(parameter)) not in with_copies:
                 state.pop(parameter, None)  # empty: the next step fills it
@@ -261,7 +262,7 @@ def _leaves(value: Any, seen: dict[int, Any], depth: int = 6) -> Iterator[Any]:
     plain = (str, bytes, int, float, type, ModuleType, nn.Module)
     if not depth or isinstance(value, plain) or id(value) in seen:
         return
-    seen[id(value)] = value  # kept, so that no other object gets its id
+    seen[id(value)] = value  # kept, so that no other object reuses its id
     if isinstance(value, (Tensor, Optimizer)):
         yield value
     elif isinstance(value, Mapping):

@@ -33,7 +33,7 @@ def neuron_magnitudes(policy: nn.Module, layer: LayerWiring) -> Tensor:
 def position_effects(layer: nn.Module, values: Tensor) -> Tensor:
     """Compute a layer's output without its bias when each input position is constant over space, [neurons].
 
-    For a convolution, it is the output where the whole kernel lies inside the input.
+    For a convolution, it is the output at positions with the whole kernel inside the input.
 
     :param values: of the input positions, [input positions]
     """

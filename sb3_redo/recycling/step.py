@@ -31,24 +31,24 @@ class RecyclingRecord:
 
     @property
     def recycled(self) -> int:
-        """Number of neurons recycled."""
+        """Return the number of neurons recycled."""
         return sum(len(neurons) for neurons in self.neurons.values())
 
 
 @dataclass(frozen=True)
 class Surgery:
-    """How neurons are recycled.
+    """Holds the settings of recycling.
 
     :param outgoing: ``zero`` clears outgoing weights (the paper), ``random`` redraws them
     :param optimizer_state: what happens to the moments of renewed weights. ``clear`` zeroes both and keeps the
-        optimizer's step (the paper's recipe). ``restart`` also zeroes the step of the whole tensor. ``match`` clears
-        the first moment and gives the second one the mean over the layer's live neurons, so that renewed weights move
-        at the pace of the others. A :class:`SecondMoment` clears the first moment and is a rule for the second one.
-        A mapping is ``match``, and says what an optimizer keeps that is not known here: the name of a state tensor to
-        ``moment``, ``second_moment``, ``copy`` (of the weights) or ``ignore``.
+        optimizer's step (the paper's method). ``restart`` also zeroes the step of the whole tensor. ``match`` clears
+        the first moment and sets the second one to the mean over the layer's live neurons, so that renewed weights make
+        steps of the usual size. A :class:`SecondMoment` clears the first moment and is a rule for the second one. A
+        mapping is ``match`` with declared kinds of unknown state: the name of a state tensor to ``moment``,
+        ``second_moment``, ``copy`` (of the weights) or ``ignore``.
     :param compensate: whether to add the recycled neurons' mean contribution to their consumers' biases
-    :param incoming_norm: norm of each recycled neuron's redrawn incoming weights, as a multiple of the mean norm of
-        the layer's live neurons (the authors' ``weight_scaling`` and ``incoming_scale``); as drawn if not given
+    :param incoming_norm: norm of each recycled neuron's redrawn incoming weights, as a multiple of the mean norm of the
+        layer's live neurons (the authors' ``weight_scaling`` and ``incoming_scale``). Default: as drawn.
     :param outgoing_norm: the same for redrawn outgoing weights, for each consumer's columns
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range, an unknown name, or settings that contradict each other
@@ -70,13 +70,13 @@ class Surgery:
         for name in ("incoming_norm", "outgoing_norm"):
             object.__setattr__(self, name, optional_positive_number(name, getattr(self, name)))
         if self.compensate and self.outgoing == "random":
-            raise ValueError("compensate=True keeps the mean only with outgoing='zero': random weights move it again")
+            raise ValueError("compensate=True keeps the mean only with outgoing='zero': random weights change it again")
         if self.outgoing_norm is not None and self.outgoing == "zero":
             raise ValueError("outgoing_norm scales redrawn outgoing weights, and outgoing='zero' redraws none")
 
     @property
     def told(self) -> Mapping[str, str]:
-        """The user's declaration of an optimizer's state."""
+        """Return the user's declaration of an optimizer's state."""
         return self.optimizer_state if isinstance(self.optimizer_state, Mapping) else {}
 
     def recyclable(
@@ -87,8 +87,8 @@ class Surgery:
         :param policy: the policy
         :param layers: its layers that may be recycled
         :param optimizers: all that may hold its parameters
-        :raises RuntimeError: when there are none, ``compensate`` meets a consumer without a bias, or an optimizer keeps
-            something of which it is not known what becomes of it
+        :raises RuntimeError: when there are none, when ``compensate`` meets a consumer without a bias, or on unknown
+            optimizer state
         """
         found = [layer for layer in layers if layer.recyclable]
         if not found:
@@ -113,9 +113,9 @@ def recycle(
 ) -> RecyclingRecord:
     """Recycle neurons of a policy, in place (Sokar et al. 2023, algorithm 1).
 
-    Changes weights, biases and normalisations of the policy and the state of the optimizers that hold them, nothing
-    else. Everything is computed before anything is written, so that an error leaves the policy whole. A layer that is
-    no longer trained is skipped with a warning: one that was frozen since it was traced, or that no optimizer holds.
+    Changes only weights, biases and normalisations of the policy, and their optimizer state. All changes are computed
+    before any is made, so an error leaves the policy unchanged. A layer that is no longer trained is skipped with a
+    warning, because it was frozen or removed from its optimizer.
 
     :param policy: the policy
     :param wiring: its wiring
@@ -129,7 +129,7 @@ def recycle(
     :param contributions: returns mean contributions. Required with ``surgery.compensate``.
     :return: which neurons were recycled
     :raises ValueError: when a layer cannot be recycled, or ``compensate`` meets a consumer without a bias
-    :raises RuntimeError: when an optimizer keeps something of which it is not known what becomes of it
+    :raises RuntimeError: on unknown optimizer state
     """
     optimizers = list(optimizers)
     rule = "match" if isinstance(surgery.optimizer_state, Mapping) else surgery.optimizer_state
@@ -141,10 +141,12 @@ def recycle(
         # 1. The neurons' contributions must be measured before their outgoing weights are cleared.
         if surgery.compensate and chosen:
             if contributions is None:
-                raise ValueError("compensate=True needs contributions: what the neurons contributed on average")
+                raise ValueError(
+                    "compensate=True needs contributions, a function that returns the neurons' mean contributions"
+                )
             plan_compensation(planner, wiring, chosen, contributions)
-        # 2. All incoming weights of all chosen neurons are redrawn. Their biases become 0, and entries of
-        #    normalisations that are theirs alone become those of a fresh policy.
+        # 2. All incoming weights of all chosen neurons are redrawn. Their biases become 0. Normalisation entries that
+        #    belong to one of them alone become those of a fresh policy.
         for name, index in chosen.items():
             _plan_incoming(planner, name, index, initial_weights, generator, surgery.incoming_norm)
             _plan_normalisations(planner, trained, wiring[name], index, initial_weights)
@@ -204,7 +206,7 @@ def _check_fits(policy: nn.Module, layer: LayerWiring) -> None:
 
 
 class _Trained:
-    """The parameters that are trained now.
+    """Holds the currently trained parameters.
 
     :param optimizers: all that hold some of them, or empty if unknown
     """
@@ -221,7 +223,7 @@ class _Trained:
         return "is in none of the optimizers" if self.held and id(parameter) not in self.held else None
 
     def warns_of(self, policy: nn.Module, layer: LayerWiring, surgery: Surgery) -> bool:
-        """Return whether recycling a layer would change untrained parameters. Warns if so."""
+        """Return whether recycling a layer would change untrained parameters, with a warning."""
         written = [
             (layer.name, "weight"),
             (layer.name, "bias"),

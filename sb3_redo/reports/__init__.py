@@ -1,6 +1,6 @@
-"""Reports of finished and unfinished sweeps, from their run folders alone: neither torch nor SB3 is imported here.
+"""Reports of finished and unfinished sweeps, from their run folders alone. Imports neither torch nor SB3.
 
-Trainings write their points through this room, so that nothing here draws: :mod:`sb3_redo.reports.build` does.
+Trainings import this package to write their points, so it imports no plotting. :mod:`sb3_redo.reports.build` draws.
 """
 
 from sb3_redo.validation import needs

@@ -29,16 +29,16 @@ _MOST_ROWS = 40
 
 @dataclass(frozen=True)
 class Report:
-    """Says what a report was made from, and what came out; ``print`` shows it in words.
+    """Summarises a report and its sources; ``print`` shows it in words.
 
-    :param folder: where the report is
-    :param planned: how many runs the sweep has
-    :param states: how many of them are ``finished``, ``unfinished``, ``failed``, ``not begun``
-    :param missing: what is not there in full, and why
-    :param broken: files that were skipped, and why
-    :param notes: what else a reader of the numbers should know
-    :param table: of :func:`~sb3_redo.reports.summary.summary_table`, the rows that are shown first
-    :param said: what the table says, a sentence each
+    :param folder: the report's folder
+    :param planned: number of runs in the sweep
+    :param states: numbers of runs that are ``finished``, ``unfinished``, ``failed``, ``not begun``
+    :param missing: missing and incomplete runs, with reasons
+    :param broken: skipped files, with reasons
+    :param notes: other remarks on the numbers
+    :param table: the first rows of :func:`~sb3_redo.reports.summary.summary_table`
+    :param said: conclusions from the table, one sentence each
     """
 
     folder: Path
@@ -52,13 +52,13 @@ class Report:
 
     @property
     def counts(self) -> str:
-        """How many runs there are, by their state."""
+        """Return the number of runs in each state."""
         counts = ", ".join(f"{count} {state}" for state, count in self.states.items() if count)
         return f"{self.planned} runs planned: {counts or 'none'}"
 
     @property
     def of_runs(self) -> str:
-        """What the report was made from, a fact a line."""
+        """Return the report's sources, one fact per line."""
         lines = [self.counts, *self.notes]
         lines += _listed("missing", self.missing) + _listed("skipped, because it could not be read", self.broken)
         return "\n".join(lines)
@@ -76,14 +76,14 @@ class Report:
 def write_report(
     folder: Path, out: Path | None = None, seed: int = 0, only: Collection[str] | None = None, with_holm: bool = False
 ) -> Report:
-    """Report what the runs of a sweep say so far. Only files are read, and only ``out`` is written.
+    """Write the report of a sweep's runs so far. Reads only files, and writes only into ``out``.
 
     :param folder: the sweep's folder
-    :param out: where the report goes; without it, ``report`` in the sweep's folder. It gets ``index.html``,
+    :param out: folder for the report; by default ``report`` in the sweep's folder. It gets ``index.html``,
         ``points.parquet`` (every point), ``points.csv`` (up to a million), ``runs.csv``, ``summary.csv``,
-        ``summary.md``, ``paper.csv`` where published numbers fit, and ``figures``
+        ``summary.md``, ``paper.csv`` if there are matching published numbers, and ``figures``
     :param seed: of the bootstrap intervals
-    :param only: names of the runs to report, as if the sweep had no others; all if not given
+    :param only: names of the runs to report, as if the sweep had no others; by default all
     :param with_holm: whether to adjust p-values for the number of comparisons
     :raises FileNotFoundError: when the folder holds neither ``sweep.json`` nor a run
     """
@@ -116,7 +116,7 @@ def write_report(
 
 
 def _points(sweep: SweepRecord, out: Path) -> tuple[Gathered, bool]:
-    """Write all points. Returns what was read, and whether the CSV file holds all of it."""
+    """Write all points. Returns the points read, and whether the CSV file has all of them."""
     out.mkdir(parents=True, exist_ok=True)
     unfinished = out / f".points.parquet.{os.getpid()}"
     try:
@@ -128,7 +128,7 @@ def _points(sweep: SweepRecord, out: Path) -> tuple[Gathered, bool]:
 
 
 def _picture(drawing: Drawing, folder: Path, styles: Mapping[str, Style]) -> tuple[str, str]:
-    """Save a figure. Returns the heading of its section of the page, and what stands there (HTML)."""
+    """Save a figure. Returns the heading and content (HTML) of its section of the page."""
     name = save(drawing.figure, folder, drawing.name)
     svg = inline_svg((folder / f"{name}.svg").read_text(encoding="utf-8"))
     return drawing.heading, page.picture(svg, marks_of(drawing, styles)) + page.note(drawing.note)
@@ -231,7 +231,7 @@ def _page(
 
 
 def _result(sweep: SweepRecord, conditions: pd.DataFrame, outcomes: pd.DataFrame, styles: Mapping[str, Style]) -> str:
-    """Return the table of conditions, with what it says before it and how it was made behind it."""
+    """Return the table of conditions, with conclusions before it and the method after it."""
     said = page.paragraph(" ".join(findings(conditions, outcomes)))
     if conditions.empty:
         return said

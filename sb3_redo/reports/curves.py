@@ -11,28 +11,28 @@ from sb3_redo.reports.statistics import is_few, score_intervals, stacked
 from sb3_redo.reports.sweep_folder import RETURN as RETURN
 
 ACCURACY = "classifier/accuracy"
-"""Share of all images to which a classifier gives the labels of the present task."""
+"""Share of all images with the correct label of the current task."""
 LOSS = "offline/loss"
-"""Huber loss (smooth L1, as DQN has it) on the transitions that dormancy is measured on, before the next step."""
+"""Huber loss (smooth L1, as in DQN) on the transitions of the dormancy measurement, before the next step."""
 LAYERS = "dormancy_layers/"
 ALL = "all environments"
 CHECKPOINTS = 50
 
 _STEPS = "environment steps"
-# Runs of other replay ratios end a few steps apart.
+# Runs with different replay ratios end a few steps apart.
 _SAME_BUDGET = 0.99
 
 
 def over_seeds(curves: pd.DataFrame, key: str, by: str = "gradient_step", checkpoints: int = 100) -> pd.DataFrame:
     """Compute one key's mean, lowest and highest over the runs that came to a checkpoint, by environment and condition.
 
-    A finished run counts up to the end of its condition's curve. Others do not count at the last checkpoint once one
-    has finished, so that a curve ends with the value of the finished runs.
+    A finished run counts up to the end of its condition's curve. Once a run has finished, unfinished ones do not count
+    at the last checkpoint. So a curve ends at the value of the finished runs.
 
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
-    :param key: what was logged, such as ``dormancy/fraction``
+    :param key: a logged key, such as ``dormancy/fraction``
     :param by: ``gradient_step`` or ``step``
-    :param checkpoints: how many, evenly spaced over the runs of the condition
+    :param checkpoints: number of checkpoints, evenly spaced over the runs of the condition
     :return: columns that describe the condition, and ``key``, ``by``, ``at``, ``value``, ``low``, ``high``, ``runs``,
         ``seeds`` (the values of the single runs, a tuple)
     """
@@ -40,9 +40,9 @@ def over_seeds(curves: pd.DataFrame, key: str, by: str = "gradient_step", checkp
 
 
 def side_by_side(curves: pd.DataFrame, keys: Mapping[str, str], by: str = "gradient_step") -> pd.DataFrame:
-    """Compute :func:`over_seeds` for several keys of the same runs, each under a name like that of a condition.
+    """Compute :func:`over_seeds` for several keys of the same runs. Each key gets the name of a condition.
 
-    :param keys: name, in which there is no comma, to key
+    :param keys: names without commas to keys
     """
     tables = []
     for name, key in keys.items():
@@ -76,7 +76,7 @@ def _over_seeds(curves: pd.DataFrame, keys: list[str], by: str, checkpoints: int
 
 
 def _spread(grid: np.ndarray, values: np.ndarray) -> pd.DataFrame:
-    """Compute mean, lowest and highest over runs, where there are any: ``values`` is ``[runs, checkpoints]``."""
+    """Compute mean, lowest and highest over runs, ignoring NaN: ``values`` is ``[runs, checkpoints]``."""
     there = np.isfinite(values)
     some = there.any(axis=0)
     values = values[:, some]
@@ -86,18 +86,18 @@ def _spread(grid: np.ndarray, values: np.ndarray) -> pd.DataFrame:
 
 
 def pooled(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return the same curves as if all were of one environment."""
+    """Return the same curves with all environments joined into one."""
     return curves.assign(environment=ALL)
 
 
 def is_normalised(environments: Iterable[str]) -> bool:
-    """Say whether the reference scores of all environments are known, so that their returns go together."""
+    """Return whether all environments have reference scores, so that their returns can be pooled."""
     environments = list(environments)
     return bool(environments) and all(reference_of(environment) for environment in environments)
 
 
 def measure_of(environments: Iterable[str]) -> str:
-    """Say in words what is drawn as return."""
+    """Return a label for the return on an axis."""
     environments = list(environments)
     if not is_normalised(environments):
         return "episode return (mean of the last 100 episodes)"
@@ -107,17 +107,17 @@ def measure_of(environments: Iterable[str]) -> str:
 
 
 def blocks_of(environments: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Return title and environments of each block of a table: all together where that can be, then each by itself."""
+    """Return title and environments of each block of a table: all together if possible, then each alone."""
     names = list(dict.fromkeys(environments))
     together = [(ALL, names)] if len(names) > 1 and is_normalised(names) else []
     return together + [(name, [name]) for name in names]
 
 
 def return_curves(curves: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Compute what the runs of each condition return at checkpoints, with intervals by the rule of the statistics.
+    """Compute the return of each condition at checkpoints, with the intervals of the statistics module.
 
-    Normalised, and over all environments, where the reference scores of every one are known; otherwise of the raw
-    return, for each environment by itself. The last value is that of the finished runs in
+    Returns are normalised and pooled if all environments have reference scores. Otherwise they are raw, for each
+    environment alone. The last value equals that of the finished runs in
     :func:`~sb3_redo.reports.outcomes.condition_outcomes`.
 
     :param seed: of the bootstrap
@@ -136,7 +136,7 @@ def return_curves(curves: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             estimate = score_intervals(scores, few, seed)
             drawn = pd.DataFrame({"value": estimate.value, "low": estimate.low, "high": estimate.high})
             drawn = drawn.assign(runs=np.isfinite(scores).sum(axis=(0, 1)), **_axis(ends, condition))
-            if len(group) == 1:  # single runs of several games would need scales of their own
+            if len(group) == 1:  # single runs of several games would need different scales
                 drawn = drawn.assign(seeds=list(map(tuple, scores[:, 0].T.tolist())))
             drawn = drawn[drawn["runs"] > 0].assign(which=condition.index[0], title=title)
             tables.append(drawn.assign(estimator="mean" if few else "IQM"))
@@ -147,15 +147,15 @@ def return_curves(curves: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def _counts(curves: pd.DataFrame) -> list[int]:
-    """Return how many runs of each condition have finished; where none has, how many there are."""
+    """Return the number of finished runs of each condition; if none has finished, the number of all."""
     runs = curves.drop_duplicates("run")
     return list((runs[runs["finished"]] if runs["finished"].any() else runs)["condition"].astype(str).value_counts())
 
 
 def _axis(ends: pd.Series, condition: pd.DataFrame) -> dict[str, Any]:
-    """Return where the checkpoints of a condition are drawn, and in which unit.
+    """Return the x values of a condition's checkpoints, and their unit.
 
-    Environments with budgets that differ are drawn against the share of the budget.
+    If environments differ in their budgets, the unit is the share of the budget.
 
     :param ends: the last environment step of any run, by environment
     """
@@ -173,7 +173,7 @@ def scores_at(curves: pd.DataFrame, environments: list[str]) -> np.ndarray:
 
     The checkpoints of an environment are evenly spaced up to the last step of the condition's runs in it.
 
-    :param environments: whose runs belong together
+    :param environments: to pool
     :return: ``[runs, environments, checkpoints]``
     """
     of = []
@@ -189,18 +189,18 @@ def scores_at(curves: pd.DataFrame, environments: list[str]) -> np.ndarray:
 
 def _of_keys(curves: pd.DataFrame, keys: list[str], by: str) -> pd.DataFrame:
     mine = curves[curves["key"].isin(keys) & curves[by].notna() & np.isfinite(curves["value"])]
-    # By seed, as the table has them: the bootstrap draws by place.
+    # Ordered by seed, as in the table, because the bootstrap draws positions.
     return mine.sort_values(["seed", "run", by], kind="stable", ignore_index=True)
 
 
 def _split(group: pd.DataFrame, by: str) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
-    """Return the steps and values of each run, and up to where it counts, of a table that is sorted by run."""
+    """Return steps, values and the last counted step of each run, from a table sorted by run."""
     codes = group["run"].cat.codes.to_numpy()
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     names = group["run"].cat.categories[codes[starts]]
     finished = group["finished"].to_numpy()[starts]
     xs, ys = (np.split(group[column].to_numpy(), starts[1:]) for column in (by, "value"))
-    # Nothing of an unfinished run stands at the last checkpoint, which is that of the finished ones.
+    # An unfinished run has no value at the last checkpoint, which belongs to the finished ones.
     before = np.nextafter(group[by].max(), 0) if finished.any() else np.inf
     reaches = (np.inf if whole else min(x[-1], before) for x, whole in zip(xs, finished, strict=True))
     return dict(zip(names, zip(xs, ys, reaches, strict=True), strict=True))
@@ -213,7 +213,7 @@ def _at(grid: np.ndarray, x: np.ndarray, y: np.ndarray, reach: float) -> np.ndar
 
 
 def _described(drawn: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns that describe the condition of each row: those of the row ``which`` of the curves."""
+    """Add the columns that describe each row's condition, from row ``which`` of the curves."""
     varying = ["run", "seed", "finished", "key", "step", "gradient_step", "value"]
     described = curves.drop(columns=varying).loc[drawn["which"]].reset_index(drop=True)
     return pd.concat([drawn.drop(columns="which"), described], axis=1)

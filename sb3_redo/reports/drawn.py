@@ -1,4 +1,4 @@
-"""Decides which figures a sweep gives, for files and for the page alike."""
+"""Selects the figures of a sweep, for files and for the page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, WIDTH, text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# With more environments than this, their heat maps are pooled.
+# With more environments than this, one heat map pools them.
 _HEAT_MAPS = 3
 
 
 class CurveKind(NamedTuple):
-    """Describes curves over seeds, which a report shows where they were logged.
+    """Describes curves over seeds. A report shows them if they were logged.
 
-    :param name: of their figures
+    :param name: of the figure's files
     :param heading: on the page
-    :param key: under which they were logged
-    :param label: what their values are
-    :param percent: whether their values are shares, else they are counts
+    :param key: the logged key
+    :param label: of the values' axis
+    :param percent: whether values are shares (else counts)
     """
 
     name: str
@@ -49,14 +49,14 @@ _RANGE = "Mean over seeds; shaded from the lowest to the highest seed."
 
 @dataclass(frozen=True)
 class Drawing:
-    """Holds one figure, and what the page can say of its marks.
+    """Holds one figure, and the values that the page shows for its marks.
 
     :param name: of its files
     :param heading: of its section of the page
-    :param note: what the marks are
-    :param table: what is drawn: columns ``at``, ``value``, and ``low``, ``high``, ``runs``, ``seeds`` where there are
-        such, for each ``condition``; nothing where the page says nothing of it
-    :param by: the column whose value is the label of the axes
+    :param note: explains the marks
+    :param table: the drawn values for each ``condition``: columns ``at``, ``value`` and optionally ``low``, ``high``,
+        ``runs``, ``seeds``; ``None`` if the page shows no values
+    :param by: the column with the labels of the axes
     :param percent: whether the values are shares
     """
 
@@ -70,9 +70,9 @@ class Drawing:
 
 
 def drawings_of(curves: pd.DataFrame, outcomes: pd.DataFrame, conditions: pd.DataFrame, seed: int) -> Iterator[Drawing]:
-    """Draw every figure for which there is something. A condition has the same colour and line in all of them.
+    """Draw every figure that has data. A condition has the same colour and line in all figures.
 
-    Dormancy is against gradient steps where they were logged, else against environment steps.
+    Dormancy is drawn against gradient steps if they were logged, else against environment steps.
 
     :param curves: from :func:`~sb3_redo.reports.tables.read_curves`
     :param outcomes: from :func:`~sb3_redo.reports.outcomes.run_outcomes`
@@ -121,7 +121,7 @@ def _layers(curves: pd.DataFrame, by: str, styles: dict[str, Style]) -> Iterator
 
 @dataclass(frozen=True)
 class Slice:
-    """Holds the curves that differ in one axis (and the callback) alone.
+    """Holds curves that differ only in one axis and the callback.
 
     :param name: for file names
     """
@@ -132,9 +132,9 @@ class Slice:
 
 
 def slices(table: pd.DataFrame) -> Iterator[Slice]:
-    """Split curves so that those of one figure differ in the replay ratio or the width, and the callback, alone.
+    """Split curves into figures whose curves differ only in replay ratio or width, and in the callback.
 
-    Yields nothing of a table without rows.
+    Yields nothing for an empty table.
     """
     if table.empty:
         return

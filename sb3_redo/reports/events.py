@@ -1,4 +1,4 @@
-"""Reads the scalars of TensorBoard files: what a run logged, in the order in which it was written."""
+"""Reads the scalars of TensorBoard files, in the order of logging."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -32,19 +32,18 @@ class Scalars:
 
 @dataclass(frozen=True)
 class EventFolder:
-    """Holds the scalars of a run folder's event files, and ``broken``: what could not be read and why."""
+    """Holds the scalars of a run folder's event files, and ``broken``: unreadable files with reasons."""
 
     scalars: Scalars
     broken: tuple[str, ...]
 
 
 def read_event_folder(folder: Path) -> EventFolder:
-    """Read every event file directly in a run folder, those of a resumed run joined.
+    """Read every event file directly in a run folder. Files of a resumed run are joined.
 
-    Where a later file begins with TensorBoard's own start mark, it replaces what earlier ones logged from the mark's
-    step on, and points of the same key and step. Without a mark, it replaces everything from its first step on. A
-    file that is cut off in the middle of a record, as a killed run leaves it, is read up to there; one with anything
-    else in it is left out whole.
+    If a later file begins with TensorBoard's own start mark, it replaces earlier points from the mark's step on, and
+    points of the same key and step. Without a mark, it replaces all earlier points from its first step on. If a killed
+    run left a file that ends within a record, the file is read up to this record. A file with other damage is left out.
 
     :param folder: the run's folder
     """
@@ -61,7 +60,7 @@ def read_event_file(path: Path) -> Scalars:
     """Read the scalars of one event file.
 
     :param path: the file
-    :raises ValueError: when the file holds something else than whole records and perhaps the beginning of one
+    :raises ValueError: on anything but complete records, with at most one incomplete record at the end
     """
     steps: list[int] = []
     keys: list[str] = []
@@ -82,7 +81,7 @@ def read_event_file(path: Path) -> Scalars:
 
 def _events(path: Path) -> Iterator[Event]:
     position = 0
-    with path.open("rb"):  # or TensorBoard raises an error of its own where it cannot be read
+    with path.open("rb"):  # otherwise TensorBoard raises its own error for an unreadable file
         pass
     for record in RawEventFileLoader(str(path)).Load():
         position += _FRAME + len(record)
@@ -90,7 +89,7 @@ def _events(path: Path) -> Iterator[Event]:
             yield Event.FromString(record)
         except DecodeError as error:
             raise ValueError(f"the record before byte {position:,} is no TensorBoard event") from error
-    # TensorBoard's reader stops without a word both at a record that is cut off and at one that is wrong.
+    # TensorBoard's reader stops silently at an incomplete record and at a damaged one.
     with path.open("rb") as file:
         file.seek(position)
         rest = file.read()
@@ -99,7 +98,7 @@ def _events(path: Path) -> Iterator[Event]:
 
 
 def _is_cut_off(rest: bytes, is_first: bool) -> bool:
-    """Say whether the bytes are the beginning of a record that was never finished."""
+    """Return whether the bytes are the beginning of an incomplete record."""
     if len(rest) < _HEADER:
         return not is_first
     length, checksum = struct.unpack("<QI", rest[:_HEADER])
@@ -107,7 +106,7 @@ def _is_cut_off(rest: bytes, is_first: bool) -> bool:
 
 
 def _number(value: Summary.Value) -> float | None:
-    """Return the number that a summary holds; nothing for a histogram, a text, a layout."""
+    """Return the number in a summary, or ``None`` for a histogram, a text or a layout."""
     if value.HasField("simple_value"):
         return float(value.simple_value)
     if value.HasField("tensor") and value.metadata.plugin_data.plugin_name in ("", "scalars"):
@@ -125,7 +124,8 @@ def _joined(files: Sequence[Scalars]) -> Scalars:
         if file.purge_step is None:
             kept = steps < min(file.steps, default=np.inf)
         else:
-            # A run that was killed while it ended logs its outcome again, at a step whose measurements stay.
+            # A run that was killed while it ended logs its outcome again, at the same step. Its measurements there
+            # stay.
             again = set(zip(file.steps, file.keys, strict=True))
             is_new = [point not in again for point in zip(steps.tolist(), keys.tolist(), strict=True)]
             kept = (steps < file.purge_step) & np.array(is_new, dtype=bool)

@@ -21,7 +21,7 @@ with needs("report", "a figure"):
     from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
 
 PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
-"""Matplotlib's setting by which no name is a formula."""
+"""Matplotlib's setting that switches formulas in names off."""
 AXIS_LABELS = {"gradient_step": "gradient steps", "step": "environment steps"}
 Styles = Mapping[str, Style]
 _GREY = "0.5"
@@ -29,7 +29,7 @@ _APART = 1.04  # so that intervals at the same replay ratio do not cover each ot
 
 
 def plot_return(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Draw the return against environment steps or frames, one line a condition, the 95 % interval shaded.
+    """Draw the return against environment steps or frames: one line per condition, 95 % interval shaded.
 
     :param table: of one environment, from :func:`~sb3_redo.reports.curves.return_curves`
     :param styles: of the conditions; without them, those of this table
@@ -42,7 +42,7 @@ def plot_return(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | 
 
 
 def plot_replay_ratio(table: pd.DataFrame, ax: "Axes | None" = None, styles: Styles | None = None) -> "Axes":
-    """Draw the final return against the replay ratio, one line a series (with and without ReDo), with 95 % intervals.
+    """Draw the final return against the replay ratio: one line with and one without ReDo, 95 % intervals.
 
     Marks have the colours of their conditions.
 
@@ -105,7 +105,7 @@ def plot_curves(
         drawn: dict[str, Any] = {"color": style.colour, "gid": _gid(style, ax, "mark")}
         ax.plot(mine["at"], mine["value"], linestyle=style.line, label=style.label or "all runs", **drawn)
         ax.fill_between(mine["at"], mine["low"], mine["high"], alpha=0.15, linewidth=0, **drawn)
-        if "seeds" in mine:  # which the page can draw into the same axes
+        if "seeds" in mine:  # the page can draw into the same axes
             seeds = np.array(mine["seeds"].tolist())
             ends = mine["at"].iloc[0], np.nanmin(seeds), mine["at"].iloc[0], np.nanmax(seeds)
             ax.update_datalim(np.reshape(ends, (2, 2)))
@@ -123,10 +123,10 @@ def plot_curves(
 
 
 def plot_layers_over_time(table: pd.DataFrame, ax: "Axes | None" = None, *, with_bar: bool = True) -> "Axes":
-    """Draw the dormant fraction of every layer over time as a heat map, the first layer on top.
+    """Draw the dormant fraction of every layer over time as a heat map, with the first layer on top.
 
     :param table: of one condition, from :func:`~sb3_redo.reports.curves.layers_over_seeds`
-    :param with_bar: whether to say beside it what the colours mean
+    :param with_bar: whether to draw a colour bar
     """
     ax = _axes(ax)
     layers = list(dict.fromkeys(table["layer"]))
@@ -179,11 +179,11 @@ def panels(
     across: int = 3,
     styles: Styles | None = None,
 ) -> "Figure":
-    """Return a figure, which no window shows, with one panel for each value of a column, and one legend.
+    """Return a figure without a window: one panel for each value of a column, and one legend.
 
     :param plot: one of the functions above
-    :param by: the column; its value is the panel's title, and the label of its axes
-    :param across: panels in a row at most
+    :param by: the column; its values are the panels' titles and axes' labels
+    :param across: largest number of panels in a row
     :param styles: of the conditions, and of others; without them, those of this table
     """
     values = list(dict.fromkeys(table[by]))
@@ -204,7 +204,7 @@ def panels(
         else:
             plot(mine, ax, **({"styles": styles} if is_styled else {}))
         if is_styled and len(values) > across:
-            ax.locator_params(nbins=4)  # ticks are most of what there is to draw
+            ax.locator_params(nbins=4)  # drawing ticks takes most of the time
         ax.set_title(styles[value].label if by == "condition" else value, fontsize="medium")
     for ax in axes.flat[len(values) :]:
         ax.set_axis_off()
@@ -233,7 +233,7 @@ def _share_legend(figure: "Figure", axes: Any) -> None:
             ax.get_legend().remove()
     if not entries:
         return
-    # A letter takes about a twelfth of an inch; the line before each label as much as six letters.
+    # A letter is about a twelfth of an inch wide; the line before each label is as wide as six letters.
     fitting = int(figure.get_figwidth() * 12 / (max(map(len, entries)) + 6))
     ncols = max(1, min(4, fitting))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols, frameon=False)
@@ -245,7 +245,7 @@ def _gid(style: Style, ax: "Axes", kind: str) -> str:
 
 def _axes(ax: "Axes | None") -> "Axes":
     if ax is None:
-        from matplotlib import pyplot  # here, because it chooses a backend
+        from matplotlib import pyplot  # imported here, because the import selects a backend
 
         ax = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
     return ax

@@ -1,4 +1,4 @@
-"""Draws what runs ended with, against two axes at once."""
+"""Draws final values against two axes as heat maps."""
 
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ with needs("report", "a figure"):
 
 
 def plot_heat_map(table: pd.DataFrame, x: str, y: str, ax: "Axes", label: str = "", percent: bool = False) -> "Axes":
-    """Draw one value for each pair of two axes' values, and write it into its field.
+    """Draw one value for each pair of two axes' values, as colour and number.
 
-    :param table: columns of both axes and ``value``; a pair without a row is left empty
+    :param table: columns of both axes and ``value``; pairs without a row stay empty
     :param x: column of the horizontal axis
     :param y: column of the vertical axis
-    :param label: of what the colours mean
+    :param label: of the colour bar
     :param percent: whether values are shares, to be written in percent
     """
     columns, rows = (list(dict.fromkeys(table[axis].map(text))) for axis in (x, y))
@@ -35,7 +35,7 @@ def plot_heat_map(table: pd.DataFrame, x: str, y: str, ax: "Axes", label: str = 
     low, high = image.get_clim()
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
-            # Dark fields are those of low values.
+            # Low values have dark colours.
             colour = "black" if value > (low + high) / 2 else "white"
             ax.text(column, row, f"{value:.3g}", ha="center", va="center", color=colour)
     ax.set_xticks(range(len(columns)), columns)
@@ -43,13 +43,13 @@ def plot_heat_map(table: pd.DataFrame, x: str, y: str, ax: "Axes", label: str = 
     ax.tick_params(length=0)
     ax.set_xlabel(_words(x))
     ax.set_ylabel(_words(y))
-    label = textwrap.fill(f"{label} [%]" if percent else label, 30)  # or it would be longer than the bar
+    label = textwrap.fill(f"{label} [%]" if percent else label, 30)  # otherwise it would be longer than the bar
     ax.figure.colorbar(image, ax=ax, label=label)
     return ax
 
 
 def heat_maps(table: pd.DataFrame, x: str, y: str, label: str = "", percent: bool = False) -> "Figure":
-    """Return a figure, which no window shows, with one heat map for each environment.
+    """Return a figure without a window, with one heat map for each environment.
 
     :param table: as for :func:`plot_heat_map`, with a column ``environment``
     """

@@ -1,4 +1,4 @@
-"""Computes what runs ended with, and what their conditions ended with."""
+"""Computes final values of runs and of conditions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sb3_redo.reports.statistics import (
 )
 from sb3_redo.reports.sweep_folder import CALLBACK, REPLAY_RATIO, RunRecord, SweepRecord
 
-# Column of the outcomes: name in result.json, key whose last point stands in for it.
+# Column of the outcomes: name in result.json, and the key whose last point replaces it if missing.
 _SOURCES = {
     "final_return": ("final_return", RETURN),
     "dormant_fraction": ("final_dormant_fraction", "dormancy/fraction"),
@@ -29,13 +29,13 @@ _SOURCES = {
     "final_accuracy": ("final_accuracy", ACCURACY),
     "final_loss": ("final_loss", LOSS),
 }
-# Of classifiers, and of trainings on stored transitions.
+# For classifiers, and for trainings on stored transitions.
 _OF_SOME = ("final_accuracy", "final_loss")
 _MEANS = ("dormant_fraction", "recycled_total", "steps_per_second", "num_timesteps", "frames", "gradient_steps")
 
 
 def run_outcomes(sweep: SweepRecord, curves: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a run: how far it came and what it had then.
+    """Return one row per run, with its progress and final values.
 
     :return: columns that describe the run, ``state``, ``num_timesteps``, ``frames``, ``gradient_steps``,
         ``final_return``, ``normalised_return`` (NaN without reference scores), ``dormant_fraction``,
@@ -68,16 +68,16 @@ def _outcome(run: RunRecord, last: pd.DataFrame, steps: pd.Series) -> dict[str, 
 
 
 def condition_outcomes(outcomes: pd.DataFrame, seed: int = 0, with_holm: bool = False) -> pd.DataFrame:
-    """Return one row an environment and condition, of its finished runs, compared with its baseline.
+    """Return one row per environment and condition: its finished runs, compared with the baseline.
 
-    Where returns can be normalised, there is a row a condition over all environments, too.
+    If returns can be normalised, each condition also has a row over all environments.
 
     :param outcomes: from :func:`run_outcomes`
     :param seed: of the bootstrap
-    :param with_holm: whether to adjust the p-values of an environment's comparisons by the method of Holm
+    :param with_holm: whether to adjust the p-values of an environment's comparisons by Holm's method
     :return: columns that describe the condition, ``measure``, ``estimator`` (``mean`` or ``IQM``), ``runs``,
         ``environments``. Outcomes are ``return``, ``return_low``, ``return_high`` and ``dormant_fraction`` with its
-        interval. Classifiers have ``accuracy`` and trainings on stored transitions ``loss`` in place of ``return``.
+        interval. Classifiers have ``accuracy``, and trainings on stored transitions ``loss``, instead of ``return``.
         Comparisons are ``baseline`` (see :func:`baselines_of`), ``pairs``, ``difference`` with its interval,
         ``probability_of_improvement``, ``p_value``, ``p_value_holm``. The other columns are means over the runs.
     """
@@ -93,12 +93,12 @@ def condition_outcomes(outcomes: pd.DataFrame, seed: int = 0, with_holm: bool = 
 
 
 def baselines_of(outcomes: pd.DataFrame) -> dict[str, str]:
-    """Return the baseline of every condition that is compared with another.
+    """Return the baseline of every condition that has one.
 
-    It is the condition with the same other settings whose callback is called ``none``, or else the first one that does
-    not recycle, or else the first one. In a sweep with one callback it is the first condition.
+    The baseline has the same other settings and the callback ``none``. If there is none, it has the first callback that
+    does not recycle, or else the first callback. In a sweep with one callback it is the first condition.
 
-    :param outcomes: columns ``condition``, ``setting``, ``redo`` and, where it is an axis, ``callback``
+    :param outcomes: columns ``condition``, ``setting``, ``redo`` and, if it is an axis, ``callback``
     """
     conditions = outcomes.drop_duplicates("condition")
     baselines: dict[str, str] = {}
@@ -112,11 +112,11 @@ def baselines_of(outcomes: pd.DataFrame) -> dict[str, str]:
 
 
 class Primary(NamedTuple):
-    """Says what conditions are compared by.
+    """Describes the quantity by which conditions are compared.
 
     :param name: of its column in tables
     :param column: of :func:`run_outcomes`
-    :param sign: -1 where less is better
+    :param sign: -1 if lower is better
     """
 
     name: str
@@ -125,7 +125,7 @@ class Primary(NamedTuple):
 
 
 def primary_of(outcomes: pd.DataFrame) -> Primary:
-    """Return what the conditions of a sweep are compared by: the return, unless there is an accuracy or a loss."""
+    """Return the quantity by which conditions are compared: accuracy or loss if present, else the return."""
     for primary in (Primary("accuracy", "final_accuracy"), Primary("loss", "final_loss", sign=-1)):
         if primary.column in outcomes:
             return primary
@@ -134,9 +134,9 @@ def primary_of(outcomes: pd.DataFrame) -> Primary:
 
 @dataclass
 class _Block:
-    """Computes the rows of environments that belong together.
+    """Computes the rows of pooled environments.
 
-    :param runs: that have finished
+    :param runs: finished runs
     """
 
     title: str
@@ -152,7 +152,7 @@ class _Block:
         self.measure = measure_of(self.environments) if is_return else self.primary.name
         one_a_run = self.runs.drop_duplicates(["condition", "seed", "environment"])
         values = one_a_run.set_index(["condition", "seed", "environment"])[[self.column, "dormant_fraction"]].unstack()
-        # A row a condition and seed, a column an environment.
+        # One row per condition and seed, one column per environment.
         self.scores = {name: values[name][self.environments] for name in (self.column, "dormant_fraction")}
 
     def rows(self, baselines: Mapping[str, str], with_holm: bool) -> pd.DataFrame:
@@ -192,9 +192,9 @@ def _with_interval(name: str, value: float, low: float, high: float) -> dict[str
 
 
 def by_replay_ratio(conditions: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows to draw against the replay ratio: over all environments where there are such, else of each.
+    """Return the rows to draw against the replay ratio: pooled over environments if possible, else of each.
 
-    ``series`` is the condition without its replay ratio.
+    The column ``series`` has the condition without its replay ratio.
     """
     if not {REPLAY_RATIO, "return"} <= set(conditions):
         return conditions.iloc[:0]

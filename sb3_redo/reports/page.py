@@ -1,4 +1,4 @@
-"""Writes one HTML page with the figures of the files. Its script is inside, and its policy lets it fetch nothing."""
+"""Writes one HTML page with all figures. The script is inside, and the page's policy blocks all requests."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -16,7 +16,7 @@ _DASHES = {"-": "none", "--": "6 4", "-.": "8 3 2 3", ":": "2 3"}
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     """Return the page's HTML.
 
-    :param sections: heading and contents (HTML), in order; an empty heading begins no section
+    :param sections: heading and contents (HTML), in order; an empty heading continues the section before
     """
     body = "\n".join((f"<h2>{escape(heading)}</h2>\n" if heading else "") + contents for heading, contents in sections)
     folder = Path(__file__).parent
@@ -38,21 +38,21 @@ def preformatted(words: str) -> str:
 
 
 def folded(heading: str, contents: str) -> str:
-    """Return contents (HTML) that a click on their heading shows."""
+    """Return contents (HTML) that are shown by a click on their heading."""
     return f"<details><summary>{escape(heading)}</summary>\n{contents}</details>"
 
 
 def facts(words: Mapping[str, str]) -> str:
-    """Return headings with what is to be said of each."""
+    """Return a list of headings with texts."""
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(told)}</dd>" for name, told in words.items()) + "</dl>"
 
 
 def table(frame: pd.DataFrame, styles: Iterable[Style] | None = None) -> str:
-    """Return a table, numbers in four digits, missing ones empty.
+    """Return a table. Numbers have four digits; missing ones are empty.
 
-    Words stand on the left, which ``DataFrame.to_html`` cannot do.
+    Text is aligned left, which ``DataFrame.to_html`` cannot do.
 
-    :param styles: of the conditions of the rows: a sample of each line stands before its row
+    :param styles: of the rows' conditions; each row begins with a sample of its line
     """
     words = {name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])}
     samples = [_cell("td", _sample(style), True) for style in styles or ()]
@@ -85,7 +85,7 @@ def _sample(style: Style) -> str:
 
 
 def switches(styles: Iterable[Style]) -> str:
-    """Return a bar that switches conditions off in all figures, and single seeds on."""
+    """Return a bar of boxes that hide conditions in all figures, or show single seeds."""
     shown = "".join(
         f'<label><input type="checkbox" checked data-of="{style.key}">{_sample(style)} '
         f"{escape(style.label or 'all runs')}</label>"
@@ -95,7 +95,7 @@ def switches(styles: Iterable[Style]) -> str:
 
 
 def picture(svg: str, marks: str) -> str:
-    """Return a figure whose values can be read with the mouse.
+    """Return a figure that shows values under the mouse.
 
     :param svg: from :func:`~sb3_redo.reports.pictures.inline_svg`
     :param marks: from :func:`~sb3_redo.reports.pictures.marks_of`

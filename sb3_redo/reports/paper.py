@@ -1,5 +1,7 @@
-"""Puts published numbers of ReDo (Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning")
-beside ours."""
+"""Compares a sweep with the published numbers of ReDo.
+
+Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning".
+"""
 
 import csv
 from functools import cache
@@ -17,16 +19,16 @@ _OF_THRESHOLDS = "dormancy_thresholds/"
 _SHIPPED = ("replay_ratio", "replay_ratio_n3", "replay_ratio_resnet", "width", "sac_width", "redo", "interventions")
 
 PAPER_SWEEPS = tuple(f"paper_{name}" for name in _SHIPPED)
-"""Names of the sweeps that are shipped with the settings of the published numbers."""
+"""Names of the shipped sweeps with the published settings."""
 
 
 class Published(NamedTuple):
     """Holds one published number, digitised from a figure.
 
-    :param game: the environment it is of, or the collection
-    :param n_steps: of the return that DQN learns from; nothing where it is not said to matter
-    :param extractor: of the images' features, by the name that our policies give it; nothing without images
-    :param rival: ``reset`` or ``weight_decay`` in place of ReDo
+    :param game: its environment or collection of environments
+    :param n_steps: of DQN's n-step return; ``None`` for any
+    :param extractor: features extractor, named as in our policies; ``None`` without images
+    :param rival: ``reset`` or ``weight_decay`` instead of ReDo
     """
 
     figure: str
@@ -47,7 +49,7 @@ class Published(NamedTuple):
 
 @cache
 def published_numbers() -> tuple[Published, ...]:
-    """Return all numbers of ``published.csv``, in which an empty field stands for none."""
+    """Return all numbers of ``published.csv``. Empty fields are ``None``."""
     with Path(__file__).with_name("published.csv").open(newline="", encoding="utf-8") as file:
         return tuple(map(_published, csv.DictReader(file)))
 
@@ -70,20 +72,20 @@ def beside_published(
     n_steps: int = 1,
     extractor: str = "nature",
 ) -> pd.DataFrame:
-    """Put published numbers of the same algorithm, replay ratio and width beside ours, with and without ReDo.
+    """Compare with published numbers of the same algorithm, replay ratio and width, with and without ReDo.
 
-    The scales differ, and both are in the table: compare directions and ratios before sizes.
+    The table gives both scales, which differ. Compare directions and ratios, not sizes.
 
-    :param conditions: from :func:`~sb3_redo.reports.outcomes.condition_outcomes`; a column ``rival``, if there is one,
-        says of each which of the paper's rivals of ReDo it trains with, if it does with any
+    :param conditions: from :func:`~sb3_redo.reports.outcomes.condition_outcomes`; an optional column ``rival`` names
+        the paper's rival of ReDo in each condition, if any
     :param algorithm: the sweep's
     :param dormancy: last dormant fractions at thresholds: columns ``environment``, ``condition``, ``threshold``,
         ``value``
     :param n_steps: of the return that our DQN learned from
     :param extractor: of the images' features
     :return: columns ``quantity``, ``replay_ratio``, ``width``, ``redo``, ``rival``, ``ours``, ``ours_low``,
-        ``ours_high``, ``our_scale``, ``paper``, ``paper_low``, ``paper_high``, ``paper_scale``, ``figure``; no rows
-        where nothing was published that fits
+        ``ours_high``, ``our_scale``, ``paper``, ``paper_low``, ``paper_high``, ``paper_scale``, ``figure``; no rows if
+        no published number fits
     """
     rows = []
     for number in published_numbers():
@@ -99,7 +101,7 @@ def beside_published(
 
 
 def _fitting(conditions: pd.DataFrame, number: Published) -> pd.DataFrame:
-    """Return our conditions with a number's settings. Where no axis says one, it is the algorithm's own."""
+    """Return our conditions with a number's settings. Settings without an axis are the algorithm's defaults."""
     if conditions.empty:
         return conditions
     default = 0.25 if number.algorithm == "dqn" else 1.0
@@ -139,7 +141,7 @@ def _our_scale(ours: pd.Series, number: Published) -> str:
 
 
 def papers_beside(sweep: SweepRecord, curves: pd.DataFrame, conditions: pd.DataFrame) -> pd.DataFrame:
-    """Put published numbers beside those of one of the paper's sweeps that are shipped; of others, none."""
+    """Compare a shipped sweep of the paper with published numbers; other sweeps give no rows."""
     rivals = rivals_of(sweep)
     comparable = conditions[conditions["condition"].isin(rivals)]
     if sweep.name not in PAPER_SWEEPS or not len(comparable):
@@ -153,7 +155,7 @@ def _n_steps(sweep: SweepRecord) -> int:
 
 
 def rivals_of(sweep: SweepRecord) -> dict[str, str]:
-    """Return the conditions that train as one of the paper's, with the rival of ReDo that acts on them, or ``""``."""
+    """Return the conditions that match the paper's, with their rival of ReDo, or ``""``."""
     plain = {"RunFolder", "DormancyCallback", "ReDoCallback"}
     rivals = {}
     for run in sweep.runs:
@@ -166,13 +168,13 @@ def rivals_of(sweep: SweepRecord) -> dict[str, str]:
 
 
 def _callbacks(listed: object) -> list[str]:
-    """Return the paths of callbacks as the zoo lists them."""
+    """Return the paths of callbacks given in the zoo's form."""
     listed = [listed] if isinstance(listed, (str, dict)) else listed
     return [name for each in listed or () for name in ([each] if isinstance(each, str) else each)]  # type: ignore[attr-defined]
 
 
 def _extractor(sweep: SweepRecord) -> str:
-    """Return the name of the features extractor: SB3's, unless the policy is told of another."""
+    """Return the name of the features extractor: SB3's, unless ``policy_kwargs`` sets another."""
     told = (run.settings.get("policy_kwargs") for run in sweep.runs)
     return next((str(kwargs.get("extractor", "nature")) for kwargs in told if isinstance(kwargs, dict)), "nature")
 

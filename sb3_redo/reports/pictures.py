@@ -1,4 +1,4 @@
-"""Saves figures as files, and makes those of the page: one drawing serves both."""
+"""Saves figures as files, and prepares them for the page."""
 
 import json
 import re
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Without a salt, the names inside an SVG file are drawn at random.
+# Without a salt, names inside an SVG file are random.
 _SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sb3-redo", "svg.fonttype": "none", **PLAIN_TEXT}
 _POINTS_PER_INCH = 72
 _DIGITS = 4
@@ -30,12 +30,12 @@ _DIGITS = 4
 def save(figure: "Figure", folder: Path, name: str) -> str:
     """Save a figure as PNG and SVG.
 
-    :return: the name, without what file systems do not take
+    :return: the name, without characters that file systems refuse
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w.=-]+", "-", name)
     with matplotlib.rc_context(_SETTINGS):
-        # Laid out once: finding the layout takes longer than drawing, and every savefig would do it again.
+        # Laid out once, because layout takes longer than drawing, and every savefig would repeat it.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         figure.savefig(folder / f"{name}.png", dpi=100)
@@ -44,13 +44,13 @@ def save(figure: "Figure", folder: Path, name: str) -> str:
 
 
 def inline_svg(svg: str) -> str:
-    """Return what a page holds of an SVG file of :func:`save`: in the page's colours, its marks found by class."""
+    """Return an SVG file of :func:`save` for the page: with the page's colours, and classes for its marks."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=.*?</style>", "", svg, flags=re.S)
     svg = re.sub(
         r'(<svg\b[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r'\1 style="width: \2pt"', svg, count=1, flags=re.S
     )
-    # Several marks of a condition would share an identity, and so would the axes of several figures.
+    # Otherwise marks of a condition, and axes of several figures, would have the same id.
     svg = re.sub(r'<g id="(c\d+)-\d+-mark"', r'<g class="\1"', svg)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for fixed, of_page in (("#000000", "currentColor"), ("#ffffff", "none"), ("#e6e6e6", "var(--line)")):
@@ -59,7 +59,7 @@ def inline_svg(svg: str) -> str:
 
 
 def marks_of(drawing: Drawing, styles: Mapping[str, Style]) -> str:
-    """Return, as JSON, where the axes of a figure lie in its SVG and what is drawn there, in data units."""
+    """Return as JSON the position of a figure's axes in its SVG, and their values in data units."""
     axes = [] if drawing.table is None else [ax for ax in drawing.figure.axes if ax.axison]
     panels = []
     for ax in axes:
@@ -75,7 +75,7 @@ def marks_of(drawing: Drawing, styles: Mapping[str, Style]) -> str:
                 {"cells": _cells(mine)} if "layer" in mine else {"y": ax.get_ylim(), "curves": _curves(mine, styles)}
             )
             panels.append(about | shown)
-    # What ends a script must not stand in one.
+    # The text must not end the script element.
     return json.dumps(panels, separators=(",", ":")).replace("<", "\\u003c")
 
 

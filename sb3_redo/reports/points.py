@@ -1,4 +1,4 @@
-"""Reads and writes the points of one run: all it logged, with the gradient step beside the environment step."""
+"""Reads and writes the logged points of one run, with environment step and gradient step."""
 
 import json
 import os
@@ -21,16 +21,16 @@ SCHEMA = pa.schema([("step", pa.int64()), ("gradient_step", pa.int64()), ("key",
 
 @dataclass(frozen=True)
 class RunPoints:
-    """Holds the points of a run as an Arrow table, and ``broken``: the files that could not be read and why."""
+    """Holds the points of a run as an Arrow table, and ``broken``: unreadable files with reasons."""
 
     table: pa.Table
     broken: tuple[str, ...]
 
 
 def write_points(folder: Path) -> None:
-    """Write the points of a run's event files into ``points.parquet``, which is some hundred times faster to read.
+    """Write the points of a run's event files into ``points.parquet``, which reads a hundred times faster.
 
-    The file is there whole or not at all. It remembers which event files could not be read.
+    The file is written atomically. It also lists unreadable event files.
 
     :param folder: the run's folder
     """
@@ -45,13 +45,13 @@ def write_points(folder: Path) -> None:
 
 
 def read_points(folder: Path) -> pd.DataFrame:
-    """Read the points of a run, from ``points.parquet`` or else its event files. Warns of files that are broken.
+    """Read the points of a run from ``points.parquet``, or else its event files. Warns of unreadable files.
 
     :param folder: the run's folder
-    :return: columns ``step`` (environment steps), ``gradient_step`` (missing where unknown), ``key``, ``value``, in
-        the order of logging. The gradient step is what was logged beside the point as ``dormancy/gradient_step``;
-        other points have it interpolated between the measurements before and after, and after the last one its own.
-        Before the first measurement, and in a run without any, it is missing.
+    :return: columns ``step`` (environment steps), ``gradient_step`` (missing where unknown), ``key``, ``value``, in the
+        order of logging. The gradient step of a measurement was logged as ``dormancy/gradient_step``. For other points
+        it is interpolated between measurements; after the last measurement its value is used. Before the first
+        measurement, and in a run without any, it is missing.
     """
     points = read_run(Path(folder))
     for message in points.broken:
@@ -61,7 +61,7 @@ def read_points(folder: Path) -> pd.DataFrame:
 
 
 def read_run(folder: Path) -> RunPoints:
-    """Read the points as :func:`read_points` does, as an Arrow table, with what is broken in place of a warning."""
+    """Read the points as :func:`read_points` does, as an Arrow table. Returns unreadable files without a warning."""
     file = folder / POINTS_FILE
     if not file.exists():
         return _from_events(folder)

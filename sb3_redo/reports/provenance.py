@@ -1,4 +1,4 @@
-"""Says what the runs of a sweep were, from what their folders say."""
+"""Describes the runs of a sweep from their folders."""
 
 import json
 import shlex
@@ -12,10 +12,10 @@ _MOST_VALUES = 12
 
 
 def provenance_of(sweep: SweepRecord) -> dict[str, str]:
-    """Return what was compared, in words: the sweep, its conditions, when and on what it ran, with which versions.
+    """Return a description of the comparison: sweep, conditions, date, machine and versions.
 
     :param sweep: from :func:`~sb3_redo.reports.sweep_folder.read_sweep_folder`
-    :return: heading to words; what no run says is left out
+    :return: headings to texts; unknown facts are left out
     """
     results = [run.result for run in sweep.runs if run.result is not None]
     dates = sorted(date[:16] for run in sweep.runs if isinstance(date := run.about.get("date"), str))
@@ -32,9 +32,9 @@ def provenance_of(sweep: SweepRecord) -> dict[str, str]:
 
 
 def sources_of(sweep: SweepRecord) -> dict[str, str]:
-    """Return the texts that say exactly what was run: the sweep file, the settings that all runs share, a command.
+    """Return the sources of the runs: the sweep file, the shared settings and a command.
 
-    :return: heading to text; what is not known is left out
+    :return: headings to texts; unknown ones are left out
     """
     settings = [{name: json.dumps(value) for name, value in run.settings.items()} for run in sweep.runs]
     shared = set.intersection(*(set(each.items()) for each in settings)) if settings else set()
@@ -56,7 +56,7 @@ def _conditions(sweep: SweepRecord) -> str:
 
 
 def _distinct(words: Iterable[str], between: str = ", ") -> str:
-    """Join words without repeating any; of very many, the first ones and how many more there are."""
+    """Join distinct words. A long list is shortened, with the number of omitted words."""
     found = list(Counter(word for word in words if word))
     more = [f"{len(found) - _MOST_VALUES} more"] if len(found) > _MOST_VALUES else []
     return between.join([*found[:_MOST_VALUES], *more])

@@ -1,4 +1,4 @@
-"""Knows reference scores of environments, which put returns on one scale: 0 is the low end, 1 the high end."""
+"""Holds reference scores of environments, which scale returns: 0 for the low score, 1 for the high one."""
 
 import csv
 import importlib.util
@@ -14,7 +14,7 @@ FRAMES_PER_STEP = 4
 
 @dataclass(frozen=True)
 class Reference:
-    """Holds what returns of one environment are normalised with, and where it is from."""
+    """Holds the reference scores of one environment, and their source."""
 
     low: float
     high: float
@@ -30,7 +30,7 @@ ATARI_SOURCE = "random play and a human player, 30 no-op starts (Mnih et al. 201
 
 
 def reference_of(environment: str) -> Reference | None:
-    """Return the reference scores of an environment, or nothing where there are none.
+    """Return the reference scores of an environment, or ``None``.
 
     >>> reference_of("PongNoFrameskip-v4").normalise([-20.7, 14.6]).tolist()
     [0.0, 1.0]
@@ -39,7 +39,7 @@ def reference_of(environment: str) -> Reference | None:
 
 
 def atari_game(environment: str) -> str | None:
-    """Return ``Pong`` for ``PongNoFrameskip-v4`` and ``ALE/Pong-v5``, nothing for what is no Atari game.
+    """Return ``Pong`` for ``PongNoFrameskip-v4`` and ``ALE/Pong-v5``, ``None`` for other environments.
 
     >>> atari_game("PongNoFrameskip-v4"), atari_game("ALE/Pong-v5"), atari_game("CartPole-v1")
     ('Pong', 'Pong', None)
@@ -49,7 +49,7 @@ def atari_game(environment: str) -> str | None:
 
 
 def game_of(environment: str) -> str:
-    """Return what numbers of an environment are published under.
+    """Return the published name of an environment.
 
     >>> game_of("PongNoFrameskip-v4"), game_of("Ant-v4")
     ('Pong', 'Ant')
@@ -58,7 +58,7 @@ def game_of(environment: str) -> str:
 
 
 def frames_per_step(environment: str) -> int:
-    """Return the game's frames in an environment step: 4 for Atari, where an action is repeated, else 1."""
+    """Return the frames per environment step: 4 for Atari with its action repeat, else 1."""
     return 1 if atari_game(environment) is None else FRAMES_PER_STEP
 
 
@@ -66,8 +66,8 @@ def frames_per_step(environment: str) -> int:
 def atari_references() -> dict[str, Reference]:
     """Return the scores of ``atari_scores.csv`` by game.
 
-    The zoo's table has the 26 games of Atari 100K in a comment only. The file has those, and the others of the 17 games
-    that ReDo was published on.
+    The zoo lists the 26 games of Atari 100K only in a comment. The file has these, and the rest of the 17 games of the
+    ReDo paper.
     """
     with Path(__file__).with_name("atari_scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -76,9 +76,9 @@ def atari_references() -> dict[str, Reference]:
 
 @cache
 def zoo_references() -> dict[str, Reference]:
-    """Return the zoo's own table, by environment; empty where the zoo is not installed.
+    """Return the zoo's own table, by environment; empty if the zoo is not installed.
 
-    Its file is run by itself: importing the package would import torch.
+    Only this file is executed, because importing the package would import torch.
     """
     package = importlib.util.find_spec("rl_zoo3")
     if package is None or package.origin is None:

@@ -1,4 +1,4 @@
-"""Keeps spreadsheets from running what stands in the text of a CSV file."""
+"""Prevents spreadsheets from executing text of a CSV file as formulas."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 
 def neutralised(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table in which no text is a formula to a spreadsheet: an apostrophe stands before such a one.
+    """Return a table without formulas for a spreadsheet: such texts get an apostrophe in front.
 
     >>> neutralised(pd.DataFrame({"a": ["=1+1", "-2", "none"], "b": [-1, -2, -3]})).values.tolist()
     [["'=1+1", -1], ['-2', -2], ['none', -3]]

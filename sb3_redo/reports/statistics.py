@@ -1,8 +1,8 @@
-"""Computes what runs come to, by how much they differ from other runs, and how certain that is.
+"""Computes aggregates of runs, differences between runs, and their intervals.
 
-There is one rule for all tables. With fewer than :data:`FEW_RUNS` runs in a condition, values are means with t
-intervals: a bootstrap of so few runs gives intervals that are too short. From there on they are interquartile means
-with stratified bootstrap intervals.
+All tables follow one rule. With fewer than :data:`FEW_RUNS` runs in a condition, values are means with t intervals,
+because bootstrap intervals of few runs are too short. Otherwise they are interquartile means with stratified bootstrap
+intervals.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ class Estimate:
 
 
 def interquartile_mean(scores: np.ndarray) -> float:
-    """Return the mean of the middle half: a quarter of the scores, rounded down, is left out at either end.
+    """Return the mean of the middle half: a quarter of the scores, rounded down, is left out at each end.
 
-    NaN scores are those of runs that are missing.
+    NaN stands for a missing run.
 
     >>> interquartile_mean(np.array([9.0, 1.0, 2.0, 3.0, -50.0]))
     2.0
@@ -58,7 +58,7 @@ class Interval:
 
 
 def is_few(counts: Sequence[int]) -> bool:
-    """Say whether some condition of a table has so few runs that the whole table has means with t intervals.
+    """Return whether a condition has so few runs that its whole table uses means with t intervals.
 
     :param counts: the number of runs of each condition
     """
@@ -72,7 +72,7 @@ def mean_interval(scores: np.ndarray) -> Interval:
     are those of Satterthwaite (1946). With one environment this is the ordinary t interval.
 
     :param scores: ``[runs]`` or ``[runs, environments]``, NaN where a run is missing
-    :return: with the p-value of a mean of 0. Interval and p-value are NaN where an environment has a single run
+    :return: with the p-value of a mean of 0. Interval and p-value are NaN if an environment has a single run
 
     >>> found = mean_interval(np.array([1.0, 2.0, 3.0]))
     >>> found.value, round(found.low, 3), round(found.high, 3), found.count
@@ -99,12 +99,12 @@ def mean_interval(scores: np.ndarray) -> Interval:
 
 
 def paired_difference(scores: np.ndarray, baseline: np.ndarray, few: bool = True, seed: int = 0) -> Interval:
-    """Compute by how much runs exceed those of a baseline, paired by seed. Runs without a partner are left out.
+    """Compute the difference to a baseline, paired by seed. Runs without a partner are left out.
 
     :param scores: ``[seeds]`` or ``[seeds, environments]``, NaN where a run is missing
-    :param baseline: the same of the baseline: entries at the same place are of the same seed and environment
-    :param few: mean difference, t interval and p-value of the paired t test if so; else the difference of the
-        interquartile means, resampled in pairs
+    :param baseline: the baseline's scores, with the same seeds and environments at the same positions
+    :param few: if true, compute the mean difference, t interval and p-value of the paired t test; else the difference
+        of interquartile means, resampled in pairs
     :param seed: of the resamples
     :return: ``count`` is the number of pairs
     """
@@ -118,7 +118,7 @@ def paired_difference(scores: np.ndarray, baseline: np.ndarray, few: bool = True
     value = interquartile_mean(mine) - interquartile_mean(theirs)
     if np.isfinite(differences).sum(axis=0).max(initial=0) < 2:
         return Interval(value, np.nan, np.nan, count)
-    # The same seed draws the same pairs from both.
+    # With the same seed, both are resampled with the same pairs.
     drawn = _resampled_means(mine, seed, RESAMPLES) - _resampled_means(theirs, seed, RESAMPLES)
     low, high = np.percentile(drawn, _PERCENTILES)
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
@@ -126,13 +126,13 @@ def paired_difference(scores: np.ndarray, baseline: np.ndarray, few: bool = True
 
 
 def probability_of_improvement(scores: np.ndarray, baseline: np.ndarray) -> float:
-    """Compute how probable it is that a run exceeds one of the baseline in the same environment (Agarwal et al. 2021).
+    """Compute the probability that a run exceeds a baseline run of its environment (Agarwal et al. 2021).
 
     This is the Mann-Whitney U statistic over its maximum, the mean over environments. Ties count half.
 
     :param scores: ``[runs]`` or ``[runs, environments]``, NaN where a run is missing
-    :param baseline: the same of the baseline; it may have another number of runs
-    :return: in [0, 1]; NaN where no environment has runs of both
+    :param baseline: the baseline's scores; the number of runs may differ
+    :return: in [0, 1]; NaN if no environment has runs of both
 
     >>> probability_of_improvement(np.array([1.0, 3.0]), np.array([2.0, 0.0]))
     0.75
@@ -146,10 +146,10 @@ def probability_of_improvement(scores: np.ndarray, baseline: np.ndarray) -> floa
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust the p-values of a family of comparisons by the method of Holm (1979).
+    """Adjust the p-values of a family of comparisons by Holm's method (1979).
 
-    :param p_values: of all comparisons of the family; those that are NaN do not count
-    :return: in the same order. Rejecting those of at most 0.05 makes one or more false findings in at most 5 % of cases
+    :param p_values: of all comparisons of the family; NaN is ignored
+    :return: in the same order. Rejecting at 0.05 gives any false finding in at most 5 % of families
 
     >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
     [0.03, 0.06, 0.06]
@@ -163,7 +163,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def score_intervals(scores: np.ndarray, few: bool, seed: int = 0) -> Estimate:
-    """Compute what runs come to at each checkpoint, by the rule of this module.
+    """Compute the aggregate of runs at each checkpoint, by the rule of this module.
 
     :param scores: ``[runs, environments, checkpoints]``, NaN where a run is missing or did not come that far
     :param few: means with t intervals if so, else interquartile means with stratified bootstrap intervals
@@ -178,15 +178,15 @@ def score_intervals(scores: np.ndarray, few: bool, seed: int = 0) -> Estimate:
 def stratified_intervals(scores: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Compute interquartile means over runs and environments, with percentile intervals of a stratified bootstrap.
 
-    Runs are drawn with replacement within each environment (Agarwal et al. 2021). For the same seed of NumPy's
-    global generator, ``rliable.library.get_interval_estimates`` gives the same intervals, where every environment
-    has the same number of runs; here the generator is our own, resamples are drawn at once, and runs may be missing.
-    All checkpoints are resampled alike, so that the interval's edges do not jitter along a curve.
+    Runs are drawn with replacement within each environment (Agarwal et al. 2021). If every environment has the same
+    number of runs, ``rliable.library.get_interval_estimates`` gives the same intervals with the same seed of NumPy's
+    global generator. Here the generator is separate, all resamples are drawn at once, and runs may be missing. All
+    checkpoints use the same resamples, so that intervals are smooth along a curve.
 
     :param scores: ``[runs, environments, checkpoints]``, NaN where a run is missing or did not come that far
     :param seed: of the resamples
-    :param resamples: how many
-    :return: per checkpoint; the interval is NaN where no environment has two runs, which say nothing of the spread
+    :param resamples: number of resamples
+    :return: per checkpoint; the interval is NaN if no environment has two runs
     """
     scores = np.asarray(scores, dtype=np.float64)
     value, low, high = (np.full(scores.shape[2], np.nan) for _ in range(3))
@@ -199,10 +199,10 @@ def stratified_intervals(scores: np.ndarray, seed: int = 0, resamples: int = RES
 
 
 def stacked(of_environments: Sequence[np.ndarray]) -> np.ndarray:
-    """Put the runs of several environments beside each other.
+    """Stack the scores of several environments.
 
     :param of_environments: ``[runs, checkpoints]`` of each
-    :return: ``[runs, environments, checkpoints]``, NaN where an environment has fewer runs than another
+    :return: ``[runs, environments, checkpoints]``, with NaN for missing runs
     """
     shape = (max(map(len, of_environments)), len(of_environments), of_environments[0].shape[1])
     scores = np.full(shape, np.nan)
@@ -215,7 +215,7 @@ def _resampled_means(scores: np.ndarray, seed: int, resamples: int) -> np.ndarra
     """Return the interquartile mean of every resample of scores ``[runs, environments]``."""
     present = np.isfinite(scores)
     counts = present.sum(axis=0)
-    # Present runs first, so that a draw below an environment's count is one of them.
+    # Sorted with present runs first, so that draws below an environment's count select them.
     order = np.argsort(~present, axis=0, kind="stable")
     packed = np.take_along_axis(scores, order, axis=0)[: counts.max(), counts > 0]
     counts = counts[counts > 0]
@@ -224,12 +224,12 @@ def _resampled_means(scores: np.ndarray, seed: int, resamples: int) -> np.ndarra
     return _middle_mean(drawn.reshape(resamples, -1), int(counts.sum()))
 
 
-@lru_cache(maxsize=4)  # the checkpoints of a curve have the same
+@lru_cache(maxsize=4)  # identical for all checkpoints of a curve
 def _draws(counts: tuple[int, ...], seed: int, resamples: int) -> np.ndarray:
-    """Draw which run takes each place: ``[resamples, runs, environments]``."""
+    """Draw the indices of resampled runs: ``[resamples, runs, environments]``."""
     most = max(counts)
     shape = (resamples, most, len(counts))
-    generator = np.random.RandomState(seed)  # rliable's stream, so that its intervals can be compared with
+    generator = np.random.RandomState(seed)  # rliable's random stream, to compare intervals with it
     if min(counts) == most:
         return np.asarray(generator.randint(0, most, shape))
     return np.asarray(generator.random_sample(shape) * counts).astype(np.int64)

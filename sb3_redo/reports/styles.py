@@ -8,16 +8,16 @@ import pandas as pd
 
 from sb3_redo.reports.sweep_folder import CALLBACK, text
 
-# Okabe and Ito's palette, whose colours stay apart for every kind of colour vision.
+# Okabe and Ito's palette. Its colours can be told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _WITHOUT, _WITH, _FURTHER = "--", "-", ("-.", ":")
 
 
 @dataclass(frozen=True)
 class Style:
-    """Says how a condition is drawn; ``label`` is its name, without what all conditions share.
+    """Holds a condition's colour and line; ``label`` is its name without the parts that all conditions share.
 
-    :param key: of its marks in a figure, by which the page switches them off
+    :param key: of its marks in a figure, which the page uses to hide them
     """
 
     label: str
@@ -29,8 +29,8 @@ class Style:
 def styles_of(table: pd.DataFrame) -> dict[str, Style]:
     """Return the style of every condition in a table.
 
-    The colour tells the setting, the line the callback: dashed without recycling, solid with it, then dash-dotted and
-    dotted for further callbacks of either kind. Where callbacks are all that differs, the colour tells them too.
+    The colour shows the setting, and the line shows the callback: dashed without recycling, solid with it, then
+    dash-dotted and dotted for further callbacks. If only callbacks differ, they also have different colours.
     """
     conditions = table.drop_duplicates("condition")
     settings = list(dict.fromkeys(conditions["setting"]))
@@ -50,7 +50,7 @@ def styles_of(table: pd.DataFrame) -> dict[str, Style]:
 
 
 def _colour(number: int) -> str:
-    # The next round begins one colour further: of a grid, a figure shows every second or fourth setting.
+    # Each repetition starts one colour later, because a figure of a grid shows every second or fourth setting.
     return COLOURS[(number + number // len(COLOURS)) % len(COLOURS)]
 
 
@@ -66,7 +66,7 @@ def _lines(kinds: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
 
 
 def short_labels(conditions: list[str]) -> dict[str, str]:
-    """Shorten conditions by the parts that all of them share, and by what an axis is an entry of.
+    """Shorten conditions: remove common parts, and the prefix of a dotted axis.
 
     >>> short_labels(["replay_ratio=1,callback=none", "replay_ratio=1,callback=redo"])
     {'replay_ratio=1,callback=none': 'callback=none', 'replay_ratio=1,callback=redo': 'callback=redo'}

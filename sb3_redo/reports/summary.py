@@ -1,4 +1,4 @@
-"""Words what came out of a sweep: one table, and what it says."""
+"""Writes a sweep's results: one table and its conclusions in words."""
 
 import math
 from typing import Any
@@ -16,12 +16,12 @@ _BETTER = "P(better)"
 
 
 def summary_table(conditions: pd.DataFrame, axes: tuple[str, ...]) -> pd.DataFrame:
-    """Write one row for each condition, in text; what is the same in all rows is left out.
+    """Write one row of text per condition. Columns with equal values are left out.
 
     :param conditions: of :func:`~sb3_redo.reports.outcomes.condition_outcomes`
-    :param axes: of the sweep; those that vary are columns
-    :return: columns ``environment``, the axes, ``n``, ``dormant``, ``return`` (or what else is compared),
-        ``difference``, ``P(better)``, and ``p (Holm)`` where p-values were adjusted. Brackets hold 95 % intervals
+    :param axes: of the sweep; varying ones become columns
+    :return: columns ``environment``, the axes, ``n``, ``dormant``, ``return`` (or another compared quantity),
+        ``difference``, ``P(better)``, and ``p (Holm)`` if p-values were adjusted. Brackets hold 95 % intervals
     """
     if conditions.empty:
         return pd.DataFrame()
@@ -50,9 +50,9 @@ def primary_of_table(conditions: pd.DataFrame) -> str:
 
 
 def findings(conditions: pd.DataFrame, outcomes: pd.DataFrame) -> list[str]:
-    """Return in sentences which condition is best, which differences are more than chance, and what limits this.
+    """Return sentences on the best condition, on differences whose intervals exclude 0, and on limits.
 
-    :param conditions: rows that belong together: of all environments, or of each
+    :param conditions: rows of one block: pooled environments, or one environment
     :param outcomes: of :func:`~sb3_redo.reports.outcomes.run_outcomes`
     """
     if conditions.empty:
@@ -91,9 +91,10 @@ def _of_differences(name: str, compared: pd.DataFrame, apart: pd.DataFrame, labe
 
 
 def caveats(conditions: pd.DataFrame) -> list[str]:
-    """Return in sentences how the numbers were made, and what limits them.
+    """Return sentences on the method of the numbers and on their limits.
 
-    :param conditions: rows that belong together
+    :param conditions: rows of one block
+
     """
     if conditions.empty:
         return []
@@ -135,13 +136,13 @@ def _baseline(compared: pd.DataFrame) -> str:
 
 
 def shown_first(conditions: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the first table: those over all environments, where there are such, else all."""
+    """Return the rows of the first table: pooled over environments if possible, else all."""
     whole = conditions[conditions["environment"] == ALL]
     return whole if len(whole) else conditions
 
 
 def with_interval(row: "pd.Series[Any]", name: str, signed: bool = False) -> str:
-    """Write a value and its interval in as many digits as the interval's width allows.
+    """Write a value and its interval, with digits chosen by the interval's width.
 
     >>> with_interval(pd.Series({"return": 99.08, "return_low": 79.84, "return_high": 125.9}), "return")
     '99 [80, 126]'
@@ -151,7 +152,7 @@ def with_interval(row: "pd.Series[Any]", name: str, signed: bool = False) -> str
         return ""
     width = high - low
     scale = width if np.isfinite(width) and width > 0 else abs(value) or 1.0
-    # Two digits of the interval's width, and four of the value at most.
+    # Two digits of the interval's width, and at most four of the value.
     digits = max(0, min(1 - math.floor(math.log10(scale)), 3 - math.floor(math.log10(max(abs(value), scale)))))
     form = f"{'+' * signed}.{digits}f" if abs(value) < 1e6 else ".3g"
     told = [_unsigned_zero(format(each, form)) for each in (value, low, high)]
@@ -179,7 +180,7 @@ def _probability(value: float, digits: int = 2) -> str:
 
 
 def text_table(table: pd.DataFrame, width: int) -> str:
-    """Write a table for a terminal. Where it would be too wide, the dormant share has no interval.
+    """Write a table for a terminal. If it is too wide, the dormant share has no interval.
 
     :param width: in characters
     """

@@ -1,4 +1,4 @@
-"""Reads the folder of a sweep: which runs were planned, which are there, how far each came."""
+"""Reads the folder of a sweep: planned runs, existing runs and their progress."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -14,12 +14,12 @@ RETURN = "rollout/ep_rew_mean"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Holds what a run folder says; ``name`` is its path below the sweep's folder.
+    """Holds the description of a run; ``name`` is its path below the sweep's folder.
 
     :param condition: axis to value, in the order of the sweep's axes
-    :param result: what ``result.json`` says, for a finished run, or ``outcome.json`` where no sweep has completed it
-    :param failure: what ``failed.json`` says, for a failed run
-    :param about: all that ``run.json`` says
+    :param result: content of ``result.json``, or of ``outcome.json`` if no sweep has completed the run
+    :param failure: content of ``failed.json``, for a failed run
+    :param about: content of ``run.json``
     """
 
     name: str
@@ -40,23 +40,23 @@ class RunRecord:
 
     @property
     def label(self) -> str:
-        """The condition as its folder is named: ``replay_ratio=1,callback=redo``."""
+        """Return the condition as in the folder's name: ``replay_ratio=1,callback=redo``."""
         return _label(self.condition)
 
     @property
     def setting(self) -> str:
-        """The condition without its callback."""
+        """Return the condition without its callback."""
         return _label({axis: value for axis, value in self.condition.items() if axis != CALLBACK})
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """Holds what a sweep's folder says.
+    """Holds the description of a sweep.
 
-    :param planned: names of all planned runs; where no ``sweep.json`` says so, of those that are there
-    :param runs: those whose folder says what it is
-    :param broken: files that could not be read and why
-    :param text: of the sweep file; empty where it is not known
+    :param planned: names of all planned runs; without ``sweep.json``, of the existing ones
+    :param runs: existing runs with a description
+    :param broken: unreadable files with reasons
+    :param text: of the sweep file; empty if unknown
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class SweepRecord:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Names of planned runs that were not begun."""
+        """Return the names of planned runs that have not started."""
         there = {run.name for run in self.runs}
         return tuple(name for name in self.planned if name not in there)
 
@@ -83,10 +83,10 @@ class SweepRecord:
 
 
 def read_sweep_folder(folder: Path, only: Collection[str] | None = None) -> SweepRecord:
-    """Read what a sweep's folder says about its runs. Their points are left for later.
+    """Read the runs of a sweep's folder, without their points.
 
-    :param folder: holds ``sweep.json`` and the run folders; without the former, the runs below it are the sweep
-    :param only: names of the runs that count, as planned; all if not given
+    :param folder: with ``sweep.json`` and run folders; without ``sweep.json``, all runs below it form the sweep
+    :param only: names of the planned runs to read; by default all
     :raises FileNotFoundError: when it holds neither
     """
     folder = Path(folder)
@@ -120,7 +120,7 @@ def read_sweep_folder(folder: Path, only: Collection[str] | None = None) -> Swee
 
 
 def text(value: Any) -> str:
-    """Write a value of an axis as it stands in a condition."""
+    """Write an axis value as in a condition's name."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -181,7 +181,7 @@ _NUMBERS = (
     *(f"final_{name}" for name in ("return", "dormant_fraction", "accuracy", "loss")),
 )
 _LARGEST = {**dict.fromkeys(_NUMBERS, 1e300), **dict.fromkeys(_COUNTS, 2**53)}
-# Columns of tables, of which no axis can have the name.
+# Columns of tables. No axis may have such a name.
 _DESCRIBING = frozenset(("run", "environment", "condition", "seed", "setting", "state", "redo"))
 
 
@@ -190,11 +190,11 @@ def _is_no_count(name: str, value: Any) -> bool:
 
 
 def _read_json(sweep: Path, path: Path, broken: list[str]) -> dict[str, Any] | None:
-    """Read the object in a file; nothing when there is no such file, or when it is broken, which is then noted."""
+    """Read the object in a file. Returns ``None`` without a file, or if it is unreadable, which is recorded."""
     try:
         text = path.read_text()
         contents = json.loads(text)
-        # Of a character that is none, nothing can be written.
+        # Invalid characters could not be written to the report.
         json.dumps(contents, ensure_ascii=False).encode()
         if not isinstance(contents, dict):
             raise ValueError(f"expected an object, got {type(contents).__name__}")

@@ -1,4 +1,4 @@
-"""Gathers all points of a sweep: whole in a Parquet file, thinned in memory for curves."""
+"""Reads all points of a sweep: all into a Parquet file, thinned ones into memory for curves."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ WHOLE_SCHEMA = pa.schema([("run", NAME), ("condition", NAME), *SCHEMA])
 
 @dataclass(frozen=True)
 class Gathered:
-    """Holds what was read: ``curves`` (see :func:`read_curves`), how many points in all, and what was broken."""
+    """Holds ``curves`` (see :func:`read_curves`), the number of all points, and unreadable files."""
 
     curves: pd.DataFrame
     points: int
@@ -32,12 +32,12 @@ class Gathered:
 
 
 def read_curves(sweep: SweepRecord, max_points: int = POINTS_PER_CURVE) -> pd.DataFrame:
-    """Read the curves of all runs as one tidy table, each thinned evenly, its first and last point kept.
+    """Read the curves of all runs as one tidy table. Curves are thinned evenly, with first and last point.
 
-    The return of a finished run ends with that of its ``result.json``: SB3 logs it every four episodes only.
+    A finished run's return ends at the value in ``result.json``, because SB3 logs only every four episodes.
 
     :param sweep: from :func:`~sb3_redo.reports.sweep_folder.read_sweep_folder`
-    :param max_points: of a run and key
+    :param max_points: per run and key
     :return: columns ``run``, ``environment``, ``condition``, ``seed``, the sweep's axes, ``setting`` (the condition
         without its callback), ``redo`` (whether any run of the condition logs recycled neurons), ``finished``,
         ``key``, ``step`` (environment steps), ``gradient_step`` (NaN where unknown), ``value``
@@ -46,7 +46,7 @@ def read_curves(sweep: SweepRecord, max_points: int = POINTS_PER_CURVE) -> pd.Da
 
 
 def gather(sweep: SweepRecord, whole: Path | None, max_points: int = POINTS_PER_CURVE) -> Gathered:
-    """Read every run once, one after the other: thin its curves, and append all its points to a Parquet file.
+    """Read the runs one by one: thin their curves, and append all points to a Parquet file.
 
     :param whole: the Parquet file; its columns are ``run``, ``condition``, ``step``, ``gradient_step``, ``key``,
         ``value``
@@ -69,9 +69,9 @@ def gather(sweep: SweepRecord, whole: Path | None, max_points: int = POINTS_PER_
 
 
 def write_csv(gathered: Gathered, whole: Path, out: Path) -> bool:
-    """Write the points as CSV: all of them up to a million, else evenly thinned ones.
+    """Write the points as CSV: up to a million all of them, else evenly thinned.
 
-    All points of a paper's runs would take gigabytes as text.
+    As text, all points of a paper's runs would take gigabytes.
 
     :param whole: the Parquet file with all of them
     :param out: the file to write
@@ -92,7 +92,7 @@ def write_csv(gathered: Gathered, whole: Path, out: Path) -> bool:
 
 
 def _neutralised(table: pa.Table) -> pa.Table:
-    """Return points in whose texts no spreadsheet sees a formula. Each text is looked at once."""
+    """Return points without formulas for spreadsheets. Each distinct text is checked once."""
     for number, name in enumerate(table.column_names):
         if name in _REPEATED:
             column = table[name].combine_chunks().dictionary_encode()
@@ -110,7 +110,7 @@ def _named(table: pa.Table, run: RunRecord) -> pa.Table:
 
 
 def _thinned(table: pa.Table, run: int, keys: dict[str, int], max_points: int) -> dict[str, np.ndarray]:
-    """Return columns of the points kept of one run; ``keys`` numbers the keys of all runs and grows."""
+    """Return columns of one run's thinned points. Adds new keys to ``keys``, which numbers them."""
     column = table["key"].combine_chunks()
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     known = [keys.setdefault(key, len(keys)) for key in column.dictionary.to_pylist()]
@@ -129,7 +129,7 @@ def _thinned(table: pa.Table, run: int, keys: dict[str, int], max_points: int) -
 
 
 def _ended(part: dict[str, np.ndarray], run: RunRecord, number: int, keys: dict[str, int]) -> dict[str, np.ndarray]:
-    """Put the return that a run ended with behind those that it logged."""
+    """Append a run's final return to its logged returns."""
     result = run.result or {}
     step, value = result.get("num_timesteps"), result.get("final_return")
     key = keys.get(RETURN)

@@ -182,7 +182,7 @@ _AGENTS: dict[type[BaseAlgorithm], Callable[[Any], Agent]] = {
     TD3: partial(_actor_critic, clock="critic", act=lambda actor, observations: actor(observations)),
     PPO: _on_policy,
     A2C: _on_policy,
-    TRPO: partial(_on_policy, by_gradients=False),  # its policy is set by a line search along natural gradients
+    TRPO: partial(_on_policy, by_gradients=False),  # a line search along natural gradients sets its policy
     MaskablePPO: partial(_on_policy, player=MaskedPlayer),
     RecurrentPPO: _recurrent,
 }

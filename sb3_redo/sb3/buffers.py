@@ -1,4 +1,4 @@
-"""Reads observations from a model's replay or rollout buffer, without moving a random stream."""
+"""Reads observations from a model's replay or rollout buffer, without changing a random generator."""
 
 import sys
 import warnings
@@ -37,7 +37,7 @@ def available_batch_size(model: BaseAlgorithm, batch_size: int, consequence: str
     """Return the number of observations per measurement: ``batch_size``, or the rollout's if it has fewer.
 
     :param batch_size: the requested number
-    :param consequence: what follows from fewer, for the warning, with {} for their number
+    :param consequence: effect of fewer observations, for the warning, with {} for their number
     :raises RuntimeError: when there is no buffer, or a replay buffer can never hold that many
     """
     if not has_buffer(model):
@@ -70,7 +70,7 @@ def stored_observations(model: BaseAlgorithm) -> int:
 
 
 def sample_batch(model: BaseAlgorithm, batch_size: int, seed: tuple[int, int]) -> Batch:
-    """Draw stored observations without replacement, as training sees them.
+    """Draw stored observations without replacement, prepared as in training.
 
     Reads the arrays of SB3's buffers: their ``sample()`` draws from NumPy's global generator, and hindsight replay's
     calls the environment. A buffer with its own methods is sampled by them, see

@@ -25,7 +25,7 @@ def gather_batch(
     progress: Callable[[int], Any] | None = None,
     on_episode: Callable[[float], Any] | None = None,
 ) -> Batch:
-    """Run an agent as it explored until it has met ``n`` observations. Changes none of its weights and counters.
+    """Run an agent with its exploration to gather ``n`` observations. Changes no weight or counter.
 
     The environment is seeded, reset and stepped, and its monitor records the episodes. If it is the model's own, a
     following ``learn()`` begins with a new episode from a new seed. Random streams, the policy's modes, the noise
@@ -50,7 +50,7 @@ def gather_batch(
         env.seed(seed)
         with evaluating(model.policy.modules()), unchanged(model.policy, all_parts(model.policy)):
             batch = _run(model, env, n, progress, on_episode)
-        # Reseeded, so that training does not continue with our seed, which is the same in every run.
+        # Reseeded, so that training does not continue with our seed, which is equal in all runs.
         env.seed(integer_seed(None if model.seed is None else (model.seed, seed)))
         if env is model.get_env():
             _begin_anew(model, env)
@@ -97,7 +97,7 @@ def _batch(model: BaseAlgorithm, seen: list[Any], moves: list[Move], n: int) -> 
 
 
 def _begin_anew(model: Any, env: VecEnv) -> None:
-    """Make training continue with a new episode, since its last observation is outdated.
+    """Make training continue with a new episode, because its last observation is outdated.
 
     A model without a last observation resets the environment itself when it learns. LSTM states are cleared at the
     start of an episode anyway.

@@ -13,7 +13,7 @@ _ATTRIBUTE = "dormancy_memory"
 
 
 class Memory:
-    """The memory of a callback, kept on the model as a plain attribute: SB3 saves attributes, but no callback.
+    """Stores a callback's values in an attribute of the model, because SB3 saves attributes but no callbacks.
 
     :param model: gets an attribute ``dormancy_memory``, a dictionary of plain numbers, lists and tensors
     :param owner: identifies the callback among those of the model, also after loading
@@ -40,7 +40,7 @@ class Memory:
 
     @property
     def looked_at(self) -> int | None:
-        """The gradient step of the last check whether a period is over, or ``None`` before the first."""
+        """Return the gradient step of the last check whether a period is over, or ``None`` before the first."""
         value: int | None = self._own["looked_at"]
         return value
 
@@ -50,7 +50,7 @@ class Memory:
 
     @property
     def is_empty(self) -> bool:
-        """Whether this callback has not measured the model yet."""
+        """Return whether this callback has not measured the model yet."""
         return not self._own["dormant"]
 
     def dormant_before(self, report: DormancyReport) -> list[Tensor]:

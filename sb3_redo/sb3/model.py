@@ -49,7 +49,7 @@ def gradient_steps_of(model: BaseAlgorithm) -> int:
 
 
 def is_trained(model: BaseAlgorithm) -> bool:
-    """Return whether a model's weights may differ from those that it was built with."""
+    """Return whether a model's weights may differ from its initial ones."""
     return gradient_steps_of(model) > 0 or model._n_updates > 0
 
 
@@ -118,7 +118,7 @@ def last_observations(model: BaseAlgorithm) -> Batch:
 
 
 _READ: WeakKeyDictionary[nn.Module, list[tuple[Any, Wiring]]] = WeakKeyDictionary()
-"""Policy to its latest wirings, each with the policy's signature at that time."""
+"""Policies to their latest wirings, each with the policy's signature at that time."""
 
 
 def wiring_of(model: BaseAlgorithm, batch: Batch | None = None, exclude: Sequence[str] = ()) -> Wiring:
@@ -138,11 +138,11 @@ def wiring_of(model: BaseAlgorithm, batch: Batch | None = None, exclude: Sequenc
 
 
 def signature_of(model: BaseAlgorithm, batch: Batch) -> Any:
-    """Return what the wiring of a model depends on, see :func:`~sb3_redo.wiring.signature.network_signature`."""
+    """Return a signature of the wiring's inputs, see :func:`~sb3_redo.wiring.signature.network_signature`."""
     agent = agent_of(model)
     try:
         return network_signature(model.policy, agent.forward, batch, agent.optimizers)
-    except Exception:  # reading the network will tell why it does not run
+    except Exception:  # reading the network will raise the error
         return object()
 
 
@@ -170,8 +170,8 @@ def meter_of(
 def initial_weights_of(model: BaseAlgorithm, initial_weights: str = "auto") -> InitialWeights:
     """Return a source of new weights, distributed as in a new policy or as in the model's initialisation by hand.
 
-    Sets the attribute ``initial_weight_samples`` on an untrained model, which is saved with it. Once weights have
-    changed, only these samples tell whether and how they were initialised by hand.
+    Sets the attribute ``initial_weight_samples`` on an untrained model, which is saved with it. After training, only
+    these samples show whether and how weights were initialised by hand.
 
     :param initial_weights: ``fresh`` draws as in a new policy. ``auto`` draws from the untrained model's own weights if
         they were initialised by hand.

@@ -52,7 +52,7 @@ def _is_known(buffer: Any, *methods: str) -> bool:
 def sample_own(
     model: BaseAlgorithm, buffer: Any, rows: np.ndarray, environments: np.ndarray, seed: tuple[int, int]
 ) -> Batch:
-    """Draw observations from a buffer as training does. Changes neither the buffer nor a random stream.
+    """Draw observations from a buffer as training does. Changes neither the buffer nor a random generator.
 
     :param rows: the rows to draw, if the buffer does not choose them
     :param environments: the environment of each row. SB3's replay buffers draw them again.
@@ -86,7 +86,7 @@ def _samples(model: BaseAlgorithm, buffer: Any, rows: np.ndarray, environments: 
 
 
 def _batch(model: BaseAlgorithm, samples: Any, size: int) -> Batch:
-    """Return copies, since buffers may reuse the returned memory."""
+    """Return copies, because buffers may reuse the returned memory."""
 
     def copied(value: Any) -> Tensor:
         return torch.as_tensor(value).detach().clone().to(model.device)

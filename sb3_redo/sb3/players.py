@@ -49,9 +49,9 @@ class Player:
 
 
 class NoiseMatrices:
-    """Redraws the matrices of state-dependent exploration (gSDE, Raffin et al. 2022) when training would.
+    """Redraws the matrices of state-dependent exploration (gSDE, Raffin et al. 2022) as training does.
 
-    That is at the start of every rollout, and every ``sde_sample_freq`` steps within it.
+    Training redraws them at the start of every rollout, and every ``sde_sample_freq`` steps within it.
 
     :param model: any model. Does nothing if it does not use gSDE.
     :param environments: number of environments

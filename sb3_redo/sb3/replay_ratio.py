@@ -1,12 +1,12 @@
-"""Turns a replay ratio into SB3's settings: gradient steps every so many steps of every environment."""
+"""Converts a replay ratio to SB3's settings: ``gradient_steps`` after every ``train_freq`` steps."""
 
 import re
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 LONGEST_ROLLOUT = 1000
-"""Steps between two ``train()`` calls: beyond that a ratio is more likely a rounded number than meant."""
-# A fraction with an exponent of nine digits takes all memory there is.
+"""Largest number of steps between two ``train()`` calls. A longer schedule suggests a rounded ratio."""
+# A fraction with an exponent of nine digits would use up all memory.
 _LONGEST = 30
 _EXPONENT = re.compile(r"[eE]([-+]?\d+)")
 
@@ -15,7 +15,8 @@ class TrainingSchedule(NamedTuple):
     """Holds SB3's two settings.
 
     :param train_freq: steps of every environment between ``train()`` calls
-    :param gradient_steps: in each of these
+    :param gradient_steps: per ``train()`` call
+
     """
 
     train_freq: int
@@ -36,7 +37,7 @@ def training_schedule(replay_ratio: Any, n_envs: int = 1) -> TrainingSchedule:
     TrainingSchedule(train_freq=1, gradient_steps=8)
     """
     try:
-        # By its decimals: 0.1 is one tenth, and not the binary number next to it.
+        # Read as a decimal: 0.1 is one tenth, not the nearest binary number.
         text = str(replay_ratio)
         if len(text) > _LONGEST or ((exponent := _EXPONENT.search(text)) and abs(int(exponent[1])) > _LONGEST):
             raise ValueError
@@ -56,9 +57,9 @@ def training_schedule(replay_ratio: Any, n_envs: int = 1) -> TrainingSchedule:
 
 
 def target_update_interval(target_period: int, train_freq: Any, gradient_steps: int, n_envs: int = 1) -> int:
-    """Return SB3's setting that copies DQN's target network after so many gradient steps.
+    """Return SB3's ``target_update_interval`` for a target period in gradient steps.
 
-    SB3 counts environment steps. The same number of these means other targets at every replay ratio.
+    SB3 counts environment steps, so the same interval means another target period at every replay ratio.
 
     :param target_period: in gradient steps
     :param train_freq: as in SB3, in steps

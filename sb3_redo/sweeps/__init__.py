@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: processes that only start trainings do without torch.
+    # Imported on first access: processes that only start trainings do not need torch.
     if name == "RunFolder":
         return import_module("sb3_redo.sweeps.run_folder").RunFolder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

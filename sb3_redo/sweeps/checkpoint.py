@@ -1,4 +1,4 @@
-"""Saves the state of a training, and restores it in a model that was made anew from the same settings."""
+"""Saves the state of a training, and restores it in a new model with the same settings."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from stable_baselines3.common.save_util import load_from_zip_file, recursive_set
 
 from sb3_redo.sweeps.files import CHECKPOINT, read_json, set_aside, write_json
 
-# Of the command that goes on, not of the one that was stopped: the environment begins a new episode, and clocks start.
+# Taken from the command that continues, not from the stopped one: a new episode begins, and clocks start.
 _OF_THE_PROCESS = frozenset(
     (
         *("policy_class", "policy_kwargs", "observation_space", "action_space", "tensorboard_log", "verbose", "seed"),
@@ -34,18 +34,17 @@ _LOG = logging.getLogger(__name__)
 
 
 def save_checkpoint(folder: Path, model: BaseAlgorithm, notes: dict[str, Any], *, buffer: bool = True) -> None:
-    """Write a training's state. The one before is kept too, and what is older is removed.
+    """Write a training's state. The previous state is kept too; older ones are removed.
 
-    :param folder: of the run
-    :param notes: what else has to be known when it goes on
+    :param folder: the run's folder :param notes: other values to restore
     :param buffer: whether to save the replay buffer too
-    :raises OSError: when it cannot be written; the one before counts then
+    :raises OSError: when it cannot be written; the previous one stays valid
     """
     previous = read_json(folder / CHECKPOINT)
     target = folder / f"checkpoint_{model.num_timesteps}"
     if previous is not None and previous["folder"] == target.name:
         return
-    # Before the new one is written: a full replay buffer takes gigabytes.
+    # Removed before the new one is written, because a full replay buffer takes gigabytes.
     _remove_checkpoints(folder, but=previous)
     target.mkdir(parents=True)
     try:
@@ -56,14 +55,14 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, notes: dict[str, Any], *
             stored = getattr(model, "replay_buffer", None) if buffer else None
             pickle.dump(None if stored is None else _filled(vars(stored), stored), file, protocol=5)
         for path in target.iterdir():
-            with open(path, "r+b") as written:  # or Windows would not flush it
+            with open(path, "r+b") as written:  # opened for writing, because Windows flushes no other files
                 os.fsync(written.fileno())
-        # From here on the new one counts. A kill before leaves the old one, and a folder that the next one removes.
+        # From here on the new one is valid. A kill before leaves the old one valid; the next save removes the rest.
         before = previous and {**previous, "previous": None}
         about = {"folder": target.name, **notes, "checksums": _checksums(target), "previous": before}
         write_json(folder / CHECKPOINT, about)
     except OSError:
-        shutil.rmtree(target, ignore_errors=True)  # it may be what fills the disk
+        shutil.rmtree(target, ignore_errors=True)  # the partial checkpoint may have filled the disk
         raise
 
 
@@ -74,7 +73,7 @@ def _remove_checkpoints(folder: Path, but: dict[str, Any] | None) -> None:
 
 
 def _checksums(folder: Path) -> dict[str, int]:
-    """Return a checksum of every file: pickles do not notice a changed byte."""
+    """Return a checksum of every file, because pickles do not detect a changed byte."""
     sums = {}
     for path in sorted(folder.iterdir()):
         sums[path.name] = 0
@@ -85,7 +84,7 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 
 def _sound_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return what is known of the last checkpoint that can be read; those that cannot are set aside."""
+    """Return the notes of the last readable checkpoint. Rename unreadable ones."""
     try:
         pointer = read_json(folder / CHECKPOINT)
         while pointer is not None:
@@ -93,29 +92,29 @@ def _sound_checkpoint(folder: Path) -> dict[str, Any] | None:
             try:
                 if _checksums(source) == pointer["checksums"]:
                     return pointer
-            except OSError:  # gone, or on a part of the disk that cannot be read
+            except OSError:  # missing, or on an unreadable part of the disk
                 pass
             set_aside(source)
             before = pointer["previous"]
             place = f"the one before it, {before['folder']}" if before else "the start"
-            _LOG.warning("%s cannot be read: it was set aside, and training goes on from %s", source, place)
+            _LOG.warning("%s cannot be read: it was renamed, and training continues from %s", source, place)
             pointer = before
             if pointer is not None:
                 write_json(folder / CHECKPOINT, pointer)
-    except (ValueError, TypeError, KeyError) as error:  # of the file that says which one counts
-        _LOG.warning("%s: it was set aside, and training goes on from the start", error)
+    except (ValueError, TypeError, KeyError) as error:  # the file that names the valid checkpoint
+        _LOG.warning("%s: it was renamed, and training continues from the start", error)
     set_aside(folder / CHECKPOINT)
     return None
 
 
 def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> dict[str, Any] | None:
-    """Bring a fresh model to where the run was when it was last saved. A new episode begins.
+    """Restore a run's last saved state in a new model. A new episode begins.
 
-    Changes the model, its buffer, the statistics of its ``VecNormalize`` and all random streams of the process.
+    Changes the model, its buffer, the statistics of its ``VecNormalize`` and all random generators of the process.
 
     :param folder: of the run
-    :param model: made from the same settings, about to learn
-    :return: the notes that were saved with it, or ``None`` where nothing was saved or nothing of it can be read
+    :param model: a new model with the same settings, before learning
+    :return: the saved notes, or ``None`` if there is no readable checkpoint
     """
     pointer = _sound_checkpoint(folder)
     if pointer is None:
@@ -144,7 +143,7 @@ def restore_checkpoint(folder: Path, model: BaseAlgorithm) -> dict[str, Any] | N
 
 
 def _filled(contents: dict[str, Any], buffer: Any) -> dict[str, Any]:
-    """Return what a buffer holds, without the empty rows. They are most of a large buffer at first."""
+    """Return a buffer's content without empty rows, which are most of a large buffer at first."""
     size = buffer.buffer_size if buffer.full else buffer.pos
     kept: dict[str, Any] = {}
     for name, value in contents.items():
@@ -169,10 +168,10 @@ def _fill(contents: dict[str, Any], saved: dict[str, Any], buffer: Any) -> None:
 
 
 def _end_episode(buffer: Any) -> None:
-    """Mark the last transition as the end of its episode. What is stored next belongs to another one."""
+    """Mark the last transition as the end of its episode. The next one belongs to a new episode."""
     if hasattr(buffer, "truncate_last_trajectory"):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it warns of what is wanted here
+            warnings.simplefilter("ignore", UserWarning)  # its warning is about an intended effect
             buffer.truncate_last_trajectory()
         return
     last = (buffer.pos - 1) % buffer.buffer_size
@@ -194,10 +193,10 @@ def _restore_statistics(model: BaseAlgorithm, saved: dict[str, Any] | None) -> N
 
 
 def _begin_episode(model: BaseAlgorithm) -> None:
-    """Begin an episode, with the statistics that were restored."""
+    """Begin an episode with the restored statistics."""
     env = model.env
     assert env is not None
-    # Or the environment would begin the run's first episodes once more: its own random streams cannot be saved.
+    # Otherwise the environment would repeat the run's first episodes: its random generators cannot be saved.
     env.seed((model.seed or 0) + model.num_timesteps)
     model._last_obs = env.reset()  # type: ignore[assignment]
     statistics = model.get_vec_normalize_env()

@@ -16,23 +16,23 @@ POLICY_KWARGS = "policy_kwargs"
 TARGET_PERIOD = "target_period"
 """Gradient steps between two copies of DQN's target network."""
 INTERVAL = "target_update_interval"
-"""The same in environment steps, as SB3 has it."""
+"""The same in environment steps, as SB3 counts it."""
 
 
 def entry_of(mapping: str, axis: str) -> str | None:
-    """Return the entry that a dotted axis sets: ``activation`` of ``policy_kwargs.activation``, ``None`` of others."""
+    """Return the entry that a dotted axis sets: ``activation`` for ``policy_kwargs.activation``, else ``None``."""
     owner, dot, entry = axis.partition(".")
     return entry if dot and owner == mapping else None
 
 
 def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the zoo's hyper-parameters that a run has in place of a configuration's.
+    """Return the zoo's hyper-parameters by which a run differs from its configuration.
 
     :param algorithm: by the zoo's name
     :param base: the configuration's entry for the environment
     :param changes: hyper-parameters, entries of the policy's such as ``policy_kwargs.activation``, ``replay_ratio``,
         ``target_period`` and ``width``
-    :raises ValueError: on a replay ratio or target period that cannot be had, or a width of a policy that has none
+    :raises ValueError: on an impossible replay ratio or target period, or a width for a policy without one
     """
     entries = {name: value for name, value in changes.items() if entry_of(POLICY_KWARGS, name)}
     found = {
@@ -60,17 +60,17 @@ def hyperparameters(algorithm: str, base: Mapping[str, Any], changes: Mapping[st
 
 
 def _with_entry(policy_kwargs: Any, name: str, value: Any) -> Any:
-    if isinstance(policy_kwargs, str):  # Python, which the zoo evaluates
+    if isinstance(policy_kwargs, str):  # Python text, which the zoo evaluates
         return f"dict({policy_kwargs}, {name}={value!r})"
     return {**(policy_kwargs or {}), name: value}
 
 
 def python_text(value: Any) -> str:
-    """Return a value as Python source without names: the zoo evaluates what ``-params`` is given."""
+    """Return a value as Python source without names, because the zoo evaluates ``-params``."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{python_text(key)}: {python_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # in double quotes, which a shell's single ones leave alone
+        return json.dumps(value, ensure_ascii=False)  # in double quotes, so that a shell command can use single quotes
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(python_text, value)) + "]"
     if isinstance(value, float) and not math.isfinite(value):

@@ -20,13 +20,13 @@ _SECONDS_BEFORE_TRYING_AGAIN = 5.0
 
 @dataclass(frozen=True)
 class Resources:
-    """Limits what the trainings use.
+    """Limits the resources of trainings.
 
-    :param workers: trainings at a time on this machine; as many as it has cores if not given
-    :param address: of a Ray cluster in place of this machine
+    :param workers: trainings at a time on this machine; by default one per core
+    :param address: of a Ray cluster to use instead of this machine
     :param cpus_per_run: share of the cluster's CPUs that a training holds
     :param gpus_per_run: share of its GPUs
-    :param threads: of PyTorch in a training
+    :param threads: PyTorch threads in a training
     """
 
     workers: int | None = None
@@ -38,14 +38,14 @@ class Resources:
 
 @dataclass
 class Standing:
-    """Counts how far a sweep is.
+    """Counts a sweep's progress.
 
-    :param open: runs that wait, the longest first
-    :param running: their names to when they were started
-    :param finished: names, those that were finished before included
-    :param failed: names to what went wrong
+    :param open: waiting runs, the longest first
+    :param running: names of running runs to their start times
+    :param finished: names, with runs that were finished before
+    :param failed: names to error messages
     :param busy: names of runs that another sweep trains
-    :param training_seconds: of all training processes that have ended here
+    :param training_seconds: total time of all training processes that have ended here
     """
 
     open: list[Run]
@@ -57,12 +57,12 @@ class Standing:
 
 
 def execute(sweep: Sweep, out: Path, resources: Resources, watch: Callable[[Standing], Any]) -> Standing:
-    """Train all runs of a sweep that are not finished yet. Those that were stopped go on.
+    """Train all unfinished runs of a sweep. Stopped runs continue.
 
     :param out: the sweep's folder, on a file system that all nodes see
-    :param watch: told about every second how it stands
-    :return: how it ended
-    :raises UsageError: when Ray is not installed, or a run was begun with other settings
+    :param watch: called about every second with the progress
+    :return: the final progress
+    :raises UsageError: when Ray is not installed, or a run has started with other settings
     """
     ray = _import_ray()
     standing = Standing([])
@@ -73,7 +73,7 @@ def execute(sweep: Sweep, out: Path, resources: Resources, watch: Callable[[Stan
         else:
             standing.open.append(run)
     write_json(out / SWEEP, sweep.plan())
-    standing.open.sort(key=lambda run: -run.effort)  # or the longest would be left for last, alone
+    standing.open.sort(key=lambda run: -run.effort)  # so that no long run is left for the end
     if not standing.open:
         watch(standing)
         return standing
@@ -86,10 +86,10 @@ def execute(sweep: Sweep, out: Path, resources: Resources, watch: Callable[[Stan
 
 
 def _import_ray() -> Any:
-    # It would start to report what is used over the network, and to talk about its own tuning.
+    # Otherwise Ray reports usage statistics over the network, and prints hints on its own tuning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # It would let everything else on the machine come first: its own default is 15.
+    # Ray's default is 15: every other process would come first.
     os.environ.setdefault("RAY_worker_niceness", "0")
     with needs("sweep", "a sweep"):
         import ray
@@ -104,7 +104,7 @@ def _connect(ray: Any, resources: Resources) -> None:
     cpus = os.cpu_count() or 1
     if resources.workers is not None:
         cpus = max(1, math.ceil(resources.workers * resources.cpus_per_run))
-    # Not the cluster that an environment variable or an earlier command may name.
+    # Otherwise an environment variable or an earlier command could select another cluster.
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
 
 
@@ -117,7 +117,7 @@ class _Executor:
         self.watch = watch
         self.tasks: dict[Any, Run] = {}
         self.not_before: dict[str, float] = {}
-        # A worker or node that is lost takes no run with it: the task starts again elsewhere, from its checkpoint.
+        # If a worker or node is lost, its task starts again elsewhere, from the run's checkpoint.
         shares = {"num_cpus": resources.cpus_per_run, "num_gpus": resources.gpus_per_run}
         self.remote = ray.remote(**shares, max_retries=-1)(_train)
 
@@ -132,7 +132,7 @@ class _Executor:
             self.watch(self.standing)
 
     def _room(self) -> int:
-        """Return how many trainings the cluster has room for, as large as it is now."""
+        """Return how many trainings fit into the cluster at its current size."""
         available = self.ray.cluster_resources()
         room = available.get("CPU", 0.0) / self.resources.cpus_per_run
         if self.resources.workers is not None:
@@ -158,7 +158,7 @@ class _Executor:
             try:
                 if not is_finished(self.out / run.name):
                     run.describe(self.out, self.resources.threads)
-            except OSError as error:  # a full disk, for instance: others may be on their way to make room
+            except OSError as error:  # for instance a full disk: the other runs continue
                 self.standing.failed[run.name] = f"{error.strerror}: {self.out / run.name}"
                 continue
             command = run.command(self.out, self.resources.threads)
@@ -185,6 +185,6 @@ class _Executor:
 
 
 def _train(folder: str, command: Sequence[str], threads: int, directory: str) -> float:
-    # Paths of the command are as they were typed where the sweep was started.
+    # The command's paths are relative to the folder where the sweep was started.
     os.chdir(directory)
     return train_run(Path(folder), command, threads)

@@ -13,18 +13,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 SWEEP = "sweep.json"
-"""In the sweep's folder: what was planned."""
+"""The plan, in the sweep's folder."""
 RUN = "run.json"
-"""What a run is: its settings, seed, versions and command line."""
+"""A run's settings, seed, versions and command line."""
 PROGRESS = "progress.json"
-"""How far a run is, while it trains."""
+"""A run's progress during training."""
 OUTCOME = "outcome.json"
-"""What came out, written by the training."""
+"""A run's outcome, written by the training."""
 RESULT = "result.json"
-"""The same once the training has ended well and everything else is in its place: written last."""
+"""The same outcome, written last, after the training has succeeded and all other files are complete."""
 FAILED = "failed.json"
 CHECKPOINT = "checkpoint.json"
-"""Which of the folders ``checkpoint_*`` counts."""
+"""The name of the valid folder ``checkpoint_*``."""
 LOG = "log.txt"
 LOCK = "lock"
 """Held by the training."""
@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is there whole or not at all."""
+    """Write a JSON file atomically: it is complete or absent."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     try:
@@ -49,34 +49,34 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """Return the content, or ``None`` where there is no such file.
+    """Return the content, or ``None`` if there is no such file.
 
-    :raises ValueError: when it holds something else, naming the file
+    :raises ValueError: with the file's name, when it is not a JSON object
     """
     try:
         return dict(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, RecursionError, OSError) as error:
-        # What the disk or its owner forbids to read may be sound.
+        # After a permission or disk error the file may still be intact.
         if isinstance(error, OSError) and error.errno not in (errno.EISDIR, errno.ELOOP):
             raise
         raise ValueError(f"{file} cannot be read: it holds no JSON object") from None
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether the folder of a run has a result. One that cannot be read is set aside, and a warning names it."""
+    """Return whether a run's folder has a result. Rename an unreadable one, with a warning."""
     file = folder / RESULT
     try:
         return read_json(file) is not None
     except ValueError as error:
-        _LOG.warning("%s: it was set aside, and the run is not finished", error)
+        _LOG.warning("%s: it was renamed, and the run is not finished", error)
         set_aside(file)
         return False
 
 
 def set_aside(path: Path) -> None:
-    """Rename a file or folder that cannot be read, so that nothing takes it for sound. Nothing happens without it."""
+    """Rename an unreadable file or folder, if it exists, so that nothing uses it."""
     target = path.with_name(f"damaged_{path.name}")
     if os.path.lexists(path):
         shutil.rmtree(target, ignore_errors=True)
@@ -85,25 +85,25 @@ def set_aside(path: Path) -> None:
 
 
 def forget_checkpoint(folder: Path) -> None:
-    """Remove what was saved of a run's training."""
+    """Remove all checkpoints of a run's training."""
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    for checkpoint in folder.glob("*checkpoint_*"):  # those that were set aside, too
+    for checkpoint in folder.glob("*checkpoint_*"):  # renamed ones, too
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 class BusyError(RuntimeError):
-    """Another process works in the folder."""
+    """Says that another process works in the folder."""
 
 
 @contextmanager
 def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Hold a lock of the folder meanwhile. The operating system releases it when the process dies.
+    """Lock the folder in this context. The operating system releases the lock when the process dies.
 
-    :raises BusyError: when somebody else holds it
+    :raises BusyError: when another process holds it
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # The soft locks of filelock are files, which stay behind when a process is killed.
+        # Filelock's soft locks are files, which remain when a process is killed.
         lock = FileLock(folder / name, fallback_to_soft=False).acquire(blocking=False)
     except Timeout:
         raise BusyError(f"another process trains in {folder}") from None
@@ -112,7 +112,7 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 
 def is_busy(folder: Path) -> bool:
-    """Say whether a process works in the folder."""
+    """Return whether a process works in the folder."""
     try:
         with locked(folder):
             return False

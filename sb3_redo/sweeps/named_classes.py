@@ -1,4 +1,4 @@
-"""Looks up what a sweep file names by dotted paths: modules are imported, and only callbacks are made."""
+"""Looks up the dotted paths in a sweep file. Imports modules, and builds only callbacks."""
 
 import importlib
 import inspect
@@ -19,23 +19,23 @@ from sb3_redo.sweeps.zoo_python import UNKNOWN, read_python
 from sb3_redo.validation import one_of
 
 _GIVEN = ("observation_space", "action_space", "lr_schedule", "spaces_and_schedule", "settings", "args", "kwargs")
-"""What policies are not given by name in ``policy_kwargs``."""
+"""Arguments of policies that ``policy_kwargs`` cannot set."""
 _CLASSES = {
     "optimizer_class": Optimizer,
     "features_extractor_class": BaseFeaturesExtractor,
     "activation_fn": nn.Module,
 }
-"""Those settings of policies that are classes."""
+"""Settings of policies whose values are classes."""
 _MOST_NEURONS = 10**6
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def import_named(module: str) -> ModuleType:
-    """Import a module that a file names.
+    """Import a module named in a file.
 
-    Python's own modules are refused, and those that ``python -m`` runs: some do things when they are imported.
+    Refuses Python's own modules and ``__main__`` modules, because importing some of them has effects.
 
-    :raises ValueError: when it is one of these, or cannot be imported
+    :raises ValueError: on a refused module, or when the import fails
     """
     parts = module.split(".") if _PATH.fullmatch(module) else [""]
     if not parts[0] or "__main__" in parts:
@@ -44,7 +44,7 @@ def import_named(module: str) -> ModuleType:
         raise ValueError(f"expected a module of a package that extends the zoo, got {module!r} of Python itself")
     try:
         return importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever it raises while it is imported
+    except (Exception, SystemExit) as error:  # any error of the import
         raise ValueError(f"{module} cannot be imported: {str(error) or type(error).__name__}") from None
 
 
@@ -61,7 +61,7 @@ def _object_named(path: Any, wanted: str) -> Any:
 def class_named(path: Any, base: type) -> type:
     """Return the class of a dotted path, without calling it.
 
-    :raises ValueError: when there is none, or it is no subclass of ``base``
+    :raises ValueError: when there is no such class, or it is not a subclass of ``base``
     """
     found = _object_named(path, f"a subclass of {base.__name__}")
     if not (isinstance(found, type) and issubclass(found, base)):
@@ -70,9 +70,9 @@ def class_named(path: Any, base: type) -> type:
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Make callbacks as the zoo would. What is no subclass of ``BaseCallback`` is never called.
+    """Build callbacks as the zoo does. Calls only subclasses of ``BaseCallback``.
 
-    :raises ValueError: saying why they cannot be made
+    :raises ValueError: with the reason if one cannot be built
     """
     for path, settings in _each(callbacks, "callback"):
         kind = class_named(path, BaseCallback)
@@ -83,7 +83,7 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 def check_wrappers(wrappers: Any) -> None:
-    """Look up wrappers of environments and the names of their settings. None is called.
+    """Look up wrappers of environments and the names of their settings, without calling any.
 
     :raises ValueError: saying what is wrong
     """
@@ -93,7 +93,7 @@ def check_wrappers(wrappers: Any) -> None:
             raise ValueError(f"expected a class or function that wraps an environment, got {path}")
         try:
             signature = inspect.signature(wrapper)
-        except ValueError:  # some of C have none
+        except ValueError:  # some functions written in C have no signature
             continue
         try:
             signature.bind(UNKNOWN, **settings)
@@ -102,7 +102,7 @@ def check_wrappers(wrappers: Any) -> None:
 
 
 def _each(named: Any, what: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield paths and settings of what the zoo makes one after the other."""
+    """Yield the paths and settings of a list of callbacks or wrappers, in the zoo's order."""
     for each in named if isinstance(named, list) else [] if named is None else [named]:
         if isinstance(each, dict) and len(each) != 1:
             raise ValueError(f"expected one {what} with its settings, got {each!r}: check the indentation")
@@ -113,10 +113,10 @@ def _each(named: Any, what: str) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def policy_class(aliases: Mapping[str, type], policy: Any) -> type:
-    """Return the class of a policy, given as the zoo takes it.
+    """Return the class of a policy, given in the zoo's form.
 
-    :param aliases: the algorithm's names of its policies
-    :raises ValueError: when there is none
+    :param aliases: the algorithm's names for its policies
+    :raises ValueError: when there is no such policy
     """
     if isinstance(policy, str) and "." in policy:
         return class_named(policy, BasePolicy)

@@ -17,7 +17,7 @@ from sb3_redo.sweeps.conditions import python_text
 from sb3_redo.sweeps.files import PROGRESS, RUN, is_finished, read_json, set_aside, write_json
 from sb3_redo.validation import UsageError
 
-# Those that sb3_redo.algorithms adds to the zoo's own.
+# Added to the zoo's algorithms by sb3_redo.algorithms.
 OUR_ALGORITHMS = ("double_dqn", "drq", "categorical_dqn")
 
 _LOG = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ class Run:
     :param environment: id
     :param condition: axis to label, in the order of the grid
     :param config: the zoo's configuration
-    :param overrides: hyper-parameters in place of the configuration's, without callbacks
-    :param callbacks: as the zoo lists them
-    :param settings: all hyper-parameters as they are in force, without callbacks
+    :param overrides: hyper-parameters that replace the configuration's, without callbacks
+    :param callbacks: in the zoo's form
+    :param settings: all effective hyper-parameters, without callbacks
     :param save_replay_buffer: whether the zoo saves the replay buffer beside the agent
     """
 
@@ -52,12 +52,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's folder below the sweep's: environment, condition and seed."""
+        """Return the run's folder below the sweep's: environment, condition and seed."""
         return f"{self.environment.replace('/', '-')}/{condition_folder(self.condition)}/seed={self.seed}"
 
     @property
     def replay_ratio(self) -> float | None:
-        """That of the settings; ``None`` where they do not say, as for on-policy algorithms."""
+        """Return the replay ratio of the settings, or ``None`` without one, as for on-policy algorithms."""
         every, made = self.settings.get("train_freq"), self.settings.get("gradient_steps")
         if not isinstance(every, int) or not isinstance(made, int):
             return None
@@ -65,14 +65,14 @@ class Run:
 
     @property
     def effort(self) -> float:
-        """An estimate of how long it takes beside others: its steps, those of a network counting most."""
+        """Estimate its duration relative to other runs from its steps. Gradient steps count most."""
         steps = self.n_timesteps or self.settings.get("n_timesteps", 1)
         ratio = self.replay_ratio
         return float(steps) * (0.25 + (1.0 if ratio is None else ratio)) * float(self.condition.get("width", 1))
 
     @property
     def described(self) -> dict[str, Any]:
-        """All that a run may differ in from others, for TensorBoard's HParams tab."""
+        """Return everything in which runs may differ, for TensorBoard's HParams tab."""
         kwargs = self.settings.get("policy_kwargs")
         width = kwargs.get("width", 1) if isinstance(kwargs, dict) else 1
         ratio = {} if self.replay_ratio is None else {"replay_ratio": self.replay_ratio}
@@ -80,7 +80,7 @@ class Run:
         return {**always, **self.condition, **ratio}
 
     def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
-        """Return the arguments of the zoo's train command. Typing it again goes on where it was stopped.
+        """Return the arguments of the zoo's train command. Repeating the command resumes a stopped run.
 
         :param out: the sweep's folder
         :param threads: of PyTorch
@@ -106,11 +106,11 @@ class Run:
         ]
 
     def command_line(self, out: Path, threads: int = 1) -> str:
-        """Return the command as it can be pasted into a shell."""
+        """Return the command quoted for a shell."""
         return shlex.join(self.command(out, threads))
 
     def check_same(self, out: Path) -> None:
-        """Check that the run is the one that was begun in its folder, if one was.
+        """Check that a run already started in the folder has the same settings.
 
         :raises UsageError: when it was begun with other settings
         """
@@ -118,14 +118,14 @@ class Run:
         try:
             begun = read_json(file)
         except ValueError as error:
-            _LOG.warning("%s: it was set aside", error)
+            _LOG.warning("%s: it was renamed", error)
             set_aside(file)
             begun = None
             if is_finished(file.parent):
-                self.describe(out)  # or no report would know it
-        # Through JSON, which has no tuples and no integer keys.
+                self.describe(out)  # otherwise reports could not identify the run
+        # Compared as JSON, which has no tuples and no integer keys.
         mine = json.loads(json.dumps({**self.settings, "callback": self.callbacks}))
-        theirs = mine if begun is None else begun.get("settings", mine)  # a command typed by hand says nothing of them
+        theirs = mine if begun is None else begun.get("settings", mine)  # absent in commands typed by hand
         if theirs == mine:
             return
         theirs = theirs if isinstance(theirs, dict) else {}
@@ -135,7 +135,7 @@ class Run:
         )
 
     def describe(self, out: Path, threads: int = 1) -> None:
-        """Write down what the run is."""
+        """Write the run's description."""
         describe_run(
             out / self.name,
             environment=self.environment,
@@ -157,7 +157,7 @@ def condition_folder(condition: dict[str, Any]) -> str:
 def describe_run(
     folder: Path, *, environment: str, algorithm: str, condition: dict[str, Any], seed: int, **more: Any
 ) -> None:
-    """Write down what a run is: ``run.json``, from which a report knows it."""
+    """Write a run's description, ``run.json``, for reports."""
     about = {"environment": environment, "algorithm": algorithm, "condition": condition, "seed": seed}
     versions = {"python": sys.version.split()[0], "sb3-redo": __version__} | {name: version(name) for name in _PACKAGES}
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -165,7 +165,7 @@ def describe_run(
 
 
 def machine() -> dict[str, Any]:
-    """Describe what this process runs on: system, processor, cores and, once it was used, GPU. Names no host."""
+    """Describe this machine without its name: system, processor, cores and, once used, the GPU."""
     found = {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -183,9 +183,9 @@ def _processor() -> str:
 
 
 def progress_of(folder: Path) -> tuple[int, int]:
-    """Return the environment steps made, and those to be made where that is known yet, else 0."""
+    """Return the environment steps made, and the total to be made (0 while unknown)."""
     try:
         told = read_json(folder / PROGRESS) or {}
         return int(told.get("num_timesteps", 0)), int(told.get("of", 0))
-    except (ValueError, TypeError):  # the next one that the training writes can be read
+    except (ValueError, TypeError):  # the training soon writes the file again
         return 0, 0

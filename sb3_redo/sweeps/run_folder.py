@@ -1,4 +1,4 @@
-"""Lets an ordinary training be killed at any moment and go on by the same command."""
+"""Makes an ordinary training resumable: after a kill at any time, the same command continues it."""
 
 import time
 from collections.abc import Sequence
@@ -28,16 +28,15 @@ _SECONDS_BETWEEN_PROGRESS = 2.0
 
 
 class RunFolder(BaseCallback):
-    """Keeps a training's points, checkpoints and outcome in one folder, and goes on from there when started again.
+    """Keeps a training's points, checkpoints and outcome in one folder, and resumes the training from there.
 
-    It has to be the first callback of the list, so that those behind it see the restored model. Training is bit for bit
-    what it is without this callback until it is stopped. After that a new episode begins.
+    Put it first in the list, so that later callbacks see the restored model. Until it is stopped, training equals
+    training without this callback bit for bit. After resuming, a new episode begins.
 
-    :param folder: of this run alone; made if need be
-    :param condition: name to value of what the run differs in from others, for TensorBoard's HParams tab
-    :param checkpoint_minutes: how often the state of the training is saved, replay buffer included
-    :param axes: those names in the condition by which reports tell runs apart; all but environment and algorithm if
-        not given
+    :param folder: for this run alone; created if needed
+    :param condition: name to value of each difference to other runs, for TensorBoard's HParams tab
+    :param checkpoint_minutes: minutes between saves of the training's state, with its replay buffer
+    :param axes: names in ``condition`` by which reports distinguish runs; by default all but environment and algorithm
     :raises TypeError: on a setting of the wrong type
     :raises ValueError: on a setting out of range
     """
@@ -66,12 +65,12 @@ class RunFolder(BaseCallback):
         if is_finished(self.folder):
             self._held.close()
             raise RuntimeError(f"{self.folder} holds a finished run: remove it to train again")
-        (self.folder / OUTCOME).unlink(missing_ok=True)  # of a shorter training
+        (self.folder / OUTCOME).unlink(missing_ok=True)  # left by a shorter training
         if not (self.folder / RUN).exists():
             self._describe()
         notes = restore_checkpoint(self.folder, self.model)
         if notes is None:
-            # Of a training that was killed before anything was saved.
+            # Left by a training that was killed before its first save.
             for file in self.folder.glob("events.out.tfevents.*"):
                 file.unlink()
         notes = notes or {}
@@ -82,7 +81,7 @@ class RunFolder(BaseCallback):
         self._tell()
 
     def _describe(self) -> None:
-        """Describe a training that was typed by hand; a sweep describes its own."""
+        """Describe a training that was typed by hand. A sweep describes its own runs."""
         from rl_zoo3.utils import ALGOS
 
         name = next((name for name, kind in ALGOS.items() if type(self.model) is kind), type(self.model).__name__)
@@ -97,14 +96,14 @@ class RunFolder(BaseCallback):
     def _environment_id(self) -> str:
         try:
             (spec,) = self.training_env.get_attr("spec", indices=0)
-        except AttributeError:  # an environment of one's own need not have any
+        except AttributeError:  # custom environments may have none
             spec = None
         return str(spec.id) if spec else "unknown"
 
     def _open_tensorboard(self, purge_step: int | None) -> None:
-        """Write all points into the folder too.
+        """Also write all points into the folder.
 
-        :param purge_step: points from this step on were written by a training that was killed, and do not count
+        :param purge_step: points from this step on are discarded: a killed training wrote them
         """
         self._output = TensorBoardOutputFormat.__new__(TensorBoardOutputFormat)
         self._output.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
@@ -115,7 +114,7 @@ class RunFolder(BaseCallback):
     def _hyper_parameters(self) -> HParam:
         plain = (bool, int, float, str)
         values = {name: value if isinstance(value, plain) else str(value) for name, value in self.condition.items()}
-        # TensorBoard shows metrics only where scalars of the same tags exist, which _finish() writes.
+        # TensorBoard shows metrics only if scalars with the same tags exist. _finish() writes them.
         return HParam({**values, "seed": self.model.seed or 0}, {FINAL_RETURN: 0.0, FINAL_FRACTION: 0.0})
 
     def _write(self, values: dict[str, Any]) -> None:
@@ -123,7 +122,7 @@ class RunFolder(BaseCallback):
         self._output.write(values, dict.fromkeys(values, ("",)), self.model.num_timesteps)
 
     def _on_rollout_start(self) -> None:
-        # Here everything that was collected is stored, and everything that was due is trained.
+        # At this point all collected transitions are stored, and all due gradient steps are made.
         now = time.monotonic()
         if now - self._saved_at >= 60 * self.checkpoint_minutes:
             self._save()
@@ -151,8 +150,8 @@ class RunFolder(BaseCallback):
         if self._output is None:
             return
         if self.model.num_timesteps < self.model._total_timesteps and not self._stopped_early:
-            # The zoo calls this once more whatever happens. Once alone means Ctrl-C or an exception, amid a rollout or
-            # a gradient step: the last checkpoint is where the run goes on. Twice means that a callback ended it.
+            # The zoo always calls this once more. A single call means Ctrl-C or an exception within a rollout or a
+            # gradient step: the run resumes from the last checkpoint. Two calls mean that a callback ended it.
             self._stopped_early = True
             return
         self._finish()
@@ -166,7 +165,7 @@ class RunFolder(BaseCallback):
         self.logger.output_formats.remove(self._output)
         self._output = None
         self._tell()
-        # To come back to should the zoo not come to save the agent.
+        # Saved in case the zoo fails to save the agent.
         self._save(buffer=False)
         write_json(self.folder / OUTCOME, outcome)
         self._held.close()
@@ -175,7 +174,7 @@ class RunFolder(BaseCallback):
         return [found for found in callbacks_in(self.locals.get("callback")) if isinstance(found, MonitoringCallback)]
 
     def _latest_fraction(self) -> float | None:
-        """Return the dormant fraction of the last measurement, which may be one before the run was stopped."""
+        """Return the dormant fraction of the last measurement, also from before the run was stopped."""
         report = next((callback.report for callback in self._ours() if callback.report is not None), None)
         return self._fraction if report is None else report.dormant_fraction
 

@@ -28,28 +28,29 @@ from sb3_redo.sweeps.warm_process import IN_CHILD, Starter
 _TAIL = 4000
 _LITTLE_SPACE = 100_000  # bytes
 
-# Those that differ from run to run, and that nothing reads while it is loaded.
+# These differ between runs, and no library reads them while it is loaded.
 _HARMLESS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "RAY_JOB_ID", "RAY_TASK_ID")
 
 _STARTERS: dict[frozenset[tuple[str, str]], Starter] = {}
 
 
 def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
-    """Run a command that trains into a folder, and complete the folder when it has ended well.
+    """Run a training command, and complete its folder after success.
 
-    :param folder: of the run
+    :param folder: the run's folder
+
     :param command: the zoo's train command with a :class:`~sb3_redo.sweeps.RunFolder`
-    :param threads: of whatever computes in parallel
-    :return: the seconds that the process ran; 0 where the training was complete already
+    :param threads: of all parallel libraries
+    :return: the seconds that the process ran; 0 if the training was already complete
     :raises BusyError: when another process trains there
-    :raises RuntimeError: when the command failed, in one line: where its log is, and how that ends
+    :raises RuntimeError: when the command failed, with the log's path and last line
     """
     with locked(folder, SWEEP_LOCK):
         if is_finished(folder):
             return 0.0
-        if is_busy(folder):  # somebody typed the command
+        if is_busy(folder):  # started by hand
             raise BusyError(f"another process trains in {folder}")
-        # Also where a training came to its end before: the zoo may not have saved the agent.
+        # Run also after a complete training, because the zoo may not have saved the agent.
         for old in (FAILED, OUTCOME):
             (folder / old).unlink(missing_ok=True)
         started = time.monotonic()
@@ -58,21 +59,21 @@ def train_run(folder: Path, command: Sequence[str], threads: int) -> float:
         if code != 0 or not (folder / OUTCOME).exists():
             tail = (folder / LOG).read_text(errors="replace")[-_TAIL:]
             if shutil.disk_usage(folder).free < _LITTLE_SPACE:
-                tail += f"\nno space is left on the disk of {folder}: the same command goes on when there is"
+                tail += f"\nno space is left on the disk of {folder}: free some and run the same command again"
             with suppress(OSError):
                 write_json(folder / FAILED, {"exit_code": code, "log_tail": tail})
-            last = (tail.strip().splitlines() or ["nothing was said"])[-1]
+            last = (tail.strip().splitlines() or ["no output"])[-1]
             raise RuntimeError(f"exit code {code}: {last} ({folder / LOG})")
         write_points(folder)
         forget_checkpoint(folder)
-        # Last of all: whoever sees it can rely on everything else.
+        # Written last: it marks the folder as complete.
         os.replace(folder / OUTCOME, folder / RESULT)
         return seconds
 
 
 def _run(folder: Path, command: Sequence[str], threads: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    # What it computes with may depend on this, so that the printed command is told it too.
+    # Results may depend on this, so the printed command gets it too.
     environment = {**os.environ, **thread_variables(threads)}
     _, option, *arguments = command
     if option == "-m" and Starter.AVAILABLE:
@@ -81,7 +82,7 @@ def _run(folder: Path, command: Sequence[str], threads: int) -> int:
             return starter.run(arguments, folder / LOG, environment)
         except BaseException:
             starter.kill()
-            while is_busy(folder):  # the training ends a moment later, and lets go of its folder then
+            while is_busy(folder):  # the training soon ends and releases its folder
                 time.sleep(0.01)
             raise
     with open(folder / LOG, "ab") as log:
@@ -102,7 +103,7 @@ def _run(folder: Path, command: Sequence[str], threads: int) -> int:
 
 
 def _starter(environment: Mapping[str, str]) -> Starter:
-    # Libraries read some variables when they are loaded, the number of threads for instance.
+    # Libraries read some variables when they are loaded, such as the number of threads.
     key = frozenset((name, value) for name, value in environment.items() if name not in _HARMLESS)
     starter = _STARTERS.get(key)
     if starter is None or not starter.alive:
@@ -114,5 +115,5 @@ def _starter(environment: Mapping[str, str]) -> Starter:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """Return environment variables that keep a process to so many threads."""
+    """Return environment variables that limit a process to a number of threads."""
     return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}

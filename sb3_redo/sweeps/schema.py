@@ -27,7 +27,7 @@ _LIMITS = {
     "minProperties": "at least {} value",
     "maxProperties": "a single name with its settings",
 }
-# Or 1.0 would be a seed, which no command line takes for one.
+# Otherwise 1.0 would pass as a seed, which command lines refuse.
 _TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
     "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
 )
@@ -37,9 +37,9 @@ _Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
 
 
 def check_form(document: Document, schema_file: Path) -> None:
-    """Check that a document has the keys and kinds of values that its JSON Schema allows.
+    """Check a document's keys and kinds of values against a JSON Schema.
 
-    A ``description`` in the schema says what is expected in place of the validator's own words.
+    A ``description`` in the schema replaces the validator's words for an expected value.
 
     :raises UsageError: naming the file's line
     """
@@ -47,7 +47,7 @@ def check_form(document: Document, schema_file: Path) -> None:
     errors = list(_Validator(schema).iter_errors(document.content))
     if not errors:
         return
-    # A misspelt key is two errors, and the one that says so comes first.
+    # A misspelt key gives two errors. The clearer one comes first.
     error = min(errors, key=lambda error: (error.validator == "required", len(error.absolute_path), error.message))
     location: Location = tuple(error.absolute_path)
     if error.validator == "additionalProperties":
@@ -64,7 +64,7 @@ def check_form(document: Document, schema_file: Path) -> None:
 
 
 def _expected(error: Any) -> str:
-    """Return what the schema wants, in words of YAML's users."""
+    """Return the expected value in plain words."""
     if error.validator in ("oneOf", "type") and "description" in error.schema:
         return str(error.schema["description"])
     if error.validator == "type":

@@ -1,4 +1,4 @@
-"""Reads sweep files whose runs are programs of this package, with settings of one class."""
+"""Reads sweep files for programs of this package, with one class of settings."""
 
 import json
 from abc import abstractmethod
@@ -12,10 +12,10 @@ from sb3_redo.sweeps.sweep_reader import SweepReader
 
 @dataclass(frozen=True)
 class ProgramRun(Run):
-    """Describes one seed of one condition, which a program of this package trains.
+    """Describes one seed of one condition, trained by a program of this package.
 
     :param program: the module that ``python -m`` runs
-    :param gradient_steps: of the whole training
+    :param gradient_steps: in the whole training
     """
 
     program: str = ""
@@ -23,11 +23,11 @@ class ProgramRun(Run):
 
     @property
     def effort(self) -> float:
-        """Its gradient steps, of which each takes about as long."""
+        """Return its gradient steps, which take about equal times."""
         return float(self.gradient_steps)
 
     def command(self, out: Path, threads: int = 1, python: str = "python") -> list[str]:
-        """Return the arguments of the command that trains it. Typing it again begins anew where it was stopped.
+        """Return the arguments of the training command. Repeating it after a stop starts anew.
 
         :param out: the sweep's folder
         :param threads: of PyTorch
@@ -40,17 +40,17 @@ class ProgramRun(Run):
 
 
 class SettingsReader(SweepReader):
-    """Makes runs of a sweep file whose settings are those of one class."""
+    """Builds runs from a sweep file with one class of settings."""
 
     settings_class: ClassVar[Any]
     program: ClassVar[str]
     """See :class:`ProgramRun`."""
     run_class: ClassVar[type[ProgramRun]] = ProgramRun
     other_axes: ClassVar[tuple[str, ...]] = ()
-    """Axes that are no settings."""
+    """Axes that are not settings."""
 
     def check(self) -> None:
-        """Check the names of settings. Their values are checked when runs are made of them."""
+        """Check the names of settings. Values are checked when runs are built."""
         names = self.settings_class.names()
         for name in self.settings:
             self._check_named(name, names, "settings", name)
@@ -62,11 +62,11 @@ class SettingsReader(SweepReader):
         try:
             steps = self.settings_class.of(settings).gradient_steps
         except (TypeError, ValueError) as error:
-            name = str(error).split()[0]  # with which every such message begins
+            name = str(error).split()[0]  # every such message begins with it
             raise self.document.error(str(error), ("grid" if name in self.axes else "settings", name)) from None
         more: dict[str, Any] = {"program": self.program, "gradient_steps": steps}
         return self.run_class(self.algorithm, environment, condition, seed, "", settings, [], settings, **more)
 
     @abstractmethod
     def _settings_of(self, environment: str, condition: dict[str, Any], seed: int) -> dict[str, Any]:
-        """Return the settings of one run; they are checked by the caller."""
+        """Return the settings of one run, not yet checked."""

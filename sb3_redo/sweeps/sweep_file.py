@@ -17,10 +17,10 @@ from sb3_redo.validation import positive_integer
 class Sweep:
     """Describes a checked sweep.
 
-    :param name: the file's
+    :param name: the file's name
     :param axes: name of each axis to its labels
     :param runs: all of them, in the order of environments, grid and seeds
-    :param text: of the file
+    :param text: the file's content
     """
 
     name: str
@@ -33,17 +33,17 @@ class Sweep:
     text: str = field(default="", repr=False)
 
     def plan(self) -> dict[str, Any]:
-        """Return what is written into the sweep's folder."""
+        """Return the content of ``sweep.json``."""
         return {**vars(self), "runs": [run.name for run in self.runs]}
 
 
 def read_sweep_file(file: Path, seeds: int | None = None, readers: Iterable[type[SettingsReader]] = ()) -> Sweep:
-    """Read a sweep file and check all that can be checked without training.
+    """Read a sweep file, and check everything that needs no training.
 
-    Imports SB3, the zoo and whatever registers the environments.
+    Imports SB3, the zoo and the modules that register environments.
 
-    :param seeds: how many, counted from 0, in place of the file's
-    :param readers: of files whose ``algorithm`` is no agent's
+    :param seeds: number of seeds, from 0, instead of the file's
+    :param readers: for values of ``algorithm`` that are not agents
     :raises UsageError: naming the file's line
     """
     document = Document(file)

@@ -1,4 +1,4 @@
-"""Holds the base of the readers of sweep files."""
+"""Defines the base class of sweep file readers."""
 
 import itertools
 import math
@@ -12,20 +12,20 @@ from sb3_redo.sweeps.schema import check_form
 from sb3_redo.sweeps.yaml_document import Document
 from sb3_redo.validation import one_of
 
-_MOST_RUNS = 10_000  # far more than any paper's
-_LONGEST_NAME = 255  # of file systems
+_MOST_RUNS = 10_000  # far more than in any paper
+_LONGEST_NAME = 255  # limit of file systems
 
 
 class SweepReader(ABC):
-    """Makes the runs of a sweep file of one kind.
+    """Builds the runs of one kind of sweep file.
 
-    :raises UsageError: when the file does not have the form of ``schema``, naming the file's line
+    :raises UsageError: with the file's line, when the file does not match ``schema``
     """
 
     schema: ClassVar[Path]
-    """The JSON Schema of such files."""
+    """The JSON Schema of these files."""
     algorithm: str
-    """The file's own name for what is trained."""
+    """The value of ``algorithm`` in the file."""
 
     def __init__(self, document: Document):
         check_form(document, self.schema)
@@ -39,13 +39,13 @@ class SweepReader(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Check names and values, as far as that needs no run.
+        """Check names and values, as far as possible without runs.
 
         :raises UsageError: naming the file's line
         """
 
     def runs(self) -> list[Run]:
-        """Make all runs, in the order of environments, grid and seeds."""
+        """Build all runs, in the order of environments, grid and seeds."""
         of_each = [self.content["environments"], *self.axes.values(), self.content["seeds"]]
         if (count := math.prod(map(len, of_each))) > _MOST_RUNS:
             raise self.document.error(f"expected at most {_MOST_RUNS:,} runs, got {count:,}", ("grid",))
@@ -60,7 +60,7 @@ class SweepReader(ABC):
         ]
 
     def _check_folder(self, name: str) -> None:
-        """Check that a file system takes the name of a condition's folder."""
+        """Check that the name of a condition's folder is valid on file systems."""
         if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
             wanted = f"labels that make up the name of a folder, at most {_LONGEST_NAME} bytes in all"
             raise self.document.error(f"expected {wanted}, got {name!r}", ("grid",))

@@ -1,4 +1,4 @@
-"""Reads sweep files of agents that the zoo trains."""
+"""Reads sweep files for the zoo's agents."""
 
 import inspect
 import itertools
@@ -27,7 +27,7 @@ _SCHEDULE = ("train_freq", "gradient_steps")
 
 
 class TrainingReader(SweepReader):
-    """Makes runs of a document that has the right form."""
+    """Builds runs from a document of the right form."""
 
     schema = Path(__file__).with_name("sweep_schema.json")
 
@@ -35,11 +35,11 @@ class TrainingReader(SweepReader):
         super().__init__(document)
         self.algorithm: str = self.content["algorithm"]
         self.per: dict[str, dict[Any, dict[str, Any]]] = self.content.get("per", {})
-        # Relative to the sweep file, but named as it would be typed where the command is.
+        # Relative to the sweep file, but named relative to the current folder.
         self.config = os.path.relpath(document.file.parent / self.content["config"])
 
     def check(self) -> None:
-        """Check names, values, environments and callbacks against those that the zoo knows.
+        """Check names, values, environments and callbacks against the zoo's.
 
         :raises UsageError: naming the file's line
         """
@@ -61,13 +61,13 @@ class TrainingReader(SweepReader):
             complaint = f"{self.algorithm} has no replay buffer: it is on-policy"
             raise self.document.error(complaint, ("save_replay_buffer",))
         if "n_timesteps" in self.content and "n_timesteps" in {**self.settings, **self.axes}:
-            raise self.document.error("n_timesteps stands here and among the settings: give it once", ("n_timesteps",))
+            raise self.document.error("n_timesteps is set here and among the settings: give it once", ("n_timesteps",))
         for environment in self.content["environments"]:
             self._base(environment)
         self._check_callbacks()
 
     def _check_target_period(self) -> None:
-        # All others that have one move their targets at every gradient step, at any replay ratio.
+        # All other algorithms with a target update it at every gradient step, at any replay ratio.
         if "exploration_fraction" not in self.parameters:
             if TARGET_PERIOD in self.content:
                 complaint = f"{self.algorithm} copies no target network: leave {TARGET_PERIOD} out"
@@ -114,7 +114,7 @@ class TrainingReader(SweepReader):
             entry = isinstance(axis, str) and (entry_of(CALLBACK, axis) or entry_of(POLICY_KWARGS, axis))
             if not entry or not entry.isidentifier() or iskeyword(entry):
                 self._check_named(axis, (REPLAY_RATIO, WIDTH, CALLBACK, *known), "grid", axis)
-            # A list's values are found by their numbers, a mapping's by their labels.
+            # Values of a list have positions, values of a mapping have labels.
             places = values if isinstance(self.content["grid"][axis], dict) else itertools.count()
             for place, value in zip(places, values.values(), strict=False):
                 self._check_value(axis, value, "grid", axis, place)
@@ -148,7 +148,7 @@ class TrainingReader(SweepReader):
 
     @cached_property
     def _entries(self) -> Document:
-        # The zoo runs any other file as Python.
+        # The zoo executes any other file as Python.
         if Path(self.config).suffix not in (".yml", ".yaml"):
             raise self.document.error(f"expected a .yml file, got {self.config!r}", ("config",))
         try:
@@ -156,14 +156,14 @@ class TrainingReader(SweepReader):
         except UsageError as error:
             raise self.document.error(str(error), ("config",)) from None
         if not isinstance(document.content, dict):
-            raise self.document.error(f"{self.config} cannot be read: it is no mapping", ("config",))
+            raise self.document.error(f"{self.config} cannot be read: it is not a mapping", ("config",))
         return document
 
     def _base(self, environment: str) -> dict[str, Any]:
         return dict(self._checked(self._entry_of(environment)))
 
     def _entry_of(self, environment: str) -> str:
-        """Return the name of the configuration's entry for an environment, found as the zoo finds it."""
+        """Return the name of the configuration's entry for an environment, by the zoo's rules."""
         from rl_zoo3.exp_manager import ExperimentManager
 
         names = (environment, "atari" if ExperimentManager.is_atari(environment) else "default")
@@ -174,7 +174,7 @@ class TrainingReader(SweepReader):
 
     @cache  # noqa: B019  a reader is gone with its file
     def _checked(self, name: str) -> dict[str, Any]:
-        """Return an entry of the configuration, whose settings are ones of the algorithm or of the zoo."""
+        """Return an entry of the configuration. Checks that all settings belong to the algorithm or the zoo."""
         entry = self._entries.content[name]
         if not isinstance(entry, dict):
             raise self._entries.error(f"expected a mapping of settings, got {entry!r}", (name,))
@@ -195,9 +195,9 @@ class TrainingReader(SweepReader):
                 raise self.document.error(complaint, ("grid", CALLBACK, label))
 
     def runs(self) -> list[Run]:
-        """Make all runs, each in a folder of its own and with callbacks that can be made."""
+        """Build all runs. Checks that their folders differ and that their callbacks can be built."""
         runs = super().runs()
-        # On some file systems names that differ in case alone, or in how accents are written, are one.
+        # Some file systems treat names as equal if they differ only in case, or in the encoding of accents.
         names = Counter(unicodedata.normalize("NFC", run.name).casefold() for run in runs)
         twin = next((name for name, count in names.items() if count > 1), None)
         if twin is not None:
@@ -208,9 +208,9 @@ class TrainingReader(SweepReader):
         return runs
 
     def _check_labels(self, axis: str, runs: list[Run]) -> None:
-        """Check that each label of an axis has runs of its own, and that settings of callbacks have a callback."""
+        """Check that each label of an axis has different runs, and that callbacks exist for settings."""
         if entry_of(CALLBACK, axis) and not any(map(_kinds_of_ours, runs)):
-            raise self.document.error("no run has a callback of sb3_redo whose setting this could be", ("grid", axis))
+            raise self.document.error("no run has a callback of sb3_redo with this setting", ("grid", axis))
         trained: dict[str, Hashable] = {}
         for label in self.axes[axis]:
             mine = [run for run in runs if run.condition[axis] == label]
@@ -224,11 +224,11 @@ class TrainingReader(SweepReader):
             for name in of_callbacks:
                 if not there or ("." in str(name) and name not in there):
                     raise self.document.error(
-                        "no run of these has such a callback", ("per", axis, label, CALLBACK, name)
+                        "none of these runs has such a callback", ("per", axis, label, CALLBACK, name)
                     )
 
     def _check_adjusted(self, runs: list[Run]) -> None:
-        """Check the callbacks of a configuration, and those that ``per`` has changed, and the policies' settings."""
+        """Check the callbacks of a configuration, also as changed by ``per``, and the policies' settings."""
         first = {repr(run.callbacks): run for run in reversed(runs)}.values()
         for run in first:
             complaint = _complaint_about(check_callbacks, run.callbacks)
@@ -243,9 +243,9 @@ class TrainingReader(SweepReader):
                     raise self._error_of(run, POLICY_KWARGS, f"the policy of {run.name}: {complaint}")
 
     def _error_of(self, run: Run, owner: str, message: str) -> UsageError:
-        """Return an error at the axis, the setting or the configuration that a run has a mapping's entries from."""
+        """Return an error that points to the source of a run's mapping: axis, setting or configuration."""
         where: list[tuple[Hashable, ...]] = [("grid", axis) for axis in self.axes if entry_of(owner, axis)]
-        # What stands on the callback axis itself was checked before.
+        # The callback axis itself is already checked.
         where += [("grid", owner)] if owner in self.axes and owner != CALLBACK else []
         where += [("per",)] if any(owner in changed for each in self.per.values() for changed in each.values()) else []
         where += [("settings", owner)] if owner in self.settings else []
@@ -295,12 +295,12 @@ class TrainingReader(SweepReader):
 
     @cached_property
     def _schedule(self) -> dict[str, Any]:
-        """What makes a replay ratio, by the algorithm's defaults."""
+        """Return the algorithm's default settings for the replay ratio."""
         defaults = {name: self.parameters[name].default for name in _SCHEDULE if name in self.parameters}
         return {name: default for name, default in defaults.items() if isinstance(default, int)}
 
     def _in_force(self, base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-        """Return all hyper-parameters of a run, with the algorithm's defaults for what makes a replay ratio."""
+        """Return all hyper-parameters of a run, with the algorithm's defaults for the replay ratio."""
         length = {"n_timesteps": self.content["n_timesteps"]} if "n_timesteps" in self.content else {}
         return {**self._schedule, **base, **overrides, **length}
 
@@ -314,7 +314,7 @@ def _complaint_about(check: Callable[..., Any], *arguments: Any) -> str | None:
 
 
 def _kinds_of_ours(run: Run) -> list[str]:
-    """Return the paths of a run's callbacks whose settings an axis may change."""
+    """Return the paths of a run's callbacks with settings that an axis may change."""
     paths = (next(iter(callback), None) if isinstance(callback, dict) else callback for callback in run.callbacks)
     return [path for path in paths if isinstance(path, str) and path.startswith(_OURS)]
 
@@ -324,7 +324,7 @@ def _listed(callbacks: Any) -> list[Any]:
 
 
 def _adjusted(callback: Any, settings: Mapping[str, Any]) -> Any:
-    """Return a callback of ours with other settings, any other as it is. Those below a dotted path are of that one."""
+    """Return a callback of ours with changed settings, others unchanged. A dotted path selects a class."""
     if isinstance(callback, dict) and len(callback) == 1:
         ((path, own),) = callback.items()
     else:

@@ -1,4 +1,4 @@
-"""Checks whether a YAML value can be that of a hyper-parameter, by the algorithm's own annotation and its range."""
+"""Checks YAML values of hyper-parameters against the algorithm's annotation and a range."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from inspect import Parameter
 from typing import Any
 
 ZOO_SETTINGS: dict[str, Any] = {
-    "n_timesteps": float,  # the zoo makes whole numbers of 1e6
+    "n_timesteps": float,  # the zoo converts 1e6 to a whole number
     "n_envs": int,
     "normalize": bool | str | dict,
     "env_wrapper": Any,
@@ -21,10 +21,10 @@ ZOO_SETTINGS: dict[str, Any] = {
     "noise_std": float,
     "monitor_kwargs": dict | str | None,
 }
-"""What the zoo reads itself, besides what it gives to the algorithm, and what it takes there."""
+"""The zoo's own settings, which do not go to the algorithm, and their types."""
 SET_BY_THE_SWEEP = frozenset(("env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"))
-"""Arguments of the algorithm that the zoo's command line gives."""
-_MOST = 10**12  # environment steps, transitions: more than fit into a life or a memory
+"""Arguments of the algorithm that the zoo's command line sets."""
+_MOST = 10**12  # environment steps or transitions: more than any run can make or store
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("gamma", "tau", "gae_lambda"), (0, 1)),
     **dict.fromkeys(("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"), (0, 1)),
@@ -41,8 +41,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("learning_starts", "top_quantiles_to_drop_per_net"), (0, _MOST)),
     "gradient_steps": (-1, _MOST),
 }
-"""Smallest and largest values that make sense to an algorithm, whichever has them."""
-# The zoo makes "lin_1e-3" a linear schedule.
+"""Smallest and largest sensible values, for every algorithm with the setting."""
+# The zoo reads "lin_1e-3" as a linear schedule.
 _SCHEDULE = re.compile(r"[a-z]+_([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)")
 _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
@@ -54,13 +54,13 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     type(None): ("", lambda value: value is None),
     _SCHEDULE: ("", lambda value: isinstance(value, str) and _SCHEDULE.fullmatch(value) is not None),
 }
-"""Kinds of YAML values: what they are called, if a message names them, and how they are known."""
+"""Kinds of YAML values: name, whether messages show it, and a test."""
 
 
 def complaint_about(name: str, value: Any, parameters: dict[str, Parameter]) -> str | None:
-    """Say what is wrong with a value, if anything is.
+    """Return what is wrong with a value, or ``None``.
 
-    Annotations of what no YAML value is, such as classes and functions, allow the text that the zoo makes them of.
+    If an annotation allows no YAML value, as for classes and functions, text is allowed: the zoo evaluates it.
 
     :param name: of a hyper-parameter of the algorithm or of the zoo
     :param parameters: of the algorithm
@@ -92,7 +92,7 @@ def _out_of_range(name: str, value: Any) -> str | None:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """Return the kinds of YAML values that an annotation allows, none where it says nothing."""
+    """Return the kinds of YAML values that an annotation allows, or none without information."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         each = [_kinds(part) for part in typing.get_args(hint)]
@@ -130,7 +130,7 @@ def _reads_as_number(text: str) -> bool:
 
 
 def _with_point(text: str) -> str:
-    """Write a number as YAML 1.1 wants it: 1e-4 as 1.0e-4."""
+    """Write a number in YAML 1.1's form: 1e-4 as 1.0e-4."""
     mantissa, e, exponent = text.lower().partition("e")
     if not e:
         return text

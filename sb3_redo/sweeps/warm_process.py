@@ -1,6 +1,6 @@
-"""Forks trainings from a process that has loaded what they need, so that they start in no time.
+"""Forks trainings from a process that has loaded all libraries, so that they start fast.
 
-Importing PyTorch and the zoo takes seconds, which a sweep of short runs would spend once for each of them.
+Importing PyTorch and the zoo takes seconds. A sweep of short runs would spend them on every run.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-# Nothing here computes or draws a random number when it is imported.
+# None of these computes or draws a random number when imported.
 _PRELOADED = (
-    "torch._dynamo",  # which the first optimizer loads
+    "torch._dynamo",  # the first optimizer imports it
     "rl_zoo3.import_envs",
     "rl_zoo3.exp_manager",
     "torch.utils.tensorboard",
@@ -28,19 +28,19 @@ _PRELOADED = (
     "sb3_redo.sweeps.run_folder",
 )
 
-# Loaded here, since little may be done between a fork and what it starts.
+# Loaded here, because little is safe between a fork and the started program.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Starter:
-    """Runs ``python -m`` commands, each in a process of its own that has been forked from one that is warm.
+    """Runs ``python -m`` commands, each in a process forked from one with loaded libraries.
 
-    The processes die with the thread that made this.
+    The processes die with the thread that created this object.
 
-    :param environment: variables of the warm process; those that are read when a library is loaded count
+    :param environment: variables of the loading process; libraries read some of them while they load
     """
 
-    # Elsewhere a process must not go on after a fork as if nothing had happened.
+    # On other systems a forked process cannot safely continue.
     AVAILABLE = sys.platform == "linux"
 
     def __init__(self, environment: Mapping[str, str]):
@@ -54,16 +54,16 @@ class Starter:
 
     @property
     def alive(self) -> bool:
-        """Whether it can run more."""
+        """Return whether it can run more commands."""
         return self._process.poll() is None
 
     def run(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-        """Run a module here as ``python -m`` would.
+        """Run a module as ``python -m`` does.
 
         :param arguments: the module's name and its arguments
-        :param log: file to which all it says is appended
+        :param log: file to append all output to
         :param environment: all its variables
-        :return: its exit code, negative for the signal that killed it
+        :return: its exit code; the negative signal number if a signal killed it
         """
         order = {"arguments": [*arguments], "log": str(log), "environment": {**environment}, "directory": os.getcwd()}
         assert self._process.stdin is not None
@@ -71,30 +71,30 @@ class Starter:
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
-        # Without one somebody killed it, and its training with it.
+        # No answer means that the process was killed, with its training.
         return int(answer) if answer else -signal.SIGKILL
 
     def kill(self) -> None:
-        """End the process, and what it runs."""
+        """End the process and its running command."""
         self._process.kill()
         self._process.communicate()
 
 
 def die_with_parent() -> None:
-    """Let this process be killed as soon as its parent has ended, on Linux."""
-    # A training whose worker was killed would hold its folder, and the one that is to go on could not.
+    """On Linux, let the system kill this process when its parent ends."""
+    # Otherwise a training would keep its folder locked after its worker was killed, and could not be resumed.
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 IN_CHILD = die_with_parent if sys.platform == "linux" else None
-"""What a child process does first. Windows knows nothing of the kind."""
+"""Called first in a child process. Not available on Windows."""
 
 
 def _next_training(answers: int) -> dict[str, Any] | None:
-    """Fork a process for every order. Returns the order in that process, and ``None`` when there are no more.
+    """Fork a process for each command. Returns the command in the child, ``None`` at the end in the parent.
 
-    :param answers: descriptor of the file that exit codes are written to
+    :param answers: file descriptor for exit codes
     """
     orders = sys.stdin.buffer
     myself = os.getpid()
@@ -103,7 +103,7 @@ def _next_training(answers: int) -> dict[str, Any] | None:
         if child == 0:
             os.close(answers)
             die_with_parent()
-            if os.getppid() != myself:  # it ended before this process asked to be told
+            if os.getppid() != myself:  # the parent ended before the signal was set
                 os._exit(1)
             return dict(json.loads(line))
         _, status = os.waitpid(child, 0)
@@ -119,18 +119,18 @@ def _become(order: dict[str, Any]) -> None:
         os.dup2(source, target)
     os.environ.clear()
     os.environ.update(order["environment"])
-    np.random.seed()  # as that of a process that starts
+    np.random.seed()  # as in a newly started process
     module, *_ = sys.argv = order["arguments"]
     sys.path[0] = order["directory"]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _main() -> None:
-    # What is imported may print: that is not to be taken for an answer.
+    # Imports may print; this must not mix with the answers.
     answers = os.dup(1)
     os.dup2(2, 1)
     for name in _PRELOADED:
-        # The training that needs it says what is wrong, in its own log.
+        # The training that needs the module reports the error, in its own log.
         with suppress(Exception):
             importlib.import_module(name)
     order = _next_training(answers)

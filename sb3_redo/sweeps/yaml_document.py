@@ -1,7 +1,7 @@
 """Reads YAML, and remembers the line of every value.
 
-PyYAML reads as the zoo does: ``1e-4`` is text and ``y`` is no truth value. ruamel.yaml has lines, but with its YAML 1.1
-both mean something else.
+PyYAML reads values as the zoo does: ``1e-4`` and ``y`` are text. ruamel.yaml also records lines, but reads both
+differently in its YAML 1.1.
 """
 
 import math
@@ -15,9 +15,9 @@ with needs("sweep", "a sweep"):
     import yaml
 
 Location = tuple[Hashable, ...]
-"""Keys and numbers from the top of a document to a value in it."""
+"""The keys and list positions that lead to a value in a document."""
 
-# Far above what anybody writes by hand, and read in about a second.
+# Far larger than handwritten files, and still read in about a second.
 _MOST_CHARACTERS = 200_000
 _MOST_VALUES = 20_000
 _DEEPEST = 40
@@ -31,12 +31,12 @@ _PLAIN = {
 
 
 class Document:
-    """Holds the content of a YAML file, and where in it everything is.
+    """Holds the content of a YAML file, with the line of every value.
 
-    The content is plain: text, numbers, truth values, nothing, lists and mappings. Tags of other types are refused.
+    The content is plain: text, numbers, truth values, null, lists and mappings. Other tags are refused.
 
     :param file: to read
-    :raises UsageError: when it cannot be read, or is larger than anybody writes by hand, naming the line
+    :raises UsageError: with the line, when it cannot be read or is too large
     """
 
     def __init__(self, file: Path):
@@ -50,7 +50,7 @@ class Document:
             loader = yaml.SafeLoader(self.text)
             node = loader.get_single_node()
             if node is not None:
-                # Before anything is built: aliases of aliases can stand for more values than memory holds.
+                # Checked before anything is built: nested aliases can expand to more values than fit into memory.
                 self._measure(loader, node, ())
                 self._note(loader, node, ())
                 self.content = loader.construct_document(node)
@@ -65,13 +65,13 @@ class Document:
     def _text(self) -> str:
         try:
             if self.file.exists() and not self.file.is_file() and not self.file.is_dir():
-                raise UsageError(f"{self.file} cannot be read: it is no regular file")  # reading it may never end
+                raise UsageError(f"{self.file} is not a regular file")  # reading a pipe may never end
             with open(self.file, encoding="utf-8") as stream:
                 text = stream.read(_MOST_CHARACTERS + 1)
         except OSError as error:
             raise UsageError(f"{self.file} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:
-            raise UsageError(f"{self.file} cannot be read: it is no text in UTF-8") from None
+            raise UsageError(f"{self.file} cannot be read: it is not text in UTF-8") from None
         except UsageError:
             raise
         except ValueError as error:  # a path with a NUL
@@ -81,7 +81,7 @@ class Document:
         return text
 
     def _measure(self, loader: yaml.SafeLoader, node: yaml.Node, above: tuple[int, ...]) -> int:
-        """Return how many values a node stands for, every alias counted in full, and refuse what is not plain."""
+        """Count the values of a node with all aliases expanded. Refuse values that are not plain."""
         if id(node) in above:
             raise self._error_at(node, "an alias leads back to the value that it is in")
         if len(above) > _DEEPEST:
@@ -113,14 +113,14 @@ class Document:
     def _check_scalar(self, loader: yaml.SafeLoader, node: yaml.Node) -> None:
         try:
             value = loader.construct_object(node)
-        except Exception:  # PyYAML lets through whatever int() and its tables raise
+        except Exception:  # PyYAML does not catch errors of int() and of its tables
             raise self._error_at(node, f"{node.value[:80]!r} cannot be read as {node.tag.replace(_YAML, '')}") from None
         if isinstance(value, float) and math.isnan(value):
             raise self._error_at(node, "expected a number, got NaN")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise self._error_at(node, f"expected a number of 64 bits, got one of {len(node.value)} characters")
         if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
-            raise self._error_at(node, f"expected text, got {value[:80]!r}, which has characters that are none")
+            raise self._error_at(node, f"expected text, got {value[:80]!r}, which has invalid characters")
 
     def _error_at(self, node: yaml.Node, message: str) -> UsageError:
         return UsageError(f"{self.file}:{node.start_mark.line + 1}: {message}")
@@ -128,7 +128,7 @@ class Document:
     def _note(self, loader: yaml.SafeLoader, node: yaml.Node, location: Location) -> None:
         self._lines[location] = node.start_mark.line + 1
         if isinstance(node, yaml.MappingNode):
-            # An alias leads to the same node again, which then holds what was merged into it.
+            # An alias refers to the same node, which already contains merged keys.
             if id(node) not in self._seen:
                 self._seen.add(id(node))
                 self._refuse_twins(loader, node, location)
@@ -142,7 +142,7 @@ class Document:
                 self._note(loader, value, (*location, number))
 
     def _refuse_twins(self, loader: yaml.SafeLoader, node: yaml.MappingNode, location: Location) -> None:
-        # PyYAML keeps the last of two and says nothing.
+        # PyYAML silently keeps the last of two equal keys.
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -150,11 +150,11 @@ class Document:
             key = loader.construct_object(key_node, deep=True)
             if key in seen:
                 self._lines[(*location, key)] = key_node.start_mark.line + 1
-                raise self.error("this key stands here twice", (*location, key))
+                raise self.error("duplicate key", (*location, key))
             seen.add(key)
 
     def error(self, message: str, location: Sequence[Hashable] = ()) -> UsageError:
-        """Return an error that names the file, the line of a value, and the way to it."""
+        """Return an error with the file, the line of a value and its keys."""
         place = tuple(location)
         while place not in self._lines and place:
             place = place[:-1]

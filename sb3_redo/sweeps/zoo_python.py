@@ -7,17 +7,17 @@ from types import ModuleType
 from typing import Any
 
 EVALUATED = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs", "normalize")
-"""Settings whose text the zoo evaluates."""
+"""Settings that the zoo evaluates as Python text."""
 UNKNOWN: Any = object()
-"""Stands for a value that only running the text would tell."""
+"""Stands for a value that is only known by running the text."""
 
 
 def read_python(text: str) -> Any:
-    """Return the value of an expression, with :data:`UNKNOWN` for the parts that only running it would tell.
+    """Return the value of an expression, with :data:`UNKNOWN` for parts that are only known by running it.
 
-    Classes are looked up where the zoo looks them up. Of all calls, ``dict(…)`` alone is read.
+    Classes are looked up in the zoo's namespace. Among calls, only ``dict(…)`` is read.
 
-    :raises ValueError: on text that is no expression, or that has a name that the zoo does not know
+    :raises ValueError: on text that is not an expression, or with a name unknown to the zoo
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")
@@ -52,15 +52,15 @@ def _value(node: ast.expr, own: set[str]) -> Any:
 
 
 def _look_up(node: ast.expr, own: set[str]) -> Any:
-    """Return what a name or a dotted path of modules stands for.
+    """Return the object behind a name or a dotted path.
 
-    :param own: names that the text itself gives to something
+    :param own: names defined in the text itself
     """
     from rl_zoo3 import exp_manager
 
     if isinstance(node, ast.Attribute):
         owner = _look_up(node.value, own)
-        if not isinstance(owner, ModuleType):  # asking anything else might run something
+        if not isinstance(owner, ModuleType):  # reading other attributes might run code
             return UNKNOWN
         known, name, place = vars(owner), node.attr, owner.__name__
         if name not in known and hasattr(owner, name):

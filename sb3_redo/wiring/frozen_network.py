@@ -15,18 +15,18 @@ from sb3_redo.forward.layers import LAYER_TYPES, neuron_axis, own_tensors
 from sb3_redo.forward.nested import outputs_in, tensors_in
 from sb3_redo.wiring.neuron_codes import Place, Recorder
 
-# Each call of a layer reads the random numbers from so much further on: no two calls return the same values.
+# Offset of the random numbers between a layer's calls, so that no two calls return the same values.
 _OFFSET_BETWEEN_CALLS = 61
 
 _NO_SCRIPT = "; layers in TorchScript cannot be seen: use the modules that were scripted"
 
 ALONE = "_depends_on_the_driven_layer_alone"
-"""An attribute of tensors that functions made of the driven layer's outputs and of no other tensor."""
+"""Marks tensors that functions computed from the driven layer's outputs and no other tensor."""
 
 PASS_ERRORS = (RuntimeError, ValueError, LookupError, AssertionError, TypeError)
-"""Errors that a network may raise on values that it cannot take."""
+"""Errors that a network may raise on values that it refuses."""
 UNUSUAL_PASS_ERRORS = (*PASS_ERRORS, ArithmeticError, AttributeError)
-"""Errors that a network may raise besides where numbers are large, or parameters others than its own."""
+"""Errors that a network may also raise on large numbers, or with changed parameters."""
 
 
 def ignore(place: Place, value: Tensor) -> None:
@@ -35,7 +35,7 @@ def ignore(place: Place, value: Tensor) -> None:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """Describes the output of a layer's call, and where it begins in the network's random numbers."""
+    """Describes the output of a layer's call, and its offset in the network's random numbers."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -45,7 +45,7 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class PassSettings:
-    """Says what is changed in one pass.
+    """Holds the changes of one pass.
 
     :param driven_layer: the layer whose outputs are chosen; every other layer is frozen
     :param values: its neurons' values, [rows, neurons]
@@ -53,7 +53,7 @@ class PassSettings:
     :param constant_activations: numbers of activation calls that return a constant
     :param zeroed: number of an activation call to the neuron at each element, [1, ...]. Elements that show a neuron
         return 0. If given, even empty, normalisations are computed; else they return their input.
-    :param variation: number of the values that parameters and buffers outside layers take; 0 for their own
+    :param variation: number of a variation of parameters and buffers outside layers; 0 for their own values
     """
 
     driven_layer: str | None = None
@@ -65,7 +65,7 @@ class PassSettings:
 
 
 class _PassWatcher(FunctionWatcher):
-    """Applies settings to activations and normalisations, and tells a recorder what passes through them.
+    """Applies settings to activations and normalisations, and passes their values to a recorder.
 
     :param pool_cache: number of a pooling call to its last input of one row and the output
     """
@@ -82,7 +82,7 @@ class _PassWatcher(FunctionWatcher):
         self.record = record
         self.pool_cache = pool_cache
         self.pool_calls = 0
-        self.meets_others = False  # a function took what the driven layer returned together with another tensor
+        self.meets_others = False  # whether a function combined the driven layer's outputs with another tensor
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
@@ -96,7 +96,7 @@ class _PassWatcher(FunctionWatcher):
         return result
 
     def on_activation(self, call: int, output: Tensor) -> Tensor:
-        # In place: the network may have called the function in place, and ignore what it returns.
+        # Changed in place, because the network may have called the function in place and ignore its result.
         if call in self.settings.constant_activations:
             return output.fill_(0.5)
         if self.settings.zeroed is not None and call in self.settings.zeroed:
@@ -119,17 +119,17 @@ class _PassWatcher(FunctionWatcher):
         # 2. A batch depends on the driven layer and is computed.
         if len(value) != 1 or self.pool_cache is None:
             return _pool(func, args, kwargs)
-        # 3. One row most often comes from frozen layers and is the same in pass after pass.
+        # 3. A single row usually comes from frozen layers and is the same in every pass.
         known = self.pool_cache.get(self.pool_calls)
         if known is None or not torch.equal(known[0], value):
             known = self.pool_cache[self.pool_calls] = value.clone(), _pool(func, args, kwargs)
-        # 4. A copy is returned, since the network may change it in place.
+        # 4. A copy is returned, because the network may change it in place.
         return known[1].clone() if isinstance(known[1], Tensor) else _pool(func, args, kwargs)
 
     def on_join(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
             return func(*args, **kwargs)
-        except RuntimeError:  # joins do not broadcast one row to many, as sums and products do
+        except RuntimeError:  # joins do not broadcast one row to many, unlike sums and products
             parts = list(args[0] if args else kwargs["tensors"])
             rows = max(len(part) for part in parts)
             parts = [part.expand(rows, *part.shape[1:]) if len(part) == 1 else part for part in parts]
@@ -137,7 +137,7 @@ class _PassWatcher(FunctionWatcher):
 
 
 def _ordinary(record: Recorder) -> Recorder:
-    """Return a recorder that receives ordinary tensors. What is made in inference mode cannot be changed later."""
+    """Return a recorder of ordinary tensors, because tensors of inference mode cannot be changed later."""
 
     def recorded(place: Place, value: Tensor) -> Any:
         if not (torch.is_inference_mode_enabled() or value.is_inference()):
@@ -149,7 +149,7 @@ def _ordinary(record: Recorder) -> Recorder:
 
 
 def _refuse_wrapped(name: str, value: Any) -> None:
-    """Refuse a tensor that stands for several, which nobody may keep."""
+    """Refuse a wrapped tensor of ``vmap``, because it must not be kept."""
     if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
         raise RuntimeError(f"what runs under torch.func.vmap cannot be read ({name}): run it on a batch instead")
 
@@ -163,7 +163,7 @@ def _pool(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _other_shape(place: Place, calls: CallSequence, known: torch.Size | None, shape: torch.Size) -> str:
-    """Return what is wrong with a pass in which a place has another shape, or is new."""
+    """Return an error message for a pass with a new place, or with a place of another shape."""
     what = f"what {place.name} receives" if place.kind in ("input", "module") else f"what is computed {calls.after()}"
     return (
         f"{what} is {tuple(shape)} in some passes and {tuple(known) if known is not None else 'missing'} in others: a "
@@ -172,13 +172,13 @@ def _other_shape(place: Place, calls: CallSequence, known: torch.Size | None, sh
 
 
 class FrozenNetwork:
-    """Runs a network with chosen numbers in place of what its layers compute, and records what passes between them.
+    """Runs a network with chosen numbers instead of its layers' outputs, and records the values between them.
 
-    Use it inside ``evaluating(module.modules())``. Nothing in the network changes, and no random stream moves.
+    Use it inside ``evaluating(module.modules())``. Changes nothing in the network, and no random generator.
 
     :param module: the network
-    :param forward: called without arguments, runs everything that is to be probed in one pass
-    :param put_back: called after every pass, puts back what it changed, so that all start from the same state
+    :param forward: called without arguments, runs the whole network in one pass
+    :param put_back: called after every pass, restores its changes, so that all passes start from the same state
     :raises RuntimeError: when no ``Linear`` or ``Conv`` layer runs in the pass, or when one runs on no observation
     """
 
@@ -188,11 +188,11 @@ class FrozenNetwork:
         self.put_back = put_back
         self.calls: dict[str, list[LayerCall]] = {}  # by layer name, in the order in which the layers first run
         self.inner: dict[str, str] = {}  # layers that run inside another one to the other's name
-        self.shapes: dict[Place, torch.Size] = {}  # of the value at each place for one observation, once it is known
-        self.size = 0  # how many values all layers and activations give in the pass
+        self.shapes: dict[Place, torch.Size] = {}  # shape of the value at each place for one observation, once known
+        self.size = 0  # number of values of all layers and activations in the pass
         self.variations: dict[int, dict[Tensor, Tensor]] = {0: {}}  # number to tensor to its values in such a pass
         self._pool_cache: dict[int, tuple[Tensor, Any]] = {}
-        # 1. One pass without changes tells which modules run, and what the layers among them return.
+        # 1. One pass without changes shows which modules run, and the outputs of the layers.
         modules = dict(module.named_modules())
         self._parametrisations = parametrisations(modules.items())
         self.running, self.sequence = self._record_calls()
@@ -219,12 +219,12 @@ class FrozenNetwork:
             and not any(name.startswith(f"{layer}.") for layer in self.layers)
             and any(True for _ in own_tensors(modules[name]))
         }
-        # 3. Frozen outputs are random numbers. Recorded outputs may be 0, and would hide what they multiply. All calls
-        #    share one tensor: an output for each would take as much memory as all layers together.
+        # 3. Frozen outputs are random numbers, because recorded outputs may be 0 and hide their factors. All calls
+        #    share one tensor. Separate outputs would take as much memory as all layers together.
         calls = [call for calls in self.calls.values() for call in calls]
         size = max(call.offset + call.shape.numel() for call in calls)
         with seeded(0):
-            # Both signs occur, since a gate such as relu(-x) opens for one of them only.
+            # Both signs occur, because a gate such as relu(-x) opens for only one of them.
             signs = torch.randint(0, 2, (size,), device=calls[0].device) * 2 - 1
             self._random_outputs = (torch.rand(size, device=calls[0].device) + 0.5) * signs
 
@@ -264,7 +264,9 @@ class FrozenNetwork:
             self.size += value.numel() if place.kind == "activation" else 0
 
         modules = dict(self.module.named_modules())
-        watcher = _PassWatcher(calls, PassSettings(zeroed={}), count_activation)  # zeroes nothing; normalisations act
+        watcher = _PassWatcher(
+            calls, PassSettings(zeroed={}), count_activation
+        )  # empty: no element returns 0, and normalisations are computed
         try:
             outputs = self.run_with(modules, recording, watcher)
         except PASS_ERRORS as error:
@@ -272,12 +274,12 @@ class FrozenNetwork:
                 f"{type(self.module).__name__} cannot be read: it fails {calls.after()} when it runs on one "
                 f"observation ({type(error).__name__}: {error})"
             ) from error
-        outputs_in(outputs)  # or say why they cannot be seen
+        outputs_in(outputs)  # otherwise raise an error with the reason
         return list(running), calls.made
 
     @property
     def without_rows(self) -> list[str]:
-        """Names of the layers that run on inputs without a batch axis, such as a learned vector."""
+        """Return the names of layers that run on inputs without a batch axis, such as a learned vector."""
         axes = {name: neuron_axis(layer) for name, layer in self.layers.items()}
         return [name for name, calls in self.calls.items() if any(axes[name] + len(call.shape) < 1 for call in calls)]
 
@@ -290,26 +292,25 @@ class FrozenNetwork:
         seed: int = 0,
         values: Mapping[Tensor, Tensor] | None = None,
     ) -> Any:
-        """Run a pass in which modules are replaced, from the same state as every other. Returns what it returns.
+        """Run a pass with replaced modules, from the same state as every other. Returns the pass's result.
 
         :param modules: name to module
         :param make: called with a name and its module, returns the new ``forward``
         :param watcher: sees the functions of the pass
         :param forward: the pass to run, if not the usual one
-        :param seed: of what the network draws
-        :param values: tensor to its values in this pass, if not its own
+        :param seed: of the network's random draws :param values: tensor to its values in this pass, if not its own
         """
         try:
-            # Other seeds show what a network draws, wherever it draws from.
+            # Other seeds reveal random draws, from any generator.
             stream = (everything_seeded if seed else seeded)(seed)
             with stream, replaced_values(values or {}), replaced_forward(modules, make), watcher:
                 return (forward or self.forward)()
         finally:
-            with torch._C.DisableTorchFunction():  # whoever watches the pass must not see this
+            with torch._C.DisableTorchFunction():  # outer watchers of the pass must not see this
                 self.put_back()
 
     def neurons(self, name: str) -> int:
-        """Return how many outputs a linear layer has, or output channels a convolution."""
+        """Return the number of outputs of a linear layer, or of output channels of a convolution."""
         return self.calls[name][0].shape[neuron_axis(self.layers[name])]
 
     def run(
@@ -319,9 +320,9 @@ class FrozenNetwork:
         forward: Callable[[], Any] | None = None,
         seed: int = 0,
     ) -> bool:
-        """Run one pass. Returns whether what the driven layer returns is taken together with another tensor.
+        """Run one pass. Returns whether the driven layer's outputs are combined with another tensor.
 
-        :param settings: what is changed in it
+        :param settings: the changes of the pass
         :param record: receives the value at every place
         :param forward: the pass to run, if not the usual one
         :param seed: of what the network draws
@@ -381,8 +382,8 @@ class FrozenNetwork:
         return watcher.meets_others
 
     def _output(self, settings: PassSettings, name: str, call: LayerCall) -> Tensor:
-        """Return what a layer gives in place of its real output."""
-        # 1. Every call has random numbers of its own, in the shape of its output.
+        """Return a layer's chosen output."""
+        # 1. Every call has its own random numbers, in the shape of its output.
         numbers = self._random_outputs[call.offset : call.offset + call.shape.numel()]
         pattern = numbers.view(call.shape).to(call.device)
         # 2. A frozen layer returns them, for each row times that row's factor.
@@ -391,9 +392,9 @@ class FrozenNetwork:
             one, *more = settings.frozen_factors
             factors = torch.tensor(settings.frozen_factors, device=call.device).view(shape) if more else one
             return (pattern * factors).to(call.dtype)
-        # 3. The driven layer returns its neurons' values times a positive pattern. Equal values would hide what
-        #    depends on differences between neurons or pixels. Numbers are 0.5 to 1.5 in size, and so is the pattern;
-        #    for the other sign it is mirrored at 1, so that every difference changes sign.
+        # 3. The driven layer returns its neurons' values times a positive pattern, because equal values would hide
+        #    differences between neurons or pixels. Numbers and pattern are 0.5 to 1.5 in size. For the other sign the
+        #    pattern is mirrored at 1, so that every difference changes sign.
         assert settings.values is not None
         axis = neuron_axis(self.layers[name]) + len(call.shape)
         pattern = pattern.abs() if settings.frozen_factors[0] > 0 else 2 - pattern.abs()

@@ -16,23 +16,23 @@ from sb3_redo.forward.nested import map_tensors, outputs_in, tensors_in
 from sb3_redo.forward.state import unchanged
 from sb3_redo.wiring.input_variants import first_row
 
-# Their derivative is 0 everywhere: what lies before them is never trained.
+# Their derivative is 0 everywhere: layers before them are never trained.
 _STEPS = frozenset(
     f"{name}Backward{number}" for name in ("Sign", "Sgn", "Round", "Floor", "Ceil", "Trunc") for number in "01"
 )
 OUTPUT = "an output of the policy"
 _CUTS = ("Slice", "Select", "Split", "UnsafeSplit", "Unbind")
 _JOINS = ("Cat", "Stack")
-"""What the names of nodes begin with, in torch's graph, that take fixed parts of a tensor, and that join several."""
+"""Prefixes of the nodes in torch's graph that slice a tensor, and that join several tensors."""
 
 
 class RealPass(NamedTuple):
-    """What passes with gradients show.
+    """Holds the results of passes with gradients.
 
     :param reached: identities of the parameters that a gradient from some output reaches
     :param replaced: names of the layers that run with other weights than their own
-    :param feeders: name of each layer, or OUTPUT, to the names of the layers whose outputs it was computed from without
-        another layer in between, whatever the values
+    :param feeders: name of each layer, or OUTPUT, to the names of the layers that directly feed it in torch's graph,
+        for any values
     :param problem: why gradients could not be followed, else ``None``
     """
 
@@ -51,13 +51,13 @@ def real_pass(
 ) -> RealPass:
     """Run a network with gradients, and follow them back from its outputs. Changes nothing in it.
 
-    Networks may stop gradients in one mode only. What counts as reached is reached in evaluation mode, and in
-    training mode too if the network runs in it. A gradient that is 0 whatever the weights, as that of
-    ``h.detach() + 0 * h``, reaches nothing.
+    Networks may stop gradients in one mode only. A parameter counts as reached if it is reached in evaluation mode, and
+    also in training mode if the network runs in it. A gradient that is 0 for all weights, as in ``h.detach() + 0 * h``,
+    reaches nothing.
 
     :param layers: the layers to watch, by name
-    :param heads: name of each layer that feeds no other one to the numbers of the outputs that it reaches. If all of
-        these are integers, such as sampled actions, gradients are followed back from what the layer returns.
+    :param heads: name of each layer that feeds no other one, to the numbers of its outputs. If all of these are
+        integers, such as sampled actions, gradients are followed back from the layer's result.
     :param forward: runs the network on its inputs, and returns all outputs
     :param inputs: nested tensors [2, ...]
     """
@@ -73,7 +73,7 @@ def real_pass(
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             ran.add(name)
-            # torch.func.functional_call and networks that make weights exchange them for the time of a call.
+            # torch.func.functional_call and hypernetworks replace parameters during a call.
             if any(layer._parameters.get(key) is not parameter for key, parameter in own[name].items()):
                 replaced.add(name)
             inputs_of.extend((name, tensor.grad_fn) for tensor in tensors_in((args, kwargs)))
@@ -86,11 +86,11 @@ def real_pass(
         return forward
 
     def ends_of_a_pass(inputs: Any) -> list[Tensor]:
-        """Run a pass. Returns what gradients are followed back from."""
+        """Run a pass. Returns the tensors to follow gradients back from."""
         for seen in (ran, results, inputs_of, made_by):  # a graph holds all activations
             seen.clear()
         with seeded(0), torch.inference_mode(False), torch.enable_grad(), replaced_forward(layers, watching):
-            # Tensors that were made in inference mode cannot take part in a pass with gradients.
+            # Tensors of inference mode cannot be used in a pass with gradients.
             outputs = outputs_in(
                 forward(map_tensors(lambda each: each.clone() if each.is_inference() else each, inputs))
             )
@@ -114,11 +114,11 @@ def real_pass(
     with unchanged(policy):
         try:
             reached: Set[int] = reached_parameters(policy, ends_of_a_pass(inputs))
-        except Exception as error:  # a backward function of others may raise anything
+        except Exception as error:  # custom backward functions may raise any error
             problem = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
             return RealPass(set(), replaced, {}, problem)
         feeders = _feeders(inputs_of, made_by)
-        # Values that the network refuses, or functions whose gradient nobody may ask for, leave what the graph says.
+        # If the network refuses the values, or a gradient cannot be computed, the result of the graph is used.
         with suppress(Exception), _without_backward_hooks(policy):
             idle_layers = always_zero()
             idle_ones, others = (
@@ -140,10 +140,10 @@ def _first_row_times(tensor: Tensor, factor: float) -> Tensor:
 
 
 def _conditions(policy: nn.Module) -> Iterator[tuple[dict[Tensor, Tensor], float]]:
-    """Yield values of parameters and buffers, and a factor of inputs, with which a gradient may be other than 0.
+    """Yield values of parameters and buffers, and a factor of inputs, that may give a nonzero gradient.
 
-    First those of the network itself. Then random ones, each of the size that new weights have or larger, which opens
-    hinges. Many, since a layer of one neuron is shut in half of them.
+    First the network's own values, then random ones of the size of new weights or larger, so that thresholds are
+    exceeded. Many are needed, because a layer of one neuron is inactive in half of them.
     """
     yield {}, 1.0
     for seed in range(40):
@@ -154,14 +154,14 @@ def _conditions(policy: nn.Module) -> Iterator[tuple[dict[Tensor, Tensor], float
                 fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
                 size = (1.0, 1.0, 4.0, 300.0)[int(torch.randint(0, 4, (), generator=generator))] if seed > 3 else 1.0
                 value = size * torch.randn(tensor.shape, generator=generator) / fan_in**0.5
-                # A buffer that is nowhere negative may be a variance.
+                # A buffer without negative values may be a variance.
                 is_number = isinstance(tensor, nn.Parameter) or bool((tensor < 0).any())
                 values[tensor] = (value if is_number else value.abs()).to(tensor)
         yield values, (1.0, -1.0, 8192.0, -8192.0)[seed % 4]
 
 
 def _with_zero_gradient(ends: Iterable[Tensor], results: Iterable[tuple[str, Tensor]]) -> set[str]:
-    """Return the names of those results, all of them of one name, whose gradient is there and 0."""
+    """Return the names whose results all have a gradient of 0."""
     ends = [end for end in ends if end.requires_grad]
     names, tensors = zip(*((name, result) for name, result in results if result.requires_grad), strict=True)
     generator = torch.Generator().manual_seed(0)  # equal gradients would cancel behind a softmax
@@ -175,7 +175,7 @@ def _with_zero_gradient(ends: Iterable[Tensor], results: Iterable[tuple[str, Ten
 
 @contextmanager
 def _without_backward_hooks(policy: nn.Module) -> Iterator[None]:
-    """Keep modules from calling what hangs on their gradients."""
+    """Prevent modules from calling their backward hooks."""
     kinds = ("_backward_hooks", "_backward_pre_hooks")
     before = [(module, kind, module.__dict__[kind]) for module in policy.modules() for kind in kinds]
     try:
@@ -188,7 +188,7 @@ def _without_backward_hooks(policy: nn.Module) -> Iterator[None]:
 
 
 def _feeders(inputs: Iterable[tuple[str, Any]], made_by: Mapping[Any, str]) -> dict[str, set[str]]:
-    """Return what each layer and the outputs were computed from, see :class:`RealPass`.
+    """Return the feeders of each layer and of the outputs, see :class:`RealPass`.
 
     :param inputs: name of a layer or OUTPUT, and the node of torch's graph that made its input or the output
     :param made_by: node to the layer whose output it made
@@ -203,7 +203,7 @@ def _feeders(inputs: Iterable[tuple[str, Any]], made_by: Mapping[Any, str]) -> d
                 feeders[name].add(made_by[node])
             elif node is not None and (node, is_cut) not in seen:
                 seen.add((node, is_cut))
-                # What is cut out of a joined tensor need not come from all that were joined.
+                # A slice of a joined tensor need not come from all joined tensors.
                 is_cut |= node.name().startswith(_CUTS)
                 if not (is_cut and node.name().startswith(_JOINS)):
                     ahead += [(edge, is_cut) for edge, _ in node.next_functions]
@@ -213,8 +213,8 @@ def _feeders(inputs: Iterable[tuple[str, Any]], made_by: Mapping[Any, str]) -> d
 def reached_parameters(policy: nn.Module, outputs: Iterable[Tensor]) -> frozenset[int]:
     """Return the identities of the parameters that a gradient from some output reaches.
 
-    Follows torch's graph of the pass and computes no gradient, so that no hook is called. Only functions whose
-    backward pass is written in Python are run backwards, since it may return ``None``.
+    Follows torch's graph of the pass and computes no gradient, so that no hook is called. Only functions with a
+    backward pass in Python are run backwards, because it may return ``None``.
     """
     reached: set[int] = set()
     seen: set[Any] = set()

@@ -49,7 +49,7 @@ def input_variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
 
 
 def extreme_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -> list[Any]:
-    """Return the other observation, and all-low and all-high ones, as far as the network accepts them.
+    """Return the other observation, and all-low and all-high ones, if the network accepts them.
 
     A network such as ``a(x) if x.mean() > 1 else b(x)`` runs other layers on some of them.
 
@@ -71,7 +71,7 @@ def extreme_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
 
 
 def widened(prober: Prober, forward: Callable[[Any], Any], variants: Sequence[Any]) -> Sequence[Any]:
-    """Return the variants with large numbers, which open hinges on the input, if the network accepts them.
+    """Return the variants with large numbers, which exceed thresholds, if the network accepts them.
 
     :param forward: runs the network on an input
     :param variants: as :func:`input_variants` returns them
@@ -134,7 +134,8 @@ def read_observation(
     inner = [condition for condition in prober.conditions() if condition.variation in prober.inner_variations]
     for condition in (*inner, *prober.wide_conditions()):
         passes = variants if condition in inner else wide
-        # Frozen outputs of one sign go with the first pair of opposites, those of the other sign with the second.
+        # Frozen outputs of one sign are combined with the first pair of opposites, those of the other sign with the
+        # second.
         pair = passes[1:3] if condition.factor > 0 else passes[3:]
         settings = PassSettings(frozen_factors=(condition.factor,), variation=condition.variation)
         before: dict[Place, Tensor] = {}

@@ -21,9 +21,9 @@ Worked example. A layer of three neurons is driven at the level (low, high). The
 - ``max``: the number bits say 1. Inverted bit 0 is that of another neuron: several neurons reach this element (-2).
 - constant: all low and all high are the same, so no neuron reaches this element (-1).
 
-Number bits alone would take the maximum of neurons 0 and 1 for neuron 1. The inverted bits expose such mixtures.
-The check bits are random, and the last one inverts the first. Every level starts with them. Where they agree with what
-an earlier level read, the number bits need not be sent again.
+Number bits alone would take the maximum of neurons 0 and 1 for neuron 1. The inverted bits expose such mixtures. The
+check bits are random, and the last one inverts the first. Every level starts with them. If they agree with an earlier
+level's reading, the number bits need not be sent again.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ class Place(NamedTuple):
 
 
 Recorder = Callable[[Place, Tensor], Any]
-"""Receives the value at each place of a pass, before anything can overwrite it."""
+"""Receives the value at each place of a pass, before it can be overwritten."""
 
 Reading = dict[Place, Tensor]
 """The neuron seen at each element of each place, NO_NEURON or SEVERAL_NEURONS.
@@ -112,7 +112,7 @@ class ReceivedCode:
         :param rows: [assignments, ...]; the first carries the bit ``first_bit``
         """
         # 1. An element is reached if all low and all high differ by more than rounding. Rounding differs between rows,
-        #    since vectorised functions treat the last elements of a tensor differently.
+        #    because vectorised functions treat the last elements of a tensor differently.
         epsilon = max(1e-6, 2 * _epsilon(low))
         distance = (low - high).abs_()
         differs = distance != 0

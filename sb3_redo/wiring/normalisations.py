@@ -56,7 +56,7 @@ def normalisations(prober: Prober, reading: Reading, others: Iterable[Reading]) 
 
 
 def left_alone(prober: Prober, activations: Sequence[ActivationCall]) -> dict[str, str]:
-    """Return the modules with parameters that are neither measured nor recycled, and the reasons.
+    """Return the modules with parameters that are neither measured nor recycled, with reasons.
 
     :param activations: the activation calls of a pass. The modules that make them are not listed.
     """
@@ -112,7 +112,7 @@ def _why_left_alone(module: nn.Module) -> str:
         return "layers in TorchScript cannot be seen, they are left alone"
     if isinstance(module, _GATED):
         return f"the gates of {'an' if kind.startswith('L') else 'a'} {kind} are not neurons, they are left alone"
-    return f"{kind} is no linear or convolutional layer, it is left alone"
+    return f"{kind} is not a linear or convolutional layer, it is left alone"
 
 
 def _places(prober: Prober, name: str) -> list[Place]:

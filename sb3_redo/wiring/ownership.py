@@ -1,4 +1,4 @@
-"""Finds weights that may be changed: trained ones that are not shared, computed, frozen or used elsewhere."""
+"""Finds weights that may be changed: trained weights that are not shared, computed, frozen or used elsewhere."""
 
 from bisect import bisect_left
 from collections import defaultdict
@@ -107,7 +107,7 @@ class Ownership:
         if not tensor.requires_grad:
             return "frozen"
         if type(tensor) is not nn.Parameter:
-            return f"no plain parameter but a {type(tensor).__name__}"
+            return f"not a plain parameter but a {type(tensor).__name__}"
         shared = self._held.why_shared(name, key)
         if shared is not None:
             return shared

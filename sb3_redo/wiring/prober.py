@@ -28,14 +28,14 @@ from sb3_redo.wiring.neuron_codes import (
 # the steps and dead zones of shrinking and thresholding functions. All are exact in half precision.
 # The wide level comes first: it opens most gates, and then check bits suffice at the other levels.
 _LEVELS: tuple[Level, ...] = ((-3.0, 3.0), (0.25, 0.75), (-0.75, -0.25))
-# Opens hinges such as relu(x - 1000). Low and high differ in size, so that even functions such as abs separate them.
+# Exceeds thresholds as in relu(x - 1000). Low and high differ in size, so that even abs separates them.
 _WIDE = 8192.0
 _WIDE_LEVEL: Level = (-_WIDE, 0.75 * _WIDE)
 # The same, for products of two such values to stay finite.
 _WIDE_IN_HALF_PRECISION = 128.0
 
 # Up to this number of neurons, all bits are sent at every level. Two of so few neurons may have equal check bits at
-# every level by chance. An element that mixes them only at some values would then be taken for one of them.
+# every level by chance. An element that mixes them only at some values would then seem to show one of them.
 _FEW_NEURONS = 16
 
 
@@ -61,7 +61,7 @@ class Prober(FrozenNetwork):
     its own pass.
 
     :param module: the network
-    :param forward: called without arguments, runs everything that is to be probed in one pass
+    :param forward: called without arguments, runs the whole network in one pass
     :param put_back: called after every pass, restores its changes
     """
 
@@ -93,7 +93,7 @@ class Prober(FrozenNetwork):
         self.shapes = shapes
 
     def widen(self, forwards: Sequence[Callable[[], Any]]) -> None:
-        """Set the passes for large frozen outputs, which open hinges, see :meth:`prepare`."""
+        """Set the passes for large frozen outputs, which exceed thresholds, see :meth:`prepare`."""
         self.forwards |= {self.wide: forwards[0], -self.wide: forwards[-1]}
 
     def find_rows(self) -> None:
@@ -149,7 +149,7 @@ class Prober(FrozenNetwork):
         settings = PassSettings(name, None, (factor,), constant_activations, variation=variation)
         # 1. If rows are independent, one pass carries all assignments of all batches in its rows.
         if name not in self._one_by_one:
-            # 2. The widest level comes first: one of its two rows opens most hinges, the other does not.
+            # 2. The widest level comes first: one of its two rows exceeds most thresholds, the other does not.
             order = sorted(range(len(batches)), key=lambda number: -batches[number].level[1])
             widest = [batches[number] for number in order]
             values = torch.cat([batch.values() for batch in widest])
@@ -197,8 +197,8 @@ class Prober(FrozenNetwork):
         """Return the neuron of a layer behind every element that it reaches through parameter-free operations."""
         reading: Reading = {}
         read = partial(self._read_under, name, reading)
-        # 1. Frozen outputs of either sign: a gate such as relu(-x) on a frozen output opens for only one of them.
-        #    The wide level opens hinges, unless the network refuses such large values.
+        # 1. Frozen outputs of either sign: a gate such as relu(-x) on a frozen output opens for only one of them. The
+        #    wide level exceeds thresholds, unless the network refuses such large values.
         if not self.accepts(partial(read, _USUAL, (*_LEVELS, _WIDE_LEVEL))):
             read(_USUAL, _LEVELS)
         read(Condition(-1.0), _LEVELS)
@@ -249,7 +249,7 @@ class Prober(FrozenNetwork):
             if code.neurons > _FEW_NEURONS and code.check_bits_confirm(reading, received):
                 continue
             # 4. Otherwise number bits and inverted bits follow, as many per pass as memory allows. At least the number
-            #    of check bits fits, since those just did.
+            #    of check bits fits, because those just did.
             count = max(len(check.is_high), self._rows_per_pass(name, received) - REFERENCE_ROWS)
             for start in range(0, 2 * code.number_bits, count):
                 (more,) = self.drive(name, [code.number_assignments(level, start, count)], condition)
@@ -303,7 +303,7 @@ class Prober(FrozenNetwork):
 
     @property
     def wide(self) -> float:
-        """The factor of large frozen outputs, which open hinges."""
+        """Return the factor of large frozen outputs, which exceed thresholds."""
         is_half = any(call.dtype == torch.float16 for calls in self.calls.values() for call in calls)
         return _WIDE_IN_HALF_PRECISION if is_half else _WIDE
 
@@ -312,7 +312,7 @@ class Prober(FrozenNetwork):
         return [Condition(sign, variation) for variation in self.variations for sign in (1.0, -1.0)]
 
     def wide_conditions(self) -> list[Condition]:
-        """Return the conditions with large frozen outputs and inputs, which open hinges."""
+        """Return the conditions with large frozen outputs and inputs, which exceed thresholds."""
         return [Condition(sign * self.wide, sign if sign in self.variations else 0) for sign in (1, -1)]
 
     def variations_of(self, name: str) -> tuple[int, ...]:
@@ -320,7 +320,7 @@ class Prober(FrozenNetwork):
         return (0,) if name in self.not_varied else self.inner_variations
 
     def values_per_row(self, name: str) -> int:
-        """Return how many values a layer gives for one row, over all its calls."""
+        """Return a layer's number of output values for one row, over all its calls."""
         return sum(call.shape.numel() for call in self.calls[name])
 
     def _levels_per_pass(self, name: str, rows_per_level: int) -> int:
@@ -358,7 +358,7 @@ class _RowReader:
         # 1. A network may index rows by another tensor's length: ``h[torch.arange(len(x))]`` is only the first row,
         #    which then broadcasts. So the second row must have the same values as alone. Rows of outputs may
         #    differ if they are sampled actions.
-        expected, is_single = self.alone.pop(place, None), value.shape == shape  # frees its memory
+        expected, is_single = self.alone.pop(place, None), value.shape == shape  # free its memory
         if expected is not None and (is_single or place.kind != "output"):
             seen = value if is_single else value[1:2]
             if not torch.equal(seen, expected) and not _nearly_equal(seen, expected):

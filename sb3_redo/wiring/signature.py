@@ -25,11 +25,11 @@ def network_signature(
     inputs: Any,
     optimizers: Iterable[Optimizer],
 ) -> Any:
-    """Return everything that the wiring of a network depends on. Equal signatures mean equal wirings.
+    """Return a signature of a network. Equal signatures mean equal wirings.
 
     A signature has every function call of one pass with the source of its arguments: a parameter, a buffer, an earlier
     function, or a constant with its value. So code, attributes, globals and closures count if they change the
-    computation. Values of parameters do not count, since the wiring does not depend on them. A signature also has the
+    computation. Values of parameters do not count, because the wiring does not depend on them. A signature also has the
     tree of modules, shared storage of parameters, and the set of trained parameters.
 
     :param inputs: as for :func:`~sb3_redo.wiring.tracing.trace_wiring`; one row is used
@@ -57,7 +57,7 @@ def network_signature(
 
 
 def _replaced(module: nn.Module) -> tuple[Any, ...]:
-    """Return everything besides its class that acts on a module's calls: its own ``forward``, and hooks."""
+    """Return everything outside its class that affects a module's calls: its own ``forward``, and hooks."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     return type(module).forward, "forward" in vars(module), [getattr(each, "__qualname__", "") for each in hooks]
 

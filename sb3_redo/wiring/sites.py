@@ -85,7 +85,7 @@ def _of_one_observation(neurons: Tensor) -> Tensor:
 
 def is_exact(prober: Prober, name: str, reading: Reading, sites: tuple[Site, ...]) -> bool:
     """Return whether recycling a dead neuron of a layer changes no output of the network."""
-    # 1. A normalisation ties the neuron to others.
+    # 1. In a normalisation, the neuron affects others.
     if any(place.kind == "normalisation" for place in reading):
         return False
     # 2. Without activation calls, the consumers receive the activations themselves: a dead neuron's are 0.

@@ -43,10 +43,9 @@ class LayerWiring:
     :param exact: whether the layer is recyclable, and recycling a dead neuron changes no output. A normalisation or a
         learned offset between the neuron and its consumers prevents this.
     :param sites: where the activations are measured
-    :param normalisations: path of a parameter or buffer to long tensor of its shape: the neuron that each entry
-        belongs to, -1 for none. Covers the normalisations between the layer and its consumers, as far as they are
-        trained.
-    :param excluded: whether it was excluded by name, and so is not measured
+    :param normalisations: path of a parameter or buffer to long tensor of its shape: the neuron that each entry belongs
+        to, -1 for none. Covers the trained normalisations between the layer and its consumers.
+    :param excluded: whether it was excluded by name. If so, it is not measured.
     """
 
     name: str

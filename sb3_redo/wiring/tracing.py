@@ -1,4 +1,4 @@
-"""Finds a network's neurons, with the weights that enter and leave each of them.
+"""Finds a network's neurons, with their incoming and outgoing weights.
 
 Nothing is guessed from the order of modules. One layer at a time is driven while all others are frozen, so that only
 parameter-free operations lie between it and the elements that it reaches (``prober.py``).
@@ -50,7 +50,7 @@ def trace_wiring(
 ) -> Wiring:
     """Find the hidden layers of a policy, and the consumers of each of their neurons, by perturbation.
 
-    Restores the policy's weights, modes and random streams. Reads linear layers and (transposed) convolutions that
+    Restores the policy's weights, modes and random generators. Reads linear layers and (transposed) convolutions that
     run in the forward pass. Any other module with parameters counts as an operation that mixes neurons.
 
     :param policy: any module. Layers are named by their path below it.
@@ -89,10 +89,10 @@ def _trace(
     put_back: Callable[[], None],
 ) -> Wiring:
     # 1. Find the layers that run on one observation.
-    if forward is None:  # an error in it would be the caller's
+    if forward is None:  # errors in it belong to the caller
         forward, inputs = default_forward(policy, inputs)
     prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)), put_back)
-    # 2. Probe on variants of the input: the observation itself may shut a gate.
+    # 2. Probe on variants of the input, because the observation itself may shut a gate.
     run = partial(forward, policy)
     inner_inputs = input_variants(prober, run, inputs)
     variants = [partial(run, variant) for variant in inner_inputs]
@@ -116,8 +116,9 @@ def _trace(
         if name not in apart and not any(place.kind == "input" for place in reading)
     }
     ownership = Ownership(prober, heads, partial(forward, policy), inputs, optimizers)
-    # 6. What was shut in every pass is seen in torch's graph. A layer that feeds no other one is an output, unless
-    #    numbers that leave torch may choose it, or what it returns is multiplied and added up behind its activation.
+    # 6. Torch's graph shows connections that were shut in every pass. A layer that feeds no other one is an output.
+    #    Exceptions are layers that numbers outside torch may select, and layers with an activation that reaches the
+    #    outputs only in products with other tensors.
     unseen = {name: ownership.unseen_feeders(name, feeders[name]) for name in prober.layers}
     idle = [name for name in heads if not any(place.kind in ("output", "module") for place in readings[name])]
     numbers = numbers_taken(prober)
@@ -166,7 +167,7 @@ def _trace(
 
 
 def _why_unseen(name: str, consumers: Iterable[str], unseen: dict[str, list[str]]) -> str | None:
-    """Return the connection of a layer or of its consumers that no pass opened, in words, or ``None``."""
+    """Return a message about a connection that no pass opened, of the layer or its consumers, or ``None``."""
     shut = "through what was shut in every pass (a gate, a choice or a hinge)"
     for consumer, others in unseen.items():
         if name in others:
@@ -242,9 +243,9 @@ def _why_not_its_positions(name: str, reading: Reading, consumers: dict[str, Ten
 
 
 def _is_mixed_into_outputs(prober: Prober, name: str, reading: Reading) -> bool:
-    """Return whether a layer's activations are taken together with another tensor, and no output shows them as such.
+    """Return whether a layer's activations reach the outputs only combined with another tensor.
 
-    So it is with bilinear forms, products with a matrix that is no layer's, and similarities.
+    Examples are bilinear forms, products with a matrix outside layers, and similarities.
     """
     if name not in prober.not_alone or not any(place.kind == "activation" for place in reading):
         return False

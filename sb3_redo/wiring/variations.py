@@ -45,7 +45,7 @@ def vary_outside_layers(prober: Prober) -> None:
     choices.add(list(names))
     prober.all_varied = not choices.refused
     prober.other_way = next((names[tensor] for tensor in choices.other_ways), None)
-    # 2. Variations without effect would only cost time, and so would those behind the last layer.
+    # 2. Variations without effect, or only behind the last layer, would only cost time.
     changed = choices.changed_places()
     if not changed:
         prober.variations = {0: {}}
@@ -235,18 +235,18 @@ class _UseWatcher(TorchFunctionMode):
 
 
 class NumbersTaken(TorchFunctionMode):
-    """Notes whether a pass takes numbers out of torch that depend on observations or on what layers return.
+    """Records whether a pass converts values that depend on observations or layers to Python numbers.
 
-    Such a number may choose what feeds what. Each pass shows one choice, and no pass shows them all.
+    Such a number may select connections. Each pass shows only one selection.
 
-    :param held: the tensors of the network, which are no such values
+    :param held: the network's own tensors, which do not count
     """
 
     def __init__(self, held: Iterable[Tensor]):
         super().__init__()
         self.any = False
-        self.are_whole = False  # some number is one that lists and tensors are indexed with
-        self._constant = {id(tensor): tensor for tensor in held}  # also what is made of these alone
+        self.are_whole = False  # whether some number is an index of a list or tensor
+        self._constant = {id(tensor): tensor for tensor in held}  # also tensors computed only from these
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -260,7 +260,7 @@ class NumbersTaken(TorchFunctionMode):
             self.any = True
             self.are_whole |= name in _AS_WHOLE_NUMBERS or (is_whole and name in ("item", "tolist", "numpy"))
         if name == "__getitem__":
-            # A tensor that holds one index is such a number, too: torch takes it out.
+            # A tensor with a single index counts too, because torch converts it.
             parts = args[1] if isinstance(args[1], tuple) else args[1:]
             self.are_whole |= any(
                 isinstance(part, Tensor) and part.ndim == 0 and part.dtype != torch.bool and part is not args[0]
@@ -271,7 +271,7 @@ class NumbersTaken(TorchFunctionMode):
 
 
 def numbers_taken(prober: Prober) -> NumbersTaken:
-    """Run a pass with frozen layers, and return which numbers leave torch in it."""
+    """Run a pass with frozen layers, and return which numbers it converts to Python."""
     held = [value for module in prober.module.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     watcher = NumbersTaken([*prober.module.parameters(), *prober.module.buffers(), *held])
     with watcher:

@@ -200,13 +200,13 @@ class Inspection:
         lines += [f"Note: {note}." for note in self.notes]
         if any("tanh" in name.lower().split() for name in self.activations.values()):
             lines.append(
-                "A Tanh neuron has a small score if it stays near 0 for every observation. A saturated one, which no "
-                "longer learns either, has a large score."
+                "A Tanh neuron has a small score if it stays near 0 for every observation. A saturated Tanh neuron "
+                "learns little, too, but has a large score."
             )
         where = "older policies, from the replay buffer" if self.is_off_policy else "the rollout that is trained on"
         lines.append(
-            "Observations are those that the agent meets as it explores now; curves of a training are measured on "
-            f"those of {where}."
+            "Observations come from the saved policy with its exploration. Training curves are measured on those of "
+            f"{where}."
         )
         return "\n".join([*lines, self.conclusion])
 

@@ -115,7 +115,7 @@ class _SafeUnpickler(_Unpickler):
         _RUN[pickle.REDUCE[0]](self)
 
     def load_newobj(self) -> None:
-        self.allow(isinstance(self.stack[-2], type), "it makes an object of what is no class")
+        self.allow(isinstance(self.stack[-2], type), "it builds an object from something that is not a class")
         _RUN[pickle.NEWOBJ[0]](self)
 
     def load_build(self) -> None:

@@ -228,7 +228,7 @@ class SavedAgent:
         data["action_noise"] = _renewed_noise(data.get("action_noise"))
         policy_kwargs = data.get("policy_kwargs") or {}
         if not isinstance(policy_kwargs, dict):
-            raise UsageError(f"{self.path} cannot be opened: its policy_kwargs are no dictionary")
+            raise UsageError(f"{self.path} cannot be opened: its policy_kwargs are not a dictionary")
         data["policy_kwargs"] = _renewed(policy_kwargs)
         return data, notes
 

@@ -265,7 +265,7 @@ def _checked(path: Path) -> Path:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError) as error:
-        raise UsageError(f"{path} is no readable zip file, the format of saved agents ({error})") from error
+        raise UsageError(f"{path} is not a readable zip file, the format of saved agents ({error})") from error
     if not any(entry.filename == "data" for entry in entries):
         raise UsageError(f"{path} is a zip file, but not an agent that Stable-Baselines3 saved (no 'data' in it)")
     outside = [entry.filename for entry in entries if entry.filename.startswith(("/", "\\")) or ".." in entry.filename]

@@ -42,7 +42,7 @@ UNKNOWN_NAMES = [case for case in REFUSED if case.endswith("does not have")]
 def test_what_cannot_be_measured_is_told_once(case):
     build, settings, message = REFUSED[case]
     (text,) = told(build(), DormancyCallback(**settings))
-    assert text.startswith("DormancyCallback measures nothing from here on, and training goes on: ")
+    assert text.startswith("DormancyCallback measures nothing from here on, and training continues: ")
     assert re.search(message, text)
 
 
@@ -142,7 +142,7 @@ def test_what_fails_in_the_middle_of_a_train_call_is_told_once_and_other_callbac
 
     failing = Failing(measuring_period=1, batch_size=16)
     texts = told(model, [failing, other])
-    assert texts == ["Failing measures nothing from here on, and training goes on: IndexError: here"]
+    assert texts == ["Failing measures nothing from here on, and training continues: IndexError: here"]
     assert failing.memory.looked_at is not None
     assert other.gradient_step == model._n_updates
     assert other.report is not None

@@ -185,7 +185,7 @@ def test_an_exception_in_a_measurement_leaves_no_hook(monkeypatch, place, gradie
     model = dqn()
     _break_at(monkeypatch, model, place, gradient_step)
     before = hooks_of(model)
-    with pytest.warns(RuntimeWarning, match="training goes on: BrokenError"):
+    with pytest.warns(RuntimeWarning, match="training continues: BrokenError"):
         model.learn(80, callback=DormancyCallback(measuring_period=10, batch_size=16))
     assert model.num_timesteps == 80
     assert hooks_of(model) == before
@@ -226,7 +226,7 @@ def test_an_exception_in_the_forward_pass_leaves_no_hook_and_the_modes_as_they_w
             return super().forward(observations) if model._n_updates else observations.flatten(1)
 
     model = without_activations(features_extractor_class=FailsInTraining)
-    with pytest.warns(RuntimeWarning, match="training goes on: BrokenError"):
+    with pytest.warns(RuntimeWarning, match="training continues: BrokenError"):
         model.learn(80, callback=DormancyCallback(measuring_period=8, batch_size=16))
     assert hooks_of(model) == []
     assert all(module.training for module in model.q_net.modules())

@@ -232,7 +232,7 @@ def test_what_is_no_agent_is_refused(capsys, tmp_path, dqn_run):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("file", "")
     assert f"there is no file or folder {tmp_path / 'none'}" in refused(capsys, tmp_path / "none")
-    assert "is no readable zip file" in refused(capsys, tmp_path / "text.zip")
+    assert "is not a readable zip file" in refused(capsys, tmp_path / "text.zip")
     assert "not an agent that Stable-Baselines3 saved" in refused(capsys, tmp_path / "other.zip")
     assert "is not the folder of a zoo run" in refused(capsys, tmp_path)
     runs = tmp_path / "runs"

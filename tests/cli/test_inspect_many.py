@@ -142,7 +142,7 @@ def test_a_process_that_dies_takes_no_other_agent_with_it(agents, tmp_path):
     command = [sys.executable, "-m", "sb3_redo", "inspect", "--recursive", str(folder), "--n-samples", "30"]
     done = subprocess.run([*command, "--workers", "2"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "broken/CartPole-v1_1: its process died without a word" in done.stdout
+    assert "broken/CartPole-v1_1: its process crashed" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("2 of 3 agents inspected")
 
 
@@ -158,7 +158,7 @@ def test_a_crash_of_the_only_process_stops_no_other_agent(capfd, agents, tmp_pat
     (folder / "broken/CartPole-v1_1/CartPole-v1/args.yml").write_text("{algo: dqn, env: CartPole-v0}")
     code, out, _ = inspect(capfd, "--recursive", folder, "--wrapper", f"{__name__}.Dying")
     assert code == 1
-    assert "broken/CartPole-v1_1: its process died without a word" in out
+    assert "broken/CartPole-v1_1: its process crashed" in out
     assert out.splitlines()[-1].startswith("2 of 3 agents inspected")
 
 

@@ -184,14 +184,14 @@ def test_a_class_of_arrays_cannot_be_called(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no pickle", python_2_batch(DATA[:2], CLASSES[:2])[:-900]])
 def test_what_is_no_pickle_is_refused(tmp_path, content):
     (tmp_path / "data_batch_1").write_bytes(content)
-    with pytest.raises(ValueError, match="data_batch_1 is no batch of CIFAR-10's Python version"):
+    with pytest.raises(ValueError, match="data_batch_1 is not a batch of CIFAR-10's Python version"):
         read_python_batch(tmp_path / "data_batch_1")
 
 
 @pytest.mark.parametrize("size", [0, 3072, 3074])
 def test_half_records_are_refused(tmp_path, size):
     (tmp_path / "data_batch_1.bin").write_bytes(bytes(size))
-    with pytest.raises(ValueError, match=f"has {size} bytes, which are no whole records of 3073"):
+    with pytest.raises(ValueError, match=f"has {size} bytes, which is not a multiple of 3073"):
         read_binary_batch(tmp_path / "data_batch_1.bin")
 
 

@@ -587,7 +587,7 @@ class Attentive(Awkward):
     """Attention between two layers."""
 
     known = {"first": Known({"out": [-1] * 4}, reason="several of its neurons")}
-    left_alone = "no: MultiheadAttention is no linear or convolutional layer, it is left alone"
+    left_alone = "no: MultiheadAttention is not a linear or convolutional layer, it is left alone"
 
     def __init__(self) -> None:
         super().__init__()

@@ -252,7 +252,7 @@ class Tokens(Sequences):
 class AttentionOverSequences(Sequences):
     """Attention between two layers; its own weights are never called as layers."""
 
-    left_alone = "no: MultiheadAttention is no linear or convolutional layer, it is left alone"
+    left_alone = "no: MultiheadAttention is not a linear or convolutional layer, it is left alone"
 
     known = {
         "embed": Known({"hidden": [-1] * 4}, reason="several of its neurons"),

@@ -350,7 +350,9 @@ def test_wrong_settings_are_refused(settings, message):
     ids=lambda other: type(other).__name__,
 )
 def test_what_else_renews_neurons_is_refused(other):
-    with pytest.raises(RuntimeError, match="renews neurons that ContinualBackpropCallback takes for old ones"):
+    with pytest.raises(
+        RuntimeError, match="renews neurons without resetting their utilities in ContinualBackpropCallback"
+    ):
         learn(build("DQN"), [replacing(), other])
     learn(build("DQN"), [copy.deepcopy(replacing()), DormancyCallback(batch_size=8)], 30)
 

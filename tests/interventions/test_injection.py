@@ -341,7 +341,7 @@ def test_a_monitor_that_cannot_read_the_new_heads_ends_no_training():
             raise RuntimeError("here")
 
     model = agent()
-    with pytest.warns(RuntimeWarning, match="Failing measures nothing from here on, and training goes on: here"):
+    with pytest.warns(RuntimeWarning, match="Failing measures nothing from here on, and training continues: here"):
         learn(model, [PlasticityInjectionCallback(10), Failing(measuring_period=5, batch_size=8)], 80)
     assert model.q_net.injections == 1
 
@@ -402,7 +402,7 @@ def test_a_step_that_is_over_is_refused():
     with pytest.raises(RuntimeError, match=r"at is \[8\], but this model has made 40 gradient steps with 0 injections"):
         learn(model, PlasticityInjectionCallback(8), 20)
     learn(model, PlasticityInjectionCallback(44), 20)
-    with pytest.raises(RuntimeError, match=r"at is \[80\], .* with 1 injections: list all that it had"):
+    with pytest.raises(RuntimeError, match=r"at is \[80\], .* with 1 injections: list its past injections"):
         learn(model, PlasticityInjectionCallback(80), 20)
     learn(model, PlasticityInjectionCallback([44, 80]), 40)
     assert model.q_net.injections == 2

@@ -286,10 +286,10 @@ def test_a_compiled_network_is_compared_with_its_target():
 
 
 REFUSED = [
-    ("SAC", {}, "SAC moves its targets by a share of tau=0.005 at a time: give when a period in gradient steps$"),
-    ("TD3", {}, "TD3 moves its targets by a share of tau=0.005 at a time"),
-    ("DDPG", {}, "DDPG moves its targets by a share of tau=0.005"),
-    ("TQC", {}, "TQC moves its targets by a share of tau=0.005"),
+    ("SAC", {}, "SAC updates its targets by Polyak averaging with tau=0.005: give when a period in gradient steps$"),
+    ("TD3", {}, "TD3 updates its targets by Polyak averaging with tau=0.005"),
+    ("DDPG", {}, "DDPG updates its targets by Polyak averaging with tau=0.005"),
+    ("TQC", {}, "TQC updates its targets by Polyak averaging with tau=0.005"),
     ("CrossQ", {}, "CrossQ has no target of its networks: give when a period in gradient steps$"),
     ("PPO", {}, "PPO has no target of its networks: give when a period in gradient steps or 'rollout'$"),
     ("A2C", {}, "A2C has no target of its networks"),
@@ -319,7 +319,7 @@ def test_targets_of_sac_that_are_copies():
 
 
 def test_a_target_that_moves_by_a_share_is_refused_in_dqn_too():
-    with pytest.raises(RuntimeError, match=r"DQN moves its targets by a share of tau=0\.5 at a time: give when"):
+    with pytest.raises(RuntimeError, match=r"DQN updates its targets by Polyak averaging with tau=0\.5: give when"):
         learn(build("DQN", tau=0.5), OptimizerResetCallback())
 
 

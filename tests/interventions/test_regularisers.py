@@ -298,7 +298,7 @@ SGD = {"policy_kwargs": {"optimizer_class": torch.optim.SGD}}
 )
 def test_what_a_model_began_with_must_be_known(make, name, settings):
     model = learn(build(name, **settings), None, name=name)
-    with pytest.raises(RuntimeError, match=r"was trained without .*: the values that it began with are not known"):
+    with pytest.raises(RuntimeError, match=r"was trained without .*: its initial values are not known"):
         learn(model, make(), name=name)
 
 

@@ -293,7 +293,7 @@ def test_nothing_is_left_on_the_model(make):
 
     callback = make()
     callback.examine = fail
-    with pytest.warns(RuntimeWarning, match="training goes on: KeyError: 'elsewhere'"):
+    with pytest.warns(RuntimeWarning, match="training continues: KeyError: 'elsewhere'"):
         learn(model, callback)
     assert hooks_of(model) == []
     callback.on_training_end()

@@ -402,7 +402,7 @@ class Centralising(pytorch_optimizer.Lion):
 
 WAY_OUT = "train with an optimizer of the table in docs/recycling.md, such as torch.optim.Adam"
 UNKNOWN = {
-    Own: "Own keeps 'exp_foo', and it is not known what becomes of it with a renewed neuron: say what it is with "
+    Own: "Own keeps 'exp_foo', and it is not known how to renew it: declare it by "
     "optimizer_state={'exp_foo': 'moment'} (or 'second_moment', 'copy' of the weights, 'ignore'), or " + WAY_OUT,
     Rprop: "Rprop keeps 'prev', and it is not known",
     ExtraAdam: "ExtraAdam keeps 'sum', and it is not known",
@@ -436,7 +436,7 @@ def test_an_optimizer_that_keeps_something_unknown_is_refused_by_name_and_nothin
     report = report_on(network, network.observations(16, seed=5), threshold=0.8)
     before = copy.deepcopy((network.state_dict(), str(optimizer.state)))
     if optimizer_class is Own:
-        with pytest.raises(RuntimeError, match=r"Own keeps 'exp_foo', and .* with a renewed neuron: train with"):
+        with pytest.raises(RuntimeError, match=r"Own keeps 'exp_foo', and .* how to renew it: train with"):
             OptimizerState(network.parameters(), [optimizer])
     with pytest.raises(RuntimeError, match=f"^{re.escape(UNKNOWN[optimizer_class])}"):
         recycle_dormant(network, report, optimizers=[optimizer], seed=0)

@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, 
     assert restore_checkpoint(tmp_path, model)["folder"] == "checkpoint_96"
     assert model.num_timesteps == 96
     (record,) = caplog.records
-    assert "checkpoint_100 cannot be read: it was set aside, and training goes on from the one before" in record.message
+    assert "checkpoint_100 cannot be read: it was renamed, and training continues from the one before" in record.message
     assert (tmp_path / "damaged_checkpoint_100").is_dir()
 
 
@@ -146,7 +146,7 @@ def test_without_a_sound_checkpoint_training_goes_on_from_the_start(tmp_path, ca
     for path in tmp_path.glob("checkpoint_*/model.zip"):
         flip(path)
     train(tmp_path)
-    assert "goes on from the start" in caplog.records[-1].message
+    assert "continues from the start" in caplog.records[-1].message
     assert outcome(tmp_path)["num_timesteps"] == STEPS
     assert [value for _, value in points(tmp_path, "dormancy/gradient_step")] == list(range(0, 21, 10))
 
@@ -156,7 +156,7 @@ def test_where_nothing_says_which_checkpoint_counts_training_starts_anew(tmp_pat
     train(tmp_path, at=103)
     (tmp_path / "checkpoint.json").write_text(text)
     assert restore_checkpoint(tmp_path, about_to_learn()) is None
-    assert "goes on from the start" in caplog.records[-1].message
+    assert "continues from the start" in caplog.records[-1].message
     assert (tmp_path / "damaged_checkpoint.json").is_file()
 
 

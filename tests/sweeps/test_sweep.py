@@ -184,7 +184,7 @@ def test_a_damaged_result_is_named_and_its_run_trained_again(tmp_path, caplog, t
     assert not is_finished(tmp_path)
     (record,) = caplog.records
     assert record.message == (
-        f"{tmp_path}/result.json cannot be read: it holds no JSON object: it was set aside, and the run is not finished"
+        f"{tmp_path}/result.json cannot be read: it holds no JSON object: it was renamed, and the run is not finished"
     )
     assert (tmp_path / "damaged_result.json").read_bytes() == text
     train_run(tmp_path, finishing(tmp_path), 1)

@@ -171,7 +171,7 @@ WRONG = {
     ),
     "two labels alike": ("[0.25, 2]", '[0.25, "0.25", 2]', r"sweep.yml:7: grid: two conditions are named alike"),
     "no configuration": ("config.yml", "confg.yml", r"sweep.yml:3: config: confg.yml cannot be read"),
-    "a key twice": ("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", r"sweep.yml:5: seeds: this key stands here twice"),
+    "a key twice": ("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]", r"sweep.yml:5: seeds: duplicate key"),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r"sweep.yml:5: this is no YAML: expected"),
     "a discount of five": (
         WIDTH,
@@ -328,7 +328,7 @@ WRONG = {
     "steps in two places": (
         "seeds: [0, 1]\nsettings:",
         "n_timesteps: 9\nseeds: [0, 1]\nsettings:\n  n_timesteps: 8",
-        r"sweep.yml:4: n_timesteps: n_timesteps stands here and among the settings: give it once",
+        r"sweep.yml:4: n_timesteps: n_timesteps is set here and among the settings: give it once",
     ),
     "endless time between checkpoints": (
         "seeds:",
@@ -368,7 +368,7 @@ WRONG = {
     "an axis of no callback": (
         TEXT[TEXT.index("  callback:") :],
         "  callback:\n    a: []\n  callback.dormancy_threshold: [0.1]\ntarget_period: 8\n",
-        r"sweep.yml:12: grid.callback.dormancy_threshold: no run has a callback of sb3_redo whose setting",
+        r"sweep.yml:12: grid.callback.dormancy_threshold: no run has a callback of sb3_redo with this setting",
     ),
     "a setting beside a value of no callback": (
         "callback: {dormancy_threshold: 0.5}",
@@ -459,7 +459,7 @@ def test_the_zoos_own_settings_pass_for_every_algorithm():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("5", r"sweep.yml:3: config: config.yml cannot be read: it is no mapping"),
+        ("5", r"sweep.yml:3: config: config.yml cannot be read: it is not a mapping"),
         ("CartPole-v1: 5", r"config.yml:1: CartPole-v1: expected a mapping of settings, got 5"),
         ("CartPole-v1: {polcy: MlpPolicy}", r"config.yml:1: CartPole-v1.polcy: .* did you mean 'policy'\?"),
         ("CartPole-v1:\n  gamma: 5", r"config.yml:2: CartPole-v1.gamma: expected a number from 0 to 1, got 5"),
@@ -492,7 +492,7 @@ def test_a_configuration_in_python_is_not_run(read, tmp_path):
 
 def test_a_file_that_never_ends_is_not_read(read, tmp_path):
     os.mkfifo(tmp_path / "pipe.yml")
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         read("config.yml", "pipe.yml")
 
 

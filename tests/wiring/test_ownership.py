@@ -498,7 +498,7 @@ PLAIN = "its forward pass is not that of a plain layer"
         (own_method, PLAIN),
         (own_class, PLAIN),
         (quantised, PLAIN),
-        (own_parameter, "its weights are no plain parameter but a OwnParameter"),
+        (own_parameter, "its weights are not a plain parameter but a OwnParameter"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
