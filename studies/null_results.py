@@ -15,6 +15,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
 SWEEPS = {
     "small_replay_ratio": ("DQN on CartPole", "replay_ratio", "replay-ratio-dqn-on-cartpole"),
+    "small_replay_ratio_fixed_steps": (
+        "the same, another period of the target network",
+        "replay_ratio",
+        "replay-ratio-dqn-on-cartpole",
+    ),
     "small_replay_ratio_n3": (
         "the same, three-step returns",
         "replay_ratio",
@@ -40,7 +45,7 @@ NULLS: dict[str, list[Condition]] = {
         for quantity in (DORMANT, RETURN)
     ],
     "activations": [
-        ("CartPole-v1", RETURN, f"activation={name}", "activation=relu") for name in ("leaky relu", "elu", "gelu")
+        ("CartPole-v1", RETURN, f"activation={name}", "activation=relu") for name in ("leaky relu", "elu", "gelu", "tanh")
     ],
     "threshold_period": [
         (
@@ -55,7 +60,7 @@ NULLS: dict[str, list[Condition]] = {
     "distillation": [("CartPole-v1", "Huber loss at the end", "student=pretrained", "student=fresh")],
     "block_mdp": [
         ("sb3_redo/BlockMDP-true-label-v0", PROBED, f"callback={name}", "callback=none")
-        for name in ("weight decay", "shrink and perturb")
+        for name in ("weight decay", "shrink and perturb", "layer norm")
     ],
 }
 CONTRARY: dict[str, list[Condition]] = {
@@ -125,12 +130,12 @@ def three_seeds(row: "pd.Series[float]") -> np.ndarray:
 def _of_sweeps() -> Iterator[tuple[str, str, "pd.Series[float]"]]:
     for name, (task, axis, anchor) in SWEEPS.items():
         for value, rows in pd.read_csv(RESULTS / f"{name}_runs.csv").groupby(axis):
-            if (name, value) == ("small_width", 1):
+            if (name, value) in (("small_width", 1), ("small_replay_ratio_fixed_steps", 1)):
                 continue  # the runs of replay ratio 1 once more
             returns = rows.pivot(index="seed", columns="callback", values="final_return")
             where = f"[{task}, {axis.replace('_', ' ')} {value:g}](results.md#{anchor})"
             yield "return: ReDo less none", where, returns["redo"] - returns["none"]
-    for name in ("small_replay_ratio", "small_replay_ratio_n3"):
+    for name in ("small_replay_ratio", "small_replay_ratio_fixed_steps", "small_replay_ratio_n3"):
         task, axis, anchor = SWEEPS[name]
         runs = pd.read_csv(RESULTS / f"{name}_runs.csv")
         returns = runs[runs["callback"] == "none"].pivot(index="seed", columns=axis, values="final_return")
