@@ -45,7 +45,8 @@ NULLS: dict[str, list[Condition]] = {
         for quantity in (DORMANT, RETURN)
     ],
     "activations": [
-        ("CartPole-v1", RETURN, f"activation={name}", "activation=relu") for name in ("leaky relu", "elu", "gelu", "tanh")
+        ("CartPole-v1", RETURN, f"activation={name}", "activation=relu")
+        for name in ("leaky relu", "elu", "gelu", "tanh")
     ],
     "threshold_period": [
         (
