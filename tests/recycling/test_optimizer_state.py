@@ -416,8 +416,8 @@ UNKNOWN = {
     Holding: "Holding keeps tensors in 'average', which",
     Around: "Own keeps 'exp_foo', and it is not known",
     Soap: "Soap keeps 'GG', and it is not known",
-    torch.optim.LBFGS: "LBFGS moves a weight by the gradients of others, so that renewed neurons would not stay "
-    f"renewed: {WAY_OUT}, or measure alone with DormancyCallback",
+    torch.optim.LBFGS: "LBFGS moves a weight by the gradients of others, which would change renewed neurons: "
+    f"{WAY_OUT}, or measure alone with DormancyCallback",
     pytorch_optimizer.Shampoo: "Shampoo moves a weight by the gradients of others",
     pytorch_optimizer.Kron: "Kron moves a weight by the gradients of others",
     pytorch_optimizer.AdamP: "AdamP moves a weight by the gradients of others",
