@@ -197,7 +197,7 @@ def test_layers_are_chosen_by_their_distance_from_the_end():
     with pytest.raises(RuntimeError, match=r"'q_net.q_nte.4', but .* below it; did you mean 'q_net.q_net.4'"):
         chosen("DQN", ["q_net.q_nte.4"])
     # A part of a name is no path.
-    with pytest.raises(RuntimeError, match="no parameter"):
+    with pytest.raises(RuntimeError, match="no trained parameter"):
         chosen("SAC", ["critic.qf"])
 
 
