@@ -574,7 +574,9 @@ def test_callbacks_refuse_an_optimizer_when_training_starts_or_when_it_is_known_
         FireCallback(),
     ):
         can_say = isinstance(callback, (ReDoCallback, ContinualBackpropCallback))
-        with pytest.raises(RuntimeError, match="Own keeps 'exp_foo'.*neuron: " + ("say" if can_say else "train with")):
+        with pytest.raises(
+            RuntimeError, match="Own keeps 'exp_foo'.*renew it: " + ("declare" if can_say else "train with")
+        ):
             model.learn(1, callback=callback, reset_num_timesteps=False)
     for callback in (ResetCallback("all", 10), ShrinkAndPerturbCallback(period=10, reset_optimizer=True)):
         model.learn(10, callback=callback, reset_num_timesteps=False)
