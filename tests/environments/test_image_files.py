@@ -146,7 +146,7 @@ def test_pickles_that_run_something_are_refused_and_do_not_run(tmp_path):
     path = tmp_path / "data_batch_1"
     for content in ({"data": DATA, "labels": [evil]}, evil):
         path.write_bytes(pickle.dumps(content))
-        with pytest.raises(ValueError, match=r"data_batch_1 is no batch .*asks for (posix|nt)\.mkdir, and batches"):
+        with pytest.raises(ValueError, match=r"data_batch_1 is not a batch .*asks for (posix|nt)\.mkdir, and batches"):
             read_python_batch(path)
     assert not (tmp_path / "made").exists()
     pickle.loads(path.read_bytes())

@@ -346,10 +346,10 @@ def test_a_folder_means_the_newest_below_it_and_a_file_itself(stored, tmp_path):
 def test_what_is_missing_is_told_with_what_to_do(tmp_path):
     for find, what in ((find_agent, "agent"), (find_replay_buffer, "replay_buffer.pkl")):
         with pytest.raises(
-            UsageError, match=f"there is no {what} below .*: train the sweep .* `save_replay_buffer: true`"
+            UsageError, match=f"there is no {what} below .*: first train the sweep .* `save_replay_buffer: true`"
         ):
             find(tmp_path)
-        with pytest.raises(UsageError, match=r"there is no .*nowhere: train the sweep .* or name a file"):
+        with pytest.raises(UsageError, match=r"there is no .*nowhere: first train the sweep .* or name a file"):
             find(tmp_path / "nowhere")
 
 
@@ -485,7 +485,7 @@ def test_a_stopped_run_begins_anew_and_a_finished_one_is_left_alone(stored, tmp_
 
 
 def test_a_missing_file_stops_a_run_before_anything_is_trained(tmp_path):
-    with pytest.raises(UsageError, match=r"there is no .*agent\.zip: train the sweep that stores it first"):
+    with pytest.raises(UsageError, match=r"there is no .*agent\.zip: first train the sweep that stores it"):
         run_offline(tmp_path / "run", settings_of(), 0, tmp_path)
     assert not is_finished(tmp_path / "run")
 

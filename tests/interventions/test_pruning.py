@@ -449,7 +449,7 @@ def test_two_of_them_are_refused():
 
 
 def test_an_algorithm_that_steps_without_an_optimizer_is_refused():
-    with pytest.raises(RuntimeError, match="TRPO changes its policy without an optimizer: what is pruned would come"):
+    with pytest.raises(RuntimeError, match="TRPO changes its policy without an optimizer: pruned weights would return"):
         learn(build("TRPO"), pruning(), name="TRPO")
 
 

@@ -146,7 +146,7 @@ def test_frozen_parameters_are_left_alone():
     callback = Spied("all", PERIOD, stop=PERIOD + 1)
     learn(model, callback)
     assert not any(name.startswith("q_net.q_net.0") for name in callback.seen[0][2])
-    with pytest.raises(RuntimeError, match="no parameter that is trained"):
+    with pytest.raises(RuntimeError, match="no trained parameter below it"):
         learn(model, ResetCallback(["q_net.q_net.0"]))
 
 
@@ -194,10 +194,10 @@ def test_layers_are_chosen_by_their_distance_from_the_end():
     assert chosen("SAC", ["critic.qf0"]) == pairs("critic.qf0.0", "critic.qf0.2", "critic.qf0.4")
     with pytest.raises(RuntimeError, match="there are only 3 layers to reset behind one another, not 4"):
         chosen("DQN", 4)
-    with pytest.raises(RuntimeError, match=r"'q_net.q_nte.4', below which .* did you mean 'q_net.q_net.4'"):
+    with pytest.raises(RuntimeError, match=r"'q_net.q_nte.4', but .* below it; did you mean 'q_net.q_net.4'"):
         chosen("DQN", ["q_net.q_nte.4"])
     # A part of a name is no path.
-    with pytest.raises(RuntimeError, match="no parameter"):
+    with pytest.raises(RuntimeError, match="no trained parameter"):
         chosen("SAC", ["critic.qf"])
 
 

@@ -416,8 +416,8 @@ UNKNOWN = {
     Holding: "Holding keeps tensors in 'average', which",
     Around: "Own keeps 'exp_foo', and it is not known",
     Soap: "Soap keeps 'GG', and it is not known",
-    torch.optim.LBFGS: "LBFGS moves a weight by the gradients of others, so that renewed neurons would not stay "
-    f"renewed: {WAY_OUT}, or measure alone with DormancyCallback",
+    torch.optim.LBFGS: "LBFGS moves a weight by the gradients of others, which would change renewed neurons: "
+    f"{WAY_OUT}, or measure alone with DormancyCallback",
     pytorch_optimizer.Shampoo: "Shampoo moves a weight by the gradients of others",
     pytorch_optimizer.Kron: "Kron moves a weight by the gradients of others",
     pytorch_optimizer.AdamP: "AdamP moves a weight by the gradients of others",
@@ -574,7 +574,9 @@ def test_callbacks_refuse_an_optimizer_when_training_starts_or_when_it_is_known_
         FireCallback(),
     ):
         can_say = isinstance(callback, (ReDoCallback, ContinualBackpropCallback))
-        with pytest.raises(RuntimeError, match="Own keeps 'exp_foo'.*neuron: " + ("say" if can_say else "train with")):
+        with pytest.raises(
+            RuntimeError, match="Own keeps 'exp_foo'.*renew it: " + ("declare" if can_say else "train with")
+        ):
             model.learn(1, callback=callback, reset_num_timesteps=False)
     for callback in (ResetCallback("all", 10), ShrinkAndPerturbCallback(period=10, reset_optimizer=True)):
         model.learn(10, callback=callback, reset_num_timesteps=False)
