@@ -20,7 +20,7 @@ from sb3_redo.callbacks.clock import GradientClock
 from sb3_redo.callbacks.step_hooks import StepHooks, before_any_step
 from sb3_redo.callbacks.trained import Switches, Trained
 from sb3_redo.forward.nested import map_tensors
-from sb3_redo.sb3.agents import Agent, agent_of
+from sb3_redo.sb3.agents import Agent, agent_of, optimizers_of
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.model import gradient_steps_of
 from sb3_redo.validation import UnknownNameError, unknown_argument
@@ -105,6 +105,9 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     agent: Agent
     """Networks, optimizers and clock of the model."""
+
+    optimizers: tuple[Optimizer, ...]
+    """All optimizers that hold parameters of the policy, those of the user's own included."""
 
     memory: Memory
     """Values saved with the model, for a callback with the same :attr:`memory_key`."""
@@ -229,11 +232,11 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
     def _prepare(self, gradient_step: int) -> None:
         """Prepare for the model's current networks and optimizers, and count on from a gradient step."""
         learn_call = self._learn_call
-        self.agent = agent_of(self.model)
+        self.agent, self.optimizers = agent_of(self.model), optimizers_of(self.model)
         self.prepare()
         if self.memory.looked_at is None:
             self.memory.looked_at = gradient_step  # earlier periods are not due
-        self._trained = Trained(self.model.policy, self.agent.optimizers)
+        self._trained = Trained(self.model.policy, self.optimizers)
         self._began = gradient_step, self.model._n_updates
         # Last, so that an error above leaves no hook on the optimizer.
         self._clock = GradientClock(
@@ -246,7 +249,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
 
     def _follow(self) -> None:
         """Prepare again if networks, optimizers or the set of trained parameters have changed."""
-        trained = Trained(self.model.policy, agent_of(self.model).optimizers)
+        trained = Trained(self.model.policy, optimizers_of(self.model))
         changes = trained.changes_since(self._trained)
         if not changes or self._clock is None:
             return
@@ -265,7 +268,7 @@ class GradientStepCallback(BaseCallback, metaclass=_Meta):
         is_known = any(optimizer is known for known in self._trained.optimizers)
         if self.is_training and not is_known and not self._has_given_up:
             with self._guarded(), self._switches.set_as_trained():
-                if any(optimizer is current for current in agent_of(self.model).optimizers):
+                if any(optimizer is current for current in optimizers_of(self.model)):
                     self._follow()
 
     def _warn_if_unheard(self) -> None:

@@ -144,7 +144,7 @@ class ReDoCallback(MonitoringCallback):
     def _check_recyclable(self) -> None:
         layers = self.measurer.meter.layers
         if any(layer.recyclable for layer in layers) or not self.is_training:  # all may be frozen for a while
-            self.surgery.recyclable(self.model.policy, layers, self.agent.optimizers)
+            self.surgery.recyclable(self.model.policy, layers, self.optimizers)
 
     def after_gradient_steps(self, before: int, gradient_step: int) -> None:
         if self.schedule.is_due(before, gradient_step):
@@ -168,7 +168,7 @@ class ReDoCallback(MonitoringCallback):
             policy,
             report.wiring,
             neurons,
-            self.agent.optimizers,
+            self.optimizers,
             self.fresh_weights,
             torch_generator((measurer.seed, self.gradient_step)),
             self.surgery,

@@ -1,5 +1,6 @@
 """Saves and restores everything that a forward pass may change: buffers, attributes, random streams."""
 
+import dis
 import queue
 import random
 import sys
@@ -9,7 +10,7 @@ import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ _STREAMS: dict[Part, Any] = {
 
 _ATOMS = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _LEFT_ALONE = (
-    *(type, types.ModuleType, types.BuiltinFunctionType),
+    *(types.ModuleType, types.BuiltinFunctionType),
     *(property, classmethod, staticmethod, types.MemberDescriptorType, types.GetSetDescriptorType),
     *(threading.Thread, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet),
 )
@@ -55,14 +56,14 @@ def all_parts(module: nn.Module) -> list[Part]:
 class State:
     """The state of a network when this object is made.
 
-    Covers parameters, buffers, and all objects reachable from the modules' attributes, classes, hooks and functions:
-    numbers, containers, tensors, arrays, random generators and plain objects. Of a function's globals it covers only
-    random generators and functions. It skips optimizers, environments, iterators, objects shared by threads, and arrays
-    above 64 MiB.
+    Covers parameters, buffers, and all objects reachable from the modules' attributes, classes, hooks and functions,
+    with the global variables of these: numbers, containers, tensors, arrays, random generators and plain objects. It
+    skips optimizers, environments, objects shared by threads, and arrays above 64 MiB.
 
     :param module: the network
     :param parts: the parts that may change, found by another state. Default: all. Then parameters and large tensors are
         copied only when :meth:`copying_on_write` sees a write to them.
+    :raises RuntimeError: when all parts are asked for, and one of them is an iterator or has no values yet
     """
 
     def __init__(self, module: nn.Module, parts: Collection[Part] | None = None):
@@ -73,6 +74,7 @@ class State:
         self.iterators: list[Any] = []  # visited iterators, which cannot be restored
         if parts is None:  # every module is handled separately, even if another one has it in a list
             self._met.update((id(each), each) for each in module.modules())
+            _refuse_lazy(module)
         self._parts = all_parts(module) if parts is None else parts
         for part in self._parts:
             path, name = part
@@ -82,6 +84,22 @@ class State:
                 self._remember(part, [], [_at(module, path).__dict__.get(name)])
             else:
                 self._remember(part, *self._open_module(_at(module, path)))
+        if parts is None and self.iterators:
+            raise RuntimeError(
+                f"{type(module).__name__} holds a {type(self.iterators[0]).__name__}, which cannot be put back after a "
+                "pass of ours: use a number or a list in its place"
+            )
+
+    @property
+    def has_drawn(self) -> bool:
+        """Whether a random generator of the network, or a global one of NumPy or Python, was found moved."""
+        return any(isinstance(cell, _StreamCell) and part in self.moved for part, cell in self._cells)
+
+    def seed(self, seed: int) -> None:
+        """Seed all random generators in it."""
+        for _, cell in self._cells:
+            if isinstance(cell, _StreamCell):
+                cell.seed(seed)
 
     def put_back(self, *, moved_only: bool = False) -> None:
         """Restore all changed parts.
@@ -126,11 +144,11 @@ class State:
         cells: list[_Cell] = [_AttributesCell(module, module.__dict__), _ContainerCell(module._modules)]
         inner: list[Any] = []
         inner += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        return self._with_classes(module, cells, inner)
+        return self._with_classes(type(module), cells, inner)
 
-    def _with_classes(self, value: Any, cells: "list[_Cell]", inner: list[Any]) -> "tuple[list[_Cell], list[Any]]":
-        """Return these with the cells of an object's class attributes, and the values of these."""
-        for kind in type(value).__mro__:
+    def _with_classes(self, whole: type, cells: "list[_Cell]", inner: list[Any]) -> "tuple[list[_Cell], list[Any]]":
+        """Return these with the cells of the attributes of a class and its bases, and the values of these."""
+        for kind in whole.__mro__:
             if id(kind) not in self._met and kind.__module__.partition(".")[0] not in _LIBRARIES:
                 self._met[id(kind)] = kind
                 shared = _AttributesCell(kind, vars(kind))
@@ -166,6 +184,9 @@ class State:
             return [_ContainerCell(value)], list(value.values()) if isinstance(value, dict) else list(value)
         if isinstance(value, (tuple, frozenset)):
             return [], list(value)
+        if isinstance(value, type):
+            del self._met[id(value)]  # set when its attributes are kept
+            return self._with_classes(value, [], [])
         if isinstance(value, nn.Module):  # no child of another module, such as one in a list
             cells, inner = self._open_module(value)
             return cells, [*inner, *value._modules.values(), *_own_attributes(value).values()]
@@ -173,13 +194,13 @@ class State:
 
     def _open_object(self, value: Any) -> "tuple[list[_Cell], list[Any]]":
         attributes = getattr(value, "__dict__", None)
+        cells: list[_Cell] = [_ContainerCell(attributes)] if isinstance(attributes, dict) else []
         attributes = attributes if isinstance(attributes, dict) else {}
         if self._are_shared(attributes):
             return [], []
-        cells: list[_Cell] = [_ContainerCell(attributes)] if attributes else []
         slots = _SlotsCell(value)
         cells += [slots] if slots.values else []
-        return self._with_classes(value, cells, [*attributes.values(), *slots.values.values()])
+        return self._with_classes(type(value), cells, [*attributes.values(), *slots.values.values()])
 
     def _is_left_alone(self, value: Any) -> bool:
         is_environment = hasattr(type(value), "step") and hasattr(type(value), "reset")  # it changes while we gather
@@ -202,12 +223,6 @@ class ObjectState(State):
         self._on_write, self._others = False, left_alone
         self._remember(("", ""), [], [owner])
 
-    def seed(self, seed: int) -> None:
-        """Seed all random generators that the object holds."""
-        for _, cell in self._cells:
-            if isinstance(cell, _StreamCell):
-                cell.seed(seed)
-
     def _is_left_alone(self, value: Any) -> bool:
         of_threads = type(value).__module__.startswith(("threading", "concurrent.", "multiprocessing", "logging"))
         return of_threads or isinstance(value, (*_LEFT_ALONE, *self._others))
@@ -221,20 +236,39 @@ def _closure_of(function: types.FunctionType) -> "tuple[list[_Cell], list[Any]]"
     if (function.__module__ or "").partition(".")[0] in _LIBRARIES:
         return [], []
     cells: list[_Cell] = [_ClosureCell(cell) for cell in function.__closure__ or ()]
-    names: set[str] = set()
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    found = [function.__globals__[name] for name in names & function.__globals__.keys()]
-    inner: list[Any] = [each for each in found if isinstance(each, (*_GENERATORS, types.FunctionType))]
-    inner += [cell.values for cell in cells if isinstance(cell, _ClosureCell)]
-    return cells, [*inner, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    inner: list[Any] = [cell.values for cell in cells if isinstance(cell, _ClosureCell)]
+    cells.append(_ContainerCell(vars(function)))
+    inner += [*vars(function).values(), *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    variables = _GlobalsCell(function.__globals__, _global_names(function.__code__))
+    return [*cells, variables], [*inner, *filter(_may_change, variables.values.values())]
+
+
+@cache
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """Return the names of the global variables that a function's code reads or sets."""
+    names = {each.argval for each in dis.get_instructions(code) if each.opname.endswith("_GLOBAL")}
+    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return frozenset(names).union(*map(_global_names, inner))
+
+
+def _may_change(value: Any) -> bool:
+    """Return whether a pass may change a global variable's value: it is no object of a library, such as a logger."""
+    kept = (list, deque, set, dict, np.ndarray, Tensor, *_GENERATORS)
+    is_kept = isinstance(value, kept) or _is_builtin_iterator(value)
+    return is_kept or type(value).__module__.partition(".")[0] not in _LIBRARIES - {"builtins"}
+
+
+def _refuse_lazy(module: nn.Module) -> None:
+    """Refuse a network whose weights get their shapes and values in its first pass."""
+    lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise RuntimeError(
+            f"{lazy[0]} has no values before the first pass: run the network once before, as policy.predict() does"
+        )
 
 
 def _is_builtin_iterator(value: Any) -> bool:
-    return type(value).__module__ in ("builtins", "itertools") and hasattr(value, "__next__")
+    return type(value).__module__ in ("builtins", "itertools") and hasattr(type(value), "__next__")
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
@@ -347,6 +381,26 @@ class _ClosureCell(_Cell):
         if moved:
             self.cell.cell_contents = self.values
         return moved
+
+
+class _GlobalsCell(_Cell):
+    """Global variables of a function, as objects."""
+
+    def __init__(self, variables: dict[str, Any], names: Collection[str]):
+        self.variables, self.names = variables, names
+        self.values = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        return {name: self.variables[name] for name in self.names if name in self.variables}
+
+    def put_back(self) -> bool:
+        now = self._read()
+        if len(now) == len(self.values) and all(map(_is, now.values(), self.values.values())):
+            return False
+        for name in now:
+            del self.variables[name]
+        self.variables.update(self.values)
+        return True
 
 
 class _ContainerCell(_Cell):

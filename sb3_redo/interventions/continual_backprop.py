@@ -104,7 +104,7 @@ class ContinualBackpropCallback(GradientStepCallback):
             self._wiring = wiring_of(self.model, exclude=self.exclude)
         except ValueError as error:  # Optuna, in the zoo, would prune the trial
             raise RuntimeError(str(error)) from None
-        recyclable = self.surgery.recyclable(policy, self._wiring, self.agent.optimizers)
+        recyclable = self.surgery.recyclable(policy, self._wiring, self.optimizers)
         consumers = {name: policy.get_submodule(name) for layer in recyclable for name in layer.consumers}
         self._fresh_weights = initial_weights_of(self.model, self.initial_weights)
         now = self.gradient_step
@@ -161,7 +161,7 @@ class ContinualBackpropCallback(GradientStepCallback):
             self.model.policy,
             self._wiring,
             neurons,
-            self.agent.optimizers,
+            self.optimizers,
             self._fresh_weights,
             torch_generator((self._seed + crc32(b"cbp"), gradient_step)),
             self.surgery,

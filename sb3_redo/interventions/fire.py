@@ -149,6 +149,6 @@ class FireCallback(LayersCallback):
         self._has_task_changed = False
         weights = [self.model.policy.get_parameter(name) for name in self._names]
         before = [weight.detach().clone() for weight in weights]
-        fire(self.model.policy, self._names, self.agent.optimizers, self.iterations, forget=self.reset_optimizer)
+        fire(self.model.policy, self._names, self.optimizers, self.iterations, forget=self.reset_optimizer)
         moved = sum(float((weight.detach() - old).pow(2).sum()) for weight, old in zip(weights, before, strict=True))
         return {"fire/distance": moved**0.5}

@@ -77,7 +77,7 @@ class LayersCallback(GradientStepCallback):
         if not self._names:
             raise RuntimeError(f"exclude={list(self.exclude)} leaves nothing of layers={self.layers!r} to change")
         parameters = policy.parameters()
-        OptimizerState(parameters, self.agent.optimizers, forgotten=self.reset_optimizer)  # refuses what is not known
+        OptimizerState(parameters, self.optimizers, forgotten=self.reset_optimizer)  # refuses what is not known
         if self.verbose > 0:
             self.logger.info(f"{type(self).__name__} changes {', '.join(self._names)}")
 

@@ -236,6 +236,6 @@ class ShrinkAndPerturbCallback(PeriodicCallback):
             amounts, values = (factor, 1 - factor), {"perturb/dormant_fraction": dormant, "perturb/factor": factor}
         parameters = dict(self.model.policy.named_parameters())
         before = {name: parameters[name].detach().clone() for name in fresh if name in parameters}
-        shrink_and_perturb(self.model.policy, fresh, *amounts, self.agent.optimizers, forget=self.reset_optimizer)
+        shrink_and_perturb(self.model.policy, fresh, *amounts, self.optimizers, forget=self.reset_optimizer)
         moved = sum(float((parameters[name].detach() - old).pow(2).sum()) for name, old in before.items())
         return {"perturb/distance": moved**0.5, **values}

@@ -66,7 +66,7 @@ class PruningCallback(MonitoringCallback):
                 f"{type(self).__name__} keeps weights at 0 after each optimizer step, and {type(self.model).__name__} "
                 "changes its policy without an optimizer: pruned weights would return"
             )
-        OptimizerState(self.model.policy.parameters(), self.agent.optimizers)  # refuses unknown state
+        OptimizerState(self.model.policy.parameters(), self.optimizers)  # refuses unknown state
         # The memory is not kept per settings: callbacks with other settings continue with the same pruned neurons.
         self.pruned = Memory(self.model, PruningCallback.__name__).tensors("pruned")
         self._weights: dict[str, PrunedWeights] = {}
@@ -74,7 +74,7 @@ class PruningCallback(MonitoringCallback):
         self.hold()
         for weights in self._weights.values():
             weights.clear()  # the model may have been trained without this callback
-        for optimizer in self.agent.optimizers:
+        for optimizer in self.optimizers:
             self.keep_hooks(StepHooks(optimizer, after=partial(self._after_step, optimizer)))
         self.write_layout()
 
@@ -154,7 +154,7 @@ class PruningCallback(MonitoringCallback):
                 self.pruned[uncompiled_name(layer.name)] = after
         if pruned:
             self.hold()
-            state = OptimizerState(self.model.policy.parameters(), self.agent.optimizers)
+            state = OptimizerState(self.model.policy.parameters(), self.optimizers)
             for weights in self._weights.values():
                 weights.clear()
                 weights.clear_state(state)

@@ -65,7 +65,7 @@ class ResetCallback(PeriodicCallback):
             raise RuntimeError(f"entropy_coefficient=True, but this {type(self.model).__name__} learns none")
 
     def intervene(self, fresh: dict[str, Tensor]) -> dict[str, Any]:
-        reset(self.model.policy, fresh, self.agent.optimizers)
+        reset(self.model.policy, fresh, self.optimizers)
         if self.entropy_coefficient:
             reset_entropy_coefficient(self.model)
         return {"reset/parameters": sum(values.numel() for values in fresh.values())}

@@ -47,7 +47,7 @@ class Agent:
     """Describes how one algorithm is measured and recycled.
 
     :param networks: names of the trained networks, without target networks
-    :param optimizers: all that hold their parameters
+    :param optimizers: those of the algorithm, see also :func:`optimizers_of`
     :param clock: the optimizer whose steps are counted as gradient steps. For off-policy algorithms it is safe to edit
         weights right after its step: no pending backward pass needs them.
     :param forward: runs all networks of a policy in one pass and returns every output
@@ -198,6 +198,25 @@ def agent_of(model: BaseAlgorithm) -> Agent:
     :raises RuntimeError: when its algorithm is not supported
     """
     return _AGENTS[known_algorithm(type(model))](model)
+
+
+def optimizers_of(model: BaseAlgorithm) -> tuple[Optimizer, ...]:
+    """Return all optimizers that hold parameters of a model's policy: those of its algorithm first, then users' own.
+
+    A user's own optimizer is an attribute of the model or its policy, or lies in a list or dictionary that is one.
+
+    :raises RuntimeError: when its algorithm is not supported
+    """
+    known = agent_of(model).optimizers
+    kept = [value for holder in (model, model.policy) for value in vars(holder).values()]
+    kept += [each for value in kept if isinstance(value, (list, tuple)) for each in value]
+    kept += [each for value in kept if isinstance(value, dict) for each in value.values()]
+    others = {id(each): each for each in kept if isinstance(each, Optimizer) and not any(each is own for own in known)}
+    if not others:
+        return known
+    theirs = set(map(id, model.policy.parameters()))
+    held = {key: {id(each) for group in one.param_groups for each in group["params"]} for key, one in others.items()}
+    return known + tuple(one for key, one in others.items() if held[key] & theirs)
 
 
 def known_algorithm(kind: type) -> type[BaseAlgorithm]:

@@ -10,7 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_redo.dormancy.report import DormancyReport
 from sb3_redo.recycling.compensation import measured_contributions
 from sb3_redo.recycling.step import RecyclingRecord, Surgery, recycle
-from sb3_redo.sb3.agents import agent_of
+from sb3_redo.sb3.agents import agent_of, optimizers_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.buffers import sample_batch, stored_observations
 from sb3_redo.sb3.gathering import gather_batch
@@ -110,7 +110,7 @@ def recycle_model(
         policy,
         report.wiring,
         report.dormant_neurons(),
-        agent.optimizers,
+        optimizers_of(model),
         initial_weights_of(model, initial_weights),
         torch_generator((seed_of(model, seed), gradient_steps_of(model))),
         surgery,

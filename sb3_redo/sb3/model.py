@@ -20,9 +20,7 @@ from sb3_redo.forward.contexts import evaluating, everything_seeded
 from sb3_redo.forward.nested import map_tensors, tensors_in
 from sb3_redo.forward.state import unchanged
 from sb3_redo.recycling.initial_weights import InitialWeights
-from sb3_redo.sb3.agents import (
-    agent_of,
-)
+from sb3_redo.sb3.agents import agent_of, optimizers_of
 from sb3_redo.sb3.batch import Batch
 from sb3_redo.sb3.memory import Memory
 from sb3_redo.sb3.own_buffers import check_observations
@@ -132,7 +130,7 @@ def wiring_of(model: BaseAlgorithm, batch: Batch | None = None, exclude: Sequenc
     read = _READ.setdefault(model.policy, [])
     known = next((wiring for before, wiring in read if before == signature), None)
     if known is None:
-        known = trace_wiring(model.policy, batch, forward=agent.forward, optimizers=agent.optimizers)
+        known = trace_wiring(model.policy, batch, forward=agent.forward, optimizers=optimizers_of(model))
         read[:] = [(signature, known), *read[:3]]
     return excluding(known, model.policy, exclude)
 
@@ -141,7 +139,7 @@ def signature_of(model: BaseAlgorithm, batch: Batch) -> Any:
     """Return a signature of the wiring's inputs, see :func:`~sb3_redo.wiring.signature.network_signature`."""
     agent = agent_of(model)
     try:
-        return network_signature(model.policy, agent.forward, batch, agent.optimizers)
+        return network_signature(model.policy, agent.forward, batch, optimizers_of(model))
     except Exception:  # reading the network will raise the error
         return object()
 

@@ -23,11 +23,6 @@ _NO_SCRIPT = "; layers in TorchScript cannot be seen: use the modules that were 
 ALONE = "_depends_on_the_driven_layer_alone"
 """Marks tensors that functions computed from the driven layer's outputs and no other tensor."""
 
-PASS_ERRORS = (RuntimeError, ValueError, LookupError, AssertionError, TypeError)
-"""Errors that a network may raise on values that it refuses."""
-UNUSUAL_PASS_ERRORS = (*PASS_ERRORS, ArithmeticError, AttributeError)
-"""Errors that a network may also raise on large numbers, or with changed parameters."""
-
 
 def ignore(place: Place, value: Tensor) -> None:
     """Record nothing."""
@@ -186,6 +181,8 @@ class FrozenNetwork:
         self.module = module
         self.forward = forward
         self.put_back = put_back
+        self.seed = 0  # of what the network draws in a pass; with 0, its own generators draw what they would
+        self.seed_own: Callable[[int], None] = lambda seed: None  # seeds its own generators
         self.calls: dict[str, list[LayerCall]] = {}  # by layer name, in the order in which the layers first run
         self.inner: dict[str, str] = {}  # layers that run inside another one to the other's name
         self.shapes: dict[Place, torch.Size] = {}  # shape of the value at each place for one observation, once known
@@ -269,7 +266,7 @@ class FrozenNetwork:
         )  # empty: no element returns 0, and normalisations are computed
         try:
             outputs = self.run_with(modules, recording, watcher)
-        except PASS_ERRORS as error:
+        except Exception as error:
             raise RuntimeError(
                 f"{type(self.module).__name__} cannot be read: it fails {calls.after()} when it runs on one "
                 f"observation ({type(error).__name__}: {error})"
@@ -289,7 +286,6 @@ class FrozenNetwork:
         make: Callable[[str, nn.Module], Any],
         watcher: FunctionWatcher,
         forward: Callable[[], Any] | None = None,
-        seed: int = 0,
         values: Mapping[Tensor, Tensor] | None = None,
     ) -> Any:
         """Run a pass with replaced modules, from the same state as every other. Returns the pass's result.
@@ -298,13 +294,17 @@ class FrozenNetwork:
         :param make: called with a name and its module, returns the new ``forward``
         :param watcher: sees the functions of the pass
         :param forward: the pass to run, if not the usual one
-        :param seed: of the network's random draws :param values: tensor to its values in this pass, if not its own
+        :param values: tensor to its values in this pass, if not its own
         """
         try:
             # Other seeds reveal random draws, from any generator.
-            stream = (everything_seeded if seed else seeded)(seed)
+            stream = (everything_seeded if self.seed else seeded)(self.seed)
             with stream, replaced_values(values or {}), replaced_forward(modules, make), watcher:
+                if self.seed:
+                    self.seed_own(self.seed)
                 return (forward or self.forward)()
+        except SystemExit as error:  # a network may end the program where numbers grow too large
+            raise RuntimeError(f"it calls sys.exit({error})") from error
         finally:
             with torch._C.DisableTorchFunction():  # outer watchers of the pass must not see this
                 self.put_back()
@@ -318,14 +318,12 @@ class FrozenNetwork:
         settings: PassSettings,
         record: Recorder = ignore,
         forward: Callable[[], Any] | None = None,
-        seed: int = 0,
     ) -> bool:
         """Run one pass. Returns whether the driven layer's outputs are combined with another tensor.
 
         :param settings: the changes of the pass
         :param record: receives the value at every place
         :param forward: the pass to run, if not the usual one
-        :param seed: of what the network draws
         :raises ChangedCallsError: when the network makes other calls than without changes, or on other shapes
         :raises RuntimeError: when the network fails on the chosen numbers
         """
@@ -367,10 +365,10 @@ class FrozenNetwork:
         watcher = _PassWatcher(calls, settings, check, self._pool_cache)
         modules = {**self._all_layers, **self.other_modules, **self._parametrisations}
         try:
-            outputs = self.run_with(modules, make, watcher, forward, seed, self.variations[settings.variation])
+            outputs = self.run_with(modules, make, watcher, forward, self.variations[settings.variation])
         except ChangedCallsError:
             raise
-        except PASS_ERRORS as error:
+        except Exception as error:
             raise RuntimeError(
                 f"{type(self.module).__name__} cannot be read: it fails {calls.after()} when layers return numbers of "
                 f"our own ({type(error).__name__}: {error})"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sb3_redo.forward.calls import ChangedCallsError
 from sb3_redo.forward.nested import map_tensors, tensors_in
-from sb3_redo.wiring.frozen_network import PASS_ERRORS, UNUSUAL_PASS_ERRORS, PassSettings
+from sb3_redo.wiring.frozen_network import PassSettings
 from sb3_redo.wiring.neuron_codes import Place, Reading, any_true, merge_reading
 from sb3_redo.wiring.prober import Prober, finite
 
@@ -39,10 +39,11 @@ def input_variants(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
         try:
             # Other seeds show whether the network's draws decide which calls it makes.
             for seed, variant in enumerate(variants):
-                prober.run(PassSettings(), forward=partial(forward, variant), seed=seed)
+                with prober.drawing(seed):
+                    prober.run(PassSettings(), forward=partial(forward, variant))
         except ChangedCallsError:
             raise
-        except PASS_ERRORS:
+        except Exception:
             continue  # noise may be invalid, such as an index outside an embedding
         return variants
     return [map_tensors(first_row, inputs)]
@@ -65,7 +66,7 @@ def extreme_inputs(prober: Prober, forward: Callable[[Any], Any], inputs: Any) -
             accepted.append(extreme)
         except ChangedCallsError:
             raise
-        except PASS_ERRORS:
+        except Exception:
             continue
     return accepted
 
@@ -82,7 +83,7 @@ def widened(prober: Prober, forward: Callable[[Any], Any], variants: Sequence[An
     try:
         for variant in wide[1:3] or wide:  # the variants used to drive layers
             prober.run(PassSettings(), forward=partial(forward, variant))
-    except UNUSUAL_PASS_ERRORS:
+    except Exception:
         return variants
     return wide
 

@@ -1,6 +1,7 @@
 """Finds which neurons reach which elements of a network: drives one layer at a time, with all others frozen."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sb3_redo.forward.calls import ChangedCallsError
-from sb3_redo.wiring.frozen_network import ALONE, PASS_ERRORS, UNUSUAL_PASS_ERRORS, FrozenNetwork, PassSettings
+from sb3_redo.wiring.frozen_network import ALONE, FrozenNetwork, PassSettings
 from sb3_redo.wiring.neuron_codes import (
     CHECK_BITS,
     REFERENCE_ROWS,
@@ -37,6 +38,9 @@ _WIDE_IN_HALF_PRECISION = 128.0
 # Up to this number of neurons, all bits are sent at every level. Two of so few neurons may have equal check bits at
 # every level by chance. An element that mixes them only at some values would then seem to show one of them.
 _FEW_NEURONS = 16
+
+_SEEDS = range(1, 8)
+"""What a network draws is drawn anew with each of them."""
 
 
 class Condition(NamedTuple):
@@ -96,6 +100,48 @@ class Prober(FrozenNetwork):
         """Set the passes for large frozen outputs, which exceed thresholds, see :meth:`prepare`."""
         self.forwards |= {self.wide: forwards[0], -self.wide: forwards[-1]}
 
+    @contextmanager
+    def drawing(self, seed: int) -> Iterator[None]:
+        """Let the network draw other random numbers."""
+        try:
+            self.seed = seed
+            yield
+        finally:
+            self.seed = 0
+
+    def add_draws(self, readings: dict[str, Reading]) -> list[str]:
+        """Add to readings what the layers reach if the network draws other random numbers, such as those of a dropout.
+
+        :return: names of the layers that reach something else then
+        """
+        drawn = {place for variation in self.inner_variations for place in self._drawn_places(variation)}
+        changed = []
+        for name, reading in readings.items():
+            # 1. Only layers that reach a place whose value depends on the draws are read again.
+            more, differs = dict(reading), False
+            for seed in _SEEDS if drawn & reading.keys() else ():
+                with self.drawing(seed):
+                    other = self.read(name)
+                merge_reading(more, other)
+                differs |= not _are_equal(other, reading)
+                # 2. Draws that shut single connections differ between three seeds already.
+                if seed == 2 and not differs:
+                    break
+            # 3. A reading is in the order of the pass.
+            if differs:
+                changed.append(name)
+                readings[name] = {place: more[place] for place in self.shapes if place in more}
+        return changed
+
+    def _drawn_places(self, variation: int) -> set[Place]:
+        settings, drawn = PassSettings(variation=variation), set()
+        usual = self.values_of(settings)
+        for seed in _SEEDS:
+            with self.drawing(seed):
+                values = self.values_of(settings)
+            drawn |= {place for place, value in values.items() if not torch.equal(value, usual[place])}
+        return {place for place in drawn if place.kind != "output"}  # sampled actions
+
     def find_rows(self) -> None:
         """Find whether the rows of a batch can carry assignments, in all variations."""
         # They can if every layer's output is [1, ...] for one observation, and no row of a batch influences another.
@@ -129,7 +175,7 @@ class Prober(FrozenNetwork):
         try:
             for row, factors in enumerate(((sign, -2 * sign), (-2 * sign, sign))):
                 self.run(replace(settings, frozen_factors=factors), partial(compare, row), self.forwards[sign])
-        except PASS_ERRORS:
+        except Exception:
             return False
         return True
 
@@ -163,7 +209,7 @@ class Prober(FrozenNetwork):
                 if meets_others or not reader.is_alone:
                     self.not_alone.add(name)
                 return [reader.received[order.index(number)] for number in range(len(batches))]
-            except PASS_ERRORS:
+            except Exception:
                 self._one_by_one.add(name)
         # 3. Otherwise, or if the network refuses so many rows, every assignment gets its own pass.
         self.not_alone.add(name)
@@ -220,7 +266,7 @@ class Prober(FrozenNetwork):
         one_by_one = set(self._one_by_one)
         try:
             read()
-        except UNUSUAL_PASS_ERRORS as error:
+        except Exception as error:
             self._one_by_one = one_by_one
             # It may run other layers on large values. With other values outside layers, training may lead there.
             if isinstance(error, ChangedCallsError) and condition.variation and abs(condition.factor) == 1:
@@ -392,6 +438,10 @@ def finite(value: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value.float()
     return value if torch.isfinite(value.sum()) else torch.nan_to_num(value)
+
+
+def _are_equal(one: Reading, other: Reading) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[place], other[place]) for place in one)
 
 
 def _nearly_equal(one: Tensor, other: Tensor) -> bool:

@@ -18,9 +18,8 @@ from torch.optim import Optimizer
 from sb3_redo.forward.contexts import evaluating, everything_seeded, is_compiled, uncompiled
 from sb3_redo.forward.layers import neuron_axis
 from sb3_redo.forward.nested import map_tensors
-from sb3_redo.forward.state import unchanged
+from sb3_redo.forward.state import State, unchanged
 from sb3_redo.wiring.default_forward import default_forward
-from sb3_redo.wiring.frozen_network import PASS_ERRORS
 from sb3_redo.wiring.gradient_reach import OUTPUT
 from sb3_redo.wiring.input_variants import (
     extreme_inputs,
@@ -70,12 +69,14 @@ def trace_wiring(
     inputs = map_tensors(first_two_rows, observations)
     with everything_seeded(0), evaluating(policy.modules()), uncompiled(is_compiled(policy.modules())):
         # A pass as in training shows which modules it changes. Every later pass starts from their earlier state.
-        with unchanged(policy) as state, suppress(*PASS_ERRORS):
+        stream = torch.get_rng_state()
+        with unchanged(policy) as state, suppress(Exception):
             if forward is None:
                 forward, inputs = default_forward(policy, inputs)
             forward(policy, inputs)
+        draws = state.has_drawn or not torch.equal(stream, torch.get_rng_state())
         try:
-            wiring = _trace(policy, inputs, forward, optimizers, partial(state.put_back, moved_only=True))
+            wiring = _trace(policy, inputs, forward, optimizers, state, draws)
         finally:
             state.put_back()
     return replace(wiring, stateful=tuple(state.moved))
@@ -86,12 +87,15 @@ def _trace(
     inputs: Any,
     forward: Callable[[nn.Module, Any], Any] | None,
     optimizers: Iterable[Optimizer] | None,
-    put_back: Callable[[], None],
+    state: State,
+    draws: bool,
 ) -> Wiring:
     # 1. Find the layers that run on one observation.
     if forward is None:  # errors in it belong to the caller
         forward, inputs = default_forward(policy, inputs)
-    prober = Prober(policy, partial(forward, policy, map_tensors(first_row, inputs)), put_back)
+    run_first = partial(forward, policy, map_tensors(first_row, inputs))
+    prober = Prober(policy, run_first, partial(state.put_back, moved_only=True))
+    prober.seed_own = state.seed
     # 2. Probe on variants of the input, because the observation itself may shut a gate.
     run = partial(forward, policy)
     inner_inputs = input_variants(prober, run, inputs)
@@ -106,6 +110,7 @@ def _trace(
     # 4. Every layer is driven while all others are frozen. Then all are frozen while the observation changes.
     activations, calls = list_calls(prober)
     readings = {name: prober.read(name) for name in prober.layers}
+    fed_by_chance = prober.add_draws(readings) if draws else []
     sources = {**readings, OBSERVATION: read_observation(prober, variants, extremes, wide)}
     # 5. Now the connections and the owners of weights are known.
     feeders = _feeders(prober, sources)
@@ -140,6 +145,8 @@ def _trace(
         normalised = normalisations(prober, reading, others)
         reason = _why_mixed(prober, name, consumers) or _why_not_its_positions(name, reading, consumers, feeders)
         reason = reason or _why_unseen(name, consumers, unseen) or ownership.why_not_writable(name, consumers)
+        if name in fed_by_chance:
+            reason = reason or "what it feeds depends on random numbers that forward draws"
         if prober.other_way is not None:
             reason = reason or f"what it feeds depends on {prober.other_way}: with other values, other operations run"
         layer = LayerWiring(

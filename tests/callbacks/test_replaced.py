@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.prune import random_unstructured
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from sb3_redo import DormancyCallback, ReDoCallback
+from sb3_redo import DormancyCallback, ReDoCallback, measure_dormancy, recycle_dormant
 from sb3_redo.callbacks.gradient_steps import GradientStepCallback
 from sb3_redo.interventions import (
     AdaptiveReplayRatioCallback,
@@ -464,3 +464,57 @@ def test_another_way_that_the_network_takes_later_is_followed(callback, passes, 
     model.learn(96, callback=[following, At(32, change), At(92, note)])
     assert reasons[0] is None
     assert "what it feeds into q_net.q_net.0 is also fed by q_net.features_extractor.second" in reasons[1]
+
+
+class WithTask(DQN):
+    """A second task trains the extractor, by an optimizer of its own that a list holds."""
+
+    def _setup_model(self):
+        super()._setup_model()
+        self.tasks = [torch.optim.Adam(self.q_net.features_extractor.parameters(), lr=1e-2)]
+
+    def train(self, gradient_steps, batch_size=100):
+        super().train(gradient_steps, batch_size)
+        features = self.q_net.features_extractor(self.replay_buffer.sample(8).observations)
+        self.tasks[0].zero_grad()
+        (features - 1).square().sum().backward()
+        self.tasks[0].step()
+
+
+class TrainedByTask(WithTask):
+    def _setup_model(self):
+        super()._setup_model()
+        self.policy.optimizer = torch.optim.Adam(self.q_net.q_net.parameters())
+
+
+class Extractor(BaseFeaturesExtractor):
+    def __init__(self, space):
+        super().__init__(space, 8)
+        self.layer = nn.Linear(4, 8)
+
+    def forward(self, observations):
+        return torch.relu(self.layer(observations))
+
+
+@pytest.mark.parametrize("algorithm", [WithTask, TrainedByTask])
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_an_optimizer_of_the_users_own_forgets_recycled_neurons_too(algorithm, by_hand):
+    model = algorithm("MlpPolicy", "CartPole-v1", **TINY | {"policy_kwargs": {"features_extractor_class": Extractor}})
+    seen = []
+
+    class Recycling(ReDoCallback):
+        def recycle(self, neurons, report):
+            record = super().recycle(neurons, report)
+            state = model.tasks[0].state[model.q_net.features_extractor.layer.weight]
+            seen.append(state["exp_avg"][record.neurons["q_net.features_extractor.layer"]].clone())
+            return record
+
+    if by_hand:
+        model.learn(64)
+        record = recycle_dormant(model, measure_dormancy(model, 0.9, batch_size=16))
+        state = model.tasks[0].state[model.q_net.features_extractor.layer.weight]
+        seen = [state["exp_avg"][record.neurons["q_net.features_extractor.layer"]]]
+    else:
+        model.learn(64, callback=Recycling(0.9, recycling_period=10, batch_size=8))
+    assert seen
+    assert all(len(moments) and not moments.any() for moments in seen)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import pickle
 import random
 import threading
@@ -329,3 +330,74 @@ def test_generators_that_functions_reach_are_put_back():
     wiring = trace_wiring(network, OBSERVATIONS)
     Meter(network, wiring, dict.fromkeys(("first", "second"), "net")).measure(network, OBSERVATIONS, 0.1)
     assert (NOISE.bit_generator.state, state()) == before
+
+
+class Tally:
+    passes = 0
+
+
+PASSES, ROWS, TALLY = 0, [], Tally()
+
+
+def noted(x):
+    global PASSES, LATER
+    PASSES += 1
+    LATER = PASSES
+    ROWS.append(len(x))
+    noted.passes = PASSES
+    TALLY.passes += 1
+    Tally.passes += 1
+    return x / PASSES
+
+
+class InGlobals(Stateful):
+    def normalise(self, x):
+        return noted(x)
+
+
+def test_global_variables_and_attributes_of_functions_and_classes_are_put_back():
+    network = InGlobals()
+    for is_first in (True, False):
+        before = PASSES, globals().get("LATER"), list(ROWS), dict(vars(noted)), dict(vars(TALLY)), Tally.passes
+        wiring = trace_wiring(network, OBSERVATIONS)
+        meter = Meter(network, wiring, dict.fromkeys(("first", "second"), "net"))
+        for _ in range(4):
+            meter.measure(network, OBSERVATIONS, 0.1)
+        after = PASSES, globals().get("LATER"), list(ROWS), dict(vars(noted)), dict(vars(TALLY)), Tally.passes
+        assert after == before
+        assert ("LATER" in globals()) != is_first
+        network(OBSERVATIONS)
+
+
+NUMBERS = itertools.count(1)
+
+
+class OwnIterator(Stateful):
+    def __init__(self):
+        super().__init__()
+        self.numbers = (number for number in (1, 2, 3))
+
+    def normalise(self, x):
+        return x / next(self.numbers)
+
+
+class GlobalIterator(Stateful):
+    def normalise(self, x):
+        return x / next(NUMBERS)
+
+
+@pytest.mark.parametrize(("kind", "what"), [(OwnIterator, "generator"), (GlobalIterator, "count")])
+def test_a_network_with_an_iterator_is_refused_before_it_moves(kind, what):
+    network = kind()
+    with pytest.raises(RuntimeError, match=f"Iterator holds a {what}, which cannot be put back .* use a number"):
+        trace_wiring(network, OBSERVATIONS)
+    assert next(getattr(network, "numbers", NUMBERS)) == 1
+
+
+def test_weights_without_values_are_refused_and_stay_so():
+    network = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(RuntimeError, match=r"0\.weight has no values before the first pass: run the network once"):
+        trace_wiring(network, OBSERVATIONS)
+    assert torch.nn.parameter.is_lazy(network[0].weight)
+    network(OBSERVATIONS)
+    assert trace_wiring(network, OBSERVATIONS)["0"].recyclable

@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import threading
 from collections import deque
 from dataclasses import dataclass
 from types import FunctionType
@@ -236,6 +237,13 @@ class Hidden(Stateful):
     def normalise(self, x: Tensor) -> Tensor:
         self.row += 1
         return self.hidden[1]["deeper"][0].normalise(self.hidden[0].normalise(x)) + self.table.sum(0) / 100
+
+
+class Passes:
+    """Counts where it is not put back, since threads may share it."""
+
+    def __init__(self) -> None:
+        self.lock, self.made = threading.Lock(), 0
 
 
 STATEFUL = (

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,9 +11,12 @@ from torch.nn import functional
 from sb3_redo.dormancy.meter import Meter
 from sb3_redo.wiring.tracing import trace_wiring
 from tests.helpers import networks
+from tests.helpers.stateful_networks import Passes
 
 OBSERVATIONS = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-PASSES = [0]
+
+
+PASSES = Passes()
 
 
 class Changing(nn.Module):
@@ -24,15 +28,14 @@ class Changing(nn.Module):
         self.gate = nn.Linear(6, 4)
         self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
         self.body = forward
-        PASSES[0] = 0
+        PASSES.made = 0
 
     @property
     def calls(self):
-        """Passes so far, counted where they are not put back."""
-        return PASSES[0]
+        return PASSES.made
 
     def forward(self, x):
-        PASSES[0] += 1
+        PASSES.made += 1
         return self.out(self.body(self, x, torch.relu(self.first(x))))
 
 
@@ -263,6 +266,63 @@ def test_experts_that_are_chosen_are_measured_only_also_those_that_no_pass_chose
     assert len(experts) == (2 if kind == "by thresholds" else 4)
     assert not any(layer.recyclable for layer in experts)
     assert wiring.outputs[-1] == "out"
+
+
+OWN = np.random.default_rng(0)
+BY_CHANCE = {
+    "dropout": lambda net, x, h: functional.dropout(h, 0.5, training=True),
+    "a mask of NumPy": lambda net, x, h: h * torch.as_tensor(np.random.rand(6) > 0.5),
+    "a mask of an own generator": lambda net, x, h: h * torch.as_tensor(OWN.random(6) > 0.5),
+    "a mask that is 0 at first": lambda net, x, h: h * (1 - net.zero * (torch.rand(6) > 0.5)),
+}
+
+
+@pytest.mark.parametrize("kind", BY_CHANCE)
+def test_what_other_draws_connect_is_measured_only(kind):
+    net = build(lambda net, x, h: torch.relu(net.experts[0](BY_CHANCE[kind](net, x, h))))
+    net.zero = nn.Parameter(torch.zeros(()))
+    wiring = trace_wiring(net, OBSERVATIONS)
+    always = kind == "a mask that is 0 at first"  # it never shuts a connection whole
+    assert wiring["first"].reason == (None if always else "what it feeds depends on random numbers that forward draws")
+    assert wiring["first"].consumers["experts.0"].tolist() == list(range(6))
+    assert wiring["experts.0"].recyclable
+
+
+def test_a_skip_that_one_draw_in_eight_opens_is_found():
+    net = build(lambda net, x, h: torch.relu(net.experts[0](h)) + h * (torch.rand(()) < 0.125))
+    assert not any(layer.recyclable for layer in trace_wiring(net, OBSERVATIONS))
+
+
+@pytest.mark.parametrize("noise", [lambda h: h + 0.1 * torch.randn_like(h), lambda h: h * (1 + torch.rand(6))])
+def test_noise_that_shuts_nothing_keeps_no_layer_from_being_recycled(noise):
+    net = build(lambda net, x, h: torch.relu(net.experts[0](noise(h))))
+    assert [layer.recyclable for layer in trace_wiring(net, OBSERVATIONS)] == [True, True]
+
+
+class TooLargeError(Exception):
+    """An error of a user's own."""
+
+
+def refusing(error):
+    def forward(net, x, h):
+        if h.abs().max() > 100:
+            raise error
+        return torch.relu(net.experts[0](h))
+
+    return forward
+
+
+@pytest.mark.parametrize("error", [TooLargeError(), SystemExit(1), OSError(), StopIteration()])
+def test_large_numbers_may_be_refused_by_any_error(error):
+    assert [layer.recyclable for layer in trace_wiring(build(refusing(error)), OBSERVATIONS)] == [True, True]
+
+
+def test_an_error_of_any_kind_on_the_observation_is_told_in_one_sentence():
+    def forward(net, x, h):
+        raise TooLargeError("of their own")
+
+    with pytest.raises(RuntimeError, match=r"cannot be read: it fails after first .*\(TooLargeError: of their own\)"):
+        trace_wiring(build(forward), OBSERVATIONS)
 
 
 LOGGED = {
