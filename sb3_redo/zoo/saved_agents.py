@@ -196,8 +196,6 @@ class SavedAgent:
             # 2. It builds its networks from the policy's settings. A full replay buffer would waste memory.
             small = {"buffer_size": 1, "optimize_memory_usage": False} if "buffer_size" in self.data else {}
             model.__dict__.update({**data, **small})
-            if model.use_sde and not isinstance(env.action_space, spaces.Box):
-                raise ValueError("use_sde explores with continuous actions alone")
             model._setup_model()
         except UsageError:
             raise
@@ -211,7 +209,10 @@ class SavedAgent:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             notes.append(f"its weights are NaN or infinite: {broken[0]}{more}")
         if model.use_sde:
-            policy.reset_noise()
+            try:
+                policy.reset_noise()
+            except Exception as error:  # damaged settings
+                raise UsageError(f"{self.path} cannot be opened: use_sde is True, and its policy lacks it") from error
         return model, notes
 
     def _check_space(self, key: str, holder: VecEnv | BaseAlgorithm) -> None:
@@ -251,10 +252,10 @@ class SavedAgent:
         data["action_noise"] = _renewed_noise(noise, env.action_space)
         if noise is not None and data["action_noise"] is None:
             notes.append("its action noise is damaged: it acts without noise")
-        policy_kwargs = data.get("policy_kwargs") or {}
-        if not isinstance(policy_kwargs, dict):
+        policy_kwargs = data.get("policy_kwargs")
+        if not isinstance(policy_kwargs, (dict, type(None))):
             raise UsageError(f"{self.path} cannot be opened: its policy_kwargs are not a dictionary")
-        data["policy_kwargs"] = _renewed(policy_kwargs)
+        data["policy_kwargs"] = _renewed(policy_kwargs or {})
         return data, notes
 
     def _load_weights(self, policy: nn.Module) -> None:
