@@ -213,20 +213,21 @@ def find_model(path: Path, *, safe: bool = False) -> Source:
     if len(found) == 1:
         return Source(_checked(found[0]), None, safe)
     # 4. A folder with a single run inside, as in a sweep.
-    inner = list(agents_in(path))
+    inner = list(agents_in(path, follow_links=False))
     if len(inner) == 1:
         return find_model(inner[0], safe=safe)
     hint = f"; did you mean one of the runs in it, such as {inner[-1]}? --recursive takes them all" if inner else ""
     raise UsageError(f"{path} is not the folder of a zoo run (it has no */args.yml) and holds no single agent{hint}")
 
 
-def agents_in(folder: Path) -> Iterator[Path]:
+def agents_in(folder: Path, *, follow_links: bool = True) -> Iterator[Path]:
     """Yield all agents below a folder: the folders of runs, and the paths of other zips.
 
     :param folder: the folder to search
+    :param follow_links: whether to search linked folders, too
     """
     claimed: set[Path] = set()
-    files = sorted(_files_in(folder))
+    files = sorted(_files_in(folder, follow_links))
     for file in (file for file in files if file.name == "args.yml"):
         is_flat = any(file.parent.glob("*.zip"))
         run = file.parent if is_flat else file.parent.parent
@@ -260,7 +261,10 @@ def unpacked(path: Path) -> Iterator[Path]:
             raise
         except Exception as error:  # damaged files raise errors of many kinds
             raise UsageError(f"{path} cannot be unpacked: {error}") from error
-        yield inside
+        try:
+            yield inside
+        except UsageError as error:
+            raise UsageError(str(error).replace(str(inside), str(path))) from error
 
 
 def _ended(path: Path) -> Path:
@@ -270,10 +274,10 @@ def _ended(path: Path) -> Path:
     return path.with_name(path.name + ".zip") if is_short else path
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder, also those of linked folders, each folder once."""
+def _files_in(folder: Path, follow_links: bool) -> Iterator[Path]:
+    """Yield all files below a folder. Each linked folder is searched once."""
     seen: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, followlinks=follow_links):
         if (real := os.path.realpath(here)) in seen:
             folders.clear()
             continue
@@ -321,9 +325,10 @@ def _step(checkpoint: Path) -> int:
 def _settings_in(run: Path) -> Path | None:
     """Return the folder of a run's settings. Old zoo releases did not save ``args.yml``."""
     for name in ("args.yml", "config.yml"):
-        found = list(run.glob(f"*/{name}"))
+        found = [file.parent for file in run.glob(f"*/{name}")]
+        found = [folder for folder in found if not any(folder.glob("*.zip"))]  # not one of the Hub
         if len(found) == 1:
-            return found[0].parent
+            return found[0]
     return None
 
 

@@ -805,6 +805,7 @@ def test_the_zip_of_a_whole_folder_is_opened(saved, normalised, tmp_path, monkey
     archives = [
         zipped(hub, tmp_path / "flat.zip"),
         zipped(hub, tmp_path / "deep.zip", "a/b"),
+        zipped(hub, tmp_path / "one.zip", "a"),
         zipped(run, tmp_path / "run.zip"),
     ]
     for path in (*archives, tmp_path / "flat"):
@@ -817,6 +818,11 @@ def test_the_zip_of_a_whole_folder_is_opened(saved, normalised, tmp_path, monkey
     (tmp_path / "bad.zip").write_bytes(bad[:start] + bytes(30) + bad[start + 30 :])
     with pytest.raises(UsageError, match=r"bad\.zip cannot be unpacked"):
         inspect_agent(tmp_path / "bad.zip")
+    (run / "CartPole-v1.zip").unlink()
+    (run / "other.zip").write_bytes(b"")
+    none = zipped(run, tmp_path / "none.zip")
+    with pytest.raises(UsageError, match=f"no model in {none}: neither"):
+        inspect_agent(none)
     monkeypatch.setattr(sources, "MOST_BYTES", 2**20)
     bomb = archive(tmp_path / "bomb.zip", **{"a.zip": b"", "b.pkl": bytes(2**27)})
     with pytest.raises(UsageError, match="over 100 times its size"):
