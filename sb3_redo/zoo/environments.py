@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import create_empty_array
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
 from sb3_redo.validation import UsageError, needs
@@ -307,7 +308,8 @@ def _normalised(
             return env, [f"{path} is not used: it is for {shapes}"]
         raise UsageError(f"{path} does not fit: it is for {shapes}")
     statistics.observation_space, statistics.action_space = env.observation_space, env.action_space
-    observations: Any = env.reset()
+    # Not those of a reset: simulators may run differently after another one.
+    observations: Any = create_empty_array(env.observation_space)
     try:
         statistics.set_venv(env)
         statistics.training = statistics.norm_reward = False

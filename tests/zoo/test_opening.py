@@ -23,7 +23,7 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_redo.validation import UsageError
@@ -894,6 +894,14 @@ def test_damaged_spaces_are_not_needed(saved, tmp_path):
             vars(space).pop(name, None)
         path = changed(saved / "DQN.zip", tmp_path / f"{number}.zip", observation_space=space)
         open_agent(path, options=CARTPOLE).close()
+
+
+def test_opening_leaves_the_environment_as_it_was_made(normalised, monkeypatch):
+    resets = []
+    monkeypatch.setattr(VecNormalize, "reset", lambda env: resets.append(env))
+    monkeypatch.setattr(DummyVecEnv, "reset", lambda env: resets.append(env))
+    open_agent(normalised / "agent.zip", "ppo", PENDULUM)
+    assert resets == []
 
 
 @pytest.mark.parametrize("damage", [{"obs_rms": None}, {"clip_obs": "x"}, {"epsilon": np.nan}])
