@@ -301,13 +301,13 @@ def _is_agent(path: Path) -> bool:
 
 
 def _is_folder(path: Path) -> bool:
-    """Return whether a path is the zip of a whole folder with agents, and no agent itself."""
+    """Return whether a path is the zip of a whole folder with agents, not an agent."""
     names = _names_in(path)
     return "data" not in names and any(name.endswith(".zip") for name in names)
 
 
 def _names_in(path: Path) -> list[str]:
-    """Return the names in a zip, or none if it is no zip."""
+    """Return the names in a zip, or none if it is not a zip."""
     if not path.is_file():  # see _checked
         return []
     try:
@@ -363,7 +363,7 @@ def _checked(path: Path) -> Path:
     """
     try:
         if not path.is_file():
-            raise OSError("it is no file")  # opening a pipe would wait for its writer
+            raise OSError("it is not a file")  # opening a pipe would wait for its writer
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:  # damaged files raise errors of many kinds

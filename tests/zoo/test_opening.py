@@ -779,7 +779,7 @@ def test_pipes_are_not_waited_for(saved, tmp_path):
     with pytest.raises(UsageError, match="is not the folder of a zoo run"):
         find_model(tmp_path / "pipe.zip")
     (tmp_path / "args.yml").write_text("{algo: dqn, env: CartPole-v1}")
-    with pytest.raises(UsageError, match="it is no file"):
+    with pytest.raises(UsageError, match="it is not a file"):
         find_model(tmp_path)
 
 
