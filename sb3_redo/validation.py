@@ -115,6 +115,11 @@ _MEANT = {"tau": "threshold", "period": "period", "threshold": "threshold", "fre
 """Names of settings elsewhere, and the endings of ours."""
 
 
+def printable(text: str) -> str:
+    """Return a text without control characters. Files of others may contain those of terminals."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def unknown_argument(function: str, name: str, names: Sequence[str]) -> TypeError:
     """Return an error that suggests the nearest argument.
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import io
 import json
 import os
 import sys
@@ -12,7 +13,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_redo.validation import UsageError, needs, non_negative_integer, non_negative_number, positive_integer
+from sb3_redo.validation import (
+    UsageError,
+    needs,
+    non_negative_integer,
+    non_negative_number,
+    positive_integer,
+    printable,
+)
 
 # Modules that import torch are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
@@ -121,11 +129,14 @@ def _print(arguments: argparse.Namespace, found: Sequence["Inspection | Failure"
 
     inspections = [each for each in found if isinstance(each, Inspection)]
     if arguments.compare and len(inspections) == 2:
-        print(compared(*inspections))
+        report = compared(*inspections)
     elif len(found) == 1 and inspections:
-        print(inspections[0])
+        report = str(inspections[0])
     else:
-        print(overview(found))
+        report = overview(found)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know no ±
+    print("\n".join(map(printable, report.splitlines())))
 
 
 def _write(arguments: argparse.Namespace, found: Sequence["Inspection | Failure"]) -> None:
@@ -244,7 +255,7 @@ def _inspected(arguments: argparse.Namespace, path: Path, progress: Callable[[in
 @contextmanager
 def stdout_for_the_report_alone() -> Iterator[None]:
     """Redirect everything printed within this context to stderr, including output of C code."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # None if stdout is closed
         sys.stdout.flush()
     try:
         kept = os.dup(1)

@@ -10,7 +10,7 @@ from sb3_redo import __version__
 from sb3_redo.cli.experiment import add_experiment
 from sb3_redo.cli.inspect import EXAMPLES, add_inspect
 from sb3_redo.cli.sweep import add_report, add_sweep
-from sb3_redo.validation import UsageError
+from sb3_redo.validation import UsageError, printable
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    # Files of others may contain terminal control sequences.
-    shown = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
-    print(f"sb3-redo: error: {shown}", file=sys.stderr)
+    print(f"sb3-redo: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

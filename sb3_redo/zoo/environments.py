@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import create_empty_array
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
 from sb3_redo.validation import UsageError, needs
@@ -52,13 +53,16 @@ _KEYWORDS: dict[str, dict[str, Any]] = {"Ant-v4": {"use_contact_forces": True, "
 
 _VERSION = re.compile(r"-v(\d+)$")
 _JOINED = ("observation", "desired_goal")
-_MOVED = {
-    "utils.wrappers": "rl_zoo3.wrappers",
-    "gym.wrappers": "gymnasium.wrappers",
-    "gym_minigrid.wrappers": "minigrid.wrappers",
-}
-"""Renamed modules of wrappers."""
-
+_MOVED = (
+    (r"utils\.wrappers\.", "rl_zoo3.wrappers."),
+    (r"rl_zoo3\.wrappers\.DoneOnSuccessWrapper$", "rl_zoo3.wrappers.TruncatedOnSuccessWrapper"),
+    (r"rl_zoo3\.wrappers\.TimeFeatureWrapper$", "sb3_contrib.common.wrappers.TimeFeatureWrapper"),
+    (r"gym_minigrid\.wrappers\.", "minigrid.wrappers."),
+    (r"gym(nasium)?\.wrappers\.(\w+\.)?", "gymnasium.wrappers."),
+    (r"gymnasium\.wrappers\.GrayScaleObservation$", "gymnasium.wrappers.GrayscaleObservation"),
+    (r"gymnasium\.wrappers\.ResizeObservation$", "rl_zoo3.wrappers.YAMLCompatResizeObservation"),
+)
+"""Patterns of the paths of wrappers that were moved or renamed, applied in this order."""
 
 _KNOWN_WRAPPERS = re.compile(
     r"gymnasium\.wrappers(\.\w+)*|(rl_zoo3|minigrid)\.wrappers|sb3_contrib\.common\.wrappers(\.\w+)*"
@@ -119,8 +123,8 @@ def make_environment(source: Source, agent: SavedAgent, options: EnvironmentOpti
     for package in packages:
         try:
             importlib.import_module(package)
-        except ImportError as error:
-            raise UsageError(f"environment {wanted!r} cannot be made: {error}") from error
+        except Exception as error:  # third-party code
+            raise UsageError(f"environment {wanted!r} cannot be made: {one_line(error)}") from error
     # 1. The environment itself, or its successor if it is gone.
     notes: list[str] = []
     env_id = EnvironmentName(wanted).gym_id
@@ -199,15 +203,21 @@ def _names(wrappers: Any) -> list[str]:
 
 
 def _renamed(wrappers: Any) -> Any:
-    """Return wrappers under the current names of their modules."""
+    """Return wrappers under their current names, with their current keyword arguments."""
     if isinstance(wrappers, (list, tuple)):
         return [_renamed(wrapper) for wrapper in wrappers]
     if isinstance(wrappers, Mapping):
-        return {_renamed(path): kwargs for path, kwargs in wrappers.items()}
+        return {_renamed(path): _renamed_kwargs(path, kwargs) for path, kwargs in wrappers.items()}
     if isinstance(wrappers, str):
-        module, _, name = wrappers.rpartition(".")
-        return f"{_MOVED.get(module, module)}.{name}"
+        for pattern, current in _MOVED:
+            wrappers = re.sub(f"^{pattern}", current, wrappers)
     return wrappers
+
+
+def _renamed_kwargs(path: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a wrapper in their current form. OpenAI Gym took one number for a square."""
+    is_square = str(path).endswith(".ResizeObservation") and isinstance(kwargs.get("shape"), int)
+    return {**kwargs, "shape": [kwargs["shape"]] * 2} if is_square else dict(kwargs)
 
 
 def _replacement(
@@ -298,8 +308,16 @@ def _normalised(
             return env, [f"{path} is not used: it is for {shapes}"]
         raise UsageError(f"{path} does not fit: it is for {shapes}")
     statistics.observation_space, statistics.action_space = env.observation_space, env.action_space
-    statistics.set_venv(env)
-    statistics.training = statistics.norm_reward = False
+    # Not those of a reset: simulators may run differently after another one.
+    observations: Any = create_empty_array(env.observation_space)
+    try:
+        statistics.set_venv(env)
+        statistics.training = statistics.norm_reward = False
+        tried = statistics.normalize_obs(observations)
+    except Exception as error:  # damaged statistics raise errors of many kinds
+        raise UsageError(f"{path} cannot be used: {one_line(error)}") from error
+    if not all(np.isfinite(part).all() for part in (tried.values() if isinstance(tried, dict) else [tried])):
+        raise UsageError(f"{path} cannot be used: it makes observations NaN or infinite")
     return statistics, [] if source.needs_statistics else [f"observations are normalised by {path}"]
 
 

@@ -1,7 +1,7 @@
 """Measures trained agents beside fresh networks of the same policy, and interprets the numbers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ from sb3_redo.sb3.agents import agent_of
 from sb3_redo.sb3.gathering import gather_batch
 from sb3_redo.sb3.measuring import measure_on
 from sb3_redo.sb3.model import initial_weights_of
-from sb3_redo.validation import needs, non_negative_integer, non_negative_number, positive_integer
+from sb3_redo.validation import needs, non_negative_integer, non_negative_number, positive_integer, printable
 from sb3_redo.wiring.structure import Wiring
 from sb3_redo.zoo.environments import EnvironmentOptions
 from sb3_redo.zoo.hub import downloaded
 from sb3_redo.zoo.loading import LoadedAgent, open_agent
 from sb3_redo.zoo.saved_agents import one_line
+from sb3_redo.zoo.sources import unpacked
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +153,7 @@ class Inspection:
 
     def _about(self, seed: int) -> dict[str, Any]:
         return {
-            "path": str(self.path),
+            "path": _encodable(self.path),
             "status": "ok",
             "reason": "",
             "algorithm": self.algorithm,
@@ -266,7 +267,7 @@ class Failure:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row with the reason."""
-        return [{"path": str(self.path), "status": "failed", "reason": self.reason}]
+        return [{"path": _encodable(self.path), "status": "failed", "reason": self.reason}]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row for JSON."""
@@ -296,7 +297,8 @@ def inspect_agent(
     Agents, statistics and settings are pickles: they may run any code. With ``safe`` only tensors and known classes
     are unpickled.
 
-    :param path: a zip, the folder of a zoo run, a folder in the layout of the Hugging Face Hub, or ``owner/name`` there
+    :param path: a zip, the folder of a zoo run, a folder in the layout of the Hugging Face Hub, the zip of a folder, or
+        ``owner/name`` on the Hub
     :param algorithm: the zoo's name, if the zip does not tell
     :param env: id of the environment, or ``"auto"`` for that of the run or its successor
     :param env_kwargs: keyword arguments of the environment. They override those of the run.
@@ -322,8 +324,10 @@ def inspect_agent(
         non_negative_number("dormancy_threshold", dormancy_threshold)
     statistics = None if vec_normalize is None else Path(vec_normalize)
     options = EnvironmentOptions(env, env_kwargs, gym_packages, wrappers, n_stack, statistics)
-    loaded = open_agent(downloaded(Path(path)), algorithm, options, safe=safe)
-    try:
+    with ExitStack() as stack:
+        found = stack.enter_context(unpacked(downloaded(Path(path))))
+        loaded = open_agent(found, algorithm, options, safe=safe)
+        stack.callback(loaded.close)
         thresholds = _thresholds(dormancy_threshold, loaded)
         returns: list[float] = []
         reports = []
@@ -348,8 +352,6 @@ def inspect_agent(
             settings=loaded.source.hyperparameters,
             is_off_policy=not agent_of(loaded.model).at_rollout_end,
         )
-    finally:
-        loaded.close()
 
 
 def fresh_report(model: BaseAlgorithm, report: DormancyReport, seed: int) -> DormancyReport:
@@ -439,6 +441,11 @@ def _activation(policy: nn.Module, wiring: Wiring, layer: str) -> str:
     return " and ".join(sorted(names))
 
 
+def _encodable(path: Path) -> str:
+    """Return a path as text that any table can hold. Names on a disk may not be UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
 def _rows_alone(number: int) -> torch.Tensor:
     """Return a batch without values that keeps the number of observations."""
     return torch.empty(number, 0)
@@ -461,4 +468,4 @@ def failed(path: Path, error: BaseException) -> Failure:
     :param path: of the agent
     :param error: the reason
     """
-    return Failure(path, one_line(error), isinstance(error, ValueError))
+    return Failure(path, printable(one_line(error)), isinstance(error, ValueError))

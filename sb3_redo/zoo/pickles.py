@@ -192,6 +192,6 @@ def is_installed(package: str) -> bool:
     """Return whether a package can be imported."""
     try:
         importlib.import_module(package)
-    except ImportError:
+    except Exception:  # third-party code: a broken package is as good as none
         return False
     return True

@@ -1,11 +1,11 @@
 """Reads the agent in a zip of Stable-Baselines3, saved by any release."""
 
 import base64
-import inspect
+import copy
 import json
 import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ from torch import nn
 
 from sb3_redo.algorithms import ALGORITHMS as OURS
 from sb3_redo.sb3.agents import known_algorithm
-from sb3_redo.validation import UsageError, needs, one_of
+from sb3_redo.validation import (
+    UsageError,
+    finite_number,
+    flag,
+    fraction,
+    needs,
+    non_negative_integer,
+    one_of,
+    optional_integer,
+    positive_integer,
+)
 from sb3_redo.zoo.pickles import Unreadable, module_of, needed, unpickled, unreadable_parts
 from sb3_redo.zoo.policy_names import algorithms_of
 from sb3_redo.zoo.sources import Source, check_size
@@ -49,16 +59,16 @@ _OF_POLICIES = {
 _READ = ("policy_class", "policy_kwargs", "action_noise")
 """Keys that are unpickled. An agent that only acts needs no others."""
 _HELD_BY_NETWORKS = ("policy_class", "policy_kwargs")
-_OF_TRAINING = (
-    "train_freq",
-    "replay_buffer_class",
-    "replay_buffer_kwargs",
-    "rollout_buffer_class",
-    "rollout_buffer_kwargs",
-)
-"""Arguments of algorithms that changed between releases and are not needed to act."""
-_KEPT = ("num_timesteps", "exploration_rate", "use_sde_at_warmup")
-"""Attributes of an acting agent that are no arguments of its algorithm."""
+_NUMBERS: dict[str, Callable[[str, Any], Any]] = {
+    "exploration_rate": fraction,
+    "n_steps": positive_integer,
+    "num_timesteps": non_negative_integer,
+    "sde_sample_freq": finite_number,
+    "seed": optional_integer,
+    "use_sde": flag,
+    "_n_updates": non_negative_integer,
+}
+"""Numbers that an acting agent takes from the zip, with their checks. All others are the algorithm's defaults."""
 
 
 class SavedAgent:
@@ -106,7 +116,10 @@ class SavedAgent:
 
     def _space(self, key: str) -> spaces.Space[Any] | None:
         space = self.value(key)
-        return space if isinstance(space, spaces.Space) else None
+        try:
+            return space if same_shape(space, space) else None
+        except Exception:  # damaged spaces lack attributes
+            return None
 
     @property
     def is_normalised(self) -> bool:
@@ -152,11 +165,14 @@ class SavedAgent:
 
     def _possible_algorithms(self) -> tuple[str, ...]:
         policy = self.data.get("policy_class", {})
-        module = policy.get("__module__", "") if isinstance(policy, Mapping) else ""
+        module = str(policy.get("__module__", "")) if isinstance(policy, Mapping) else ""
         if module == "stable_baselines3.her.her" or not module.startswith("sb3_redo.networks."):
             return _OF_POLICIES.get(module, ())
         # Policies of several algorithms share a module. The pickle has the class's name; it is not run here.
-        pickled = pickletools.genops(base64.b64decode(policy[":serialized:"]))
+        try:
+            pickled = list(pickletools.genops(_decoded(policy.get(":serialized:"))))
+        except ValueError:  # damaged
+            return ()
         names = [argument for _, argument, _ in pickled if isinstance(argument, str)]
         return next(filter(None, map(algorithms_of, names)), ())
 
@@ -171,47 +187,54 @@ class SavedAgent:
         :return: the model, and the unreadable settings in words
         :raises UsageError: when the policy cannot be read, or does not fit the environment
         """
-        data, notes = self._settings(kind)
         # 1. The algorithm wraps the environment, and uses its spaces: those of other releases have other bounds.
-        model = kind(policy=data["policy_class"], env=env, _init_setup_model=False)  # type: ignore[call-arg]
-        for key, space in (("observation_space", model.observation_space), ("action_space", model.action_space)):
-            saved = self._space(key)
-            if saved is not None and not same_shape(saved, space):
-                raise UsageError(
-                    f"the environment is not the one that {self.path} was trained in: its {key} is {brief(space)}, "
-                    f"the agent's is {brief(saved)}"
-                )
-        saved = self._space("action_space")
-        if isinstance(saved, spaces.Box) and not _same_bounds(saved, model.action_space):
-            notes.append(
-                f"its actions were from {saved.low.min():g} to {saved.high.max():g}, and those of the environment have "
-                "other bounds: its behaviour may differ"
-            )
-        # 2. It builds its networks from the policy's settings. A full replay buffer would waste memory.
-        small = {"buffer_size": 1, "optimize_memory_usage": False} if "buffer_size" in self.data else {}
-        model.__dict__.update({**data, **small})
+        self._check_space("action_space", env)
+        data, notes = self._settings(env)
         try:
+            model = kind(policy=data["policy_class"], env=env, _init_setup_model=False)  # type: ignore[call-arg]
+            self._check_space("observation_space", model)
+            # 2. It builds its networks from the policy's settings. A full replay buffer would waste memory.
+            small = {"buffer_size": 1, "optimize_memory_usage": False} if "buffer_size" in self.data else {}
+            model.__dict__.update({**data, **small})
             model._setup_model()
+        except UsageError:
+            raise
         except Exception as error:  # settings that current policies do not take
             raise UsageError(f"the networks of {self.path} cannot be built: {one_line(error)}") from error
         # 3. It loads only the policy's weights.
         policy: Any = model.policy
         self._load_weights(policy)
+        broken = [name for name, value in policy.state_dict().items() if not torch.isfinite(value).all()]
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            notes.append(f"its weights are NaN or infinite: {broken[0]}{more}")
         if model.use_sde:
-            policy.reset_noise()
+            try:
+                policy.reset_noise()
+            except Exception as error:  # damaged settings
+                raise UsageError(f"{self.path} cannot be opened: use_sde is True, and its policy lacks it") from error
         return model, notes
 
-    def _settings(self, kind: type[BaseAlgorithm]) -> tuple[dict[str, Any], list[str]]:
-        """Return the saved settings that acting needs, and the unreadable ones in words."""
-        constructors = (vars(base).get("__init__") for base in kind.__mro__[:-1])
-        wanted = {name for each in constructors if each is not None for name in inspect.signature(each).parameters}
-        wanted = {*wanted, *_KEPT, "_n_updates"} - {*_OF_TRAINING, "env", "device", "tensorboard_log"}
+    def _check_space(self, key: str, holder: VecEnv | BaseAlgorithm) -> None:
+        saved, space = self._space(key), getattr(holder, key)
+        if saved is not None and not same_shape(saved, space):
+            raise UsageError(
+                f"the environment is not the one that {self.path} was trained in: its {key} is {brief(space)}, "
+                f"the agent's is {brief(saved)}"
+            )
+
+    def _settings(self, env: VecEnv) -> tuple[dict[str, Any], list[str]]:
+        """Return the saved settings that acting needs, and what differs from training, in words."""
         data: dict[str, Any] = {}
-        notes: list[str] = []
+        notes = _differences(self.observation_space, env.observation_space, "observations")
+        notes += _differences(self.action_space, env.action_space, "actions")
         for key, saved in self.data.items():
-            # 1. Numbers and strings are taken as saved. The constructor has set everything else.
-            if key in wanted and not (isinstance(saved, dict) and ":serialized:" in saved):
-                data[key] = saved
+            # 1. Numbers are checked. The constructor has set those that acting does not need.
+            if key in _NUMBERS:
+                try:
+                    data[key] = _NUMBERS[key](key, saved)
+                except (TypeError, ValueError) as error:
+                    raise UsageError(f"{self.path} cannot be opened: {error}") from None
             if key not in _READ:
                 continue
             # 2. Needed settings are unpickled, in part if they have unreadable parts.
@@ -225,11 +248,14 @@ class SavedAgent:
             elif key == "action_noise":
                 notes.append(f"its action noise cannot be read ({unreadable[0]}): it acts without noise")
         # 3. Old releases saved some settings in other forms.
-        data["action_noise"] = _renewed_noise(data.get("action_noise"))
-        policy_kwargs = data.get("policy_kwargs") or {}
-        if not isinstance(policy_kwargs, dict):
+        noise = data.get("action_noise")
+        data["action_noise"] = _renewed_noise(noise, env.action_space)
+        if noise is not None and data["action_noise"] is None:
+            notes.append("its action noise is damaged: it acts without noise")
+        policy_kwargs = data.get("policy_kwargs")
+        if not isinstance(policy_kwargs, (dict, type(None))):
             raise UsageError(f"{self.path} cannot be opened: its policy_kwargs are not a dictionary")
-        data["policy_kwargs"] = _renewed(policy_kwargs)
+        data["policy_kwargs"] = _renewed(policy_kwargs or {})
         return data, notes
 
     def _load_weights(self, policy: nn.Module) -> None:
@@ -304,8 +330,22 @@ def same_shape(one: spaces.Space[Any] | None, other: spaces.Space[Any] | None) -
     return one.dtype is not None and other.dtype is not None and one.dtype.kind == other.dtype.kind
 
 
-def _same_bounds(one: spaces.Box, other: Any) -> bool:
-    return np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
+def _differences(saved: Any, space: Any, what: str) -> list[str]:
+    """Return notes on values that mean something else in a space of the same shape."""
+    if isinstance(saved, spaces.Dict) and isinstance(space, spaces.Dict):
+        both = saved.spaces.keys() & space.spaces.keys()
+        return [note for key in sorted(both) for note in _differences(saved[key], space[key], f"{what} {key}")]
+    if not same_shape(saved, space):
+        return []
+    were = ""
+    if isinstance(saved, spaces.Box) and what == "actions":  # bounds of observations change nothing
+        is_same = np.allclose(saved.low, space.low) and np.allclose(saved.high, space.high)
+        were = "" if is_same else f"from {saved.low.min():g} to {saved.high.max():g}"
+    elif isinstance(saved, (spaces.Discrete, spaces.MultiDiscrete)):
+        is_same = np.array_equal(saved.start, space.start)
+        were = "" if is_same else f"numbered from {saved.start}"
+    differ = f"its {what} were {were}, and those of the environment have other bounds: its behaviour may differ"
+    return [differ] if were else []
 
 
 def brief(space: spaces.Space[Any]) -> str:
@@ -347,10 +387,13 @@ def _renewed(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
     return renewed
 
 
-def _renewed_noise(noise: ActionNoise | None) -> ActionNoise | None:
-    """Return action noise of one environment with its current attributes. Old releases saved fewer."""
-    if isinstance(noise, VectorizedActionNoise):  # trained in several environments
-        noise = noise.base_noise
-    if noise is not None and not hasattr(noise, "_dtype"):
-        noise.__dict__["_dtype"] = np.float32
-    return noise
+def _renewed_noise(noise: Any, space: spaces.Space[Any]) -> ActionNoise | None:
+    """Return action noise of one environment with its current attributes, or ``None`` if it is damaged."""
+    try:
+        single = noise.base_noise if isinstance(noise, VectorizedActionNoise) else noise
+        if not hasattr(single, "_dtype"):  # old releases saved fewer attributes
+            single.__dict__["_dtype"] = np.float32
+        is_whole = isinstance(single, ActionNoise) and copy.deepcopy(single)().shape == space.shape
+    except Exception:  # damaged noise raises errors of many kinds
+        return None
+    return single if is_whole else None

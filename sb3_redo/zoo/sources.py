@@ -2,22 +2,27 @@
 
 import os
 import re
+import reprlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
 
-from sb3_redo.validation import UsageError, needs
+from sb3_redo.validation import UsageError, needs, non_negative_integer
 
 with needs("zoo", "a saved agent"):
     import yaml
 
 _CHECKPOINT = re.compile(r"rl_model_(\d+)_steps")
 _STATISTICS = ("vecnormalize.pkl", "vec_normalize.pkl")
+_UNPACKED = (".zip", ".yml", ".pkl", ".npz")
+"""Endings of the files of a zipped folder that are needed."""
 MOST_BYTES = 2**30
 """An archive that expands to more bytes, and to more than a hundred times its size, is refused."""
 
@@ -47,20 +52,21 @@ class Source:
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
-        """The command line of the run."""
-        return self._yaml("args.yml")
+        """The command line of the run. Those of its settings that are read here are of the right type."""
+        return self._yaml("args.yml", algo=_text, env=_text, env_kwargs=_named, gym_packages=_texts)
 
     @cached_property
     def hyperparameters(self) -> Mapping[str, Any]:
-        """The resolved hyperparameters of the zoo."""
-        return self._yaml("config.yml")
+        """The resolved hyperparameters of the zoo. Those that are read here are of the right type."""
+        checks = {"env_kwargs": _named, "env_wrapper": _wrappers, "vec_env_wrapper": _wrappers}
+        return self._yaml("config.yml", **checks, frame_stack=non_negative_integer)
 
     @cached_property
     def env_kwargs(self) -> Mapping[str, Any]:
         """The keyword arguments of the environment."""
         of_config = self.hyperparameters.get("env_kwargs")
         given = self.arguments.get("env_kwargs")
-        return {**_mapping(of_config), **self._yaml("env_kwargs.yml"), **_mapping(given)}
+        return {**(of_config or {}), **self._yaml("env_kwargs.yml"), **(given or {})}
 
     @property
     def needs_statistics(self) -> bool:
@@ -87,6 +93,7 @@ class Source:
             if path.is_file():
                 try:
                     with path.open("rb") as file, np.load(file) as saved:
+                        check_size(file, path)
                         return float(np.mean(saved["results"][-1]))
                 except Exception:  # damaged files raise errors of many kinds
                     return None
@@ -97,19 +104,29 @@ class Source:
         """Whether the files beside the zip are its own. In a folder of several agents, it is unknown whose they are."""
         return len(_agents_beside(self.model.parent)) == 1 or self.settings == self.model.parent
 
-    def _yaml(self, name: str) -> dict[str, Any]:
+    def _yaml(self, name: str, **checks: Callable[[str, Any], Any]) -> dict[str, Any]:
+        """Read settings. Those with a check are ``None`` or as the check returns them."""
         path = self.settings / name if self.settings is not None else None
         if path is None or not path.is_file():
             return {}
+        loader = _SafeLoader if self.safe else _Loader
+        content = path.read_bytes()
         try:
-            found = yaml.load(path.read_text(), Loader=_SafeLoader if self.safe else _Loader)
-        except (yaml.YAMLError, ValueError, ImportError, AttributeError, TypeError) as error:
+            try:
+                found = yaml.load(content, loader)
+            except yaml.reader.ReaderError:  # old editors of Windows do not write UTF-8
+                found = yaml.load(content.decode("latin-1"), loader)
+        except Exception as error:  # constructors of objects raise errors of any kind
             raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
         if found is None:
             return {}
         if not isinstance(found, dict):
             raise UsageError(f"{path} must hold settings by name, it holds {type(found).__name__}")
-        return dict(found)
+        try:
+            given = [key for key in checks if found.get(key) is not None]
+            return {**found, **{key: checks[key](key, found[key]) for key in given}}
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{path} cannot be used: {error}") from None
 
 
 class _SafeLoader(yaml.SafeLoader):
@@ -138,8 +155,31 @@ _SafeLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 _SafeLoader.add_multi_constructor("tag:yaml.org,2002:python/", _nothing)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, got {reprlib.repr(value)}")
+    return value
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    return [_text(name, each) for each in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def _named(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} must be settings by name, got {reprlib.repr(value)}")
+    return value
+
+
+def _wrappers(name: str, value: Any) -> Any:
+    """Return wrappers of the zoo: a path, a class, a path with keyword arguments, or a list of these."""
+    for wrapper in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(wrapper, Mapping) and len(wrapper) == 1:
+            ((wrapper, kwargs),) = wrapper.items()
+            _named(f"{name}'s {wrapper}", kwargs)
+        if not isinstance(wrapper, (str, type)):
+            raise TypeError(f"{name} must be the path of a wrapper, or a list of paths, got {reprlib.repr(value)}")
+    return value
 
 
 def find_model(path: Path, *, safe: bool = False) -> Source:
@@ -151,8 +191,7 @@ def find_model(path: Path, *, safe: bool = False) -> Source:
     :param safe: whether to read settings without unpickling
     :raises UsageError: when there is none, or more than one
     """
-    if not path.exists() and path.with_name(path.name + ".zip").is_file():
-        path = path.with_name(path.name + ".zip")
+    path = _ended(path)
     if not path.exists():
         raise UsageError(f"there is no file or folder {path}")
     if path.is_file():
@@ -174,29 +213,76 @@ def find_model(path: Path, *, safe: bool = False) -> Source:
     if len(found) == 1:
         return Source(_checked(found[0]), None, safe)
     # 4. A folder with a single run inside, as in a sweep.
-    inner = list(agents_in(path))
+    inner = list(agents_in(path, follow_links=False))
     if len(inner) == 1:
         return find_model(inner[0], safe=safe)
     hint = f"; did you mean one of the runs in it, such as {inner[-1]}? --recursive takes them all" if inner else ""
     raise UsageError(f"{path} is not the folder of a zoo run (it has no */args.yml) and holds no single agent{hint}")
 
 
-def agents_in(folder: Path) -> Iterator[Path]:
+def agents_in(folder: Path, *, follow_links: bool = True) -> Iterator[Path]:
     """Yield all agents below a folder: the folders of runs, and the paths of other zips.
 
     :param folder: the folder to search
+    :param follow_links: whether to search linked folders, too
     """
     claimed: set[Path] = set()
-    for file in sorted(folder.rglob("args.yml")):
+    files = sorted(_files_in(folder, follow_links))
+    for file in (file for file in files if file.name == "args.yml"):
         is_flat = any(file.parent.glob("*.zip"))
-        run = file.parent if is_flat else file.parents[1]
+        run = file.parent if is_flat else file.parent.parent
         is_one = is_flat or _settings_in(run) is not None
         if is_one and run not in claimed and any(run.glob("*.zip")):
             claimed.add(run)
             yield run
-    for file in sorted(folder.rglob("*.zip")):
-        if file.parent not in claimed and _is_agent(file):
+    for file in files:
+        if file.suffix == ".zip" and file.parent not in claimed and (_is_agent(file) or _is_folder(file)):
             yield file
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Yield a path. If it is the zip of a whole folder, yield a temporary folder with its files instead.
+
+    :param path: a zip or a folder
+    :raises UsageError: when the zip is damaged, or expands too much
+    """
+    path = _ended(path)
+    if not _is_folder(path):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        inside = Path(folder) / path.stem
+        try:
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+                check_size(file, path)
+                archive.extractall(inside, [name for name in archive.namelist() if name.endswith(_UNPACKED)])
+        except UsageError:
+            raise
+        except Exception as error:  # damaged files raise errors of many kinds
+            raise UsageError(f"{path} cannot be unpacked: {error}") from error
+        try:
+            yield inside
+        except UsageError as error:
+            raise UsageError(str(error).replace(str(inside), str(path))) from error
+
+
+def _ended(path: Path) -> Path:
+    """Return a path, with ``.zip`` added if it was left out."""
+    path = path if path.name not in ("", "..") else path.resolve()  # "." has no name and no parent
+    is_short = not path.exists() and path.with_name(path.name + ".zip").is_file()
+    return path.with_name(path.name + ".zip") if is_short else path
+
+
+def _files_in(folder: Path, follow_links: bool) -> Iterator[Path]:
+    """Yield all files below a folder. Each linked folder is searched once."""
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=follow_links):
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(here) / name for name in files)
 
 
 def _agents_beside(folder: Path) -> list[Path]:
@@ -211,11 +297,24 @@ def _name_of(folder: Path, safe: bool) -> str:
 
 
 def _is_agent(path: Path) -> bool:
+    return "data" in _names_in(path)
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is the zip of a whole folder with agents, not an agent."""
+    names = _names_in(path)
+    return "data" not in names and any(name.endswith(".zip") for name in names)
+
+
+def _names_in(path: Path) -> list[str]:
+    """Return the names in a zip, or none if it is not a zip."""
+    if not path.is_file():  # see _checked
+        return []
     try:
         with zipfile.ZipFile(path) as archive:
-            return "data" in archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return False
+            return archive.namelist()
+    except Exception:  # damaged files raise errors of many kinds
+        return []
 
 
 def _step(checkpoint: Path) -> int:
@@ -226,9 +325,10 @@ def _step(checkpoint: Path) -> int:
 def _settings_in(run: Path) -> Path | None:
     """Return the folder of a run's settings. Old zoo releases did not save ``args.yml``."""
     for name in ("args.yml", "config.yml"):
-        found = list(run.glob(f"*/{name}"))
+        found = [file.parent for file in run.glob(f"*/{name}")]
+        found = [folder for folder in found if not any(folder.glob("*.zip"))]  # not one of the Hub
         if len(found) == 1:
-            return found[0].parent
+            return found[0]
     return None
 
 
@@ -262,9 +362,11 @@ def _checked(path: Path) -> Path:
     :raises UsageError: when it is no agent
     """
     try:
+        if not path.is_file():
+            raise OSError("it is not a file")  # opening a pipe would wait for its writer
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # damaged files raise errors of many kinds
         raise UsageError(f"{path} is not a readable zip file, the format of saved agents ({error})") from error
     if not any(entry.filename == "data" for entry in entries):
         raise UsageError(f"{path} is a zip file, but not an agent that Stable-Baselines3 saved (no 'data' in it)")

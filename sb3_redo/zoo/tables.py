@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sb3_redo.validation import printable
 from sb3_redo.zoo.inspection import Failure, Inspection, aligned
 
 
@@ -19,7 +20,7 @@ def overview(found: Sequence[Inspection | Failure]) -> str:
             head += [f"at {threshold:g}", "fresh"]
         lines += aligned([head, *(_line(each, thresholds) for each in inspections)])
     failures = [each for each in found if isinstance(each, Failure)]
-    lines += [f"{failure.path}: {failure.reason}" for failure in failures]
+    lines += [printable(f"{failure.path}: {failure.reason}") for failure in failures]
     lines.append(
         f"{len(inspections)} of {len(found)} agents inspected; shares are of dormant neurons, all layers pooled"
     )
@@ -27,7 +28,7 @@ def overview(found: Sequence[Inspection | Failure]) -> str:
 
 
 def _line(inspection: Inspection, thresholds: Sequence[float]) -> list[str]:
-    cells = [str(inspection.path), inspection.algorithm, inspection.environment]
+    cells = [printable(str(inspection.path)), inspection.algorithm, inspection.environment]
     cells.append(str(sum(layer.neurons for layer in inspection.report.layers)))
     cells += [
         "-" if value is None else f"{value:.1f}" for value in (inspection.episode_return, inspection.saved_return)
@@ -48,7 +49,7 @@ def compared(one: Inspection, other: Inspection) -> str:
     for threshold in one.thresholds:
         head += [f"A at {threshold:g}", "B", "difference"]
     rows = [head, *([name, *_pair(one, other, name)] for name in names), ["all", *_pair(one, other, None)]]
-    lines = [f"{letter}: {each.path}, {each.where()}" for letter, each in (("A", one), ("B", other))]
+    lines = [printable(f"{letter}: {each.path}, {each.where()}") for letter, each in (("A", one), ("B", other))]
     return "\n".join([*lines, *aligned(rows)])
 
 

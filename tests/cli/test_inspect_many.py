@@ -1,5 +1,6 @@
 """``sb3-redo inspect`` measures many agents at once, and two side by side."""
 
+import io
 import json
 import os
 import shutil
@@ -186,3 +187,30 @@ def test_stdout_is_for_the_report_alone(agents, tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].endswith("cannot be inspected: ZeroDivisionError: of the environment")
+
+
+def test_names_that_no_terminal_can_show_are_shown_in_part(capfd, agents, tmp_path):
+    folder = tmp_path / "red\x1b[31m\n\udcff"
+    shutil.copytree(agents / "dqn/CartPole-v1_1", folder / "dqn/CartPole-v1_1")
+    shutil.copytree(agents / "broken/CartPole-v1_1", folder / "broken/CartPole-v1_1")
+    code, out, _ = inspect(capfd, "--recursive", folder, "--csv", tmp_path / "a.csv", "--json", tmp_path / "a.json")
+    assert (code, len(out.splitlines())) == (1, 4)
+    assert out.replace("\n", "").isprintable()
+    assert out.count("red?[31m??/") == 2
+    assert pandas.read_csv(tmp_path / "a.csv")["path"].str.contains("red\x1b[31m\n\\udcff/", regex=False).all()
+
+
+def test_any_stdout_takes_the_report(agents, monkeypatch):
+    arguments = ["inspect", str(agents / "dqn/CartPole-v1_1"), "--n-samples", "40", "--seeds", "2", "--quiet"]
+    ascii_only = io.TextIOWrapper(io.BytesIO(), "ascii")
+    for stdout in (ascii_only, None):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main(arguments) == 0
+    ascii_only.flush()
+    assert b"\\xb1" in ascii_only.buffer.getvalue()
+
+
+def test_the_folder_of_settings_is_also_the_working_directory(capfd, agents, monkeypatch):
+    monkeypatch.chdir(agents / "dqn/CartPole-v1_1/CartPole-v1")
+    assert [inspect(capfd, path)[0] for path in (".", "..")] == [0, 0]
+    assert inspect(capfd, "--recursive", ".")[0] == 2

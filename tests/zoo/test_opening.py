@@ -18,15 +18,16 @@ import pytest
 import torch
 import yaml
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_redo.validation import UsageError
-from sb3_redo.zoo import environments, sources
+from sb3_redo.zoo import environments, saved_agents, sources
 from sb3_redo.zoo.environments import EnvironmentOptions
 from sb3_redo.zoo.hub import downloaded
 from sb3_redo.zoo.inspection import inspect_agent
@@ -668,3 +669,269 @@ def test_evaluations_among_several_agents_are_nobodys(saved, tmp_path):
     assert find_model(tmp_path / "one.zip").saved_return == 1
     shutil.copy(saved / "DQN.zip", tmp_path / "two.zip")
     assert find_model(tmp_path / "one.zip").saved_return is None
+
+
+def with_settings(folder, model, name, text):
+    """A zoo run of CartPole with other text in one of its settings files."""
+    run = zoo_folder(folder, model, "dqn", "CartPole-v1")
+    (run / "CartPole-v1" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("args.yml", "{algo: dqn, env: 5}", r"args\.yml cannot be used: env must be text, got 5"),
+        ("args.yml", "{algo: [dqn]}", r"args\.yml cannot be used: algo must be text, got \['dqn'\]"),
+        ("args.yml", "{env_kwargs: junk}", r"env_kwargs must be settings by name, got 'junk'"),
+        ("args.yml", "{gym_packages: [json, 3]}", r"gym_packages must be text, got 3"),
+        ("args.yml", "[" * 1500, r"args\.yml cannot be read: "),
+        ("args.yml", "{algo: &a [*a]}", r"algo must be text, got \[\[\["),
+        ("config.yml", "frame_stack: x", r"config\.yml cannot be used: frame_stack must be an integer, got 'x'"),
+        ("config.yml", "frame_stack: -2", r"frame_stack must be at least 0"),
+        ("config.yml", "env_wrapper: 3", r"env_wrapper must be the path of a wrapper, or a list of paths, got 3"),
+        ("config.yml", "vec_env_wrapper: [{a: {}, b: {}}]", r"vec_env_wrapper must be the path of a wrapper"),
+        ("config.yml", "env_wrapper: {a.B: 3}", r"env_wrapper's a\.B must be settings by name, got 3"),
+        ("config.yml", "env_kwargs: {1: 2}", r"env_kwargs must be settings by name, got \{1: 2\}"),
+    ],
+)
+@pytest.mark.parametrize("safe", [False, True])
+def test_settings_of_a_wrong_type_are_named(saved, tmp_path, name, text, message, safe):
+    with pytest.raises(UsageError, match=message):
+        open_agent(with_settings(tmp_path, saved / "DQN.zip", name, text), safe=safe)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("args.yml", "algo: dqn\nenv: CartPole-v1\nnote: caf\u00e9".encode("latin-1")),
+        ("args.yml", "algo: dqn\nenv: CartPole-v1\nnote: caf\u00e9".encode("utf-16")),
+        ("args.yml", "\ufeffalgo: dqn\r\nenv: CartPole-v1\r\n"),
+        ("args.yml", "{algo: dqn, env: CartPole-v1, gym_packages: json}"),
+        ("config.yml", "{frame_stack: null, env_wrapper: null, env_kwargs: null, callback: 3}"),
+        ("config.yml", "{env_wrapper: [utils.wrappers.DoneOnSuccessWrapper: {reward_offset: 1}]}"),
+    ],
+)
+def test_settings_of_any_editor_and_release_are_read(saved, tmp_path, name, text):
+    assert open_agent(with_settings(tmp_path, saved / "DQN.zip", name, text)).environment == "CartPole-v1"
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("utils.wrappers.DoneOnSuccessWrapper", "rl_zoo3.wrappers.TruncatedOnSuccessWrapper"),
+        ("utils.wrappers.TimeFeatureWrapper", "sb3_contrib.common.wrappers.TimeFeatureWrapper"),
+        ("utils.wrappers.HistoryWrapper", "rl_zoo3.wrappers.HistoryWrapper"),
+        ("gym.wrappers.FlattenObservation", "gymnasium.wrappers.FlattenObservation"),
+        ("gym.wrappers.gray_scale_observation.GrayScaleObservation", "gymnasium.wrappers.GrayscaleObservation"),
+        ("gymnasium.wrappers.atari_preprocessing.AtariPreprocessing", "gymnasium.wrappers.AtariPreprocessing"),
+        ("my.wrappers.Mine", "my.wrappers.Mine"),
+    ],
+)
+def test_wrappers_have_their_current_names(old, now):
+    assert environments._renamed(old) == now
+    assert environments._renamed([{old: {"a": 1}}]) == [{now: {"a": 1}}]
+
+
+def test_images_of_old_wrappers_have_the_size_of_the_agent(tmp_path):
+    class Images(gymnasium.ObservationWrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            self.observation_space = spaces.Box(0, 255, (70, 90, 3), np.uint8)
+
+        def observation(self, observation):
+            return self.observation_space.sample()
+
+    gymnasium.register("Images-v0", lambda **_: Images(gymnasium.make("CartPole-v1")))
+    wrappers = [
+        {"gym.wrappers.resize_observation.ResizeObservation": {"shape": 40}},
+        {"gym.wrappers.gray_scale_observation.GrayScaleObservation": {"keep_dim": True}},
+    ]
+    try:
+        env = gymnasium.wrappers.ResizeObservation(gymnasium.make("Images-v0"), (40, 40))
+        env = gymnasium.wrappers.GrayscaleObservation(env, keep_dim=True)
+        DQN("CnnPolicy", env, buffer_size=1, device="cpu").save(tmp_path / "agent.zip")
+        run = zoo_folder(tmp_path, tmp_path / "agent.zip", "dqn", "Images-v0", env_wrapper=wrappers)
+        assert open_agent(run, safe=True).model.observation_space.shape == (1, 40, 40)
+    finally:
+        del gymnasium.registry["Images-v0"]
+
+
+def test_agents_of_linked_folders_are_found_once(saved, tmp_path):
+    run = zoo_folder(tmp_path / "elsewhere", saved / "DQN.zip", "dqn", "CartPole-v1")
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "linked").symlink_to(run)
+    (links / "again").symlink_to(run)
+    (links / "round").symlink_to(links)
+    (links / "gone.zip").symlink_to(tmp_path / "nothing.zip")
+    found = list(agents_in(links))
+    assert [path.name for path in found] in (["linked"], ["again"])
+    assert open_agent(found[0]).algorithm == "dqn"
+
+
+def test_pipes_are_not_waited_for(saved, tmp_path):
+    run = zoo_folder(tmp_path, saved / "DQN.zip", "dqn", "CartPole-v1")
+    for pipe in (tmp_path / "pipe.zip", run / "CartPole-v1/env_kwargs.yml", run / "best_model.zip"):
+        os.mkfifo(pipe)
+    assert list(agents_in(tmp_path)) == [run]
+    open_agent(run).close()
+    with pytest.raises(UsageError, match="is not the folder of a zoo run"):
+        find_model(tmp_path / "pipe.zip")
+    (tmp_path / "args.yml").write_text("{algo: dqn, env: CartPole-v1}")
+    with pytest.raises(UsageError, match="it is not a file"):
+        find_model(tmp_path)
+
+
+def zipped(folder, to, inside=""):
+    with zipfile.ZipFile(to, "w") as archive:
+        for file in folder.rglob("*"):
+            archive.write(file, Path(inside) / file.relative_to(folder))
+    return to
+
+
+def test_the_zip_of_a_whole_folder_is_opened(saved, normalised, tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    shutil.copy(normalised / "agent.zip", hub / "ppo-Pendulum-v1.zip")
+    shutil.copy(normalised / "vecnormalize.pkl", hub / "vec_normalize.pkl")
+    (hub / "args.yml").write_text("{algo: ppo, env: Pendulum-v1}")
+    (hub / "config.yml").write_text("normalize: true")
+    (hub / "replay.mp4").write_text("a film")
+    run = zoo_folder(tmp_path / "zoo", saved / "DQN.zip", "dqn", "CartPole-v1")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    archives = [
+        zipped(hub, tmp_path / "flat.zip"),
+        zipped(hub, tmp_path / "deep.zip", "a/b"),
+        zipped(hub, tmp_path / "one.zip", "a"),
+        zipped(run, tmp_path / "run.zip"),
+    ]
+    for path in (*archives, tmp_path / "flat"):
+        found = inspect_agent(path, n_samples=20, fresh_networks=1)
+        assert found.path == path
+        assert found.settings.get("normalize", False) == (path != tmp_path / "run.zip")
+    assert set(archives) < set(agents_in(tmp_path))
+    bad = archives[0].read_bytes()
+    start = bad.index(b"PK", 300) - 40
+    (tmp_path / "bad.zip").write_bytes(bad[:start] + bytes(30) + bad[start + 30 :])
+    with pytest.raises(UsageError, match=r"bad\.zip cannot be unpacked"):
+        inspect_agent(tmp_path / "bad.zip")
+    (run / "CartPole-v1.zip").unlink()
+    (run / "other.zip").write_bytes(b"")
+    none = zipped(run, tmp_path / "none.zip")
+    with pytest.raises(UsageError, match=f"no model in {none}: neither"):
+        inspect_agent(none)
+    monkeypatch.setattr(sources, "MOST_BYTES", 2**20)
+    bomb = archive(tmp_path / "bomb.zip", **{"a.zip": b"", "b.pkl": bytes(2**27)})
+    with pytest.raises(UsageError, match="over 100 times its size"):
+        inspect_agent(bomb)
+    assert list(temporary.iterdir()) == []
+
+
+def test_other_numbers_of_choices_are_said(saved, tmp_path):
+    space = spaces.Discrete(2, start=-1)
+    opened = open_agent(changed(saved / "DQN.zip", tmp_path / "other.zip", action_space=space), options=CARTPOLE)
+    assert "its actions were numbered from -1" in opened.notes[0]
+    other = spaces.Dict({"a": spaces.MultiDiscrete([2, 2], start=[0, 1]), "b": spaces.Box(-1, 1, (2,))})
+    same = spaces.Dict({"a": spaces.MultiDiscrete([2, 2]), "b": spaces.Box(-9, 9, (2,))})
+    (note,) = saved_agents._differences(other, same, "observations")
+    assert "its observations a were numbered from [0 1]" in note
+
+
+def test_weights_that_are_not_finite_are_said(saved, tmp_path):
+    model = DQN.load(saved / "DQN.zip")
+    with torch.no_grad():
+        model.policy.q_net.q_net[2].bias[0] = torch.inf
+    model.save(tmp_path / "broken.zip")
+    assert open_agent(tmp_path / "broken.zip", options=CARTPOLE).notes == (
+        "its weights are NaN or infinite: q_net.q_net.2.bias",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("exploration_rate", "x", "exploration_rate must be a number, got 'x'"),
+        ("exploration_rate", 7, "exploration_rate must be at most 1"),
+        ("use_sde", "yes", "use_sde must be True or False, got 'yes'"),
+        ("use_sde", True, "cannot be opened: use_sde is True, and its policy lacks it"),
+        ("n_steps", None, "n_steps must be an integer, got None"),
+        ("policy_kwargs", "junk", "its policy_kwargs are not a dictionary"),
+        ("policy_kwargs", np.zeros(3), "its policy_kwargs are not a dictionary"),
+        ("policy_class", 5, "the networks of .* cannot be built"),
+        ("policy_class", dict, "the networks of .* cannot be built"),
+    ],
+)
+def test_junk_that_acting_needs_is_named(saved, tmp_path, key, value, message):
+    path = changed(saved / "DQN.zip", tmp_path / "junk.zip", **{key: value})
+    with pytest.raises(UsageError, match=message):
+        open_agent(path, "dqn", CARTPOLE)
+
+
+def test_junk_that_acting_does_not_need_stops_nothing(saved, tmp_path):
+    junk = {"learning_rate": None, "gamma": "x", "batch_size": -1, "train_freq": 3.5, "buffer_size": "x", "tau": {1}}
+    junk |= {"verbose": "x", "stats_window_size": None, "target_update_interval": "x", "gradient_steps": "x"}
+    open_agent(changed(saved / "DQN.zip", tmp_path / "junk.zip", **junk), options=CARTPOLE).close()
+    junk = {"n_epochs": None, "clip_range": "x", "ent_coef": None, "normalize_advantage": "x", "target_kl": "x"}
+    open_agent(changed(saved / "PPO.zip", tmp_path / "junk.zip", **junk), "ppo", CARTPOLE).close()
+
+
+@pytest.mark.parametrize(
+    "noise", ["junk", {1, 2}, NormalActionNoise(np.zeros(3), np.ones(3)), NormalActionNoise("x", "y")]
+)
+def test_damaged_noise_is_said(saved, tmp_path, noise):
+    opened = open_agent(changed(saved / "DDPG.zip", tmp_path / "junk.zip", action_noise=noise), "ddpg", PENDULUM)
+    assert opened.model.action_noise is None
+    assert opened.notes == ("its action noise is damaged: it acts without noise",)
+
+
+def test_damaged_spaces_are_not_needed(saved, tmp_path):
+    for number, names in enumerate((["low"], ["_shape", "dtype"], ["high", "low"])):
+        space = spaces.Box(-1, 1, (4,))
+        for name in names:
+            vars(space).pop(name, None)
+        path = changed(saved / "DQN.zip", tmp_path / f"{number}.zip", observation_space=space)
+        open_agent(path, options=CARTPOLE).close()
+
+
+def test_opening_leaves_the_environment_as_it_was_made(normalised, monkeypatch):
+    resets = []
+    monkeypatch.setattr(VecNormalize, "reset", lambda env: resets.append(env))
+    monkeypatch.setattr(DummyVecEnv, "reset", lambda env: resets.append(env))
+    open_agent(normalised / "agent.zip", "ppo", PENDULUM)
+    assert resets == []
+
+
+@pytest.mark.parametrize("damage", [{"obs_rms": None}, {"clip_obs": "x"}, {"epsilon": np.nan}])
+def test_damaged_statistics_are_named(saved, tmp_path, damage):
+    statistics = VecNormalize(make_vec_env("Pendulum-v1"))
+    vars(statistics).update(damage)
+    statistics.save(tmp_path / "damaged.pkl")
+    given = EnvironmentOptions(env="Pendulum-v1", vec_normalize=tmp_path / "damaged.pkl")
+    with pytest.raises(UsageError, match=r"damaged\.pkl cannot be used: "):
+        open_agent(saved / "SAC.zip", options=given)
+
+
+class Masked(gymnasium.Wrapper):
+    """Allows only action 1."""
+
+    def action_masks(self):
+        return np.array([False, True])
+
+    def step(self, action):
+        assert action == 1
+        return self.env.step(action)
+
+
+def test_agents_with_masks_take_allowed_actions(tmp_path):
+    gymnasium.register("Masked-v0", lambda **_: Masked(gymnasium.make("CartPole-v1")))
+    try:
+        model = MaskablePPO("MlpPolicy", "Masked-v0", n_steps=32, batch_size=32, device="cpu")
+        model.learn(32).save(tmp_path / "agent.zip")
+        run = zoo_folder(tmp_path, tmp_path / "agent.zip", "ppo_mask", "Masked-v0")
+        for safe in (False, True):
+            assert inspect_agent(run, n_samples=200, safe=safe).algorithm == "MaskablePPO"
+    finally:
+        del gymnasium.registry["Masked-v0"]
