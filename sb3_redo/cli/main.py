@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: the exit code: 0, 1 for a failure, 2 for a usage error, 130 when interrupted
     """
     try:
-        arguments = _parser().parse_args(argv)
+        arguments, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (see sb3-redo {arguments.command} --help)")
         return int(arguments.run(arguments) or 0)
     except UsageError as error:
         return _failed(str(error), 2)
@@ -51,7 +53,7 @@ def _failed(message: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("sb3-redo", description="Dormant neurons in agents.", epilog=EXAMPLES, formatter_class=_Help)
     parser.add_argument("--version", action="version", version=f"sb3-redo {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     add_inspect(commands, formatter_class=_Help)
     add_sweep(commands, formatter_class=_Help)
     add_report(commands, formatter_class=_Help)

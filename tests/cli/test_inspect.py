@@ -293,7 +293,7 @@ def test_targets_are_checked_before_anything_is_gathered(capsys, saved, tmp_path
         (("--n-samples", "many"), "invalid int value: 'many' (see sb3-redo inspect --help)"),
         (("--dormancy-threshold", "-1"), "--dormancy-threshold must be a finite number of at least 0, got -1.0"),
         (("--seed", "-1"), "--seed must be at least 0"),
-        (("--nonsense",), "unrecognized arguments: --nonsense"),
+        (("--nonsense",), "unrecognized arguments: --nonsense (see sb3-redo inspect --help)"),
     ],
 )
 def test_wrong_options_are_refused(capsys, saved, options, message):
