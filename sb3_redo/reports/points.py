@@ -38,7 +38,7 @@ def write_points(folder: Path) -> None:
     table = points.table.replace_schema_metadata({"broken": json.dumps(points.broken)})
     unfinished = Path(folder) / f".{POINTS_FILE}.{os.getpid()}"
     try:
-        pq.write_table(table, unfinished, compression="zstd")
+        pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
         os.replace(unfinished, Path(folder) / POINTS_FILE)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -66,7 +66,8 @@ def read_run(folder: Path) -> RunPoints:
     if not file.exists():
         return _from_events(folder)
     try:
-        table = pq.read_table(file, partitioning=None, read_dictionary=["key"])
+        table = pq.read_table(file, partitioning=None, read_dictionary=["key"], page_checksum_verification=True)
+        table.validate(full=True)  # a damaged file may have keys that do not exist, and using them ends the process
         metadata = table.schema.metadata or {}
         broken = tuple(json.loads(metadata.get(b"broken", b"[]")))
         return RunPoints(table.select(SCHEMA.names).cast(SCHEMA), broken)

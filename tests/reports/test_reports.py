@@ -29,6 +29,7 @@ from sb3_redo.reports.build import write_report
 from sb3_redo.reports.curves import layers_over_seeds, over_seeds, return_curves
 from sb3_redo.reports.outcomes import by_replay_ratio, condition_outcomes, run_outcomes
 from sb3_redo.reports.paper import PAPER_SWEEPS, beside_published, published_numbers, rivals_of
+from sb3_redo.reports.points import read_run
 from sb3_redo.reports.scores import atari_game, reference_of, zoo_references
 from sb3_redo.reports.styles import styles_of
 from tests.helpers.made_runs import KEYS, LAYERS, write_events, write_run, write_sweep
@@ -168,6 +169,22 @@ def test_a_broken_points_file_is_named_and_the_event_files_are_read(tmp_path):
     (tmp_path / "points.parquet").write_bytes(b"garbage")
     with pytest.warns(UserWarning, match=r"points\.parquet"):
         assert values_of(read_points(tmp_path), "a") == [(100, 1)]
+
+
+def test_no_changed_byte_of_a_points_file_changes_points_in_silence(tmp_path):
+    write_events(tmp_path / "events.out.tfevents.1.a", [(step, f"key{step % 7}", step / 3) for step in range(300)])
+    write_points(tmp_path)
+    whole, points = (tmp_path / "points.parquet").read_bytes(), read_run(tmp_path).table
+    next(tmp_path.glob("events*")).unlink()
+    named = 0
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x15
+        (tmp_path / "points.parquet").write_bytes(damaged)
+        found = read_run(tmp_path)
+        assert found.broken or found.table.equals(points), place
+        named += bool(found.broken)
+    assert named > 100
 
 
 # Scores
