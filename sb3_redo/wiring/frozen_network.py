@@ -261,9 +261,8 @@ class FrozenNetwork:
             self.size += value.numel() if place.kind == "activation" else 0
 
         modules = dict(self.module.named_modules())
-        watcher = _PassWatcher(
-            calls, PassSettings(zeroed={}), count_activation
-        )  # empty: no element returns 0, and normalisations are computed
+        # No element is set to 0, and normalisations are computed.
+        watcher = _PassWatcher(calls, PassSettings(zeroed={}), count_activation)
         try:
             outputs = self.run_with(modules, recording, watcher)
         except Exception as error:
